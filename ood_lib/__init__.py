@@ -1,0 +1,25 @@
+"""ood_lib: out-of-distribution detection, one idea per file.
+
+A detector is an energy on a representation: a frozen network turns an image into `Features`, a `Detector` turns them
+into one number per image, and larger always means further from the training data.
+"""
+
+from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
+from ood_lib.data import BENCHMARKS, Benchmark, MissingDataError, load_benchmark
+from ood_lib.detector import Detector, NotFittedError
+from ood_lib.distances import KNN, Mahalanobis
+from ood_lib.features import Features, extract
+from ood_lib.logits import MSP, Energy, MaxLogit, energy, max_logit, msp
+from ood_lib.metrics import Metrics, evaluate
+from ood_lib.networks import ResNet, adapt, pick_device
+from ood_lib.training import History, accuracy, shift, train_classifier
+from ood_lib.weiper import WeiPer, weiper_kld
+
+__all__ = [
+    "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "Features", "History", "KNN", "MSP",
+    "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NotFittedError", "ResNet", "WeiPer", "accuracy",
+    "adapt", "energy", "evaluate", "extract", "extract_benchmark", "load_benchmark", "max_logit", "msp",
+    "pick_device", "run_benchmark", "shift", "summarize", "train_classifier", "weiper_kld",
+]  # fmt: skip
+
+__version__ = "0.1.0"

@@ -1,0 +1,149 @@
+"""The one contract: a detector is an energy on a representation; **larger score = more OOD**.
+
+A subclass says which fields of `Features` it reads, learns in ``_fit`` and scores a chunk in ``_score``.  Everything a
+user relies on (checks, chunks, devices, thresholds, saving) is here, once.
+"""
+
+import inspect
+import math
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from ood_lib.features import Features
+
+__all__ = ["Detector", "NotFittedError"]
+
+
+class NotFittedError(RuntimeError):
+    """A detector was asked for a score or a decision before it had what it needs."""
+
+
+class Detector(nn.Module):
+    """Base of all detectors: ``fit`` on training features, ``score`` any features, ``calibrate`` a threshold.
+
+    Fitted tensors are buffers, so ``state_dict``, ``load_state_dict`` (into a fresh, unfitted object too) and
+    ``.to(device)`` work as for any module.  Scores come back on the device of the features, in their precision
+    (half precision is computed, and returned, as float32).
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("penultimate",)  # fields of Features that must be there
+    needs_fit: ClassVar[bool] = True
+    chunk: int = 2048  # rows scored at once: bounds the memory, does not change the result
+
+    fitted: Tensor
+    threshold: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("fitted", torch.tensor(not self.needs_fit))
+        self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
+
+    # -- what a subclass writes -------------------------------------------------------------------------------
+
+    def _fit(self, features: Features) -> None:
+        """Learn from the features of the ID training set and store the result in buffers."""
+
+    def _score(self, features: Features) -> Tensor:
+        """Scores (n,) of one chunk that lies on the detector's device."""
+        raise NotImplementedError(f"{type(self).__name__} must define _score")
+
+    # -- what a user calls ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def fit(self, features: Features) -> Self:
+        """Learn from ID training features; OOD data has no place here.  Returns self.
+
+        Raises:
+            ValueError: a field is missing, empty, or holds NaN or infinity.
+        """
+        self._check(features)
+        for chunk in features.split(self.chunk):
+            self._check_finite(chunk)
+        self._fit(features)
+        self.fitted.fill_(True)
+        return self
+
+    @torch.no_grad()
+    def score(self, features: Features) -> Tensor:
+        """Scores (N,) in the order of the features; larger = more OOD.
+
+        Raises:
+            NotFittedError: `fit` has not been called.
+            ValueError: a field is missing, empty, or holds NaN or infinity.
+        """
+        if not self.fitted:
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
+        self._check(features)
+        device = getattr(features, self.reads[0]).device
+        return torch.cat([self._score(self._prepare(c)) for c in features.split(self.chunk)]).to(device)
+
+    def forward(self, features: Features) -> Tensor:
+        """The same as `score`."""
+        return self.score(features)
+
+    def calibrate(self, features: Features, tpr: float = 0.95) -> Self:
+        """Keep the smallest threshold that accepts at least a share ``tpr`` of held-out ID features.
+
+        Raises:
+            ValueError: ``tpr`` is not in (0, 1].
+        """
+        if not 0 < tpr <= 1:
+            raise ValueError(f"tpr={tpr} was given; expected a share of ID images to accept, 0 < tpr <= 1")
+        scores = self.score(features).double().sort().values
+        self.threshold.copy_(scores[math.ceil(tpr * len(scores)) - 1])
+        return self
+
+    def is_ood(self, features: Features) -> Tensor:
+        """Decisions (N,), True = OOD: the score exceeds the calibrated threshold.
+
+        Raises:
+            NotFittedError: `calibrate` has not been called.
+        """
+        if self.threshold.isnan():
+            raise NotFittedError("no threshold yet: call .calibrate(validation_features, tpr=0.95) first")
+        return self.score(features) > self.threshold.item()
+
+    # -- checks, devices, saving ------------------------------------------------------------------------------
+
+    def _check(self, features: Features) -> None:
+        name = type(self).__name__
+        missing = [field for field in self.reads if getattr(features, field) is None]
+        if missing:
+            raise ValueError(f"{name} reads {missing}, which {features} does not hold: extract them first")
+        if len(features) == 0:
+            raise ValueError(f"{name} was given 0 samples; expected at least one")
+
+    def _check_finite(self, features: Features) -> None:
+        for field in self.reads:
+            values = getattr(features, field)
+            if values.is_floating_point() and not (good := values.isfinite()).all():
+                bad = int((~good.flatten(1).all(1)).sum())
+                raise ValueError(
+                    f"{bad} of {len(values)} rows of {field} hold NaN or infinity; {type(self).__name__} expects "
+                    "finite numbers: look for a diverged network or half-precision overflow, or drop these rows"
+                )
+
+    def _prepare(self, chunk: Features) -> Features:
+        """Check a chunk, bring it to the detector's device and to at least single precision."""
+        self._check_finite(chunk)
+        moved = chunk.to(self.threshold.device).tensors()
+        low = (torch.float16, torch.bfloat16)
+        return Features(**{name: v.float() if v.dtype in low else v for name, v in moved.items()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for (
+            name,
+            buffer,
+        ) in self._buffers.items():  # a fresh detector has empty buffers: take the saved shapes
+            saved = state_dict.get(prefix + name)
+            if buffer is not None and saved is not None and saved.shape != buffer.shape:
+                setattr(self, name, torch.empty_like(saved, device=buffer.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, as they were given."""
+        names = inspect.signature(type(self)).parameters
+        plain = (str, int, float, bool, type(None))
+        return ", ".join(f"{n}={getattr(self, n)!r}" for n in names if isinstance(getattr(self, n, ...), plain))

@@ -1,0 +1,185 @@
+"""Networks that show their inside: image -> last feature map -> penultimate feature -> logits.
+
+A detector reads what a frozen classifier computes on its way to a decision.  Every network of the library
+therefore answers ``represent(images)`` with all of it at once, and keeps its last linear layer under ``head``.
+`ResNet` is a classifier small enough to read; `adapt` makes any torchvision or timm classifier answer likewise.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Adapted", "Network", "Representation", "ResNet", "adapt", "pick_device"]
+
+
+class Representation(NamedTuple):
+    """What a network computes for a batch of N images."""
+
+    penultimate: Tensor  # (N, K), the input of the head
+    logits: Tensor  # (N, C)
+    style: Tensor | None  # (N, K') standard deviation of the last feature map over space, None without a map
+
+
+class Network(Protocol):
+    """A classifier whose penultimate feature and linear head can be read."""
+
+    head: nn.Linear
+
+    def represent(self, images: Tensor) -> Representation:
+        """Images (N, channels, H, W) in [0, 1] to their representation."""
+        ...
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The device asked for; ``"auto"`` takes CUDA, then Apple's MPS, then the CPU."""
+    if str(device) != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions added to a shortcut (He et al., CVPR 2016, Fig. 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, inputs, H, W) -> (N, outputs, H/stride, W/stride)
+        """Residual sum, rectified."""
+        h = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(h)) + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """A small residual classifier; the representation it learns is what every chapter looks at.
+
+    Args:
+        channels: image channels (1 grey, 3 colour).
+        classes: C, number of known classes.
+        widths: feature maps per stage; each stage after the first halves the resolution, the last one is K.
+        blocks: residual blocks per stage.
+        normalize: first layer, standardises images that arrive in [0, 1] (``Benchmark.normalize``).
+
+    The penultimate feature is the spatial mean of the last rectified map, so it is non-negative.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        widths: Sequence[int] = (32, 64),
+        blocks: int = 1,
+        normalize: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.normalize = normalize or nn.Identity()
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+        )
+        ins = [widths[0], *widths[:-1]]
+        self.stages = nn.Sequential(
+            *(self._stage(i, o, blocks, 1 + (n > 0)) for n, (i, o) in enumerate(zip(ins, widths)))
+        )
+        self.head = nn.Linear(widths[-1], classes)
+
+    @staticmethod
+    def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+        first = Block(inputs, outputs, stride)
+        return nn.Sequential(first, *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+
+    def represent(self, images: Tensor) -> Representation:
+        """Images (N, channels, H, W) in [0, 1] to penultimate (N, K), logits (N, C) and style (N, K)."""
+        maps = self.stages(self.stem(self.normalize(images)))  # (N, K, h, w)
+        penultimate = maps.mean((2, 3))
+        return Representation(penultimate, self.head(penultimate), _style(maps))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, C)."""
+        return self.represent(images).logits
+
+
+class Adapted(nn.Module):
+    """A foreign classifier that answers `represent`; made by `adapt`."""
+
+    head: nn.Linear
+
+    def __init__(self, model: nn.Module, head: nn.Linear, normalize: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.normalize = normalize or nn.Identity()
+        object.__setattr__(self, "head", head)  # a second name, not a second entry in state_dict
+
+    def represent(self, images: Tensor) -> Representation:
+        """As `ResNet.represent`; raises ValueError when the head is not the layer that makes the logits."""
+        seen: dict[str, Tensor] = {}
+        handles = [
+            self.head.register_forward_hook(lambda _, i, o: seen.update(penultimate=i[0], logits=o)),
+            *(m.register_forward_hook(_remember_map(seen)) for m in self.model.modules()),
+        ]
+        try:
+            logits = self.model(self.normalize(images))
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._check(seen, logits)
+        maps = seen.get("map")
+        style = _style(maps) if maps is not None and maps.shape[1] == self.head.in_features else None
+        return Representation(seen["penultimate"], logits, style)
+
+    def _check(self, seen: dict[str, Tensor], logits: object) -> None:
+        if not isinstance(logits, Tensor) or "logits" not in seen or seen["logits"].shape != logits.shape:
+            raise ValueError(
+                f"the output of {type(self.model).__name__} is not the output of {self.head}: "
+                "name the last linear layer with adapt(model, head=...), and let the model return logits only"
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, C)."""
+        return self.model(self.normalize(images))
+
+
+def _remember_map(seen: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+            seen["map"] = output
+
+    return hook
+
+
+def _style(maps: Tensor) -> Tensor | None:
+    """Standard deviation over space, (N, K, h, w) -> (N, K); None where there is no space left."""
+    return maps.std((2, 3), correction=0) if maps.shape[2] * maps.shape[3] > 1 else None
+
+
+def adapt(model: nn.Module, head: str | None = None, normalize: nn.Module | None = None) -> Adapted:
+    """Make any classifier that ends in a linear layer answer `represent`.
+
+    Args:
+        model: images -> logits (N, C), for instance from ``torchvision.models`` or ``timm.create_model``.
+        head: dotted name of the linear layer that makes the logits; found by itself when it is the last one.
+        normalize: first layer for a model that expects standardised images.
+
+    Raises:
+        ValueError: no linear layer, or ``head`` is not one.
+
+    Example:
+        >>> tiny = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> adapt(tiny).represent(torch.zeros(5, 1, 2, 2)).penultimate.shape
+        torch.Size([5, 3])
+    """
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    if not linear:
+        raise ValueError(f"{type(model).__name__} has no nn.Linear layer to serve as the head")
+    if head is not None and head not in linear:
+        raise ValueError(f"head={head!r} is not a linear layer; the linear layers are {list(linear)}")
+    return Adapted(model, linear[head or list(linear)[-1]], normalize)

@@ -1,0 +1,160 @@
+"""One look for every figure: roles have colours, markers and line styles, everywhere the same.
+
+ID is a blue filled circle with solid lines, near-OOD an orange triangle, dashed, far-OOD a pink square, dotted, and a
+second model or a baseline green.  The palette is Okabe & Ito's, which stays apart for colour-blind readers; nothing is
+told by colour alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "COLORS",
+    "FULL",
+    "HALF",
+    "LINES",
+    "MARKERS",
+    "benchmark_table",
+    "density",
+    "dots",
+    "embedding",
+    "images",
+    "theme",
+]
+
+FULL, HALF = 7.2, 3.5  # figure widths in inches
+COLORS = {"id": "#0072B2", "near": "#E69F00", "far": "#CC79A7", "other": "#009E73", "grey": "#666666"}
+MARKERS = {"id": "o", "near": "^", "far": "s", "other": "D", "grey": "."}
+LINES = {"id": "-", "near": "--", "far": ":", "other": "-.", "grey": "-"}
+NAMES = {"id": "in-distribution", "near": "near-OOD", "far": "far-OOD"}
+SCORE = "score (larger = more OOD →)"
+
+
+def theme() -> None:
+    """Set the book's style for every figure drawn afterwards: fonts, light grid, no top or right spine."""
+    sns.set_theme(style="whitegrid", font_scale=0.9)
+    plt.rcParams.update(
+        {
+            "figure.figsize": (FULL, 3.2), "figure.constrained_layout.use": True, "figure.dpi": 100,
+            "savefig.facecolor": "white", "savefig.dpi": 160,
+            "axes.spines.top": False, "axes.spines.right": False,
+            "axes.titlesize": 11, "axes.labelsize": 11, "font.size": 11, "legend.frameon": False,
+            "grid.color": "#e6e6e6", "axes.edgecolor": "#666666", "lines.linewidth": 1.8,
+            "axes.prop_cycle": plt.cycler(color=[COLORS[k] for k in ("id", "near", "far", "other", "grey")]),
+            "svg.hashsalt": "ood-book",  # the same picture gives the same file
+        }
+    )  # fmt: skip
+    try:  # in a notebook: figures at twice the resolution of the page
+        from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+        set_matplotlib_formats("retina")
+    except ImportError:
+        pass
+
+
+def _numbers(values: Tensor | Sequence[float]) -> np.ndarray:
+    return torch.as_tensor(values).detach().cpu().double().numpy()
+
+
+def density(
+    scores: Mapping[str, Tensor], roles: Mapping[str, str] | None = None, threshold: float | None = None,
+    ax: Axes | None = None, label: str = SCORE,
+) -> Axes:  # fmt: skip
+    """Smoothed densities of scores, one curve per set.
+
+    Args:
+        scores: name -> (N,).
+        roles: name -> ``"id"``, ``"near"``, ``"far"`` or ``"other"``; a name that is itself a role needs no entry.
+        threshold: drawn as a line when given.
+        ax: where to draw.
+        label: of the horizontal axis.
+    """
+    ax = ax or plt.subplots(figsize=(FULL, 3))[1]
+    for name, values in scores.items():
+        role = (roles or {}).get(name, name)
+        style = {"color": COLORS[role], "linestyle": LINES[role], "label": NAMES.get(name, name)}
+        sns.kdeplot(x=_numbers(values), ax=ax, fill=True, alpha=0.12, linewidth=0, color=COLORS[role], cut=0)
+        sns.kdeplot(x=_numbers(values), ax=ax, cut=0, **style)
+    if threshold is not None:
+        ax.axvline(threshold, color=COLORS["grey"], linewidth=1)
+        ax.annotate("τ", (threshold, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom")
+    ax.set(xlabel=label, ylabel="density")
+    ax.legend()
+    return ax
+
+
+def embedding(points: np.ndarray, groups: Mapping[str, np.ndarray], ax: Axes | None = None) -> Axes:
+    """Points (N, 2) of a 2-D embedding, coloured by role; groups: role -> boolean mask (N,) or indices."""
+    ax = ax or plt.subplots(figsize=(FULL, 4.6))[1]
+    for role, rows in groups.items():
+        style: Any = {"color": COLORS[role], "marker": MARKERS[role], "label": NAMES.get(role, role)}
+        ax.scatter(*points[rows].T, s=9, alpha=0.65, linewidths=0, rasterized=True, **style)
+    ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
+    ax.legend(markerscale=2)
+    return ax
+
+
+def images(sets: Mapping[str, Dataset], columns: int = 10, roles: Mapping[str, str] | None = None) -> Figure:
+    """A row of pictures per data set, evenly spread over the set; the row's name takes the colour of its role."""
+    figure, axes = plt.subplots(len(sets), columns, figsize=(FULL, 0.62 * len(sets)), squeeze=False)
+    for row, (name, data) in zip(axes, sets.items()):
+        for ax, index in zip(row, np.linspace(0, len(data) - 1, columns).astype(int)):  # type: ignore[arg-type]
+            picture = np.asarray(data[index][0]).transpose(1, 2, 0)
+            ax.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            ax.axis("off")
+        row[0].text(-0.3, 0.5, name, transform=row[0].transAxes, ha="right", va="center",
+                    color=COLORS[(roles or {}).get(name, "grey")])  # fmt: skip
+    return figure
+
+
+def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) -> Axes:
+    """Detectors as rows, near and far as two dots with their intervals; the summary is `ood_lib.summarize`'s."""
+    names = list(dict.fromkeys(summary["detector"]))
+    ax = ax or plt.subplots(figsize=(FULL, 0.8 + 0.3 * len(names)))[1]
+    for role, shift in (("near", -0.13), ("far", 0.13)):
+        rows = summary[summary["group"] == role].set_index("detector").loc[names]
+        y = np.arange(len(names)) + shift
+        style: Any = {"color": COLORS[role], "linestyle": "-" if role == "near" else ":"}
+        ax.hlines(y, rows["low"], rows["high"], **style)
+        ax.plot(rows["value"], y, MARKERS[role], color=COLORS[role], label=NAMES[role])
+    ax.set(
+        yticks=range(len(names)),
+        yticklabels=names,
+        xlabel=f"{label} (mean over sets, 95 % interval over seeds)",
+    )
+    ax.invert_yaxis()
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02 + 0.5 / len(names)), ncols=2)
+    return ax
+
+
+def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str = "") -> Any:
+    """A `run_benchmark` table as a page shows it: detectors x OOD sets, mean over seeds in percent, best in bold.
+
+    Bold are the best value of a column and all those that its interval over seeds reaches (of one seed: the interval
+    of the test set).
+    """
+    chosen = table[table["metric"] == metric].assign(half=lambda t: (t["high"] - t["low"]) / 2)
+    cells = 100 * chosen.groupby(["detector", "group", "ood_set"], sort=False)[["value", "half"]].mean()
+    spread = 200 * chosen.groupby(["detector", "group", "ood_set"], sort=False)["value"].sem()
+    half = spread.fillna(cells["half"]).unstack([1, 2], sort=False)
+    grid = cells["value"].unstack([1, 2], sort=False)
+
+    def bold(column: "pd.Series") -> list[str]:
+        best = column.idxmin() if metric == "fpr95" else column.idxmax()
+        ties = (column - column[best]).abs() <= half[column.name][best]
+        return ["font-weight: bold" if tie else "" for tie in ties]
+
+    style = grid.rename_axis(None).style.format("{:.1f}").apply(bold)
+    return style.set_caption(caption) if caption else style

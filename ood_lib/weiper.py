@@ -1,0 +1,413 @@
+r"""WeiPer: look at the penultimate feature through many perturbed copies of the head.
+
+Each class row of the head is disturbed by noise of relative length delta, r times over.  A feature then has r x C
+logits instead of C; any logit score can be averaged over them, and their histogram can be compared with the one that
+training features have.  Larger score = more OOD.
+
+For r to infinity nothing random is left: each perturbed logit is the logit plus Gaussian noise of known width
+(`logit_noise`), so histograms become differences of normal distribution functions (``repeats=None``).
+
+References:
+    Granz, Heurich & Landgraf, WeiPer: OOD Detection using Weight Perturbations of Class Projections, NeurIPS 2024.
+    The limit of infinitely many repeats is ours; the chapter derives it.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ood_lib.detector import Detector
+from ood_lib.features import Features
+from ood_lib.logits import energy, msp
+
+__all__ = [
+    "WeiPer",
+    "gaussian_histogram",
+    "histogram",
+    "logit_noise",
+    "noise",
+    "perturb",
+    "smooth",
+    "symmetric_kl",
+    "weiper_kld",
+]
+
+COLUMNS = 4096  # perturbed logits per sample held at once
+NODES = 128  # quasi-random points that stand for the Gaussian in the limit of infinitely many repeats
+REACH = 3.0  # standard deviations that the histogram's range keeps around the training logits in that limit
+
+
+def noise(weight: Tensor, delta: float, repeats: int, generator: torch.Generator) -> Tensor:
+    r"""Random directions as long as delta times the class rows: :math:`\delta\,\lVert w_j\rVert\, e_{ij}`.
+
+    :math:`e_{ij} = g_{ij} / \lVert g_{ij}\rVert` with :math:`g_{ij} \sim N(0, I_K)` is uniform on the unit sphere.
+
+    Args:
+        weight: W, (C, K).
+        delta: length of the noise relative to the row it disturbs.
+        repeats: r.
+        generator: CPU generator; the same seed gives the same noise on every device.
+
+    Returns:
+        (r, C, K)
+
+    References:
+        Granz et al. 2024, definition of the weight perturbation; released code, both switches on.
+    """
+    g = torch.randn(repeats, *weight.shape, generator=generator).to(weight)
+    return F.normalize(g, dim=-1) * (delta * weight.norm(dim=1, keepdim=True))
+
+
+def perturb(weight: Tensor, delta: float, repeats: int, generator: torch.Generator) -> Tensor:
+    r"""Perturbed heads :math:`\tilde w_{ij} = w_j + \delta \lVert w_j \rVert e_{ij}`, (r, C, K); see `noise`.
+
+    Example:
+        >>> w = torch.tensor([[3.0, 4.0]])
+        >>> (perturb(w, 2.0, 5, torch.Generator().manual_seed(0)) - w).norm(dim=-1).flatten()
+        tensor([10.0000, 10.0000, 10.0000, 10.0000, 10.0000])
+    """
+    return weight + noise(weight, delta, repeats, generator)
+
+
+def logit_noise(z: Tensor, weight: Tensor, delta: float) -> Tensor:
+    r"""Standard deviation of a perturbed logit, :math:`\sigma_j(z) = \delta \lVert w_j\rVert \lVert z\rVert/\sqrt K`.
+
+    Over the draw of the head, :math:`\langle e, z\rangle` has mean 0 and variance :math:`\lVert z\rVert^2 / K`, and is
+    close to normal already for moderate K.
+
+    Args:
+        z: (N, K).
+        weight: (C, K).
+        delta: relative noise length.
+
+    Returns:
+        (N, C)
+    """
+    return delta / math.sqrt(z.shape[1]) * z.norm(dim=1, keepdim=True) * weight.norm(dim=1)
+
+
+def histogram(
+    values: Tensor, low: float, high: float, bins: int, overflow: Literal["clamp", "drop"] = "clamp"
+) -> Tensor:
+    r"""Histogram of each row: share of its values per bin.
+
+    Bins are half open, :math:`[t_b, t_{b+1})`, the last one closed.  The bin is computed, not searched: one
+    subtraction, one product and one count per value, whatever the number of bins.
+
+    Args:
+        values: (N, M).
+        low, high: range of the bins.
+        bins: B.
+        overflow: values outside the range count in the edge bins (``"clamp"``) or nowhere (``"drop"``, as released).
+
+    Returns:
+        (N, B); rows sum to 1, or to the share inside the range with ``"drop"``.
+
+    Example:
+        >>> histogram(torch.tensor([[0.0, 0.1, 0.9, 5.0]]), 0.0, 1.0, 2)
+        tensor([[0.5000, 0.5000]])
+    """
+    index = ((values - low) * (bins / (high - low))).floor_().clamp_(-1, bins)
+    index = torch.where(values == high, bins - 1, index) if overflow == "drop" else index.clamp_(0, bins - 1)
+    rows = torch.arange(len(values), device=values.device)[:, None] * (bins + 2)
+    flat = index.long().add_(1).add_(rows).flatten()  # bins 0 and B+1 of each row collect what is dropped
+    counts = torch.bincount(flat, minlength=len(values) * (bins + 2)).view(len(values), -1)
+    return counts[:, 1:-1].to(values.dtype) / values.shape[1]
+
+
+def gaussian_histogram(
+    mean: Tensor,
+    std: Tensor,
+    low: float,
+    high: float,
+    bins: int,
+    overflow: Literal["clamp", "drop"] = "clamp",
+) -> Tensor:
+    r"""Histogram of infinitely many draws from each row's equal-weight Gaussian mixture.
+
+    .. math:: h_b = \tfrac1C \sum_j \Phi\!\Big(\frac{t_{b+1}-\mu_j}{\sigma_j}\Big)
+        - \Phi\!\Big(\frac{t_b-\mu_j}{\sigma_j}\Big)
+
+    Args:
+        mean, std: (N, C).
+        low, high, bins, overflow: as in `histogram`.
+
+    Returns:
+        (N, B)
+    """
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64).tolist()
+    std = std.clamp_min(torch.finfo(std.dtype).tiny)
+    below = torch.stack([torch.special.ndtr((edge - mean) / std).mean(1) for edge in edges], 1)  # (N, B + 1)
+    if overflow == "clamp":
+        below[:, 0], below[:, -1] = 0, 1
+    return below.diff(dim=1)
+
+
+def smooth(density: Tensor, width: int) -> Tensor:
+    """Moving average over ``width`` bins of (N, B), edges repeated; an even width reaches one bin further right."""
+    padded = F.pad(density[:, None], ((width - 1) // 2, width // 2), mode="replicate")
+    return F.avg_pool1d(padded, width, 1)[:, 0]
+
+
+def symmetric_kl(p: Tensor, q: Tensor, eps: float) -> Tensor:
+    r"""Sum of both Kullback-Leibler divergences after lifting each bin by eps and normalising.
+
+    .. math:: D = \sum_b (p'_b - q'_b)(\ln p'_b - \ln q'_b), \qquad p' = (p + \varepsilon) / \textstyle\sum(p+\varepsilon)
+
+    Args:
+        p, q: (..., B), broadcast against each other.
+        eps: floor; with B bins the total mass added is B eps.
+
+    Returns:
+        (...,), >= 0, and 0 only where p' = q'.
+
+    Example:
+        >>> symmetric_kl(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), eps=1.0)
+        tensor(0.4621)
+    """
+    p, q = ((d + eps) / (d + eps).sum(-1, keepdim=True) for d in (p, q))
+    return ((p - q) * (p.log() - q.log())).sum(-1)
+
+
+def weiper_kld(
+    density: Tensor,
+    density_weiper: Tensor,
+    confidence: Tensor,
+    reference: Tensor,
+    reference_weiper: Tensor,
+    *,
+    lambda1: float = 2.5,
+    lambda2: float = 0.1,
+    smooth_penultimate: int = 4,
+    smooth_weiper: int = 15,
+    eps_penultimate: float = 0.01,
+    eps_weiper: float = 0.025,
+) -> Tensor:
+    r"""WeiPer+KLD, :math:`D(\bar p, q) + \lambda_1 D(\bar p^W, q^W) - \lambda_2\,\mathrm{MSP}_W`; larger = more OOD.
+
+    q and q^W are the sample's histograms, smoothed here; the training means stay unsmoothed, as in the paper's Fig. 2.
+
+    Args:
+        density: (N, B), histogram of the K activations of each sample.
+        density_weiper: (N, B), histogram of its perturbed logits.
+        confidence: (N,), MSP_W, the mean maximum softmax probability over the perturbed heads.
+        reference, reference_weiper: (B,), means of these histograms over the training set.
+        lambda1: weight of the divergence in WeiPer space.
+        lambda2: weight of MSP_W.
+        smooth_penultimate, smooth_weiper: widths of the moving averages, in bins.
+        eps_penultimate, eps_weiper: floors in `symmetric_kl` (constants of the released code).
+
+    Returns:
+        (N,)
+
+    References:
+        Granz et al. 2024, section on the KL divergence score; released code ``weiper_kldiv``.
+    """
+    d1 = symmetric_kl(reference, smooth(density, smooth_penultimate), eps_penultimate)
+    d2 = symmetric_kl(reference_weiper, smooth(density_weiper, smooth_weiper), eps_weiper)
+    return d1 + lambda1 * d2 - lambda2 * confidence
+
+
+class WeiPer(Detector):
+    """WeiPer space with one of its scores: the mean of a logit score over perturbed heads, or the KL divergence.
+
+    One head is drawn from ``seed`` and used for fitting and for every sample.  It is drawn again block by block
+    whenever it is needed, so neither it nor the N x r x C perturbed logits are ever held as a whole.
+
+    Args:
+        head: the network's last linear layer, with or without bias.
+        score: ``"kld"`` (see `weiper_kld`), ``"msp"``, ``"react"`` (energy of clipped features), or any function of
+            logits (..., C) -> (...,) with larger = more OOD.
+        repeats: r, number of perturbed heads; None = the limit of infinitely many, deterministic.
+        delta: length of the noise relative to each class row.
+        bins: B, bins of both histograms.
+        lambda1, lambda2, smooth_penultimate, smooth_weiper, eps_penultimate, eps_weiper: see `weiper_kld`.
+        overflow: where values outside the training range count, see `histogram`.
+        react_percentile: share of training activations below the clip of ``"react"``.
+        random_projections: the paper's ablation "RP": keep the noise, drop the class rows and the bias.
+        seed: of the perturbed head.
+
+    Raises:
+        ValueError: an argument out of its range; features of another width than the head; constant features.
+
+    Example:
+        >>> head, train = nn.Linear(8, 3), Features(penultimate=torch.rand(50, 8))
+        >>> WeiPer(head, repeats=None).fit(train).score(train).shape
+        torch.Size([50])
+    """
+
+    weight: Tensor
+    bias: Tensor
+    range_penultimate: Tensor
+    range_weiper: Tensor
+    reference: Tensor
+    reference_weiper: Tensor
+    clip: Tensor
+
+    def __init__(
+        self,
+        head: nn.Linear,
+        score: Literal["kld", "msp", "react"] | Callable[[Tensor], Tensor] = "kld",
+        repeats: int | None = 100,
+        delta: float = 1.8,
+        bins: int = 100,
+        lambda1: float = 2.5,
+        lambda2: float = 0.1,
+        smooth_penultimate: int = 4,
+        smooth_weiper: int = 15,
+        eps_penultimate: float = 0.01,
+        eps_weiper: float = 0.025,
+        overflow: Literal["clamp", "drop"] = "clamp",
+        react_percentile: float = 0.9,
+        random_projections: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.kind, self.repeats, self.delta, self.bins = score, repeats, delta, bins
+        self.kld_options = {
+            "lambda1": lambda1, "lambda2": lambda2,
+            "smooth_penultimate": smooth_penultimate, "smooth_weiper": smooth_weiper,
+            "eps_penultimate": eps_penultimate, "eps_weiper": eps_weiper,
+        }  # fmt: skip
+        self.overflow, self.react_percentile = overflow, react_percentile
+        self.random_projections, self.seed = random_projections, seed
+        self._check_arguments()
+        weight = head.weight.detach().clone()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
+        for name in ("range_penultimate", "range_weiper"):
+            self.register_buffer(name, torch.zeros(2, dtype=torch.float64))
+        for name in ("reference", "reference_weiper"):
+            self.register_buffer(name, torch.zeros(bins, dtype=torch.float64))
+        self.register_buffer("clip", torch.tensor(math.inf, dtype=torch.float64))
+        self.fitted.fill_(score not in ("kld", "react"))  # the other scores have nothing to learn
+
+    def _check_arguments(self) -> None:
+        options = self.kld_options
+        rules = {
+            "score": (
+                self.kind,
+                callable(self.kind) or self.kind in ("kld", "msp", "react"),
+                "kld, msp, react or a function",
+            ),
+            "repeats": (
+                self.repeats,
+                self.repeats is None or self.repeats >= 1,
+                "at least 1, or None for the limit",
+            ),
+            "delta": (self.delta, self.delta >= 0, "a relative noise length >= 0"),
+            "bins": (self.bins, self.bins >= 1, "at least 1"),
+            "overflow": (self.overflow, self.overflow in ("clamp", "drop"), "'clamp' or 'drop'"),
+            "react_percentile": (self.react_percentile, 0 < self.react_percentile <= 1, "a share in (0, 1]"),
+            **{n: (options[n], options[n] >= 1, "a width >= 1") for n in ("smooth_penultimate", "smooth_weiper")},
+            **{n: (options[n], options[n] > 0, "a floor > 0") for n in ("eps_penultimate", "eps_weiper")},
+        }
+        for name, (given, good, expected) in rules.items():
+            if not good:
+                raise ValueError(f"WeiPer was given {name}={given!r}; expected {expected}")
+
+    # -- the perturbed logits, block by block -----------------------------------------------------------------
+
+    def views(self, z: Tensor) -> Iterator[Tensor]:
+        """Perturbed logits of features (N, K) in blocks (N, b, C); the blocks add up to all r heads."""
+        self._check_width(z)
+        weight, bias = self.weight.to(z.dtype), self.bias.to(z.dtype)
+        return self._limit(z, weight, bias) if self.repeats is None else self._drawn(z, weight, bias, self.repeats)
+
+    def _drawn(self, z: Tensor, weight: Tensor, bias: Tensor, repeats: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        block = max(1, COLUMNS // len(weight))
+        for start in range(0, repeats, block):
+            heads = noise(weight, self.delta, min(block, repeats - start), generator)  # (b, C, K)
+            if not self.random_projections:
+                heads += weight
+            logits = (z @ heads.flatten(0, 1).T).unflatten(1, heads.shape[:2])
+            yield logits if self.random_projections else logits.add_(bias)
+
+    def _limit(self, z: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
+        mean, std = self._moments(z, weight, bias)
+        sobol = torch.quasirandom.SobolEngine(len(weight), scramble=True, seed=0)
+        nodes = torch.special.ndtri(sobol.draw(NODES, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)).to(z)  # (NODES, C)
+        for block in nodes.split(max(1, COLUMNS // len(weight))):
+            yield torch.addcmul(mean[:, None], std[:, None], block)
+
+    def _moments(self, z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        mean = F.linear(z, weight, bias)
+        return mean.zero_() if self.random_projections else mean, logit_noise(z, weight, self.delta)
+
+    def _check_width(self, z: Tensor) -> None:
+        if z.shape[1] != self.weight.shape[1]:
+            raise ValueError(
+                f"the features are {z.shape[1]} wide, but the head reads {self.weight.shape[1]}: "
+                "take penultimate features and head from the same network"
+            )
+
+    # -- fitting: ranges first, then mean histograms -------------------------------------------------------------
+
+    def _fit(self, features: Features) -> None:
+        self.range_penultimate.copy_(self._range(z for z in self._chunks(features)))
+        if self.kind == "react":
+            self.clip.fill_(self._percentile(features))
+        if self.kind == "kld":
+            self.range_weiper.copy_(self._range(self._extremes(z) for z in self._chunks(features)))
+            sums = [torch.stack([h.double().sum(0) for h in self._histograms(z)[:2]]) for z in self._chunks(features)]
+            self.reference, self.reference_weiper = torch.stack(sums).sum(0) / len(features)
+
+    def _chunks(self, features: Features) -> Iterator[Tensor]:
+        return (self._prepare(chunk).penultimate for chunk in features.split(self.chunk))
+
+    @staticmethod
+    def _range(chunks: Iterator[Tensor]) -> Tensor:
+        ends = torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in chunks]).double()
+        low, high = ends[:, 0].amin(), ends[:, 1].amax()
+        if low == high:
+            raise ValueError(f"every value is {low.item():g}: constant features have no histogram; look at the network")
+        return torch.stack([low, high])
+
+    def _extremes(self, z: Tensor) -> Tensor:
+        if self.repeats is not None:
+            return torch.stack([end for view in self.views(z) for end in torch.aminmax(view)])
+        self._check_width(z)
+        mean, std = self._moments(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
+        return torch.stack([(mean - REACH * std).amin(), (mean + REACH * std).amax()])
+
+    def _percentile(self, features: Features, bins: int = 2**16) -> float:
+        """Percentile of all activations to 1/65536 of their range, without sorting them in one piece."""
+        low, high = self.range_penultimate.tolist()
+        share = sum(histogram(z.reshape(1, -1), low, high, bins)[0] * z.numel() for z in self._chunks(features))
+        reached = (share.cumsum(0) / share.sum() >= self.react_percentile).nonzero()[0]  # type: ignore[union-attr]
+        return low + (reached.item() + 1) * (high - low) / bins
+
+    # -- scoring -----------------------------------------------------------------------------------------------
+
+    def _histograms(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Histogram of the activations (n, B), of the perturbed logits (n, B), and MSP_W (n,)."""
+        low, high = self.range_weiper.tolist()
+        lowest, highest = self.range_penultimate.tolist()
+        own = histogram(z, lowest, highest, self.bins, self.overflow)
+        if self.repeats is None:
+            moments = self._moments(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
+            return own, gaussian_histogram(*moments, low, high, self.bins, self.overflow), -self._mean(msp, z)
+        shared, confidence = torch.zeros_like(own), z.new_zeros(len(z))
+        for view in self.views(z):  # one pass serves both
+            shared += histogram(view.flatten(1), low, high, self.bins, self.overflow) * view.shape[1]
+            confidence -= msp(view).sum(1)
+        return own, shared / self.repeats, confidence / self.repeats
+
+    def _mean(self, score: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        """S_W, the mean of a logit score over the perturbed heads, (n,)."""
+        return sum(score(view).sum(1) for view in self.views(z)) / (self.repeats or NODES)  # type: ignore[return-value]
+
+    def _score(self, features: Features) -> Tensor:
+        z = features.penultimate
+        if self.kind == "react":
+            return self._mean(energy, z.clamp(max=self.clip.item()))
+        if self.kind != "kld":
+            return self._mean(msp if self.kind == "msp" else self.kind, z)
+        self._check_width(z)
+        references = (r.to(z.dtype) for r in (self.reference, self.reference_weiper))
+        return weiper_kld(*self._histograms(z), *references, **self.kld_options)  # type: ignore[arg-type]
