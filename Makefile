@@ -1,0 +1,46 @@
+# GNU make 3.81 or newer. `make` alone lists the targets.
+VENV ?= .venv
+PYTHON ?= python3
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ood-book-ready
+
+.PHONY: help env book test clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make book    run every notebook and build the pages (_build/html/index.html)"
+	@echo "make test    check the code, run every notebook in its quick profile, build those pages"
+	@echo "make env     only the environment, in $(VENV) (VENV=..., PYTHON=... choose others)"
+	@echo "make clean   remove what was built; keeps the environment and the data"
+
+env: $(READY)
+
+# Written last, so that an interrupted installation is taken up again.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "The book needs Python 3.11 or newer; $(PYTHON) is" \
+	    "$$($(PYTHON) --version 2>&1 || true). Name another one: make PYTHON=python3.12 ..." >&2; \
+	  exit 1; }
+	@echo "Installing the environment in $(VENV): about 3 minutes and 6.5 GB the first time ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+book: $(READY)
+	@$(BIN)/ood-book run --profile default
+	@$(BIN)/ood-book build --profile default
+
+# The tests come last, so that their closing line ends the output.
+test: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/codespell
+	$(BIN)/mypy
+	$(BIN)/ood-book sync --check
+	$(BIN)/ood-book run --profile quick
+	$(BIN)/ood-book build --profile quick
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache
+	find ood_lib tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,264 @@
+"""What `ood-book` promises, on a project of tiny notebooks that really run and build."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ood_lib import cli
+
+pytest.importorskip("papermill")
+pytest.importorskip("jupytext")
+
+HEADER = '# %% [markdown]\n# # {title}\n\n# %% tags=["parameters"]\n{parameters}\n'
+ALPHA = 'seeds: int = 1  # how many\nrate: float = 0.5\nrepeats: int | None = 2\nresults: str = ""'
+ALPHA_CODE = """
+# %%
+from pathlib import Path
+import os, sys
+print(f"seeds={seeds} rate={rate} repeats={repeats}")
+print(f"python={sys.executable} threads={os.environ['OMP_NUM_THREADS']}")
+_ = (Path(results) / "numbers.md").write_text(f"seeds {seeds}")
+"""
+BETA = 'delta: float = 1.0\nbenchmark: str = "digits"  # where from\nnames: list[str] = ["a"]'
+BETA_CODE = """
+# %%
+first = 1
+# %%
+# the comment
+ratio = 1 / delta
+"""
+
+
+def write_notebook(root: Path, name: str, parameters: str, code: str) -> Path:
+    path = root / "notebooks" / f"{name}.py"
+    path.write_text(HEADER.format(title=name.title(), parameters=parameters) + code)
+    return path
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A project with two notebooks, two profiles and one page; the library is a folder in it."""
+    for folder in ("notebooks/profiles", "book", "library"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_notebook(tmp_path, "10_alpha", ALPHA, ALPHA_CODE)
+    write_notebook(tmp_path, "20_beta", BETA, BETA_CODE)
+    (tmp_path / "notebooks/profiles/default.yaml").write_text("seeds: 2\ndelta: 2\n")
+    (tmp_path / "notebooks/profiles/quick.yaml").write_text("{}\n")
+    (tmp_path / "library/energy.py").write_text("TEMPERATURE = 1\n")
+    (tmp_path / "book/intro.md").write_text("# Intro\n\nHello.\n")
+    (tmp_path / "_config.yml").write_text(
+        'title: T\nauthor: A\nonly_build_toc_files: true\nexecute: {execute_notebooks: "off"}\n'
+    )
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: notebooks/10_alpha\n- file: notebooks/20_beta\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "LIBRARY", tmp_path / "library")
+    monkeypatch.setattr(cli, "_benchmarks", lambda: ["digits", "cifar10"])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return tmp_path
+
+
+def output_of(book: Path, name: str, folder: str = "default") -> str:
+    return (book / "_build/run" / folder / f"{name}.ipynb").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("run alpa", ["unknown notebook 'alpa'", "'alpha'", "20_beta"]),
+        ("run alpha -p seed 3", ["unknown parameter 'seed'", "'seeds'", "repeats"]),
+        ("run alpha -p delta 3", ["unknown parameter 'delta'", "rate"]),
+        ("run -p benchmark cifar", ["unknown benchmark 'cifar'", "'cifar10'", "folder:PATH"]),
+        ("run -p seeds abc", ["'seeds' of 10_alpha expects int", "'abc'"]),
+        ("run -p seeds 2.5", ["expects int", "2.5"]),
+        ("run -p seeds true", ["expects int"]),
+        ("run -p seeds null", ["expects int"]),
+        ("run -p names [1,2]", ["expects list[str]"]),
+        ("run --profile quik", ["unknown profile 'quik'", "'quick'"]),
+        ("run --profile odd", ["parameter in profile 'odd' 'sed'", "'seeds'"]),
+        ("build", ["10_alpha, 20_beta", "ood-book run 10_alpha 20_beta --profile default"]),
+    ],
+)
+def test_wrong_input_is_refused_with_the_nearest_name_and_nothing_is_written(book, capsys, arguments, says):
+    (book / "notebooks/profiles/odd.yaml").write_text("sed: 1\n")
+    assert cli.main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert [phrase for phrase in says if phrase not in error] == []
+    assert not (book / "_build").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("rate", "3", 3),
+        ("rate", "1e-3", 0.001),
+        ("rate", "-2.4", -2.4),
+        ("repeats", "null", None),
+        ("names", "[x, y]", ["x", "y"]),
+        ("benchmark", "folder:/images", "folder:/images"),
+    ],
+)
+def test_values_are_read_as_yaml_and_fitted_to_the_annotation(book, name, text, value):
+    args = cli._parser().parse_args(["run", "-p", name, text])
+    given = [task.given[name] for task in cli._plan(args, book) if name in task.given]
+    assert given == [value]
+
+
+def test_each_notebook_gets_the_part_of_the_profile_that_it_knows(book):
+    alpha, beta = cli._plan(cli._parser().parse_args(["run"]), book)
+    assert (alpha.given, beta.given) == ({"seeds": 2}, {"delta": 2})
+
+
+def test_list_shows_titles_parameters_with_help_profiles_and_benchmarks(book, capsys):
+    assert cli.main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("10_Alpha", "repeats: int | None = 2", "how many", "quick", "cifar10"):
+        assert text in shown
+
+
+def test_run_fills_results_records_itself_and_uses_this_interpreter(book, capsys):
+    (book / "notebooks/10_alpha.ipynb").write_text("not even a notebook")
+    assert cli.main(["run", "alpha", "-j", "1"]) == 0
+    text = output_of(book, "10_alpha")
+    assert "seeds=2 rate=0.5" in text
+    assert f"python={sys.executable} threads={cli._cores()}" in text
+    assert (book / "_build/run/default/10_alpha/numbers.md").read_text() == "seeds 2"
+    record = json.loads(text)["metadata"]["ood_book"]
+    assert record["parameters"] == {"seeds": 2, "rate": 0.5, "repeats": 2}
+    assert 10 < record["peak_memory_mb"] < 200  # the kernel's own: no torch is in it
+    assert record["versions"]["torch"]
+    assert "10_alpha: runs" in capsys.readouterr().out  # plain lines where there is no terminal
+    assert sorted(p.name for p in (book / "_build/run/default").iterdir()) == [
+        "10_alpha",
+        "10_alpha.ipynb",
+    ]
+
+
+def test_overrides_change_the_output_and_go_to_a_folder_of_their_own(book):
+    assert cli.main(["run", "notebooks/10_alpha.py", "-p", "seeds", "7"]) == 0
+    assert "seeds=7" in output_of(book, "10_alpha", "default-seeds=7")
+    assert not (book / "_build/run/default").exists()
+
+
+def test_a_failure_names_cell_and_error_while_the_others_finish_and_old_output_stays(book, capsys):
+    assert cli.main(["run", "beta"]) == 0
+    before = output_of(book, "20_beta")
+    broken = BETA_CODE.replace("1 / delta", "1 / (delta - 2)")
+    write_notebook(book, "20_beta", BETA, broken)
+    assert cli.main(["run"]) == 1
+    error = capsys.readouterr().err
+    assert "20_beta failed in cell [4]: # the comment" in error  # [2] holds what is injected
+    assert "ZeroDivisionError: division by zero" in error and "1 of 2 failed: 20_beta" in error
+    assert output_of(book, "20_beta") == before
+    assert "ZeroDivisionError" in output_of(book, "20_beta.failed")
+    assert "seeds=2" in output_of(book, "10_alpha")
+    write_notebook(book, "20_beta", BETA, BETA_CODE)
+    assert cli.main(["run", "beta", "--force"]) == 0
+    assert not (book / "_build/run/default/20_beta.failed.ipynb").exists()
+
+
+def test_only_what_changed_runs_again(book, capsys):
+    def ran() -> bool:
+        assert cli.main(["run", "beta"]) == 0
+        return "20_beta: done" in capsys.readouterr().out
+
+    assert ran()
+    assert not ran()
+    write_notebook(book, "20_beta", BETA, BETA_CODE + "\n# %%\nlast = 1\n")
+    assert ran()
+    (book / "library/energy.py").write_text("TEMPERATURE = 2\n")
+    assert ran()
+    (book / "notebooks/profiles/default.yaml").write_text("delta: 4\n")
+    assert ran()
+    (book / "notebooks/profiles/default.yaml").write_text("delta: 4\nseeds: 9\n")
+    assert not ran()  # `seeds` is none of its parameters
+
+
+def test_notebooks_run_side_by_side(book):
+    for name, other in (("10_alpha", "20_beta"), ("20_beta", "10_alpha")):
+        meet = f"""
+# %%
+import time
+from pathlib import Path
+Path("{book}/{name}.here").touch()
+start = time.time()
+while not Path("{book}/{other}.here").exists():
+    assert time.time() - start < 60, "alone"
+    time.sleep(0.05)
+"""
+        write_notebook(book, name, "delta: float = 1.0\nseeds: int = 1", meet)
+    assert cli.main(["run", "-j", "2"]) == 0
+
+
+def process_is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
+def test_an_interrupt_leaves_no_kernel_and_no_half_written_output(book):
+    slow = """
+# %%
+import os, time
+from pathlib import Path
+Path("../pid.tmp").write_text(str(os.getpid()))
+os.rename("../pid.tmp", "../pid")
+time.sleep(120)
+"""
+    write_notebook(book, "20_beta", BETA, slow)
+    command = [sys.executable, "-c", "import sys; from ood_lib.cli import main; sys.exit(main())"]
+    process = subprocess.Popen([*command, "run", "beta"], cwd=book, start_new_session=True)
+    deadline = time.time() + 60
+    while not (book / "pid").exists() and time.time() < deadline:
+        time.sleep(0.1)
+    kernel = int((book / "pid").read_text())
+    assert process_is_alive(kernel)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert not process_is_alive(kernel)
+    assert list((book / "_build/run/default").iterdir()) == []
+
+
+def test_sync_is_stable_and_its_check_catches_an_edited_source(book, capsys):
+    assert cli.main(["sync"]) == 0
+    text = (book / "notebooks/20_beta.ipynb").read_text()
+    assert cli.main(["sync"]) == 0 and cli.main(["sync", "--check"]) == 0
+    assert (book / "notebooks/20_beta.ipynb").read_text() == text
+    write_notebook(book, "20_beta", BETA, BETA_CODE + "\n# %%\nlast = 1\n")
+    assert cli.main(["sync", "--check"]) == 1
+    assert "20_beta.ipynb: differs from 20_beta.py" in capsys.readouterr().out
+    assert (book / "notebooks/20_beta.ipynb").read_text() == text
+
+
+def test_build_shows_how_each_page_was_made_fails_on_a_warning_and_spares_foreign_folders(book, capfd):
+    pytest.importorskip("jupyter_book")
+    (book / "book/intro.md").write_text("# Intro\n\n```{include} _generated/10_alpha/numbers.md\n```")
+    assert cli.main(["run"]) == 0
+    assert cli.main(["build"]) == 0
+    pages = book / "_build/html"
+    assert "seeds 2" in (pages / "book/intro.html").read_text()
+    alpha = (pages / "notebooks/10_alpha.html").read_text()
+    assert "How this page was made" in alpha and "dropdown" in alpha and "Peak memory" in alpha
+    assert str(book) not in alpha.replace(f"python={sys.executable}", "")
+    assert "building" in capfd.readouterr().out
+    assert cli.main(["build"]) == 0
+    assert "building" not in capfd.readouterr().out
+
+    assert cli.main(["build", "--out", "notebooks"]) == 2
+    assert "holds something else" in capfd.readouterr().err
+
+    (book / "book/intro.md").write_text("# Intro\n\n[nowhere](nowhere.md)\n")
+    for _ in range(2):  # the second build must not forget the warning
+        assert cli.main(["build"]) == 1
+    assert "nowhere" in capfd.readouterr().err
+    assert (pages / "notebooks/10_alpha.html").is_file()  # the last good pages stay
