@@ -59,10 +59,10 @@ class Detector(nn.Module):
             ValueError: a field is missing, empty, or holds NaN or infinity.
         """
         self._check(features)
-        for chunk in features.split(self.chunk):
-            self._check_finite(chunk)
         self._fit(features)
         self.fitted.fill_(True)
+        if self.needs_fit:
+            self.threshold.fill_(math.nan)  # it belonged to the former fit
         return self
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class Detector(nn.Module):
         if not 0 < tpr <= 1:
             raise ValueError(f"tpr={tpr} was given; expected a share of ID images to accept, 0 < tpr <= 1")
         scores = self.score(features).double().sort().values
-        self.threshold.copy_(scores[math.ceil(tpr * len(scores)) - 1])
+        self.threshold.copy_(scores[math.ceil(round(tpr * len(scores), 9)) - 1])
         return self
 
     def is_ood(self, features: Features) -> Tensor:
@@ -114,29 +114,23 @@ class Detector(nn.Module):
             raise ValueError(f"{name} reads {missing}, which {features} does not hold: extract them first")
         if len(features) == 0:
             raise ValueError(f"{name} was given 0 samples; expected at least one")
-
-    def _check_finite(self, features: Features) -> None:
         for field in self.reads:
-            values = getattr(features, field)
-            if values.is_floating_point() and not (good := values.isfinite()).all():
-                bad = int((~good.flatten(1).all(1)).sum())
+            chunks = getattr(features, field).split(self.chunk)
+            bad = sum(int((~chunk.isfinite().flatten(1).all(1)).sum()) for chunk in chunks)
+            if bad:
                 raise ValueError(
-                    f"{bad} of {len(values)} rows of {field} hold NaN or infinity; {type(self).__name__} expects "
-                    "finite numbers: look for a diverged network or half-precision overflow, or drop these rows"
+                    f"{bad} of {len(features)} rows of {field} hold NaN or infinity; {name} expects finite numbers: "
+                    "look for a diverged network or half-precision overflow, or drop these rows"
                 )
 
     def _prepare(self, chunk: Features) -> Features:
-        """Check a chunk, bring it to the detector's device and to at least single precision."""
-        self._check_finite(chunk)
+        """Bring a chunk to the detector's device and to at least single precision."""
         moved = chunk.to(self.threshold.device).tensors()
         low = (torch.float16, torch.bfloat16)
         return Features(**{name: v.float() if v.dtype in low else v for name, v in moved.items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for (
-            name,
-            buffer,
-        ) in self._buffers.items():  # a fresh detector has empty buffers: take the saved shapes
+        for name, buffer in self._buffers.items():  # a fresh detector has empty buffers: take the saved shapes
             saved = state_dict.get(prefix + name)
             if buffer is not None and saved is not None and saved.shape != buffer.shape:
                 setattr(self, name, torch.empty_like(saved, device=buffer.device))

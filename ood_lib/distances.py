@@ -66,7 +66,8 @@ class KNN(Detector):
     def _fit(self, features: Features) -> None:
         if len(features) < self.k:
             raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
-        self.bank = self._unit(features.penultimate.to(self.threshold.device))
+        bank = self._unit(features.penultimate.to(self.threshold.device))
+        self.bank = bank if self.normalize else bank.clone()  # never the caller's own tensor
 
     def _score(self, features: Features) -> Tensor:
         return knn_distance(self._unit(features.penultimate), self.bank, self.k)
@@ -139,11 +140,13 @@ class Mahalanobis(Detector):
             raise ValueError(f"Mahalanobis needs the labels of the training features, which {features} does not hold")
         device = self.threshold.device
         z, labels = features.penultimate.to(device), features.labels.to(device)
-        self.means = class_means(z, labels)
-        values, vectors = torch.linalg.eigh(tied_covariance(z, labels, self.means))
-        alive = values > values[-1] * len(values) * torch.finfo(z.dtype).eps
+        means = class_means(z, labels)
+        values, vectors = torch.linalg.eigh(tied_covariance(z, labels, means))
+        precision = torch.promote_types(z.dtype, torch.float32)  # half precision is computed as float32
+        alive = values > values[-1] * len(values) * torch.finfo(precision).eps
         if not alive.any():
             raise ValueError("all training features of a class are equal: their covariance is zero")
+        self.means = means
         self.whitening = vectors[:, alive].T / values[alive].sqrt()[:, None]
 
     def _score(self, features: Features) -> Tensor:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -152,19 +153,19 @@ def _load_or_warn(path: Path) -> Features | None:
         return None
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: its tensors could not be trained on
 def _run(
-    network: Network | nn.Module,
+    network: Any,
     dataset: Dataset,
     batch_size: int,
     device: str | torch.device,
     num_workers: int,
     progress: bool,
 ) -> Features:
-    network = network if hasattr(network, "represent") else adapt(network)  # type: ignore[arg-type]
+    network = network if hasattr(network, "represent") else adapt(network)
     where = pick_device(device)
-    was_training = network.training  # type: ignore[union-attr]
-    network.to(where).eval()  # type: ignore[union-attr]
+    was_training = network.training
+    network.to(where).eval()
     loader = DataLoader(dataset, batch_size, num_workers=num_workers)
     total = len(dataset)  # type: ignore[arg-type]
     rows: dict[str, Tensor] = {}  # filled in place: nothing is held twice
@@ -172,7 +173,7 @@ def _run(
     try:
         with tqdm(total=total, unit="image", desc="features", disable=not progress, leave=False) as bar:
             for images, labels in loader:
-                seen = network.represent(images.to(where))._asdict() | {"labels": labels}  # type: ignore[union-attr]
+                seen = network.represent(images.to(where))._asdict() | {"labels": labels}
                 for name, value in seen.items():
                     if value is not None:
                         rows.setdefault(name, torch.empty(total, *value.shape[1:], dtype=value.dtype))
@@ -180,13 +181,13 @@ def _run(
                 start += len(images)
                 bar.update(len(images))
     finally:
-        network.train(was_training)  # type: ignore[union-attr]
+        network.train(was_training)
     return Features(**rows)
 
 
-def _network_hash(network: Network | nn.Module) -> str:
+def _network_hash(network: Any) -> str:
     digest = hashlib.sha256(str(network).encode())
-    for name, value in network.state_dict().items():  # type: ignore[union-attr]
+    for name, value in network.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -137,7 +137,8 @@ class Adapted(nn.Module):
         return Representation(seen["penultimate"], logits, style)
 
     def _check(self, seen: dict[str, Tensor], logits: object) -> None:
-        if not isinstance(logits, Tensor) or "logits" not in seen or seen["logits"].shape != logits.shape:
+        made = seen.get("logits")
+        if not isinstance(logits, Tensor) or made is None or not _same(made, logits):
             raise ValueError(
                 f"the output of {type(self.model).__name__} is not the output of {self.head}: "
                 "name the last linear layer with adapt(model, head=...), and let the model return logits only"
@@ -152,8 +153,14 @@ def _remember_map(seen: dict[str, Tensor]) -> Callable[[nn.Module, Any, Any], No
     def hook(_: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
             seen["map"] = output
+        if isinstance(output, Tensor) and output.ndim == 3:  # (N, tokens, K): a transformer goes on without a map
+            seen.pop("map", None)
 
     return hook
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, equal_nan=True)
 
 
 def _style(maps: Tensor) -> Tensor | None:

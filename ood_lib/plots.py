@@ -100,7 +100,7 @@ def embedding(points: np.ndarray, groups: Mapping[str, np.ndarray], ax: Axes | N
     ax = ax or plt.subplots(figsize=(FULL, 4.6))[1]
     for role, rows in groups.items():
         style: Any = {"color": COLORS[role], "marker": MARKERS[role], "label": NAMES.get(role, role)}
-        ax.scatter(*points[rows].T, s=9, alpha=0.65, linewidths=0, rasterized=True, **style)
+        ax.scatter(points[rows, 0], points[rows, 1], s=9, alpha=0.65, linewidths=0, rasterized=True, **style)
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     ax.legend(markerscale=2)
     return ax
@@ -124,7 +124,7 @@ def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) 
     names = list(dict.fromkeys(summary["detector"]))
     ax = ax or plt.subplots(figsize=(FULL, 0.8 + 0.3 * len(names)))[1]
     for role, shift in (("near", -0.13), ("far", 0.13)):
-        rows = summary[summary["group"] == role].set_index("detector").loc[names]
+        rows = summary[summary["group"] == role].set_index("detector").reindex(names)
         y = np.arange(len(names)) + shift
         style: Any = {"color": COLORS[role], "linestyle": "-" if role == "near" else ":"}
         ax.hlines(y, rows["low"], rows["high"], **style)

@@ -112,7 +112,10 @@ def histogram(
         tensor([[0.5000, 0.5000]])
     """
     index = ((values - low) * (bins / (high - low))).floor_().clamp_(-1, bins)
-    index = torch.where(values == high, bins - 1, index) if overflow == "drop" else index.clamp_(0, bins - 1)
+    if overflow == "clamp":
+        index.clamp_(0, bins - 1)
+    else:  # high itself is inside, and so is what lies so close below it that its index was rounded up
+        index.masked_fill_((index == bins) & (values <= high), bins - 1)
     rows = torch.arange(len(values), device=values.device)[:, None] * (bins + 2)
     flat = index.long().add_(1).add_(rows).flatten()  # bins 0 and B+1 of each row collect what is dropped
     counts = torch.bincount(flat, minlength=len(values) * (bins + 2)).view(len(values), -1)
@@ -156,7 +159,8 @@ def smooth(density: Tensor, width: int) -> Tensor:
 def symmetric_kl(p: Tensor, q: Tensor, eps: float) -> Tensor:
     r"""Sum of both Kullback-Leibler divergences after lifting each bin by eps and normalising.
 
-    .. math:: D = \sum_b (p'_b - q'_b)(\ln p'_b - \ln q'_b), \qquad p' = (p + \varepsilon) / \textstyle\sum(p+\varepsilon)
+    .. math:: D = \sum_b (p'_b - q'_b)(\ln p'_b - \ln q'_b),
+        \qquad p'_b = (p_b + \varepsilon) / \sum_a (p_a + \varepsilon)
 
     Args:
         p, q: (..., B), broadcast against each other.
@@ -349,11 +353,14 @@ class WeiPer(Detector):
     # -- fitting: ranges first, then mean histograms -------------------------------------------------------------
 
     def _fit(self, features: Features) -> None:
-        self.range_penultimate.copy_(self._range(z for z in self._chunks(features)))
+        self._check_width(features.penultimate)  # what can fail comes first: a failed fit changes nothing
+        own = self._range(self._chunks(features))
+        shared = self._range(self._extremes(z) for z in self._chunks(features)) if self.kind == "kld" else own
+        self.range_penultimate.copy_(own)
+        self.range_weiper.copy_(shared)
         if self.kind == "react":
             self.clip.fill_(self._percentile(features))
         if self.kind == "kld":
-            self.range_weiper.copy_(self._range(self._extremes(z) for z in self._chunks(features)))
             sums = [torch.stack([h.double().sum(0) for h in self._histograms(z)[:2]]) for z in self._chunks(features)]
             self.reference, self.reference_weiper = torch.stack(sums).sum(0) / len(features)
 
@@ -401,6 +408,11 @@ class WeiPer(Detector):
     def _mean(self, score: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """S_W, the mean of a logit score over the perturbed heads, (n,)."""
         return sum(score(view).sum(1) for view in self.views(z)) / (self.repeats or NODES)  # type: ignore[return-value]
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, as they were given."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.kld_options.items())
+        return f"score={self.kind!r}, {super().extra_repr()}, {options}"
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
