@@ -139,7 +139,7 @@ class ImageArray(_Images):
         frame: Frame | None = None,
         classes: Sequence[str] = (),
     ) -> None:
-        self._raw = _checked_images(torch.as_tensor(images))
+        self._raw = _checked_images(_tensor(images))
         self.labels = _checked_labels(labels, len(self._raw))
         self.frame, self.classes = frame, tuple(classes)
 
@@ -203,6 +203,11 @@ class ImageFiles(_Images):
         return torch.cat([self._conform(_decode(self.base / self.names[i])) for i in chosen])
 
 
+def _tensor(values: Any) -> Tensor:
+    """Shares memory where torch allows it: not with read-only arrays or negative strides."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, None, ["C", "W"]))
+
+
 def _checked_images(images: Tensor) -> Tensor:
     shape = tuple(images.shape)
     if images.dtype == torch.uint8:
@@ -224,7 +229,7 @@ def _checked_images(images: Tensor) -> Tensor:
 def _checked_labels(labels: Any, count: int) -> Tensor:
     if labels is None:
         return torch.full((count,), -1)
-    labels = torch.as_tensor(labels)
+    labels = _tensor(labels)
     if labels.is_floating_point() or labels.shape != (count,):
         raise ValueError(
             f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected integers of "
