@@ -4,6 +4,7 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import os
 import pickle
 import sys
 import tarfile
@@ -239,7 +240,16 @@ def test_fingerprint_of_files_follows_the_folder(tmp_path):
     _picture(tmp_path / "mine" / "1.png", _pixels(9, 8, 3))
     second = read().fingerprint()
     (tmp_path / "mine" / "2.png").rename(tmp_path / "mine" / "3.png")
-    assert len({first, second, read().fingerprint()}) == 3
+    third = read().fingerprint()
+    os.utime(tmp_path / "mine" / "3.png", (1, 1))  # rewritten with the same size
+    assert len({first, second, third, read().fingerprint()}) == 4
+
+
+def test_links_to_folders_are_followed(tmp_path, digits):
+    _picture(tmp_path / "elsewhere" / "1.png", _pixels(8, 8))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "link").symlink_to(tmp_path / "elsewhere")
+    assert len(load_ood_set("mine", digits, tmp_path)) == 1
 
 
 # --------------------------------------------------------------------------- layouts
