@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ood_lib import cli
+from ood_lib import cli, data, plan, runner
 
 pytest.importorskip("papermill")
 pytest.importorskip("jupytext")
@@ -59,8 +59,8 @@ def book(tmp_path, monkeypatch):
         "format: jb-book\nroot: book/intro\nchapters:\n- file: notebooks/10_alpha\n- file: notebooks/20_beta\n"
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "LIBRARY", tmp_path / "library")
-    monkeypatch.setattr(cli, "_benchmarks", lambda: ["digits", "cifar10"])
+    monkeypatch.setattr(plan, "LIBRARY", tmp_path / "library")
+    monkeypatch.setattr(data, "BENCHMARKS", ["digits", "cifar10"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return tmp_path
 
@@ -83,7 +83,7 @@ def output_of(book: Path, name: str, folder: str = "default") -> str:
         ("run -p names [1,2]", ["expects list[str]"]),
         ("run --profile quik", ["unknown profile 'quik'", "'quick'"]),
         ("run --profile odd", ["parameter in profile 'odd' 'sed'", "'seeds'"]),
-        ("build", ["10_alpha, 20_beta", "ood-book run 10_alpha 20_beta --profile default"]),
+        ("build", ["10_alpha, 20_beta", "Run: ood-book run --profile default"]),
     ],
 )
 def test_wrong_input_is_refused_with_the_nearest_name_and_nothing_is_written(book, capsys, arguments, says):
@@ -106,14 +106,31 @@ def test_wrong_input_is_refused_with_the_nearest_name_and_nothing_is_written(boo
     ],
 )
 def test_values_are_read_as_yaml_and_fitted_to_the_annotation(book, name, text, value):
-    args = cli._parser().parse_args(["run", "-p", name, text])
-    given = [task.given[name] for task in cli._plan(args, book) if name in task.given]
-    assert given == [value]
+    tasks = plan.plan(book, "default", {name: text})[1]
+    assert [task.given[name] for task in tasks if name in task.given] == [value]
 
 
 def test_each_notebook_gets_the_part_of_the_profile_that_it_knows(book):
-    alpha, beta = cli._plan(cli._parser().parse_args(["run"]), book)
+    alpha, beta = plan.plan(book, "default", {})[1]
     assert (alpha.given, beta.given) == ({"seeds": 2}, {"delta": 2})
+
+
+def test_paths_are_meant_from_where_the_command_is_given(book, monkeypatch):
+    write_notebook(book, "20_beta", 'benchmark: str = "digits"\ndata_dir: str | None = "sets"', "")
+    monkeypatch.setenv("HOME", "/home/reader")
+    monkeypatch.chdir(book / "library")
+
+    def given(name: str, text: str) -> str:
+        return plan.plan(book, "quick", {name: text}, ["beta"])[1][0].given[name]
+
+    assert given("benchmark", "folder:../mine") == f"folder:{book}/mine"
+    assert given("benchmark", "folder:~/mine") == "folder:/home/reader/mine"
+    assert given("benchmark", "cifar10") == "cifar10"
+    assert given("data_dir", "mine") == f"{book}/library/mine"
+    assert given("data_dir", "null") is None
+    here = plan.plan(book, "quick", {"data_dir": "mine"})[0]
+    monkeypatch.chdir(book)
+    assert plan.plan(book, "quick", {"data_dir": "mine"})[0] != here  # other pictures, another run
 
 
 def test_list_shows_titles_parameters_with_help_profiles_and_benchmarks(book, capsys):
@@ -128,7 +145,7 @@ def test_run_fills_results_records_itself_and_uses_this_interpreter(book, capsys
     assert cli.main(["run", "alpha", "-j", "1"]) == 0
     text = output_of(book, "10_alpha")
     assert "seeds=2 rate=0.5" in text
-    assert f"python={sys.executable} threads={cli._cores()}" in text
+    assert f"python={sys.executable} threads={runner._cores()}" in text
     assert (book / "_build/run/default/10_alpha/numbers.md").read_text() == "seeds 2"
     record = json.loads(text)["metadata"]["ood_book"]
     assert record["parameters"] == {"seeds": 2, "rate": 0.5, "repeats": 2}
@@ -262,3 +279,15 @@ def test_build_shows_how_each_page_was_made_fails_on_a_warning_and_spares_foreig
         assert cli.main(["build"]) == 1
     assert "nowhere" in capfd.readouterr().err
     assert (pages / "notebooks/10_alpha.html").is_file()  # the last good pages stay
+
+
+def test_build_takes_the_same_values_as_run(book, capfd):
+    pytest.importorskip("jupyter_book")
+    values = ["--profile", "quick", "-p", "seeds", "7"]
+    assert cli.main(["build", *values]) == 2
+    assert "Run: ood-book run --profile quick -p seeds 7" in capfd.readouterr().err
+    assert cli.main(["run", *values]) == cli.main(["build", *values]) == 0
+    pages = book / "_build/html-quick-seeds=7/notebooks"
+    alpha, beta = ((pages / f"{name}.html").read_text() for name in ("10_alpha", "20_beta"))
+    assert "seeds=7" in alpha and "injected-parameters" in alpha
+    assert "injected-parameters" not in beta  # all its parameters have their defaults

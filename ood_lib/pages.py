@@ -1,0 +1,83 @@
+"""Builds the pages from finished runs: a staged copy of the book with the executed notebooks in it."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ood_lib.notebooks import Refused, content_hash, need
+from ood_lib.plan import Task, hash_files
+
+__all__ = ["build_pages"]
+
+JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # not PATH's, this Python's
+STAMP = ".ood-book"  # marks a folder of finished pages; holds the hash of what they show
+
+
+def build_pages(root: Path, tasks: Sequence[Task], html: Path) -> bool:
+    """The pages of finished runs in `html`; False for a warning, which leaves the last good pages."""
+    if html.is_dir() and any(html.iterdir()) and not (html / STAMP).is_file():
+        raise Refused(f"{html} holds something else than pages of this book")
+    stage, work = root / "_build/stage", root / "_build/book"
+    _stage(root, tasks, stage)
+    digest = content_hash(hash_files(stage), version("jupyter-book"))
+    if (html / STAMP).is_file() and (html / STAMP).read_text() == digest:
+        return True
+    print(f"building the pages of {html.name} (under a minute) ...", flush=True)
+    # From nothing: Sphinx keeps quiet about warnings of pages it has from a failed build.
+    shutil.rmtree(work, ignore_errors=True)
+    options = ["-q", "-W", "-n", "--keep-going", "--path-output", str(work), str(stage)]
+    if subprocess.run([sys.executable, "-c", JUPYTER_BOOK, "build", *options]).returncode:
+        return False
+    (work / "_build/html" / STAMP).write_text(digest)
+    shutil.rmtree(html, ignore_errors=True)
+    shutil.move(work / "_build/html", html)
+    return True
+
+
+def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
+    """A copy of the book's sources, with the executed notebooks in place of their `.py`."""
+    shutil.rmtree(stage, ignore_errors=True)
+    shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("_generated"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(root / name, stage)
+    (stage / "notebooks").mkdir()
+    for task in tasks:
+        need("nbformat").write(_page(task), stage / "notebooks" / task.target.name)
+        if task.fills_results:
+            shutil.copytree(task.results, stage / "book/_generated" / task.name)
+
+
+def _page(task: Task) -> Any:
+    """The executed notebook as it is shown: what the run left in it out, how it was made in."""
+    nbformat = need("nbformat")
+    notebook = nbformat.read(task.target, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    for cell in list(notebook.cells):
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = "\n".join(x for x in cell.source.splitlines() if not x.startswith("results = "))
+            if not task.given:
+                notebook.cells.remove(cell)
+    statement = nbformat.v4.new_markdown_cell(_how_made(notebook.metadata.ood_book))
+    statement.id = "how-this-page-was-made"
+    notebook.cells.append(statement)
+    return notebook
+
+
+def _how_made(record: dict[str, Any]) -> str:
+    parameters = ", ".join(f"`{k} = {v!r}`" for k, v in record["parameters"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    memory = record["peak_memory_mb"]
+    return f"""```{{admonition}} How this page was made
+:class: dropdown
+- Parameters: {parameters or "none"}
+- Run time: {record["seconds"]} s, finished {record["finished"]}
+- Peak memory: {"not measured" if memory is None else f"{memory} MB"}
+- Machine: {record["machine"]}
+- Versions: {versions}
+```"""
