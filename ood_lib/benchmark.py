@@ -68,23 +68,27 @@ def run_benchmark(
 
     return pd.DataFrame(
         [
-            {"detector": name} | row | {"seed": seed}
+            {"detector": name} | row | {"seed": seed, "seconds": seconds}
             for name, detector in detectors.items()
-            for row in _judge(detector, features, positive)
+            for rows, seconds in [_judge(detector, features, positive)]
+            for row in rows
         ]
     )
 
 
-def _judge(detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"]) -> list[dict[str, Any]]:
+def _judge(
+    detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"]
+) -> tuple[list[dict[str, Any]], float]:
     start = time.perf_counter()
     id_scores = detector.fit(features.train).score(features.test)
     scores = {(name, group): detector(f) for group, sets in features.groups().items() for name, f in sets.items()}
     seconds = time.perf_counter() - start
-    return [
-        {"ood_set": name, "group": group} | row | {"seconds": seconds}
+    rows = [
+        {"ood_set": name, "group": group, **row}
         for (name, group), ood_scores in scores.items()
         for row in evaluate(id_scores, ood_scores, positive=positive).rows()
     ]
+    return rows, seconds
 
 
 def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":
@@ -105,7 +109,7 @@ def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":
     chosen = table[table["metric"] == metric]
     per_seed = chosen.groupby(["detector", "group", "seed"], sort=False)["value"].mean()
     out = per_seed.groupby(level=["detector", "group"], sort=False).agg(["mean", "std", "count"])
-    half = out["std"] / out["count"] ** 0.5 * out["count"].map(_student)
+    half = out["std"] / out["count"] ** 0.5 * out["count"].map(student)
     return (
         out.assign(low=(out["mean"] - half).clip(0, 1), high=(out["mean"] + half).clip(0, 1))
         .rename(columns={"mean": "value", "count": "seeds"})[["value", "low", "high", "seeds"]]
@@ -113,7 +117,7 @@ def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":
     )
 
 
-def _student(n: int) -> float:
+def student(n: int) -> float:
     """97.5 % quantile of Student's t with n - 1 degrees of freedom."""
     from scipy.stats import t
 

@@ -116,7 +116,7 @@ class Detector(nn.Module):
             raise ValueError(f"{name} was given 0 samples; expected at least one")
         for field in self.reads:
             chunks = getattr(features, field).split(self.chunk)
-            bad = sum(int((~chunk.isfinite().flatten(1).all(1)).sum()) for chunk in chunks)
+            bad = sum(int((~chunk.isfinite().reshape(len(chunk), -1).all(1)).sum()) for chunk in chunks)
             if bad:
                 raise ValueError(
                     f"{bad} of {len(features)} rows of {field} hold NaN or infinity; {name} expects finite numbers: "

@@ -85,9 +85,9 @@ def train_classifier(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                schedule.step()
                 history.loss.append(loss.item())
                 history.learning_rate.append(float(schedule.get_last_lr()[0]))
+                schedule.step()
             network.eval()
             if val is not None:
                 history.accuracy.append(accuracy(network, val, device=where))

@@ -58,7 +58,8 @@ def noise(weight: Tensor, delta: float, repeats: int, generator: torch.Generator
     References:
         Granz et al. 2024, definition of the weight perturbation; released code, both switches on.
     """
-    g = torch.randn(repeats, *weight.shape, generator=generator).to(weight)
+    # one draw per repeat: torch.randn of a whole block would depend on the size of the block
+    g = torch.stack([torch.randn(weight.shape, generator=generator) for _ in range(repeats)]).to(weight)
     return F.normalize(g, dim=-1) * (delta * weight.norm(dim=1, keepdim=True))
 
 
@@ -333,13 +334,13 @@ class WeiPer(Detector):
             yield logits if self.random_projections else logits.add_(bias)
 
     def _limit(self, z: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
-        mean, std = self._moments(z, weight, bias)
+        mean, std = self.moments(z, weight, bias)
         sobol = torch.quasirandom.SobolEngine(len(weight), scramble=True, seed=0)
         nodes = torch.special.ndtri(sobol.draw(NODES, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)).to(z)  # (NODES, C)
         for block in nodes.split(max(1, COLUMNS // len(weight))):
             yield torch.addcmul(mean[:, None], std[:, None], block)
 
-    def _moments(self, z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         mean = F.linear(z, weight, bias)
         return mean.zero_() if self.random_projections else mean, logit_noise(z, weight, self.delta)
 
@@ -361,7 +362,7 @@ class WeiPer(Detector):
         if self.kind == "react":
             self.clip.fill_(self._percentile(features))
         if self.kind == "kld":
-            sums = [torch.stack([h.double().sum(0) for h in self._histograms(z)[:2]]) for z in self._chunks(features)]
+            sums = [torch.stack([h.double().sum(0) for h in self.densities(z)[:2]]) for z in self._chunks(features)]
             self.reference, self.reference_weiper = torch.stack(sums).sum(0) / len(features)
 
     def _chunks(self, features: Features) -> Iterator[Tensor]:
@@ -379,25 +380,28 @@ class WeiPer(Detector):
         if self.repeats is not None:
             return torch.stack([end for view in self.views(z) for end in torch.aminmax(view)])
         self._check_width(z)
-        mean, std = self._moments(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
+        mean, std = self.moments(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
         return torch.stack([(mean - REACH * std).amin(), (mean + REACH * std).amax()])
 
     def _percentile(self, features: Features, bins: int = 2**16) -> float:
         """Percentile of all activations to 1/65536 of their range, without sorting them in one piece."""
         low, high = self.range_penultimate.tolist()
-        share = sum(histogram(z.reshape(1, -1), low, high, bins)[0] * z.numel() for z in self._chunks(features))
-        reached = (share.cumsum(0) / share.sum() >= self.react_percentile).nonzero()[0]  # type: ignore[union-attr]
+        counts = torch.zeros(bins, dtype=torch.float64, device=self.clip.device)
+        for z in self._chunks(features):
+            counts += (histogram(z.reshape(1, -1), low, high, bins)[0].double() * z.numel()).round()
+        rank = math.ceil(round(self.react_percentile * counts.sum().item(), 6))
+        reached = (counts.cumsum(0) >= rank).nonzero()[0]
         return low + (reached.item() + 1) * (high - low) / bins
 
     # -- scoring -----------------------------------------------------------------------------------------------
 
-    def _histograms(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def densities(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Histogram of the activations (n, B), of the perturbed logits (n, B), and MSP_W (n,)."""
         low, high = self.range_weiper.tolist()
         lowest, highest = self.range_penultimate.tolist()
         own = histogram(z, lowest, highest, self.bins, self.overflow)
         if self.repeats is None:
-            moments = self._moments(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
+            moments = self.moments(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
             return own, gaussian_histogram(*moments, low, high, self.bins, self.overflow), -self._mean(msp, z)
         shared, confidence = torch.zeros_like(own), z.new_zeros(len(z))
         for view in self.views(z):  # one pass serves both
@@ -422,4 +426,4 @@ class WeiPer(Detector):
             return self._mean(msp if self.kind == "msp" else self.kind, z)
         self._check_width(z)
         references = (r.to(z.dtype) for r in (self.reference, self.reference_weiper))
-        return weiper_kld(*self._histograms(z), *references, **self.kld_options)  # type: ignore[arg-type]
+        return weiper_kld(*self.densities(z), *references, **self.kld_options)  # type: ignore[arg-type]

@@ -1,0 +1,68 @@
+"""The toy that the rooms share: four classes, each with its own six units; OOD fires the eight units nobody uses."""
+
+from dataclasses import dataclass
+
+import matplotlib
+import pytest
+import torch
+from torch import nn
+
+from ood_lib.features import Features
+
+matplotlib.use("Agg")
+
+UNITS, CLASSES = 32, 4
+
+
+@dataclass(frozen=True)
+class Toy:
+    head: nn.Linear
+    train: Features
+    val: Features
+    test: Features
+    ood: Features  # far from every class, and no class speaks up
+
+    def to(self, dtype: torch.dtype) -> "Toy":
+        """The same toy in another precision."""
+        head = nn.Linear(UNITS, CLASSES).to(dtype)
+        head.load_state_dict(self.head.state_dict())
+        return Toy(head, *(cast(f, dtype) for f in (self.train, self.val, self.test, self.ood)))
+
+
+def cast(features: Features, dtype: torch.dtype) -> Features:
+    """Features in another floating-point precision."""
+    values = features.tensors().items()
+    return Features(**{name: v.to(dtype) if v.is_floating_point() else v for name, v in values})
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
+
+
+def make_toy() -> Toy:
+    head = nn.Linear(UNITS, CLASSES).double()
+    weight = 0.02 * normal(CLASSES, UNITS, seed=1)
+    for c in range(CLASSES):
+        weight[c, 6 * c : 6 * c + 6] += 0.3
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(0.1 * normal(CLASSES, seed=2))
+
+    def seen(count: int, seed: int, ood: bool = False) -> Features:
+        labels = torch.arange(count) % CLASSES
+        z = 0.3 * normal(count, UNITS, seed=seed)
+        for row, label in enumerate(labels.tolist()):
+            z[row, slice(24, 32) if ood else slice(6 * label, 6 * label + 6)] += 1.5 if ood else 3
+        z = z.relu()
+        return Features(penultimate=z, logits=head(z).detach(), labels=torch.full((count,), -1) if ood else labels)
+
+    return Toy(head, seen(200, 3), seen(100, 4), seen(60, 5), seen(50, 6, ood=True))
+
+
+@pytest.fixture(scope="session")
+def toy() -> Toy:
+    return make_toy()

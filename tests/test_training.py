@@ -1,0 +1,129 @@
+"""Laws of training: it repeats itself, it learns, and it says what went wrong."""
+
+import pytest
+import torch
+from conftest import normal, seeded
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from ood_lib import ResNet, accuracy, shift, train_classifier
+
+
+def stripes(count: int = 48, side: int = 6) -> TensorDataset:
+    """Two classes that a glance tells apart: the bright half is the upper or the lower one."""
+    labels = torch.arange(count) % 2
+    x = 0.1 * torch.rand(count, 1, side, side, generator=seeded())
+    x[labels == 0, :, : side // 2] += 0.8
+    x[labels == 1, :, side // 2 :] += 0.8
+    return TensorDataset(x, labels)
+
+
+def linear(outputs: int = 2, side: int = 6) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(side * side, outputs))
+
+
+def train(network: nn.Module, data=None, **options):
+    options = {"epochs": 3, "batch_size": 16, "device": "cpu", "progress": False} | options
+    return train_classifier(network, stripes() if data is None else data, **options)
+
+
+def weights(network: nn.Module) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(network.parameters()).detach()
+
+
+def small_shift(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return shift(images, 1, generator)
+
+
+@pytest.mark.parametrize("augment", [None, small_shift])
+def test_the_same_seed_trains_the_same_network(augment):
+    def run(seed: int, noise: int) -> tuple[torch.Tensor, list[float]]:
+        network = linear()
+        torch.manual_seed(noise)  # what happened before in the session does not matter
+        history = train(network, seed=seed, augment=augment)
+        return weights(network), history.loss
+
+    (a, loss_a), (b, loss_b), (c, _) = run(0, 1), run(0, 2), run(1, 1)
+    assert torch.equal(a, b) and loss_a == loss_b
+    assert not torch.equal(a, c)
+
+
+def test_the_loss_falls_and_every_image_is_classified():
+    torch.manual_seed(0)
+    network, data = ResNet(1, 2, (4, 8)), stripes()
+    history = train(network, data, val=data, epochs=8)
+    assert sum(history.loss[-3:]) < 0.2 * sum(history.loss[:3])
+    assert history.accuracy[-1] == accuracy(network, data, device="cpu") == 1
+
+
+def test_the_history_has_one_entry_per_update_and_the_rate_makes_one_cycle():
+    history = train(linear(), val=stripes(), epochs=4, learning_rate=0.3)
+    assert len(history.loss) == len(history.learning_rate) == 4 * 3 and len(history.accuracy) == 4
+    peak = history.learning_rate.index(max(history.learning_rate))
+    assert history.learning_rate[peak] == pytest.approx(0.3, rel=0.05)
+    rates = torch.tensor(history.learning_rate)
+    assert (rates[: peak + 1].diff() > 0).all() and (rates[peak:].diff() < 0).all()
+
+
+def test_the_network_is_left_in_eval_mode():
+    network = ResNet(1, 2, (4,))
+    train(network)
+    assert not any(m.training for m in network.modules())
+
+
+def test_without_validation_there_is_no_accuracy():
+    assert train(linear()).accuracy == []
+
+
+def test_accuracy_is_the_share_of_hits():
+    network = linear()
+    data = TensorDataset(normal(50, 1, 6, 6, dtype=torch.float32), torch.arange(50) % 2)
+    hits = network(data.tensors[0]).argmax(1) == data.tensors[1]
+    for batch_size in (1, 7, 50, 512):
+        assert accuracy(network, data, batch_size=batch_size, device="cpu") == hits.double().mean().item()
+
+
+@pytest.mark.parametrize(("labels", "said"), [([0, 2], "from 0 to 2"), ([-1, 1], "from -1 to 1")])
+def test_labels_outside_the_networks_classes_are_named(labels: list[int], said: str):
+    data = TensorDataset(torch.rand(2, 1, 6, 6), torch.tensor(labels))
+    with pytest.raises(ValueError, match=rf"labels run {said}.*classes 0 to 1"):
+        train(linear(), data)
+
+
+def test_an_empty_training_set_is_named():
+    with pytest.raises(ValueError, match="training set is empty"):
+        train(linear(), TensorDataset(torch.empty(0, 1, 6, 6), torch.empty(0, dtype=torch.long)))
+
+
+def test_a_rate_that_diverges_is_named():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    with pytest.raises(ValueError, match=r"the loss became (nan|inf): try a learning_rate below 1000000"):
+        train(network, learning_rate=1e12, epochs=20)
+
+
+# -- shift ------------------------------------------------------------------------------------------------------
+
+
+def test_shift_moves_content_and_lets_zeros_in():
+    x = 1 + torch.rand(64, 2, 5, 7, generator=seeded())
+    moved = shift(x, 2, seeded(1))
+    assert moved.shape == x.shape
+    seen = set()
+    for before, after in zip(x, moved):
+        padded = nn.functional.pad(before, (2, 2, 2, 2))
+        windows = {(t, s): padded[:, t : t + 5, s : s + 7] for t in range(5) for s in range(5)}
+        found = [where for where, window in windows.items() if torch.equal(window, after)]
+        assert len(found) == 1
+        seen.update(found)
+    assert {t for t, _ in seen} == {s for _, s in seen} == set(range(5))  # every distance occurs, both ways
+
+
+def test_shift_by_nothing_is_the_identity_and_the_generator_decides():
+    x = torch.rand(8, 1, 4, 4, generator=seeded())
+    before = x.clone()
+    assert torch.equal(shift(x, 0, seeded()), x)
+    assert torch.equal(shift(x, 1, seeded(3)), shift(x, 1, seeded(3)))
+    assert not torch.equal(shift(x, 1, seeded(3)), shift(x, 1, seeded(4)))
+    assert torch.equal(x, before)
