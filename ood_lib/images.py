@@ -1,0 +1,204 @@
+"""A set of pictures as tensors: each item is (image, label), the image float32 (C, H, W) in [0, 1].
+
+Pixels stay in [0, 1]; standardisation belongs to the network, so that the same tensors serve for drawing and for
+gradients in pixel units.  An OOD image has no class here: its label is -1.
+"""
+
+import hashlib
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+__all__ = ["Frame", "ImageArray", "ImageFiles"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The picture format of a benchmark: shorter side resized to `resize`, then a centre crop.
+
+    The rule of OpenOOD (bilinear with antialiasing); `resize=0` means `resize=size`, in pixels.
+    """
+
+    channels: int
+    size: int
+    resize: int = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """images: (N, 1 or 3, H, W) in [0, 1] -> (N, channels, size, size)."""
+        images, short = recolour(images, self.channels), self.resize or self.size
+        sides = images.shape[-2:]
+        if min(sides) != short:
+            size = [short * side // min(sides) for side in sides]
+            images = F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
+        top, left = (round((side - self.size) / 2) for side in images.shape[-2:])
+        return images[..., top : top + self.size, left : left + self.size]
+
+
+def recolour(images: Tensor, channels: int) -> Tensor:
+    """images: (N, 1 or 3, H, W) -> (N, channels, H, W), grey repeated or colour weighted."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1)
+    weights = images.new_tensor([0.299, 0.587, 0.114])  # luma of ITU-R 601, as in Pillow
+    return torch.einsum("nchw,c->nhw", images, weights)[:, None]
+
+
+class _Images(Dataset[tuple[Tensor, int]]):
+    """What both kinds of set share: labels (N,), a frame, fetching by batch."""
+
+    def __init__(self, count: int, labels: Any, frame: Frame | None, classes: Sequence[str]) -> None:
+        labels = torch.full((count,), -1) if labels is None else _tensor(labels)
+        if labels.is_floating_point() or labels.shape != (count,):
+            raise ValueError(
+                f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected integers of shape ({count},), "
+                "one for each image"
+            )
+        self.labels, self.frame, self.classes = labels.long(), frame, tuple(classes)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        """The items of one batch, converted together; a DataLoader calls this by itself."""
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        return list(zip(self._fetch(chosen), self.labels[chosen].tolist(), strict=True))
+
+    @property
+    def images(self) -> Tensor:
+        """All images at once: float32 (N, C, H, W), four bytes a value."""
+        return self._fetch(torch.arange(len(self)))
+
+    def _fetch(self, indices: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class ImageArray(_Images):
+    """Images held in memory, converted and brought into the benchmark's frame on access.
+
+    Args:
+        images: uint8 (N, H, W) or (N, H, W, 1 or 3), or float (N, 1 or 3, H, W) in [0, 1].
+        labels: integers (N,), or None for OOD images, which get -1.
+        frame: the shape to conform to; None leaves the images as they are.
+        classes: what the labels count, where the source says so.
+
+    Raises:
+        ValueError: a wrong type, shape, range or number of labels.
+    """
+
+    def __init__(
+        self, images: Any, labels: Any = None, frame: Frame | None = None, classes: Sequence[str] = ()
+    ) -> None:
+        self._raw = _checked_images(_tensor(images))
+        super().__init__(len(self._raw), labels, frame, classes)
+
+    def subset(self, indices: Tensor) -> Self:
+        """The images at `indices` (n,), in that order."""
+        return type(self)(self._raw[indices], self.labels[indices], self.frame, self.classes)
+
+    def fingerprint(self) -> str:
+        """sha256 of pixels, labels and frame: equal content, equal fingerprint."""
+        digest = hashlib.sha256(f"{self._raw.dtype}{tuple(self._raw.shape)}{self.frame}".encode())
+        for part in (self._raw, self.labels):
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def _fetch(self, indices: Tensor) -> Tensor:
+        images = self._raw[indices]
+        if images.dtype == torch.uint8:
+            images = images.reshape(*images.shape[:3], -1).permute(0, 3, 1, 2).float() / 255
+        return images if self.frame is None else self.frame(images)
+
+
+class ImageFiles(_Images):
+    """Pictures in files, decoded on access.
+
+    Args:
+        base: the folder the names are relative to.
+        names: relative paths (N,), as text.
+        labels, frame: as for `ImageArray`; a frame is needed to batch pictures of several sizes.
+        classes: the folder names that the labels count, if there are any.
+
+    Raises:
+        ValueError: on access, a file that is no complete 8-bit picture (the message names it).
+    """
+
+    def __init__(
+        self, base: Path, names: list[str], labels: Any = None, frame: Frame | None = None, classes: Sequence[str] = ()
+    ) -> None:
+        self.base, self.names = base, names
+        super().__init__(len(names), labels, frame, classes)
+
+    def subset(self, indices: Tensor) -> Self:
+        """The pictures at `indices` (n,), in that order."""
+        names = [self.names[i] for i in indices.tolist()]
+        return type(self)(self.base, names, self.labels[indices], self.frame, self.classes)
+
+    def fingerprint(self) -> str:
+        """sha256 of names, sizes, modification times, labels and frame; reads no picture."""
+        digest = hashlib.sha256(f"{self.frame}".encode())
+        for name, label in zip(self.names, self.labels.tolist(), strict=True):
+            stat = (self.base / name).stat()
+            digest.update(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}\n".encode())
+        return digest.hexdigest()
+
+    def _fetch(self, indices: Tensor) -> Tensor:
+        pixels = (_decode(self.base / self.names[i]) for i in indices.tolist())
+        return torch.cat([ImageArray(one[None], frame=self.frame).images for one in pixels])
+
+
+ImageSet = ImageArray | ImageFiles
+
+
+def _tensor(values: Any) -> Tensor:
+    """Shares memory where torch allows it: not with read-only arrays or negative strides."""
+    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, None, ["C", "W"]))
+
+
+def _checked_images(images: Tensor) -> Tensor:
+    shape, as_bytes = tuple(images.shape), images.dtype == torch.uint8
+    if as_bytes:
+        good = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+    else:
+        good = images.is_floating_point() and len(shape) == 4 and shape[1] in (1, 3)
+    if not good or 0 in shape:
+        raise ValueError(
+            f"images are {images.dtype} of shape {shape}; expected uint8 (N, H, W) or (N, H, W, 3), "
+            "or float (N, 1 or 3, H, W)"
+        )
+    if not as_bytes and not (images.min() >= 0 and images.max() <= 1):  # written so that NaN fails too
+        raise ValueError("float images must lie in [0, 1]; divide 0..255 pixels by 255")
+    return images if as_bytes else images.float()
+
+
+def _decode(path: Path) -> np.ndarray:
+    """The pixels of a picture file: uint8 (H, W) when it is grey, else (H, W, 3)."""
+    pillow = need("PIL.Image")
+    try:
+        with pillow.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):  # Pillow clips 16 bits to 8, silently
+                raise ValueError(f"pixels of mode {picture.mode}; save it with 8 bits a channel")
+            return np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def need(module: str) -> Any:
+    """The module, or advice: decoding, downloads and digits come with the extra `plots`, the core does without."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f'{module} is needed here: pip install "ood_lib[plots]"') from error
