@@ -320,10 +320,17 @@ class WeiPer(Detector):
     def views(self, z: Tensor) -> Iterator[Tensor]:
         """Perturbed logits of features (N, K) in blocks (N, b, C); the blocks add up to all r heads."""
         self._check_width(z)
-        weight, bias = self.weight.to(z.dtype), self.bias.to(z.dtype)
-        return self._limit(z, weight, bias) if self.repeats is None else self._drawn(z, weight, bias, self.repeats)
+        return self._limit(z) if self.repeats is None else self._drawn(z, self.repeats)
 
-    def _drawn(self, z: Tensor, weight: Tensor, bias: Tensor, repeats: int) -> Iterator[Tensor]:
+    def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation, both (N, C), of the perturbed logits of features (N, K)."""
+        self._check_width(z)
+        weight = self.weight.to(z.dtype)
+        mean = F.linear(z, weight, self.bias.to(z.dtype))
+        return mean.zero_() if self.random_projections else mean, logit_noise(z, weight, self.delta)
+
+    def _drawn(self, z: Tensor, repeats: int) -> Iterator[Tensor]:
+        weight, bias = self.weight.to(z.dtype), self.bias.to(z.dtype)
         generator = torch.Generator().manual_seed(self.seed)
         block = max(1, COLUMNS // len(weight))
         for start in range(0, repeats, block):
@@ -333,16 +340,12 @@ class WeiPer(Detector):
             logits = (z @ heads.flatten(0, 1).T).unflatten(1, heads.shape[:2])
             yield logits if self.random_projections else logits.add_(bias)
 
-    def _limit(self, z: Tensor, weight: Tensor, bias: Tensor) -> Iterator[Tensor]:
-        mean, std = self.moments(z, weight, bias)
-        sobol = torch.quasirandom.SobolEngine(len(weight), scramble=True, seed=0)
+    def _limit(self, z: Tensor) -> Iterator[Tensor]:
+        mean, std = self.moments(z)
+        sobol = torch.quasirandom.SobolEngine(mean.shape[1], scramble=True, seed=0)
         nodes = torch.special.ndtri(sobol.draw(NODES, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)).to(z)  # (NODES, C)
-        for block in nodes.split(max(1, COLUMNS // len(weight))):
+        for block in nodes.split(max(1, COLUMNS // mean.shape[1])):
             yield torch.addcmul(mean[:, None], std[:, None], block)
-
-    def moments(self, z: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        mean = F.linear(z, weight, bias)
-        return mean.zero_() if self.random_projections else mean, logit_noise(z, weight, self.delta)
 
     def _check_width(self, z: Tensor) -> None:
         if z.shape[1] != self.weight.shape[1]:
@@ -379,8 +382,7 @@ class WeiPer(Detector):
     def _extremes(self, z: Tensor) -> Tensor:
         if self.repeats is not None:
             return torch.stack([end for view in self.views(z) for end in torch.aminmax(view)])
-        self._check_width(z)
-        mean, std = self.moments(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
+        mean, std = self.moments(z)
         return torch.stack([(mean - REACH * std).amin(), (mean + REACH * std).amax()])
 
     def _percentile(self, features: Features, bins: int = 2**16) -> float:
@@ -396,13 +398,13 @@ class WeiPer(Detector):
     # -- scoring -----------------------------------------------------------------------------------------------
 
     def densities(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Histogram of the activations (n, B), of the perturbed logits (n, B), and MSP_W (n,)."""
+        """Histogram of the activations (N, B), of the perturbed logits (N, B), and MSP_W (N,), of a fitted detector."""
         low, high = self.range_weiper.tolist()
         lowest, highest = self.range_penultimate.tolist()
         own = histogram(z, lowest, highest, self.bins, self.overflow)
         if self.repeats is None:
-            moments = self.moments(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
-            return own, gaussian_histogram(*moments, low, high, self.bins, self.overflow), -self._mean(msp, z)
+            shared = gaussian_histogram(*self.moments(z), low, high, self.bins, self.overflow)
+            return own, shared, -self._mean(msp, z)
         shared, confidence = torch.zeros_like(own), z.new_zeros(len(z))
         for view in self.views(z):  # one pass serves both
             shared += histogram(view.flatten(1), low, high, self.bins, self.overflow) * view.shape[1]
@@ -416,7 +418,7 @@ class WeiPer(Detector):
     def extra_repr(self) -> str:
         """The hyperparameters, as they were given."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.kld_options.items())
-        return f"score={self.kind!r}, {super().extra_repr()}, {options}"
+        return f"score={getattr(self.kind, '__name__', repr(self.kind))}, {super().extra_repr()}, {options}"
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
