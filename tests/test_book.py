@@ -290,9 +290,10 @@ BUILT = sorted(p for folder in ("book", "notebooks") for p in (ROOT / "_build").
 
 
 @each(BUILT)
-def test_a_built_page_asks_no_other_host_for_anything(path):
+def test_a_built_page_asks_no_other_host_for_anything_and_names_no_folder_of_this_machine(path):
     text = read(path)
     assert other_hosts(text) == set()
+    assert FORBIDDEN.findall(text) == []
     assert "MathJax" not in text or "_static/mathjax/" in text
 
 
