@@ -59,6 +59,8 @@ def _page(task: Task) -> Any:
     for cell in list(notebook.cells):
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = _still(cell.outputs)
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = "\n".join(x for x in cell.source.splitlines() if not x.startswith("results = "))
             if not task.given:
@@ -67,6 +69,11 @@ def _page(task: Task) -> Any:
     statement.id = "how-this-page-was-made"
     notebook.cells.append(statement)
     return notebook
+
+
+def _still(outputs: Sequence[Any]) -> list[Any]:
+    """The outputs without progress bars, which a terminal would have overwritten: text that begins a line again."""
+    return [o for o in outputs if o.output_type != "stream" or (not o.text.startswith("\r") and o.text.strip())]
 
 
 def _how_made(record: dict[str, Any]) -> str:

@@ -91,6 +91,7 @@ def density(
         ax.axvline(threshold, color=COLORS["grey"], linewidth=1)
         ax.annotate("τ", (threshold, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom")
     ax.set(xlabel=label, ylabel="density")
+    ax.locator_params(axis="x", nbins=5)
     ax.legend()
     return ax
 
@@ -117,6 +118,19 @@ def images(sets: Mapping[str, Dataset], columns: int = 10, roles: Mapping[str, s
         row[0].text(-0.3, 0.5, name, transform=row[0].transAxes, ha="right", va="center",
                     color=COLORS[(roles or {}).get(name, "grey")])  # fmt: skip
     return figure
+
+
+def band(values: "pd.DataFrame", role: str, ax: Axes, ticks: bool = False) -> Axes:
+    """Mean over the columns (networks, draws) against the index, in the style of a role, with the full range shaded.
+
+    ``ticks`` puts the index values at equal distances, for grids that are neither linear nor logarithmic.
+    """
+    x = range(len(values)) if ticks else values.index
+    ax.plot(x, values.mean(axis=1), color=COLORS[role], marker=MARKERS[role], linestyle=LINES[role], label=NAMES[role])
+    ax.fill_between(x, values.min(axis=1), values.max(axis=1), color=COLORS[role], alpha=0.2, lw=0)
+    if ticks:
+        ax.set(xticks=list(x), xticklabels=[f"{v:g}" for v in values.index])
+    return ax
 
 
 def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) -> Axes:
@@ -158,3 +172,12 @@ def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str =
 
     style = grid.rename_axis(None).style.format("{:.1f}").apply(bold)
     return style.set_caption(caption) if caption else style
+
+
+def markdown_table(summary: "pd.DataFrame") -> str:
+    """A summary as a Markdown table in percent, near and far, for pages that include it."""
+    wide = summary.pivot(index="detector", columns="group", values="value").loc[
+        list(dict.fromkeys(summary["detector"]))
+    ]
+    rows = [f"| {name} | {100 * row['near']:.1f} | {100 * row['far']:.1f} |" for name, row in wide.iterrows()]
+    return "\n".join(["| detector | near-OOD | far-OOD |", "|---|---:|---:|", *rows, ""])
