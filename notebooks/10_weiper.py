@@ -40,7 +40,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run weiper -p delta 2.4 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # images: digits, cifar10, cifar100, imagenet or folder:PATH
+benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet or folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 seeds: int = 5  # networks to train, each from its own seed
 seed: int = 0  # the first of these seeds
@@ -53,12 +53,12 @@ delta: float = 1.8  # relative length of the perturbation
 bins: int = 100  # B, histogram bins
 lambda1: float = 2.5  # weight of the divergence in WeiPer space
 lambda2: float = 0.1  # weight of the softmax term
-smooth_penultimate: int = 4  # moving average over the activation histogram, in bins
-smooth_weiper: int = 15  # moving average over the histogram in WeiPer space, in bins
-ood_val: str = "noise"  # the OOD set that section 7 tunes on, and leaves out when it judges
+smooth_penultimate: int = 4  # bins averaged in the activation histogram
+smooth_weiper: int = 15  # bins averaged in the histogram of WeiPer space
+ood_val: str = "noise"  # the OOD set that section 6.4 tunes on
 draws: int = 10  # perturbed heads per point of the repeats sweep
 umap_points: int = 1500  # images in the UMAP picture
-results: str = ""  # folder for tables and figures that other pages show; empty = do not write
+results: str = ""  # folder for what other pages show; empty = do not write
 
 # %% tags=["hide-input"]
 import math
@@ -98,13 +98,13 @@ generator = torch.Generator().manual_seed(seed)
 w = torch.tensor([[1.0, 0.0]])
 id_toy = torch.randn(2000, 2, generator=generator) * torch.tensor([0.3, 0.3]) + 3 * w
 ood_toy = torch.randn(2000, 2, generator=generator) * torch.tensor([0.3, 1.5]) + 3 * w
-looks = perturb(w, 1.0, 12, generator)[:, 0]  # twelve disturbed copies of w, each 1.0 ‖w‖ away from it
+looks = perturb(w, 1.0, 12, generator)[:, 0]  # twelve copies, disturbed by 1.0 ‖w‖
 
 
 def surprise(view: torch.Tensor) -> float:
-    """AUROC when a point is the more suspicious, the further its projection is from the ID mean."""
-    away = [(points @ view - (id_toy @ view).mean()).abs() for points in (id_toy, ood_toy)]
-    return auroc(*away)[0]
+    """AUROC when a point counts as OOD by the distance of its projection to the ID mean."""
+    centre = (id_toy @ view).mean()
+    return auroc((id_toy @ view - centre).abs(), (ood_toy @ view - centre).abs())[0]
 
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: ID and OOD features that agree along w and differ across it, with w (black) and twelve disturbed copies. Middle: seen along w, both sets are one. Right: one disturbed copy tells them apart.", "name": "fig-weiper-toy"}, "image": {"alt": "Three panels. A scatter plot where blue ID points form a round cloud and pink OOD points a tall ellipse through it; the density of both along w, two equal curves; the density along a disturbed direction, where the OOD curve is several times wider."}}
@@ -161,7 +161,8 @@ g = torch.randn(repeats, C, K, generator=torch.Generator().manual_seed(seed))
 e = g / g.norm(dim=-1, keepdim=True)
 W_tilde = W + delta * W.norm(dim=1, keepdim=True) * e  # (r, C, K)
 
-assert torch.allclose(W_tilde, perturb(W, delta, repeats, torch.Generator().manual_seed(seed)))
+library = perturb(W, delta, repeats, torch.Generator().manual_seed(seed))
+assert torch.allclose(W_tilde, library)
 assert torch.allclose((W_tilde - W).norm(dim=-1), delta * W.norm(dim=1).expand(repeats, C))
 
 # %% [markdown]
@@ -248,7 +249,8 @@ logits_tilde = torch.einsum("nk,ick->nic", z, W_tilde) + b  # (N, r, C)
 msp_w = logits_tilde.softmax(-1).amax(-1).mean(1)
 
 library = ood.WeiPer(head, "msp", repeats=repeats, delta=delta, seed=seed)
-assert torch.allclose(library.score(ood.Features(penultimate=z)), -msp_w, atol=1e-5)  # larger = more OOD
+score = library.score(ood.Features(penultimate=z))
+assert torch.allclose(score, -msp_w, atol=1e-5)  # minus: larger = more OOD
 
 # %% [markdown]
 # ### 2.4 Compare densities: WeiPer+KLD
@@ -257,8 +259,9 @@ assert torch.allclose(library.score(ood.Features(penultimate=z)), -msp_w, atol=1
 # $q$, its $rC$ perturbed logits as draws from another, $q^W$. Over the training set these histograms have means
 # $\bar p$ and $\bar p^W$. A sample is suspicious when its own histograms are far from them:
 #
-# $$\mathrm{KLD}(z) = D(\bar p, q) + \lambda_1\,D(\bar p^W, q^W) - \lambda_2\,\mathrm{MSP}_W(z),\qquad
-# D(p,q)=\sum_b (p'_b-q'_b)(\ln p'_b-\ln q'_b).$$
+# $$\mathrm{KLD}(z) = D(\bar p, q) + \lambda_1\,D(\bar p^W, q^W) - \lambda_2\,\mathrm{MSP}_W(z),$$
+#
+# $$D(p,q)=\sum_{b=1}^B (p'_b-q'_b)(\ln p'_b-\ln q'_b).$$
 #
 # $D$ is the sum of both Kullback-Leibler divergences; it is never negative, and zero only for equal histograms.
 # Empty bins would make it infinite. So each histogram is lifted by $\varepsilon$ and normalised first,
@@ -270,16 +273,17 @@ assert torch.allclose(library.score(ood.Features(penultimate=z)), -msp_w, atol=1
 train_z, z = torch.rand(200, K), torch.rand(5, K)
 
 
-def rows(z, low, high):  # one histogram per row, as a share of all values
-    hist = [np.histogram(row.clamp(low, high), bins, (low, high))[0] / row.numel() for row in z.flatten(1)]
-    return torch.tensor(np.array(hist), dtype=torch.float32)
+def shares(z, low, high):  # one histogram per row, as a share of all values
+    z = z.flatten(1).clamp(low, high)
+    counts = np.array([np.histogram(row, bins, (low, high))[0] for row in z])
+    return torch.tensor(counts, dtype=torch.float32) / z.shape[1]
 
 
 def divergence(train, sample, width, eps):
     low, high = train.min().item(), train.max().item()
-    p, q = rows(train, low, high).mean(0), rows(sample, low, high)
-    left = F.pad(q[:, None], ((width - 1) // 2, width // 2), mode="replicate")
-    p, q = p + eps, F.avg_pool1d(left, width, 1)[:, 0] + eps
+    p, q = shares(train, low, high).mean(0), shares(sample, low, high)
+    wide = F.pad(q[:, None], ((width - 1) // 2, width // 2), mode="replicate")
+    p, q = p + eps, F.avg_pool1d(wide, width, 1)[:, 0] + eps
     p, q = p / p.sum(), q / q.sum(1, keepdim=True)
     return ((p - q) * (p.log() - q.log())).sum(1)
 
@@ -290,12 +294,16 @@ def divergence(train, sample, width, eps):
 # $N\times r\times C$ logits; the numbers are the same.)
 
 # %%
-see = lambda z: torch.einsum("nk,ick->nic", z, W_tilde) + b  # noqa: E731
+def see(z):
+    return torch.einsum("nk,ick->nic", z, W_tilde) + b  # (N, r, C)
+
+
 d1 = divergence(train_z, z, smooth_penultimate, eps=0.01)
 d2 = divergence(see(train_z), see(z), smooth_weiper, eps=0.025)
 kld = d1 + lambda1 * d2 - lambda2 * see(z).softmax(-1).amax(-1).mean(1)
 
-library = ood.WeiPer(head, repeats=repeats, seed=seed, **weiper_options).fit(ood.Features(penultimate=train_z))
+library = ood.WeiPer(head, repeats=repeats, seed=seed, **weiper_options)
+library.fit(ood.Features(penultimate=train_z))
 assert torch.allclose(library.score(ood.Features(penultimate=z)), kld, atol=2e-3)
 
 # %% [markdown]
@@ -325,7 +333,8 @@ exact = gaussian_histogram(mean, std, low, high, bins)  # (N, B)
 distance = {}
 for r in (1, 3, 10, 30, 100, 300, 1000, 3000):
     heads = perturb(W, delta, r, torch.Generator().manual_seed(seed))
-    sampled = histogram((torch.einsum("nk,ick->nic", z, heads) + b).flatten(1), low, high, bins)
+    logits_tilde = torch.einsum("nk,ick->nic", z, heads) + b
+    sampled = histogram(logits_tilde.flatten(1), low, high, bins)
     distance[r] = (sampled - exact).abs().sum(1).mean().item() / 2  # total variation
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Total variation distance between the histogram from r random heads and the closed form. It falls like one over the root of r: the heads are Monte-Carlo integration of a known integral.", "name": "fig-weiper-limit"}, "image": {"alt": "Log-log plot of the total variation distance against the number of heads from 1 to 3000. The points fall along a straight line of slope minus one half."}}
@@ -362,14 +371,18 @@ plots.images({"ID": bench.test} | bench.near | bench.far, roles=roles)
 plt.show()
 
 # %%
+def shift_by_an_eighth(images, generator):
+    return ood.shift(images, images.shape[-1] // 8, generator)
+
+
 networks, histories = [], []
 for s in range(seed, seed + seeds):
     torch.manual_seed(s)
-    network = ood.ResNet(bench.image_shape[0], len(bench.classes), widths, normalize=bench.normalize)
-    pad = bench.image_shape[1] // 8  # shift by an eighth of the picture
+    channels, classes = bench.image_shape[0], len(bench.classes)
+    network = ood.ResNet(channels, classes, widths, normalize=bench.normalize)
     histories.append(ood.train_classifier(
         network, bench.train, val=bench.val, epochs=epochs, learning_rate=learning_rate,
-        augment=lambda x, g, pad=pad: ood.shift(x, pad, g), seed=s, device=device,
+        augment=shift_by_an_eighth, seed=s, device=device,
     ))  # fmt: skip
     networks.append(network)
 
@@ -383,9 +396,10 @@ right.set(xlabel="epoch", ylabel="validation accuracy (%)")
 plt.show()
 
 # %%
-features = [ood.extract_benchmark(network, bench, device=device, progress=False) for network in networks]
-accuracies = [100 * (f.test.logits.argmax(1) == f.test.labels).double().mean().item() for f in features]
-f, head = features[0], networks[0].head.cpu()  # the first network is the one we look into
+features = [ood.extract_benchmark(n, bench, device=device) for n in networks]
+heads = [network.head.cpu() for network in networks]
+accuracies = [100 * ood.accuracy(n, bench.test, device="cpu") for n in networks]
+f, head = features[0], heads[0]  # the first network is the one we look into
 f.test
 
 # %% tags=["hide-input"]
@@ -405,13 +419,13 @@ display(Markdown(
 # %% tags=["hide-input"]
 import warnings
 
-import umap
-
 ood_all = {g: torch.cat([x.penultimate for x in sets.values()]) for g, sets in f.groups().items()}
 parts = {"id": f.test.penultimate, **ood_all}
 picked = {k: v[torch.randperm(len(v), generator=generator)[: umap_points // 3]] for k, v in parts.items()}
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # UMAP says that a fixed seed means one thread: we know
+    import umap
+
     points = umap.UMAP(n_neighbors=20, min_dist=0.2, random_state=seed).fit_transform(torch.cat(list(picked.values())))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of penultimate features: known classes form islands, unseen digits sit between them, and much of the far-OOD lies apart. Distances between islands carry no meaning.", "name": "fig-weiper-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID points form one compact island per class, orange near-OOD triangles fill the gaps and lean on islands, pink far-OOD squares form regions of their own and partly touch the islands."}}
@@ -500,7 +514,7 @@ plt.show()
 
 # %%
 def contestants(head):
-    """The detectors of this page for one network's head; WeiPer with the parameters on top of the page."""
+    """The detectors of this page for one network; WeiPer as on top of the page."""
     common = {"repeats": repeats, "delta": delta, "seed": seed}
     return {
         "MSP": ood.MSP(),
@@ -516,18 +530,23 @@ def contestants(head):
 
 
 # %%
-heads = [network.head.cpu() for network in networks]
-table = pd.concat(
-    [ood.run_benchmark(contestants(h), f_s, seed=seed + n) for n, (h, f_s) in enumerate(zip(heads, features))]
-)
-plots.benchmark_table(table, caption=f"AUROC in %, mean over {seeds} networks; bold: best, and all within its interval")
+def over_networks(make):
+    """One benchmark table for the detectors that make(head) returns, over all networks."""
+    runs = enumerate(zip(heads, features))
+    return pd.concat([ood.run_benchmark(make(h), x, seed=seed + n) for n, (h, x) in runs])
+
+
+table = over_networks(contestants)
+caption = f"AUROC in %, mean over {seeds} networks; bold: best, and all within its interval"
+plots.benchmark_table(table, caption=caption)
 
 # %% [markdown]
 # The share of OOD images that slip through when the threshold accepts 95 % of the ID images says the same in the
 # language of an alarm. (OpenOOD v1.5 swaps the roles; `evaluate(..., positive="ood")` gives that number.)
 
 # %%
-plots.benchmark_table(table, "fpr95", caption="FPR at 95 % ID recall in %, mean over networks; lower is better")
+caption = "FPR at 95 % ID recall in %, mean over networks; lower is better"
+plots.benchmark_table(table, "fpr95", caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks. Wide bars are a finding: on far-OOD, logit scores depend on the luck of the seed.", "name": "fig-weiper-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals. Mahalanobis and KNN stand at the right end for far-OOD with short intervals; the logit scores and WeiPer variants stand further left with long ones."}}
 summary = ood.summarize(table)
@@ -597,19 +616,19 @@ pd.DataFrame([*published, mine], columns=columns).style.hide(axis="index").set_c
 
 # %%
 def group_auroc(detector, features):
-    """Mean AUROC over the near sets and over the far sets, for a detector fitted on the training features."""
+    """Fit a detector; its mean AUROC over the near sets and over the far sets."""
     own = detector.fit(features.train).score(features.test)
-    return {
-        g: np.mean([auroc(own, detector(x))[0] for x in sets.values()]) for g, sets in features.groups().items()
-    }
+    groups = features.groups().items()
+    return {g: np.mean([auroc(own, detector(x))[0] for x in s.values()]) for g, s in groups}
 
 
 counts = [r for r in (1, 2, 5, 10, 20, 50, 100) if r <= repeats]
-by_repeats = pd.DataFrame(
-    {"r": r, "draw": draw, **group_auroc(ood.WeiPer(head, repeats=r, seed=100 + draw, **weiper_options), f)}
-    for r in counts
-    for draw in range(draws)
-)
+by_repeats = []
+for r in counts:
+    for draw in range(draws):
+        detector = ood.WeiPer(head, repeats=r, seed=100 + draw, **weiper_options)
+        by_repeats.append({"r": r, "draw": draw, **group_auroc(detector, f)})
+by_repeats = pd.DataFrame(by_repeats)
 at_limit = group_auroc(ood.WeiPer(head, repeats=None, **weiper_options), f)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC against the number of heads: mean and full range over random heads, and the closed form as a line. More heads help because they integrate better, and the gain ends where the integral is reached.", "name": "fig-weiper-repeats"}, "image": {"alt": "Two curves, near-OOD and far-OOD, of AUROC over the number of heads on a logarithmic axis. Both rise and their shaded ranges shrink towards horizontal lines that mark the closed form."}}
@@ -631,18 +650,27 @@ plt.show()
 # %%
 deltas = [0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0]
 options = {k: v for k, v in weiper_options.items() if k != "delta"}
-by_delta = pd.DataFrame(
-    {"score": score, "delta": d, "seed": n, **group_auroc(ood.WeiPer(h, score, None, d, **options), f_s)}
+
+
+def sweep(make, values):
+    """Group AUROCs of the detector make(head, value), for all values and networks."""
+    return pd.DataFrame(
+        {"value": v, "seed": n, **group_auroc(make(h, v), x)}
+        for v in values
+        for n, (h, x) in enumerate(zip(heads, features))
+    )
+
+
+by_delta = {
+    score: sweep(lambda h, d, score=score: ood.WeiPer(h, score, None, d, **options), deltas)
     for score in ("msp", "react", "kld")
-    for d in deltas
-    for n, (h, f_s) in enumerate(zip(heads, features))
-)
+}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Change in AUROC (points) as the perturbation grows, mean over networks and their range. Each score has its own best distance.", "name": "fig-weiper-delta"}, "image": {"alt": "Three panels for WeiPer MSP, WeiPer ReAct and WeiPer KLD. Each shows the change in near-OOD and far-OOD AUROC against delta from 0 to 4 with a band over networks and a line at zero."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.6), sharex=True)
-for ax, (score, part) in zip(axes, by_delta.groupby("score", sort=False)):
+for ax, (score, part) in zip(axes, by_delta.items()):
     for role in ("near", "far"):
-        wide = part.pivot(index="delta", columns="seed", values=role)
+        wide = part.pivot(index="value", columns="seed", values=role)
         plots.band(100 * (wide - wide.loc[0.0]), role, ax)
     ax.axhline(0, color=plots.COLORS["grey"], lw=1)
     ax.set(title={"msp": "WeiPer MSP", "react": "WeiPer+ReAct", "kld": "WeiPer+KLD"}[score], xlabel="δ")
@@ -665,16 +693,17 @@ knobs = {
     "smooth_weiper": [1, 4, 15, 25, 40],
     "eps_penultimate": [1e-4, 1e-3, 0.01, 0.1],
 }
-by_knob = pd.DataFrame(
-    {"knob": knob, "value": v, "seed": n, **group_auroc(ood.WeiPer(h, repeats=None, **weiper_options | {knob: v}), f_s)}
-    for knob, values in knobs.items()
-    for v in values
-    for n, (h, f_s) in enumerate(zip(heads, features))
-)
+
+
+def with_knob(knob):
+    return lambda h, v: ood.WeiPer(h, repeats=None, **weiper_options | {knob: v})
+
+
+by_knob = {knob: sweep(with_knob(knob), values) for knob, values in knobs.items()}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "WeiPer+KLD while one hyperparameter moves: mean over networks, range shaded, the page's value as a thin line.", "name": "fig-weiper-knobs"}, "image": {"alt": "Six panels: bins, lambda 1, lambda 2, both smoothing widths and the floor epsilon 1. Each shows near-OOD and far-OOD AUROC over the values of that hyperparameter with a band over networks."}}
 figure, axes = plt.subplots(2, 3, figsize=(plots.FULL, 4.2), sharey=True)
-for ax, (knob, part) in zip(axes.flat, by_knob.groupby("knob", sort=False)):
+for ax, (knob, part) in zip(axes.flat, by_knob.items()):
     for role in ("near", "far"):
         wide = part.pivot(index="value", columns="seed", values=role)
         plots.band(wide, role, ax, ticks=True)
@@ -697,14 +726,14 @@ plt.show()
 
 # %%
 def tune(h, features, grid):
-    """Best hyperparameters of the grid by AUROC of ID validation against the OOD validation set."""
-    best, best_value = {}, -1.0
+    """Best hyperparameters by AUROC of ID validation against OOD validation."""
+    sides, best, best_value = (features.val, features.far[ood_val]), {}, -1.0
     for d in (0.5, 1.0, 1.8, 2.4):
         detector = ood.WeiPer(h, repeats=None, delta=d, bins=bins).fit(features.train)
-        references = (detector.reference.float(), detector.reference_weiper.float())
-        own, ood_side = (detector.densities(x.penultimate) for x in (features.val, features.far[ood_val]))
+        means = (detector.reference.float(), detector.reference_weiper.float())
+        seen = [detector.densities(x.penultimate) for x in sides]
         for choice in grid:
-            value = auroc(*(ood.weiper_kld(*x, *references, **choice) for x in (own, ood_side)))[0]
+            value = auroc(*(ood.weiper_kld(*x, *means, **choice) for x in seen))[0]
             if value > best_value:
                 best, best_value = {"delta": d, **choice}, value
     return best
@@ -715,16 +744,16 @@ from itertools import product
 
 ood_val = ood_val if ood_val in bench.far else list(bench.far)[-1]
 names = ("lambda1", "lambda2", "smooth_penultimate", "smooth_weiper")
-grid = [dict(zip(names, v)) for v in product((0.1, 1, 2.5), (0, 0.1, 1, 2.5, 5), (1, 4, 12, 20), (4, 15, 40))]
-judged = table[table["ood_set"] != ood_val]
-tuned, choices = [], []
-for n, (h, f_s) in enumerate(zip(heads, features)):
-    choices.append(tune(h, f_s, grid))
-    detector = ood.WeiPer(h, repeats=None, bins=bins, **choices[-1])
-    part = ood.run_benchmark({"WeiPer+KLD, tuned": detector}, f_s, seed=seed + n)
-    tuned.append(part[part["ood_set"] != ood_val])
-compared = pd.concat([judged[judged["detector"].isin(["MSP", "WeiPer+KLD", "KNN", "Mahalanobis"])], *tuned])
-plots.benchmark_table(compared, caption=f"AUROC in % without the set used for tuning ({ood_val})")
+values = product((0.1, 1, 2.5), (0, 0.1, 1, 2.5, 5), (1, 4, 12, 20), (4, 15, 40))
+grid = [dict(zip(names, v)) for v in values]
+choices = {h: tune(h, x, grid) for h, x in zip(heads, features)}
+tuned = over_networks(
+    lambda h: {"WeiPer+KLD, tuned": ood.WeiPer(h, repeats=None, bins=bins, **choices[h])}
+)
+compared = pd.concat([table, tuned])[lambda t: t["ood_set"] != ood_val]
+compared = compared[~compared["detector"].isin(["MaxLogit", "WeiPer+ReAct", "WeiPer MSP"])]
+caption = f"AUROC in % without the set used for tuning ({ood_val})"
+plots.benchmark_table(compared, caption=caption)
 
 # %% tags=["hide-input"]
 def group_means(t, name):
@@ -732,7 +761,7 @@ def group_means(t, name):
 
 
 before, after, simple = (group_means(compared, n) for n in ("WeiPer+KLD", "WeiPer+KLD, tuned", "MSP"))
-heavier = sum(choice["lambda2"] > lambda2 for choice in choices)
+heavier = sum(choice["lambda2"] > lambda2 for choice in choices.values())
 display(Markdown(
     f"Tuning moves WeiPer+KLD from {before['near']:.1f} to **{after['near']:.1f} %** near and from {before['far']:.1f} to "
     f"**{after['far']:.1f} %** far; MSP has {simple['near']:.1f} and {simple['far']:.1f} on the same sets. For {heavier} "
@@ -751,22 +780,22 @@ display(Markdown(
 
 # %%
 def parts(h):
-    base = {"repeats": None, "delta": delta, "bins": bins}
-    both = {"smooth_penultimate": smooth_penultimate, "smooth_weiper": smooth_weiper}
-    return {
-        "D₁ + λ₁D₂ − λ₂MSP (all)": ood.WeiPer(h, **base, **both, lambda1=lambda1, lambda2=lambda2),
-        "without softmax term": ood.WeiPer(h, **base, **both, lambda1=lambda1, lambda2=0),
-        "D₁ alone (activations)": ood.WeiPer(h, **base, **both, lambda1=0, lambda2=0),
-        "D₂ alone (WeiPer space)": ood.WeiPer(h, **base, **both, lambda1=1e6, lambda2=0),
-        "D₂ with random projections": ood.WeiPer(h, **base, **both, lambda1=1e6, lambda2=0, random_projections=True),
-        "no smoothing": ood.WeiPer(h, **base, smooth_penultimate=1, smooth_weiper=1, lambda1=lambda1, lambda2=lambda2),
+    smoothing = ("smooth_penultimate", "smooth_weiper")
+    only_d2 = {"lambda1": 1e6, "lambda2": 0}  # one divergence a million times the other
+    changes = {
+        "D₁ + λ₁D₂ − λ₂MSP (all)": {},
+        "without the softmax term": {"lambda2": 0},
+        "D₁ alone (activations)": {"lambda1": 0, "lambda2": 0},
+        "D₂ alone (WeiPer space)": only_d2,
+        "D₂, random projections": {**only_d2, "random_projections": True},
+        "no smoothing": dict.fromkeys(smoothing, 1),
     }
+    options = {name: weiper_options | change for name, change in changes.items()}
+    return {name: ood.WeiPer(h, repeats=None, **o) for name, o in options.items()}
 
 
-taken_apart = pd.concat(
-    [ood.run_benchmark(parts(h), f_s, seed=seed + n) for n, (h, f_s) in enumerate(zip(heads, features))]
-)
-plots.benchmark_table(taken_apart, caption=f"AUROC in %, closed form, mean over {seeds} networks")
+caption = f"AUROC in %, closed form, mean over {seeds} networks"
+plots.benchmark_table(over_networks(parts), caption=caption)
 
 # %% [markdown]
 # ## 7. When it fails
@@ -777,14 +806,15 @@ plots.benchmark_table(taken_apart, caption=f"AUROC in %, closed form, mean over 
 # space *of the same length*. The logits stay, the length stays, and the feature is now one that no image produces.
 
 # %%
-z = f.test.penultimate
+z, K = f.test.penultimate, head.in_features
 weight = head.weight.detach()
 onto = torch.linalg.pinv(weight) @ weight  # projector onto the row space of W
 inside = z @ onto
 random = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed))
 random -= random @ onto
 outside = F.normalize(random, dim=1) * (z - inside).norm(dim=1, keepdim=True)
-forged = ood.Features(penultimate=inside + outside, logits=head(inside + outside).detach())
+forged = inside + outside
+forged = ood.Features(penultimate=forged, logits=head(forged).detach())
 assert torch.allclose(forged.logits, f.test.logits, atol=1e-3)
 
 # %% tags=["hide-input"]
@@ -819,7 +849,10 @@ pd.DataFrame(rows_, columns=columns).style.hide(axis="index").set_caption("Forge
 
 # %%
 def check(answer, good, hint):
-    print("not answered yet" if answer is ... else "correct" if good(answer) else f"not yet: {hint}")
+    if answer is ...:
+        print("not answered yet")
+    else:
+        print("correct" if good(answer) else f"not yet: {hint}")
 
 
 # %% [markdown]
@@ -831,7 +864,7 @@ def check(answer, good, hint):
 
 # %% tags=["exercise"]
 angle = ...
-check(angle, lambda a: abs(a - 45) < 1, "c vanishes for large K; which angle has tangent 1?")
+check(angle, lambda a: abs(a - 45) < 1, "c vanishes; which angle has tangent 1?")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -859,7 +892,7 @@ check(angle, lambda a: abs(a - 45) < 1, "")
 
 # %% tags=["exercise"]
 largest = ...
-check(largest, lambda a: abs(a) < 1e-5, "with delta=0 every perturbed head is the head itself")
+check(largest, lambda a: abs(a) < 1e-5, "with delta=0 each perturbed head is the head")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -870,7 +903,8 @@ check(largest, lambda a: abs(a) < 1e-5, "with delta=0 every perturbed head is th
 # ```
 
 # %% tags=["solution"]
-largest = (ood.WeiPer(head, "msp", delta=0.0)(f.test) - ood.MSP()(f.test)).abs().max().item()
+plain, perturbed = ood.MSP(), ood.WeiPer(head, "msp", delta=0.0)
+largest = (perturbed(f.test) - plain(f.test)).abs().max().item()
 check(largest, lambda a: abs(a) < 1e-5, "")
 
 # %% [markdown]
@@ -888,7 +922,7 @@ check(largest, lambda a: abs(a) < 1e-5, "")
 # %% tags=["exercise"]
 near = ...
 paper_value = group_auroc(ood.WeiPer(head, repeats=None, **weiper_options), f)["near"]
-check(near, lambda a: a > paper_value, "give the softmax term more weight: try lambda2=2.5")
+check(near, lambda a: a > paper_value, "give the softmax term more weight")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -899,7 +933,8 @@ check(near, lambda a: a > paper_value, "give the softmax term more weight: try l
 # ```
 
 # %% tags=["solution"]
-near = group_auroc(ood.WeiPer(head, repeats=None, **weiper_options | {"lambda2": 2.5}), f)["near"]
+heavy = ood.WeiPer(head, repeats=None, **weiper_options | {"lambda2": 2.5})
+near = group_auroc(heavy, f)["near"]
 check(near, lambda a: a > paper_value, "")
 
 # %% [markdown]
@@ -920,8 +955,9 @@ check(near, lambda a: a > paper_value, "")
 # %% tags=["exercise"]
 toy, sigma = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.2, 0.3, 0.1])
 right = ...
-sampled = torch.logsumexp(toy + sigma * torch.randn(200_000, 3, generator=generator), 1).mean().item()
-check(right, lambda a: abs(a - sampled) < 2e-3, "the Hessian of logsumexp is diag(p) − p pᵀ")
+xi = torch.randn(200_000, 3, generator=generator)
+left = torch.logsumexp(toy + sigma * xi, 1).mean().item()
+check(right, lambda a: abs(a - left) < 2e-3, "the Hessian of logsumexp is diag(p) − p pᵀ")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -937,7 +973,7 @@ check(right, lambda a: abs(a - sampled) < 2e-3, "the Hessian of logsumexp is dia
 # %% tags=["solution"]
 p = toy.softmax(0)
 right = (torch.logsumexp(toy, 0) + 0.5 * (p * (1 - p) * sigma**2).sum()).item()
-check(right, lambda a: abs(a - sampled) < 2e-3, "")
+check(right, lambda a: abs(a - left) < 2e-3, "")
 
 # %% [markdown]
 # ```{solution-end}
@@ -953,7 +989,7 @@ check(right, lambda a: abs(a - sampled) < 2e-3, "")
 
 # %% tags=["exercise"]
 forged_auroc = ...
-check(forged_auroc, lambda a: a > 0.9, "do not pool: keep a mean and a standard deviation for every direction")
+check(forged_auroc, lambda a: a > 0.9, "do not pool: keep mean and spread per direction")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -964,11 +1000,16 @@ check(forged_auroc, lambda a: a > 0.9, "do not pool: keep a mean and a standard 
 # ```
 
 # %% tags=["solution"]
-directions = F.normalize(torch.randn(500, head.in_features, generator=torch.Generator().manual_seed(1)), dim=1)
+directions = F.normalize(torch.randn(500, K, generator=generator), dim=1)
 seen = f.train.penultimate @ directions.T
 centre, width = seen.mean(0), seen.std(0)
-surprise_of = lambda z: (((z @ directions.T - centre) / width) ** 2).mean(1)  # noqa: E731
-forged_auroc = auroc(surprise_of(f.test.penultimate), surprise_of(forged.penultimate))[0]
+
+
+def unusual(z):
+    return (((z @ directions.T - centre) / width) ** 2).mean(1)
+
+
+forged_auroc = auroc(unusual(f.test.penultimate), unusual(forged.penultimate))[0]
 check(forged_auroc, lambda a: a > 0.9, "")
 
 # %% [markdown]

@@ -30,7 +30,7 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path) -> bool:
     # From nothing: Sphinx keeps quiet about warnings of pages it has from a failed build.
     shutil.rmtree(work, ignore_errors=True)
     options = ["-q", "-W", "-n", "--keep-going", "--path-output", str(work), str(stage)]
-    if subprocess.run([sys.executable, "-c", JUPYTER_BOOK, "build", *options]).returncode:
+    if subprocess.run([sys.executable, "-c", JUPYTER_BOOK, "build", *options], stdout=subprocess.DEVNULL).returncode:
         return False
     (work / "_build/html" / STAMP).write_text(digest)
     shutil.rmtree(html, ignore_errors=True)

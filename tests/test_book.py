@@ -33,6 +33,7 @@ RUNS = [path for path in QUICK if path.is_file()]
 ADDRESS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 BRANCH = "main"
 ALT = 40  # characters that describe a figure at least
+WIDE = 92  # characters of a line of code in a cell that is shown: the page shows no more
 SHOWN, FOLDED = 15, 25  # lines of code in a cell that is shown, and in one that is folded away
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 
@@ -170,14 +171,26 @@ def code_lines(source):
     return sum(1 for line in source.splitlines() if line.strip() and not line.strip().startswith("#"))
 
 
+def folded(cell):
+    return bool({"hide-input", "hide-cell", "remove-input", "remove-cell"} & set(tags(cell)))
+
+
+def too_wide(cell):
+    return not folded(cell) and any(len(line) > WIDE for line in cell.source.splitlines())
+
+
 def too_long(cell):
-    folded = {"hide-input", "hide-cell", "remove-input", "remove-cell"} & set(tags(cell))
-    return "parameters" not in tags(cell) and code_lines(cell.source) > (FOLDED if folded else SHOWN)
+    return "parameters" not in tags(cell) and code_lines(cell.source) > (FOLDED if folded(cell) else SHOWN)
 
 
 @each(NOTEBOOKS)
 def test_code_cells_are_short_enough_to_read(path):
     assert [c.source.splitlines()[0] for c in cells_of(path) if too_long(c)] == []
+
+
+@each(NOTEBOOKS)
+def test_shown_code_fits_the_width_of_the_page(path):
+    assert [c.source.splitlines()[0] for c in cells_of(path) if too_wide(c)] == []
 
 
 def undescribed(metadata):
