@@ -537,7 +537,7 @@ def over_networks(make):
 
 
 table = over_networks(contestants)
-caption = f"AUROC in %, mean over {seeds} networks; bold: best, and all within its interval"
+caption = f"AUROC in %, mean over {seeds} networks ± 95 % interval; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% [markdown]
@@ -892,7 +892,7 @@ check(angle, lambda a: abs(a - 45) < 1, "")
 
 # %% tags=["exercise"]
 largest = ...
-check(largest, lambda a: abs(a) < 1e-5, "with delta=0 each perturbed head is the head")
+check(largest, lambda a: abs(a) < 1e-5, "delta=0: each copy is the head")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -921,7 +921,8 @@ check(largest, lambda a: abs(a) < 1e-5, "")
 
 # %% tags=["exercise"]
 near = ...
-paper_value = group_auroc(ood.WeiPer(head, repeats=None, **weiper_options), f)["near"]
+page = ood.WeiPer(head, repeats=None, **weiper_options)
+paper_value = group_auroc(page, f)["near"]
 check(near, lambda a: a > paper_value, "give the softmax term more weight")
 
 # %% [markdown]
@@ -957,7 +958,7 @@ toy, sigma = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.2, 0.3, 0.1])
 right = ...
 xi = torch.randn(200_000, 3, generator=generator)
 left = torch.logsumexp(toy + sigma * xi, 1).mean().item()
-check(right, lambda a: abs(a - left) < 2e-3, "the Hessian of logsumexp is diag(p) − p pᵀ")
+check(right, lambda a: abs(a - left) < 2e-3, "the Hessian is diag(p) − p pᵀ")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -989,7 +990,7 @@ check(right, lambda a: abs(a - left) < 2e-3, "")
 
 # %% tags=["exercise"]
 forged_auroc = ...
-check(forged_auroc, lambda a: a > 0.9, "do not pool: keep mean and spread per direction")
+check(forged_auroc, lambda a: a > 0.9, "keep mean and spread per direction")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1026,7 +1027,8 @@ check(forged_auroc, lambda a: a > 0.9, "")
 # * The random heads are an integral in disguise. `repeats=None` solves it, faster and without luck.
 # * It is post-hoc and cheap, but it has knobs, and it cannot see what the head ignores.
 #
-# **In the library:** `ood_lib.WeiPer`, and the functions in `ood_lib.weiper` that this page built from scratch.
+# **In the library:** {py:class}`~ood_lib.weiper.WeiPer`, and the functions of {py:mod}`ood_lib.weiper` that this page
+# built from scratch.
 #
 # **Read on:** the paper {cite:p}`granz2024weiper`; ReAct {cite:p}`sun2021react`, whose clipping WeiPer can average;
 # the energy score {cite:p}`liu2020energy`; the protocol {cite:p}`zhang2023openood`.

@@ -279,7 +279,13 @@ def load_benchmark(
 def load_ood_set(name: str, bench: Benchmark, root: str | Path | None = None, *, download: bool = True) -> ImageSet:
     """One more OOD set in the shape of `bench`, found as `load_benchmark` finds its own.
 
-    Args: name, such as "fashion_mnist", "kmnist", or any folder of yours under `root`.
+    Args:
+        name: what torchvision offers, such as "fashion_mnist", or the name of a folder of yours under `root`.
+        bench: whose image shape the set is brought to.
+        root, download: as in `load_benchmark`.
+
+    Raises:
+        MissingDataError: the set is not there; the message says what to put where.
     """
     frame = bench.test.frame or Frame(bench.image_shape[0], bench.image_shape[1])
     return Shelf(_root(root), download).unknown([name], frame)[name]

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ood_lib.benchmark import student
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -154,23 +156,24 @@ def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) 
 
 
 def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str = "") -> Any:
-    """A `run_benchmark` table as a page shows it: detectors x OOD sets, mean over seeds in percent, best in bold.
+    """A `run_benchmark` table as a page shows it: detectors x OOD sets, in percent, with intervals, best in bold.
 
-    Bold are the best value of a column and all those that its interval over seeds reaches (of one seed: the interval
-    of the test set).
+    The interval is that of Student's t over seeds; of a single seed, that of its test set.  Bold are the best value of
+    a column and all those within its interval.
     """
+    keys = ["detector", "group", "ood_set"]
     chosen = table[table["metric"] == metric].assign(half=lambda t: (t["high"] - t["low"]) / 2)
-    cells = 100 * chosen.groupby(["detector", "group", "ood_set"], sort=False)[["value", "half"]].mean()
-    spread = 200 * chosen.groupby(["detector", "group", "ood_set"], sort=False)["value"].sem()
-    half = spread.fillna(cells["half"]).unstack([1, 2], sort=False)
-    grid = cells["value"].unstack([1, 2], sort=False)
+    grouped = 100 * chosen.groupby(keys, sort=False)[["value", "half"]].agg(["mean", "sem"])
+    over_seeds = grouped["value", "sem"] * student(chosen["seed"].nunique())
+    value, half = (
+        column.unstack([1, 2], sort=False).rename_axis(None).rename_axis([None, None], axis=1)
+        for column in (grouped["value", "mean"], over_seeds.fillna(grouped["half", "mean"]))
+    )
 
-    def bold(column: "pd.Series") -> list[str]:
-        best = column.idxmin() if metric == "fpr95" else column.idxmax()
-        ties = (column - column[best]).abs() <= half[column.name][best]
-        return ["font-weight: bold" if tie else "" for tie in ties]
-
-    style = grid.rename_axis(None).style.format("{:.1f}").apply(bold)
+    best = value.idxmin() if metric == "fpr95" else value.idxmax()
+    ties = value.apply(lambda c: (c - c[best[c.name]]).abs() <= half.loc[best[c.name], c.name])
+    cells = value.map("{:.1f}".format) + half.map(" <small>± {:.1f}</small>".format)
+    style = cells.style.apply(lambda _: ties.map({True: "font-weight: bold", False: ""}.get), axis=None)
     return style.set_caption(caption) if caption else style
 
 
