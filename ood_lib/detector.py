@@ -77,7 +77,13 @@ class Detector(nn.Module):
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
         self._check(features)
         device = getattr(features, self.reads[0]).device
-        return torch.cat([self._score(self._prepare(c)) for c in features.split(self.chunk)]).to(device)
+        scores = torch.empty(0)
+        for start, chunk in zip(range(0, len(features), self.chunk), features.split(self.chunk)):
+            found = self._score(self._prepare(chunk))
+            if start == 0:  # the precision is known; one place for all scores
+                scores = found.new_empty(len(features), device=device)
+            scores[start : start + len(found)] = found
+        return scores
 
     def forward(self, features: Features) -> Tensor:
         """The same as `score`."""

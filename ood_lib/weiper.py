@@ -145,7 +145,9 @@ def gaussian_histogram(
     """
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64).tolist()
     std = std.clamp_min(torch.finfo(std.dtype).tiny)
-    below = torch.stack([torch.special.ndtr((edge - mean) / std).mean(1) for edge in edges], 1)  # (N, B + 1)
+    below = mean.new_empty(len(mean), bins + 1)  # filled in place: small results between large ones fragment the heap
+    for b, edge in enumerate(edges):
+        below[:, b] = torch.special.ndtr((edge - mean) / std).mean(1)
     if overflow == "clamp":
         below[:, 0], below[:, -1] = 0, 1
     return below.diff(dim=1)
@@ -359,31 +361,41 @@ class WeiPer(Detector):
     def _fit(self, features: Features) -> None:
         self._check_width(features.penultimate)  # what can fail comes first: a failed fit changes nothing
         own = self._range(self._chunks(features))
-        shared = self._range(self._extremes(z) for z in self._chunks(features)) if self.kind == "kld" else own
+        shared = self._range(s for z in self._chunks(features) for s in self._spread(z)) if self.kind == "kld" else own
         self.range_penultimate.copy_(own)
         self.range_weiper.copy_(shared)
         if self.kind == "react":
             self.clip.fill_(self._percentile(features))
         if self.kind == "kld":
-            sums = [torch.stack([h.double().sum(0) for h in self.densities(z)[:2]]) for z in self._chunks(features)]
-            self.reference, self.reference_weiper = torch.stack(sums).sum(0) / len(features)
+            self.reference, self.reference_weiper = self._mean_densities(features)
 
     def _chunks(self, features: Features) -> Iterator[Tensor]:
         return (self._prepare(chunk).penultimate for chunk in features.split(self.chunk))
 
     @staticmethod
     def _range(chunks: Iterator[Tensor]) -> Tensor:
-        ends = torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in chunks]).double()
-        low, high = ends[:, 0].amin(), ends[:, 1].amax()
+        low, high = math.inf, -math.inf
+        for chunk in chunks:
+            smallest, largest = torch.stack(torch.aminmax(chunk)).tolist()
+            low, high = min(low, smallest), max(high, largest)
         if low == high:
-            raise ValueError(f"every value is {low.item():g}: constant features have no histogram; look at the network")
-        return torch.stack([low, high])
+            raise ValueError(f"every value is {low:g}: constant features have no histogram; look at the network")
+        return torch.tensor([low, high], dtype=torch.float64)
 
-    def _extremes(self, z: Tensor) -> Tensor:
+    def _spread(self, z: Tensor) -> Iterator[Tensor]:
+        """Tensors whose extremes bound the histogram of the perturbed logits."""
         if self.repeats is not None:
-            return torch.stack([end for view in self.views(z) for end in torch.aminmax(view)])
+            return self.views(z)
         mean, std = self.moments(z)
-        return torch.stack([(mean - REACH * std).amin(), (mean + REACH * std).amax()])
+        return iter((mean - REACH * std, mean + REACH * std))
+
+    def _mean_densities(self, features: Features) -> Tensor:
+        """Sample-weighted means (2, B) of both histograms, summed in float64."""
+        total = torch.zeros(2, self.bins, dtype=torch.float64, device=self.clip.device)
+        for z in self._chunks(features):
+            for row, density in zip(total, self.densities(z)):
+                row += density.double().sum(0)
+        return total / len(features)
 
     def _percentile(self, features: Features, bins: int = 2**16) -> float:
         """Percentile of all activations to 1/65536 of their range, without sorting them in one piece."""

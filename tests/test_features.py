@@ -122,6 +122,15 @@ def test_a_failing_save_leaves_the_old_file_and_no_partial_one(tmp_path, monkeyp
     assert same(Features.load(path), old)
 
 
+def test_a_reader_keeps_the_file_it_opened_when_a_new_one_is_saved(tmp_path):
+    path = tmp_path / "f.safetensors"
+    Features(logits=normal(4, 2)).save(path)
+    before = path.read_bytes()
+    with open(path, "rb") as reader:
+        Features(logits=normal(4, 2, seed=1)).save(path)
+        assert reader.read() == before != path.read_bytes()
+
+
 @pytest.mark.parametrize("kept", [0, 4, 60, -1])
 def test_a_truncated_file_is_named(tmp_path, kept: int):
     path = tmp_path / "broken.safetensors"
