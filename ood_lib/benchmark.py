@@ -1,7 +1,8 @@
 """Every detector on every OOD set, as one tidy table."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -76,12 +77,28 @@ def run_benchmark(
     )
 
 
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say of which features a detector complains."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
 def _judge(
     detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"]
 ) -> tuple[list[dict[str, Any]], float]:
     start = time.perf_counter()
-    id_scores = detector.fit(features.train).score(features.test)
-    scores = {(name, group): detector(f) for group, sets in features.groups().items() for name, f in sets.items()}
+    with _named("the ID training features"):
+        detector.fit(features.train)
+    with _named("the ID test features"):
+        id_scores = detector.score(features.test)
+    scores = {}
+    for group, sets in features.groups().items():
+        for name, ood in sets.items():
+            with _named(f"the {group}-OOD set {name!r}"):
+                scores[name, group] = detector.score(ood)
     seconds = time.perf_counter() - start
     rows = [
         {"ood_set": name, "group": group, **row}

@@ -30,6 +30,7 @@ class Detector(nn.Module):
 
     reads: ClassVar[tuple[str, ...]] = ("penultimate",)  # fields of Features that must be there
     needs_fit: ClassVar[bool] = True
+    grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: `load_state_dict` takes the saved one
     chunk: int = 2048  # rows scored at once: bounds the memory, does not change the result
 
     fitted: Tensor
@@ -83,6 +84,11 @@ class Detector(nn.Module):
             if start == 0:  # the precision is known; one place for all scores
                 scores = found.new_empty(len(features), device=device)
             scores[start : start + len(found)] = found
+        if lost := int(scores.isnan().sum()):  # NaN > threshold is False: it would pass as in-distribution
+            raise ValueError(
+                f"{lost} of {len(scores)} scores are NaN: {type(self).__name__} overflowed on these features; "
+                "give it float64, or look for numbers that are far too large"
+            )
         return scores
 
     def forward(self, features: Features) -> Tensor:
@@ -115,6 +121,8 @@ class Detector(nn.Module):
 
     def _check(self, features: Features) -> None:
         name = type(self).__name__
+        if not isinstance(features, Features):
+            raise TypeError(f"{name} was given a {type(features).__name__}; expected Features(penultimate=..., ...)")
         missing = [field for field in self.reads if getattr(features, field) is None]
         if missing:
             raise ValueError(f"{name} reads {missing}, which {features} does not hold: extract them first")
@@ -129,6 +137,12 @@ class Detector(nn.Module):
                     "look for a diverged network or half-precision overflow, or drop these rows"
                 )
 
+    def _check_width(self, z: Tensor, width: int, who: str = "those it was fitted on were") -> None:
+        if z.shape[1] != width:
+            raise ValueError(
+                f"the features are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
+            )
+
     def _prepare(self, chunk: Features) -> Features:
         """Bring a chunk to the detector's device and to at least single precision."""
         moved = chunk.to(self.threshold.device).tensors()
@@ -136,10 +150,9 @@ class Detector(nn.Module):
         return Features(**{name: v.float() if v.dtype in low else v for name, v in moved.items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, buffer in self._buffers.items():  # a fresh detector has empty buffers: take the saved shapes
-            saved = state_dict.get(prefix + name)
-            if buffer is not None and saved is not None and saved.shape != buffer.shape:
-                setattr(self, name, torch.empty_like(saved, device=buffer.device))
+        for name in self.grows:
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

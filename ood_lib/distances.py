@@ -51,7 +51,9 @@ class KNN(Detector):
     """
 
     chunk = 256
+    grows = ("bank", "centre")
     bank: Tensor
+    centre: Tensor
 
     def __init__(self, k: int = 50, normalize: bool = True) -> None:
         super().__init__()
@@ -59,18 +61,22 @@ class KNN(Detector):
             raise ValueError(f"k={k} was given; expected a neighbour to look at, k >= 1")
         self.k, self.normalize = k, normalize
         self.register_buffer("bank", torch.empty(0, 0))
+        self.register_buffer("centre", torch.empty(0))
 
-    def _unit(self, z: Tensor) -> Tensor:
-        return F.normalize(z, dim=1) if self.normalize else z
+    def _place(self, z: Tensor) -> Tensor:
+        # distances do not see a shift, rounding does: |a|^2 + |b|^2 - 2ab loses what a and b share
+        return F.normalize(z, dim=1) if self.normalize else z - self.centre.to(z.dtype)
 
     def _fit(self, features: Features) -> None:
         if len(features) < self.k:
             raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
-        bank = self._unit(features.penultimate.to(self.threshold.device))
-        self.bank = bank if self.normalize else bank.clone()  # never the caller's own tensor
+        z = self._prepare(Features(penultimate=features.penultimate)).penultimate
+        self.centre = z.mean(0)
+        self.bank = self._place(z)
 
     def _score(self, features: Features) -> Tensor:
-        return knn_distance(self._unit(features.penultimate), self.bank, self.k)
+        self._check_width(features.penultimate, self.bank.shape[1])
+        return knn_distance(self._place(features.penultimate), self.bank, self.k)
 
 
 def class_means(z: Tensor, labels: Tensor) -> Tensor:
@@ -79,6 +85,9 @@ def class_means(z: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ValueError: a label is negative, or a class below the largest one has no sample.
     """
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected class indices (N,)")
+    labels = labels.long()
     if labels.min() < 0:
         raise ValueError(f"labels must be class indices >= 0; the smallest one given is {int(labels.min())}")
     counts = labels.bincount()
@@ -94,7 +103,7 @@ def tied_covariance(z: Tensor, labels: Tensor, means: Tensor, chunk: int = 8192)
     """Covariance (K, K) of the features around their class means, divided by N, summed in float64."""
     total = means.new_zeros(z.shape[1], z.shape[1])
     for rows, classes in zip(z.split(chunk), labels.split(chunk)):
-        centred = rows.double() - means[classes]
+        centred = rows.double() - means[classes.long()]
         total += centred.T @ centred
     return total / len(z)
 
@@ -126,7 +135,7 @@ class Mahalanobis(Detector):
     The fit runs in float64.
     """
 
-    reads = ("penultimate",)
+    grows = ("means", "whitening")
     means: Tensor
     whitening: Tensor
 
@@ -151,4 +160,5 @@ class Mahalanobis(Detector):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        return mahalanobis(z.double(), self.means, self.whitening).to(z.dtype)
+        self._check_width(z, self.means.shape[1])
+        return mahalanobis(z.double(), self.means.double(), self.whitening.double()).to(z.dtype)

@@ -72,7 +72,7 @@ def auroc(id_scores: Tensor, ood_scores: Tensor, confidence: float = 0.95) -> tu
     of_ood = _wins(ood_scores, id_scores)  # (M,)
     of_id = 1 - _wins(id_scores, ood_scores)  # (N,)
     area = of_ood.mean().item()
-    variance = sum(w.var().item() / len(w) for w in (of_ood, of_id) if len(w) > 1)
+    variance = sum((w.var().item() if len(w) > 1 else 0.25) / len(w) for w in (of_ood, of_id))
     n = min(len(of_ood), len(of_id))
     return area, _logit_interval(area, math.sqrt(variance), n, confidence)
 
@@ -185,6 +185,9 @@ def evaluate(
         >>> evaluate(torch.arange(50.0), torch.arange(25.0, 75.0)).auroc
         0.875
     """
+    if positive not in ("id", "ood") or not 0 < confidence < 1:
+        raise ValueError(f"positive={positive!r}, confidence={confidence} given; expected 'id' or 'ood', and 0 < c < 1")
+    id_scores, ood_scores = (torch.as_tensor(s).detach().double() for s in (id_scores, ood_scores))
     for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
         if scores.ndim != 1 or len(scores) == 0 or not scores.isfinite().all():
             raise ValueError(

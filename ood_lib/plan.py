@@ -69,7 +69,11 @@ def read_profile(root: Path, given: str) -> tuple[str, dict[str, Any]]:
     if path is None or not path.is_file():
         raise unknown("profile", given, own)
     text = path.read_text(encoding="utf-8")
-    values = need("yaml").safe_load(text) or {}
+    yaml = need("yaml")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise Refused(f"profile {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise Refused(f"profile {path} is not a list of `name: value` lines")
     return path.stem if path in own.values() else f"{path.stem}-{content_hash(text)[:8]}", values

@@ -14,6 +14,7 @@ References:
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -58,8 +59,10 @@ def noise(weight: Tensor, delta: float, repeats: int, generator: torch.Generator
     References:
         Granz et al. 2024, definition of the weight perturbation; released code, both switches on.
     """
-    # one draw per repeat: torch.randn of a whole block would depend on the size of the block
-    g = torch.stack([torch.randn(weight.shape, generator=generator) for _ in range(repeats)]).to(weight)
+    # one draw per repeat: torch.randn of a whole block would depend on the size of the block; and named types, so that
+    # neither torch.set_default_dtype nor torch.set_default_device changes the draw
+    draw = partial(torch.randn, weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+    g = torch.stack([draw() for _ in range(repeats)]).to(weight)
     return F.normalize(g, dim=-1) * (delta * weight.norm(dim=1, keepdim=True))
 
 
@@ -283,6 +286,9 @@ class WeiPer(Detector):
         self.overflow, self.react_percentile = overflow, react_percentile
         self.random_projections, self.seed = random_projections, seed
         self._check_arguments()
+        if not isinstance(head, nn.Linear) or not all(p.isfinite().all() for p in head.parameters()):
+            given = type(head).__name__
+            raise ValueError(f"WeiPer was given a {given} as head; expected the last nn.Linear, with finite weights")
         weight = head.weight.detach().clone()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
@@ -306,12 +312,13 @@ class WeiPer(Detector):
                 self.repeats is None or self.repeats >= 1,
                 "at least 1, or None for the limit",
             ),
-            "delta": (self.delta, self.delta >= 0, "a relative noise length >= 0"),
+            "delta": (self.delta, 0 <= self.delta < math.inf, "a finite relative noise length >= 0"),
             "bins": (self.bins, self.bins >= 1, "at least 1"),
             "overflow": (self.overflow, self.overflow in ("clamp", "drop"), "'clamp' or 'drop'"),
             "react_percentile": (self.react_percentile, 0 < self.react_percentile <= 1, "a share in (0, 1]"),
             **{n: (options[n], options[n] >= 1, "a width >= 1") for n in ("smooth_penultimate", "smooth_weiper")},
             **{n: (options[n], options[n] > 0, "a floor > 0") for n in ("eps_penultimate", "eps_weiper")},
+            **{n: (options[n], math.isfinite(options[n]), "a finite weight") for n in ("lambda1", "lambda2")},
         }
         for name, (given, good, expected) in rules.items():
             if not good:
@@ -321,12 +328,12 @@ class WeiPer(Detector):
 
     def views(self, z: Tensor) -> Iterator[Tensor]:
         """Perturbed logits of features (N, K) in blocks (N, b, C); the blocks add up to all r heads."""
-        self._check_width(z)
+        self._check_width(z, self.weight.shape[1], "the head reads")
         return self._limit(z) if self.repeats is None else self._drawn(z, self.repeats)
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, both (N, C), of the perturbed logits of features (N, K)."""
-        self._check_width(z)
+        self._check_width(z, self.weight.shape[1], "the head reads")
         weight = self.weight.to(z.dtype)
         mean = F.linear(z, weight, self.bias.to(z.dtype))
         return mean.zero_() if self.random_projections else mean, logit_noise(z, weight, self.delta)
@@ -349,25 +356,22 @@ class WeiPer(Detector):
         for block in nodes.split(max(1, COLUMNS // mean.shape[1])):
             yield torch.addcmul(mean[:, None], std[:, None], block)
 
-    def _check_width(self, z: Tensor) -> None:
-        if z.shape[1] != self.weight.shape[1]:
-            raise ValueError(
-                f"the features are {z.shape[1]} wide, but the head reads {self.weight.shape[1]}: "
-                "take penultimate features and head from the same network"
-            )
-
     # -- fitting: ranges first, then mean histograms -------------------------------------------------------------
 
     def _fit(self, features: Features) -> None:
-        self._check_width(features.penultimate)  # what can fail comes first: a failed fit changes nothing
+        # what can fail comes first: a failed fit changes nothing
+        self._check_width(features.penultimate, self.weight.shape[1], "the head reads")
+        if self.kind not in ("kld", "react"):
+            return
         own = self._range(self._chunks(features))
-        shared = self._range(s for z in self._chunks(features) for s in self._spread(z)) if self.kind == "kld" else own
-        self.range_penultimate.copy_(own)
-        self.range_weiper.copy_(shared)
         if self.kind == "react":
+            self.range_penultimate.copy_(own)
             self.clip.fill_(self._percentile(features))
-        if self.kind == "kld":
-            self.reference, self.reference_weiper = self._mean_densities(features)
+        else:
+            shared = self._range(s for z in self._chunks(features) for s in self._spread(z))
+            self.range_penultimate.copy_(own)
+            self.range_weiper.copy_(shared)
+            self.reference, self.reference_weiper = (mean.clone() for mean in self._mean_densities(features))
 
     def _chunks(self, features: Features) -> Iterator[Tensor]:
         return (self._prepare(chunk).penultimate for chunk in features.split(self.chunk))
@@ -393,7 +397,7 @@ class WeiPer(Detector):
         """Sample-weighted means (2, B) of both histograms, summed in float64."""
         total = torch.zeros(2, self.bins, dtype=torch.float64, device=self.clip.device)
         for z in self._chunks(features):
-            for row, density in zip(total, self.densities(z)):
+            for row, density in zip(total, self.densities(z, confidence=False)):
                 row += density.double().sum(0)
         return total / len(features)
 
@@ -409,19 +413,23 @@ class WeiPer(Detector):
 
     # -- scoring -----------------------------------------------------------------------------------------------
 
-    def densities(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Histogram of the activations (N, B), of the perturbed logits (N, B), and MSP_W (N,), of a fitted detector."""
+    def densities(self, z: Tensor, confidence: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Histograms of the activations and of the perturbed logits, both (N, B), and MSP_W (N,), of a fitted detector.
+
+        Without ``confidence`` MSP_W stays zero, which spares the closed form its only numerical average.
+        """
         low, high = self.range_weiper.tolist()
         lowest, highest = self.range_penultimate.tolist()
         own = histogram(z, lowest, highest, self.bins, self.overflow)
         if self.repeats is None:
             shared = gaussian_histogram(*self.moments(z), low, high, self.bins, self.overflow)
-            return own, shared, -self._mean(msp, z)
-        shared, confidence = torch.zeros_like(own), z.new_zeros(len(z))
+            return own, shared, -self._mean(msp, z) if confidence else z.new_zeros(len(z))
+        shared, msp_w = torch.zeros_like(own), z.new_zeros(len(z))
         for view in self.views(z):  # one pass serves both
             shared += histogram(view.flatten(1), low, high, self.bins, self.overflow) * view.shape[1]
-            confidence -= msp(view).sum(1)
-        return own, shared / self.repeats, confidence / self.repeats
+            if confidence:
+                msp_w -= msp(view).sum(1)
+        return own, shared / self.repeats, msp_w / self.repeats
 
     def _mean(self, score: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """S_W, the mean of a logit score over the perturbed heads, (n,)."""
@@ -438,6 +446,6 @@ class WeiPer(Detector):
             return self._mean(energy, z.clamp(max=self.clip.item()))
         if self.kind != "kld":
             return self._mean(msp if self.kind == "msp" else self.kind, z)
-        self._check_width(z)
+        self._check_width(z, self.weight.shape[1], "the head reads")
         references = (r.to(z.dtype) for r in (self.reference, self.reference_weiper))
         return weiper_kld(*self.densities(z), *references, **self.kld_options)  # type: ignore[arg-type]
