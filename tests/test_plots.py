@@ -171,7 +171,14 @@ def test_the_table_shows_percent_means_and_intervals_over_seeds_and_its_caption(
 def test_a_markdown_table_has_a_line_per_detector_in_its_order():
     lines = markdown_table(summary()).splitlines()
     assert lines[0] == "| detector | near-OOD | far-OOD |"
-    assert lines[2:] == ["| MSP | 80.0 | 80.0 |", "| KNN | 82.0 | 82.0 |"]
+    assert [line.split(" ± ")[0] for line in lines[2:]] == ["| MSP | 80.0", "| KNN | 82.0"]
+    one_seed = summary().assign(low=float("nan"), high=float("nan"))
+    assert markdown_table(one_seed).splitlines()[2:] == ["| MSP | 80.0 | 80.0 |", "| KNN | 82.0 | 82.0 |"]
+
+
+def test_a_markdown_table_leaves_out_a_group_that_is_not_there():
+    near = summary()[lambda t: t["group"] == "near"]
+    assert markdown_table(near).splitlines()[0] == "| detector | near-OOD |"
 
 
 def test_everything_named_is_there():
