@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet, need, recolour
+from ood_lib.extras import need
+from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet, recolour
 from ood_lib.sources import MissingDataError, Shelf, subfolders
 
 __all__ = [

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet, need
+from ood_lib.extras import need
+from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet
 
 __all__ = ["MissingDataError"]
 
