@@ -635,7 +635,7 @@ def against(one, other, group, cells=None):
     wide = cells[(cells["metric"] == "auroc") & (cells["group"] == group)]
     wide = wide.pivot_table("value", "seed", "detector", "mean")
     gap = 100 * (wide[one] - wide[other])
-    half = ood.benchmark.student(len(gap)) * gap.std() / len(gap) ** 0.5
+    half = ood.metrics.student(len(gap)) * gap.std() / len(gap) ** 0.5
     word = "better" if gap.mean() > half else "worse" if gap.mean() < -half else "no clear difference"
     return f"**{gap.mean():+.1f} ± {half:.1f}** ({word}; ahead on {(gap > 0).sum()} of {len(gap)} networks)"
 

@@ -5,13 +5,14 @@ into one number per image, and larger always means further from the training dat
 """
 
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
-from ood_lib.data import BENCHMARKS, Benchmark, MissingDataError, load_benchmark, load_ood_set
+from ood_lib.data import BENCHMARKS, Benchmark, load_benchmark, load_ood_set
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import KNN, Mahalanobis
 from ood_lib.features import Features, extract
 from ood_lib.logits import MSP, Energy, MaxLogit, energy, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.networks import ResNet, adapt, pick_device
+from ood_lib.sources import MissingDataError
 from ood_lib.training import History, accuracy, shift, train_classifier
 from ood_lib.weiper import WeiPer, weiper_kld
 

@@ -12,13 +12,15 @@ from torch.utils.data import Dataset
 from ood_lib.data import Benchmark
 from ood_lib.detector import Detector
 from ood_lib.features import Features, extract
-from ood_lib.metrics import evaluate
+from ood_lib.metrics import evaluate, student
 from ood_lib.networks import Network
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["BenchmarkFeatures", "extract_benchmark", "run_benchmark", "summarize"]
+
+COLUMNS = ["detector", "ood_set", "group", "metric", "value", "low", "high", "seed", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def run_benchmark(
 
     Returns:
         One row per detector, OOD set and metric: detector, ood_set, group, metric, value, low, high, seed, seconds
-        (to fit and to score all sets).
+        (to fit and to score all sets).  Without detectors or OOD sets, these columns and no row.
     """
     import pandas as pd
 
@@ -73,7 +75,8 @@ def run_benchmark(
             for name, detector in detectors.items()
             for rows, seconds in [_judge(detector, features, positive)]
             for row in rows
-        ]
+        ],
+        columns=COLUMNS,  # also of a table without rows
     )
 
 
@@ -132,10 +135,3 @@ def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":
         .rename(columns={"mean": "value", "count": "seeds"})[["value", "low", "high", "seeds"]]
         .reset_index()
     )
-
-
-def student(n: int) -> float:
-    """97.5 % quantile of Student's t with n - 1 degrees of freedom."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, n - 1)) if n > 1 else float("nan")

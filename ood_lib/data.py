@@ -23,13 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ood_lib.extras import need
-from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet, recolour
+from ood_lib.images import Frame, ImageArray, ImageSet, recolour
 from ood_lib.sources import MissingDataError, Shelf, subfolders
 
-__all__ = [
-    "BENCHMARKS", "Benchmark", "Frame", "ImageArray", "ImageFiles", "MissingDataError", "Normalize", "load_benchmark",
-    "load_ood_set",
-]  # fmt: skip
+__all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set"]
 
 
 _Sets = dict[str, ImageSet]

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from ood_lib.extras import need
 
-__all__ = ["Frame", "ImageArray", "ImageFiles"]
+__all__ = ["Frame", "ImageArray", "ImageFiles", "ImageSet", "recolour"]
 
 
 @dataclass(frozen=True)

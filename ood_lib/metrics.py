@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Metrics", "aupr", "auroc", "evaluate", "fpr_at_tpr"]
+from ood_lib.extras import need
+
+__all__ = ["Metrics", "aupr", "auroc", "evaluate", "fpr_at_tpr", "student"]
 
 
 @dataclass(frozen=True)
@@ -199,3 +201,16 @@ def evaluate(
     aupr_in, in_ci = aupr(-id_scores, -ood_scores, confidence)
     aupr_out, out_ci = aupr(ood_scores, id_scores, confidence)
     return Metrics(area, fpr, aupr_in, aupr_out, area_ci, fpr_ci, in_ci, out_ci, positive)
+
+
+def student(n: int) -> float:
+    """97.5 % quantile of Student's t with n - 1 degrees of freedom: how many standard errors an interval reaches.
+
+    Args:
+        n: values that were averaged; of a single one nothing is known, NaN.
+
+    Example:
+        >>> round(student(2), 1), student(1)
+        (12.7, nan)
+    """
+    return float(need("scipy.stats").t.ppf(0.975, n - 1)) if n > 1 else math.nan

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ood_lib.benchmark import student
+from ood_lib.metrics import student
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +28,13 @@ __all__ = [
     "HALF",
     "LINES",
     "MARKERS",
+    "band",
     "benchmark_table",
     "density",
     "dots",
     "embedding",
     "images",
+    "markdown_table",
     "theme",
 ]
 

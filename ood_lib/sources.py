@@ -14,7 +14,7 @@ import numpy as np
 from ood_lib.extras import need
 from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet
 
-__all__ = ["MissingDataError"]
+__all__ = ["MissingDataError", "Shelf", "subfolders"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 OOD_SPLITS = ("test", "val", "train")  # an OOD set is only ever tested: any split will do

@@ -11,7 +11,8 @@ from test_images import draw, save_picture
 from test_sources import CIFAR10, save_arrays
 from torch.utils.data import DataLoader
 
-from ood_lib.data import MissingDataError, Normalize, load_benchmark, load_ood_set
+from ood_lib.data import Normalize, load_benchmark, load_ood_set
+from ood_lib.sources import MissingDataError
 
 OOD_OF_CIFAR10 = ("cifar100", "tiny_imagenet", "mnist", "svhn", "textures", "places365")
 
