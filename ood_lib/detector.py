@@ -25,7 +25,8 @@ class Detector(nn.Module):
 
     Fitted tensors are buffers, so ``state_dict``, ``load_state_dict`` (into a fresh, unfitted object too) and
     ``.to(device)`` work as for any module.  Scores come back on the device of the features, in their precision
-    (half precision is computed, and returned, as float32).
+    (half precision is computed, and returned, as float32).  The hyperparameters are not in the state: build the object
+    that loads it with the same ones.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("penultimate",)  # fields of Features that must be there
@@ -52,6 +53,7 @@ class Detector(nn.Module):
 
     # -- what a user calls ------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # what is learnt may be trained on, copied and loaded into like any tensor
     @torch.no_grad()
     def fit(self, features: Features) -> Self:
         """Learn from ID training features; OOD data has no place here.  Returns self.
@@ -60,6 +62,7 @@ class Detector(nn.Module):
             ValueError: a field is missing, empty, or holds NaN or infinity.
         """
         self._check(features)
+        self._thaw()
         self._fit(features)
         self.fitted.fill_(True)
         if self.needs_fit:
@@ -104,6 +107,7 @@ class Detector(nn.Module):
         if not 0 < tpr <= 1:
             raise ValueError(f"tpr={tpr} was given; expected a share of ID images to accept, 0 < tpr <= 1")
         scores = self.score(features).double().sort().values
+        self._thaw()
         self.threshold.copy_(scores[math.ceil(round(tpr * len(scores), 9)) - 1])
         return self
 
@@ -136,6 +140,13 @@ class Detector(nn.Module):
                     f"{bad} of {len(features)} rows of {field} hold NaN or infinity; {name} expects finite numbers: "
                     "look for a diverged network or half-precision overflow, or drop these rows"
                 )
+
+    def _thaw(self) -> None:
+        """Buffers made under ``torch.inference_mode`` (the object was built there) become ones that can be written."""
+        for module in self.modules():
+            for name, value in module.named_buffers(recurse=False):
+                if value.is_inference():
+                    setattr(module, name, value.clone())
 
     def _check_width(self, z: Tensor, width: int, who: str = "those it was fitted on were") -> None:
         if z.shape[1] != width:

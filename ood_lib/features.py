@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from ood_lib.networks import Network, adapt, pick_device
@@ -150,7 +150,7 @@ def extract(
         Features on the CPU, row i belonging to ``dataset[i]``.
 
     Raises:
-        ValueError: the data set is empty.
+        ValueError: the data set is empty, or has no labels.
     """
     if isinstance(dataset, DataLoader) or not hasattr(dataset, "__len__"):
         raise TypeError(
@@ -193,7 +193,7 @@ def _run(
     modes = [(module, module.training) for module in network.modules()]  # each its own: a part may be frozen
     network.to(where).eval()
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers)
+    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_labelled)
     total = len(dataset)  # type: ignore[arg-type]
     rows: dict[str, Tensor] = {}  # filled in place: nothing is held twice
     start = 0
@@ -211,6 +211,19 @@ def _run(
         for module, mode in modes:
             module.training = mode
     return Features(**rows)
+
+
+def _labelled(items: list[Any]) -> Any:
+    """The items of a batch together; without this check the images of a batch of two would pass for images, labels."""
+    for item in items:
+        parts = [type(part).__name__ for part in item] if isinstance(item, tuple | list) else []
+        if len(parts) != 2 or item[1] is None:
+            given = f"({', '.join(parts)})" if parts else type(item).__name__
+            raise ValueError(
+                f"the data set has no labels: an item is {given}; expected (image, label), with the label -1 where no "
+                "class is known"
+            )
+    return default_collate(items)
 
 
 def _floating(images: Tensor) -> Tensor:
@@ -233,7 +246,7 @@ def _data_hash(dataset: Dataset) -> str:
     if fingerprint := getattr(dataset, "fingerprint", None):
         return fingerprint()
     digest = hashlib.sha256()
-    for images, labels in DataLoader(dataset, 256):
+    for images, labels in DataLoader(dataset, 256, collate_fn=_labelled):
         for part in (images, torch.as_tensor(labels)):
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -13,6 +13,7 @@ References:
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
@@ -222,6 +223,14 @@ def weiper_kld(
     return d1 + lambda1 * d2 - lambda2 * confidence
 
 
+def _whole(name: str, value: int) -> int:
+    """An integer of any kind, NumPy's too, as Python's own."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"WeiPer was given {name}={value!r}; expected an integer") from None
+
+
 class WeiPer(Detector):
     """WeiPer space with one of its scores: the mean of a logit score over perturbed heads, or the KL divergence.
 
@@ -242,7 +251,8 @@ class WeiPer(Detector):
         seed: of the perturbed head.
 
     Raises:
-        ValueError: an argument out of its range; features of another width than the head; constant features.
+        ValueError: an argument out of its range; more classes than the limit of infinitely many repeats has points for;
+            features of another width than the head; constant features.
 
     Example:
         >>> head, train = nn.Linear(8, 3), Features(penultimate=torch.rand(50, 8))
@@ -277,10 +287,14 @@ class WeiPer(Detector):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if repeats is not None:
+            repeats = _whole("repeats", repeats)
+        bins, seed = _whole("bins", bins), _whole("seed", seed)
         self.kind, self.repeats, self.delta, self.bins = score, repeats, delta, bins
         self.kld_options = {
             "lambda1": lambda1, "lambda2": lambda2,
-            "smooth_penultimate": smooth_penultimate, "smooth_weiper": smooth_weiper,
+            "smooth_penultimate": _whole("smooth_penultimate", smooth_penultimate),
+            "smooth_weiper": _whole("smooth_weiper", smooth_weiper),
             "eps_penultimate": eps_penultimate, "eps_weiper": eps_weiper,
         }  # fmt: skip
         self.overflow, self.react_percentile = overflow, react_percentile
@@ -289,6 +303,11 @@ class WeiPer(Detector):
         if not isinstance(head, nn.Linear) or not all(p.isfinite().all() for p in head.parameters()):
             given = type(head).__name__
             raise ValueError(f"WeiPer was given a {given} as head; expected the last nn.Linear, with finite weights")
+        if repeats is None and len(head.weight) > torch.quasirandom.SobolEngine.MAXDIM:
+            raise ValueError(
+                f"WeiPer was given repeats=None and a head of {len(head.weight)} classes; expected at most "
+                f"{torch.quasirandom.SobolEngine.MAXDIM} for the limit: give a number of repeats"
+            )
         weight = head.weight.detach().clone()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
