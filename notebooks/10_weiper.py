@@ -710,7 +710,7 @@ for r in counts:
 by_repeats = pd.DataFrame(by_repeats)
 at_limit = group_auroc(ood.WeiPer(head, repeats=None, **weiper_options), f)
 
-
+# %%
 def redrawn(detector, x):  # as the released code does: another head for every set it scores
     detector.seed += 1
     return detector.score(x)
@@ -806,8 +806,7 @@ knobs = {
     "eps_weiper": [1e-4, 1e-3, 0.025, 0.1],
 }
 
-
-
+# %%
 def see_all(detector, x):
     """What a fitted detector sees of the ID test set and of every OOD set."""
     sets = {"id": [x.test], "near": x.near.values(), "far": x.far.values()}
@@ -954,7 +953,7 @@ def parts(h):
     options = {name: weiper_options | change for name, change in changes.items()}
     return {name: ood.WeiPer(h, repeats=None, **o) for name, o in options.items()}
 
-
+# %%
 taken_apart = over_networks(parts)
 caption = f"AUROC in %, closed form, mean over {seeds} networks ± 95 % interval"
 plots.benchmark_table(taken_apart, caption=caption)
