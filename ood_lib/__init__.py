@@ -7,8 +7,9 @@ into one number per image, and larger always means further from the training dat
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
 from ood_lib.data import BENCHMARKS, Benchmark, MissingDataError, load_benchmark, load_ood_set
 from ood_lib.detector import Detector, NotFittedError
-from ood_lib.distances import KNN, Mahalanobis
+from ood_lib.distances import KNN
 from ood_lib.features import Features, extract
+from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.logits import MSP, Energy, MaxLogit, energy, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.networks import ResNet, adapt, pick_device
@@ -17,9 +18,9 @@ from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
     "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "Features", "History", "KNN", "MSP",
-    "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NotFittedError", "ResNet", "WeiPer", "accuracy",
-    "adapt", "energy", "evaluate", "extract", "extract_benchmark", "load_benchmark", "load_ood_set", "max_logit",
-    "msp", "pick_device", "run_benchmark", "shift", "summarize", "train_classifier", "weiper_kld",
+    "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NotFittedError", "RMDS", "ResNet", "ViM", "WeiPer",
+    "accuracy", "adapt", "energy", "evaluate", "extract", "extract_benchmark", "load_benchmark", "load_ood_set",
+    "max_logit", "msp", "pick_device", "run_benchmark", "shift", "summarize", "train_classifier", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -1,7 +1,8 @@
 """The one contract: a detector is an energy on a representation; **larger score = more OOD**.
 
 A subclass says which fields of `Features` it reads, learns in ``_fit`` and scores a chunk in ``_score``.  Everything a
-user relies on (checks, chunks, devices, thresholds, saving) is here, once.
+user relies on (checks, chunks, devices, thresholds, saving) is here, once.  Many methods read a feature through the
+last linear layer of its network; they keep a copy of it, the `FrozenHead`.
 """
 
 import inspect
@@ -10,10 +11,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ood_lib.features import Features
 
-__all__ = ["Detector", "NotFittedError"]
+__all__ = ["Detector", "FrozenHead", "NotFittedError"]
 
 
 class NotFittedError(RuntimeError):
@@ -73,8 +75,7 @@ class Detector(nn.Module):
             NotFittedError: `fit` has not been called.
             ValueError: a field is missing, empty, or holds NaN or infinity.
         """
-        if not self.fitted:
-            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
+        self._require_fit()
         self._check(features)
         device = getattr(features, self.reads[0]).device
         return torch.cat([self._score(self._prepare(c)) for c in features.split(self.chunk)]).to(device)
@@ -106,6 +107,10 @@ class Detector(nn.Module):
         return self.score(features) > self.threshold.item()
 
     # -- checks, devices, saving ------------------------------------------------------------------------------
+
+    def _require_fit(self) -> None:
+        if not self.fitted:
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
 
     def _check(self, features: Features) -> None:
         name = type(self).__name__
@@ -141,3 +146,41 @@ class Detector(nn.Module):
         names = inspect.signature(type(self)).parameters
         plain = (str, int, float, bool, type(None))
         return ", ".join(f"{n}={getattr(self, n)!r}" for n in names if isinstance(getattr(self, n, ...), plain))
+
+
+class FrozenHead(nn.Module):
+    """The network's last linear layer, kept as buffers: it is saved with a detector, moves with it, and never learns.
+
+    Args:
+        head: with or without bias; its tensors are copied.
+
+    Example:
+        >>> FrozenHead(nn.Linear(8, 3))(torch.zeros(5, 8, dtype=torch.float64)).shape  # in the precision of its input
+        torch.Size([5, 3])
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        weight = head.weight.detach().clone()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits, (N, K) to (N, C)."""
+        self.check_width(z)
+        return F.linear(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
+
+    def check_width(self, z: Tensor) -> None:
+        """Raise ValueError when features (N, K) are not what the head reads."""
+        if z.shape[1] != self.weight.shape[1]:
+            raise ValueError(
+                f"the features are {z.shape[1]} wide, but the head reads {self.weight.shape[1]}: "
+                "take penultimate features and head from the same network"
+            )
+
+    def extra_repr(self) -> str:
+        """Widths of input and output."""
+        return "{1} features, {0} classes".format(*self.weight.shape)

@@ -1,4 +1,4 @@
-"""Detectors that measure a distance to the training features: k nearest neighbours, Mahalanobis.  Larger = more OOD."""
+"""Detectors that measure a distance to the training features: k nearest neighbours.  Larger = more OOD."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ood_lib.detector import Detector
 from ood_lib.features import Features
 
-__all__ = ["KNN", "Mahalanobis", "class_means", "knn_distance", "mahalanobis", "tied_covariance"]
+__all__ = ["KNN", "knn_distance"]
 
 
 def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 65536) -> Tensor:
@@ -71,84 +71,3 @@ class KNN(Detector):
 
     def _score(self, features: Features) -> Tensor:
         return knn_distance(self._unit(features.penultimate), self.bank, self.k)
-
-
-def class_means(z: Tensor, labels: Tensor) -> Tensor:
-    """Mean feature of each class, (N, K) and (N,) to (C, K) in float64, C = largest label + 1.
-
-    Raises:
-        ValueError: a label is negative, or a class below the largest one has no sample.
-    """
-    if labels.min() < 0:
-        raise ValueError(f"labels must be class indices >= 0; the smallest one given is {int(labels.min())}")
-    counts = labels.bincount()
-    if (counts == 0).any():
-        raise ValueError(
-            f"every class needs a training sample; none of class {(counts == 0).nonzero().flatten().tolist()}"
-        )
-    sums = z.new_zeros(len(counts), z.shape[1], dtype=torch.float64).index_add_(0, labels, z.double())
-    return sums / counts[:, None]
-
-
-def tied_covariance(z: Tensor, labels: Tensor, means: Tensor, chunk: int = 8192) -> Tensor:
-    """Covariance (K, K) of the features around their class means, divided by N, summed in float64."""
-    total = means.new_zeros(z.shape[1], z.shape[1])
-    for rows, classes in zip(z.split(chunk), labels.split(chunk)):
-        centred = rows.double() - means[classes]
-        total += centred.T @ centred
-    return total / len(z)
-
-
-def mahalanobis(z: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
-    r"""Squared Mahalanobis distance to the nearest class mean; larger = more OOD.
-
-    .. math:: \min_c (z-\mu_c)^\top \Sigma^{-1} (z-\mu_c) = \min_c \lVert A z - A \mu_c \rVert^2,
-        \quad A^\top A = \Sigma^{-1}
-
-    Args:
-        z: (N, K).
-        means: (C, K).
-        whitening: A, (R, K) with R the rank of the covariance.
-
-    Returns:
-        (N,)
-
-    References:
-        Lee et al., A Simple Unified Framework for Detecting OOD Samples and Adversarial Attacks, NeurIPS 2018.
-    """
-    return torch.cdist(z @ whitening.T, means @ whitening.T).square().amin(1)
-
-
-class Mahalanobis(Detector):
-    """Distance to the nearest class mean under one covariance shared by all classes, see `mahalanobis`.
-
-    Directions in which the training features do not vary (dead units) are left out, as a pseudo-inverse does.
-    The fit runs in float64.
-    """
-
-    reads = ("penultimate",)
-    means: Tensor
-    whitening: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("means", torch.empty(0, 0))
-        self.register_buffer("whitening", torch.empty(0, 0))
-
-    def _fit(self, features: Features) -> None:
-        if features.labels is None:
-            raise ValueError(f"Mahalanobis needs the labels of the training features, which {features} does not hold")
-        device = self.threshold.device
-        z, labels = features.penultimate.to(device), features.labels.to(device)
-        means = class_means(z, labels)
-        values, vectors = torch.linalg.eigh(tied_covariance(z, labels, means))
-        precision = torch.promote_types(z.dtype, torch.float32)  # half precision is computed as float32
-        alive = values > values[-1] * len(values) * torch.finfo(precision).eps
-        if not alive.any():
-            raise ValueError("all training features of a class are equal: their covariance is zero")
-        self.means = means
-        self.whitening = vectors[:, alive].T / values[alive].sqrt()[:, None]
-
-    def _score(self, features: Features) -> Tensor:
-        z = features.penultimate
-        return mahalanobis(z.double(), self.means, self.whitening).to(z.dtype)
