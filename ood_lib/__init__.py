@@ -7,20 +7,21 @@ into one number per image, and larger always means further from the training dat
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
 from ood_lib.data import BENCHMARKS, Benchmark, MissingDataError, load_benchmark, load_ood_set
 from ood_lib.detector import Detector, NotFittedError
-from ood_lib.distances import KNN
+from ood_lib.distances import FDBD, KNN, SHE, NNGuide
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
-from ood_lib.logits import MSP, Energy, MaxLogit, energy, max_logit, msp
+from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.networks import ResNet, adapt, pick_device
 from ood_lib.training import History, accuracy, shift, train_classifier
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
-    "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "Features", "History", "KNN", "MSP",
-    "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NotFittedError", "RMDS", "ResNet", "ViM", "WeiPer",
-    "accuracy", "adapt", "energy", "evaluate", "extract", "extract_benchmark", "load_benchmark", "load_ood_set",
-    "max_logit", "msp", "pick_device", "run_benchmark", "shift", "summarize", "train_classifier", "weiper_kld",
+    "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN", "History",
+    "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide",
+    "NotFittedError", "RMDS", "ResNet", "SHE", "ViM", "WeiPer", "accuracy", "adapt", "energy", "evaluate",
+    "extract", "extract_benchmark", "fit_temperature", "gen", "load_benchmark", "load_ood_set", "max_logit", "msp",
+    "pick_device", "run_benchmark", "shift", "summarize", "train_classifier", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -128,6 +128,17 @@ class Detector(nn.Module):
                     "look for a diverged network or half-precision overflow, or drop these rows"
                 )
 
+    def _labels(self, features: Features) -> Tensor:
+        """Class indices (N,) of training features, for a fit that needs them."""
+        name, labels = type(self).__name__, features.labels
+        if labels is None:
+            raise ValueError(f"{name} needs the labels of the training features, which {features} does not hold")
+        if labels.ndim != 1:
+            raise ValueError(
+                f"{name} needs one class index per image, (N,); the labels given are {tuple(labels.shape)}"
+            )
+        return labels
+
     def _prepare(self, chunk: Features) -> Features:
         """Bring a chunk to the detector's device and to at least single precision."""
         moved = chunk.to(self.threshold.device).tensors()

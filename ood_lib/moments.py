@@ -142,10 +142,7 @@ class MomentDetector(Detector):
 
     def _measure(self, chunk: Features) -> Moments:
         """Moments of one chunk that lies on the detector's device."""
-        if chunk.labels is None:
-            name = type(self).__name__
-            raise ValueError(f"{name} needs the labels of the training features, which {chunk} does not hold")
-        return class_moments(chunk.penultimate, chunk.labels, self.kind)
+        return class_moments(chunk.penultimate, self._labels(chunk), self.kind)
 
     def _finish(self, moments: Moments) -> None:
         """Work out what scores need and store it in buffers; raise ValueError before that if it cannot be done."""
