@@ -13,15 +13,16 @@ from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.networks import ResNet, adapt, pick_device
+from ood_lib.rectify import ASH, SCALE, ReAct
 from ood_lib.training import History, accuracy, shift, train_classifier
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
-    "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN", "History",
-    "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide",
-    "NotFittedError", "RMDS", "ResNet", "SHE", "ViM", "WeiPer", "accuracy", "adapt", "energy", "evaluate",
-    "extract", "extract_benchmark", "fit_temperature", "gen", "load_benchmark", "load_ood_set", "max_logit", "msp",
-    "pick_device", "run_benchmark", "shift", "summarize", "train_classifier", "weiper_kld",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN",
+    "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide",
+    "NotFittedError", "RMDS", "ReAct", "ResNet", "SCALE", "SHE", "ViM", "WeiPer", "accuracy", "adapt", "energy",
+    "evaluate", "extract", "extract_benchmark", "fit_temperature", "gen", "load_benchmark", "load_ood_set",
+    "max_logit", "msp", "pick_device", "run_benchmark", "shift", "summarize", "train_classifier", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

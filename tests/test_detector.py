@@ -12,11 +12,13 @@ from torch import nn
 
 import ood_lib
 from ood_lib import (
+    ASH,
     FDBD,
     GEN,
     KNN,
     MSP,
     RMDS,
+    SCALE,
     SHE,
     Detector,
     Energy,
@@ -26,9 +28,11 @@ from ood_lib import (
     MaxLogit,
     NNGuide,
     NotFittedError,
+    ReAct,
     ViM,
     WeiPer,
     energy,
+    msp,
 )
 
 MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
@@ -50,6 +54,12 @@ MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "RMDS": lambda head: RMDS(),
     "ViM": lambda head: ViM(head),
     "ViM narrow": lambda head: ViM(head, dim=4),
+    "ReAct": lambda head: ReAct(head),
+    "ReAct msp": lambda head: ReAct(head, percentile=0.99, score=msp),
+    "ASH-B": lambda head: ASH(head),
+    "ASH-S": lambda head: ASH(head, variant="s"),
+    "ASH-P": lambda head: ASH(head, percentile=0.65, variant="p"),
+    "SCALE": lambda head: SCALE(head),
     "WeiPer kld": lambda head: WeiPer(head, repeats=50),
     "WeiPer kld limit": lambda head: WeiPer(head, repeats=None),
     "WeiPer kld drop": lambda head: WeiPer(head, repeats=50, overflow="drop"),
