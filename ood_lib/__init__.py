@@ -10,6 +10,7 @@ from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, KNN, SHE, NNGuide
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
+from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.networks import ResNet, adapt, pick_device
@@ -19,10 +20,11 @@ from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN",
-    "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide",
-    "NotFittedError", "RMDS", "ReAct", "ResNet", "SCALE", "SHE", "ViM", "WeiPer", "accuracy", "adapt", "energy",
-    "evaluate", "extract", "extract_benchmark", "fit_temperature", "gen", "load_benchmark", "load_ood_set",
-    "max_logit", "msp", "pick_device", "run_benchmark", "shift", "summarize", "train_classifier", "weiper_kld",
+    "GradNorm", "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError",
+    "NNGuide", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE", "ViM", "WeiPer",
+    "accuracy", "adapt", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm",
+    "load_benchmark", "load_ood_set", "max_logit", "msp", "odin", "pick_device", "run_benchmark", "shift",
+    "summarize", "train_classifier", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -164,7 +164,7 @@ def _run(
 ) -> Features:
     network = network if hasattr(network, "represent") else adapt(network)
     where = pick_device(device)
-    was_training = network.training
+    modes = [(module, module.training) for module in network.modules()]  # a wrapper's mode need not be its inside's
     network.to(where).eval()
     loader = DataLoader(dataset, batch_size, num_workers=num_workers)
     total = len(dataset)  # type: ignore[arg-type]
@@ -181,7 +181,8 @@ def _run(
                 start += len(images)
                 bar.update(len(images))
     finally:
-        network.train(was_training)
+        for module, mode in modes:
+            module.training = mode
     return Features(**rows)
 
 
