@@ -6,6 +6,7 @@ into one number per image, and larger always means further from the training dat
 
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
 from ood_lib.data import BENCHMARKS, Benchmark, MissingDataError, load_benchmark, load_ood_set
+from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, KNN, SHE, NNGuide
 from ood_lib.features import Features, extract
@@ -19,7 +20,7 @@ from ood_lib.training import History, accuracy, shift, train_classifier
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
-    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN", "GMM",
     "GradNorm", "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError",
     "NNGuide", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE", "ViM", "WeiPer",
     "accuracy", "adapt", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm",

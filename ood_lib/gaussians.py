@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ood_lib.detector import Detector, FrozenHead
 from ood_lib.features import Features
 from ood_lib.logits import energy
-from ood_lib.moments import MomentDetector, Moments, pooled
+from ood_lib.moments import MomentDetector, Moments, pooled, rounding
 
 __all__ = ["RMDS", "Mahalanobis", "ViM", "mahalanobis", "relative_mahalanobis", "vim", "whitening"]
 
@@ -34,8 +34,7 @@ def whitening(covariance: Tensor, means: Tensor) -> Tensor:
         ValueError: the covariance is zero.
     """
     values, vectors = torch.linalg.eigh(covariance)
-    rounding = (torch.finfo(values.dtype).eps * means.abs().amax()) ** 2
-    alive = values > len(values) * torch.maximum(values[-1] * torch.finfo(torch.float32).eps, rounding)
+    alive = values > len(values) * torch.maximum(values[-1] * torch.finfo(torch.float32).eps, rounding(means))
     if not alive.any():
         raise ValueError(
             "all training features of a class are equal: their covariance is zero; look at the network, or the labels"

@@ -19,7 +19,7 @@ from torch import Tensor
 from ood_lib.detector import Detector
 from ood_lib.features import Features
 
-__all__ = ["MomentDetector", "Moments", "class_moments", "merge_moments", "pooled"]
+__all__ = ["MomentDetector", "Moments", "class_moments", "merge_moments", "pooled", "rounding"]
 
 Kind = Literal["none", "tied", "diagonal", "full"]
 
@@ -91,6 +91,11 @@ def pooled(moments: Moments) -> Moments:
     count = moments.counts.sum(0, keepdim=True)
     mean = (moments.counts[:, None] * moments.means).sum(0, keepdim=True) / count
     return Moments(count, mean, moments.scatter + _outer(moments.means - mean, moments.counts, "tied"))
+
+
+def rounding(means: Tensor) -> Tensor:
+    """Variance (), below which features that are all equal seem to vary: (1e-13 of the largest mean) squared."""
+    return (1e-13 * means.abs().amax()) ** 2
 
 
 def _pad(moments: Moments, classes: int, kind: Kind) -> Moments:

@@ -11,7 +11,8 @@ from ood_lib.moments import MomentDetector, class_moments, merge_moments, pooled
 
 Z, LABELS = 3 + normal(90, 5), torch.arange(90) % 4
 KINDS = ["none", "tied", "diagonal", "full"]
-STREAMS = [name for name, make in MAKE.items() if isinstance(make(torch.nn.Linear(32, 4)), MomentDetector)]
+HEAD = torch.nn.Linear(32, 4)
+STREAMS = [name for name, make in MAKE.items() if isinstance(make(HEAD), MomentDetector) and " EM " not in name]
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_stream = pytest.mark.parametrize("make", [MAKE[name] for name in STREAMS], ids=STREAMS)
