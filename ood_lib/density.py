@@ -74,7 +74,9 @@ def mixture_log_prob(z: Tensor, gaussians: Mixture) -> Tensor:
     weights, means, a = gaussians
     if a.ndim == 2:
         log_det = a.log().sum(1)
-        squares = torch.stack([((z - mean) * row).square().sum(1) for mean, row in zip(means, a)], 1)
+        centre = weights @ means  # of small numbers little is lost when the square is multiplied out
+        z, means = z - centre, means - centre
+        squares = z.square() @ a.square().T - 2 * z @ (means * a.square()).T + (means * a).square().sum(1)
     else:
         log_det = a.square().sum(2).log().sum(1) / 2  # the rows of A are orthogonal, as long as 1 / standard deviation
         if len(a) == 1:
@@ -89,21 +91,23 @@ def soft_moments(z: Tensor, members: Tensor, covariance: Covariance) -> Moments:
 
     Args:
         z: (N, K).
-        members: (N, C), the share of each component in each sample.
+        members: (N, C), the share of each component in each sample; rows add up to 1.
         covariance: which scatter.
     """
     counts = members.sum(0).clamp(min=torch.finfo(z.dtype).tiny)
     means = members.T @ z / counts[:, None]
 
+    if covariance == "tied":  # all scatter less the part between the means: one product instead of C
+        centre = z.mean(0)
+        away, between = z - centre, means - centre
+        return Moments(counts, means, away.T @ away - (counts[:, None] * between).T @ between)
+
     def scatter(mean: Tensor, share: Tensor) -> Tensor:
         away = z - mean
         weighted = share[:, None] * away
-        return (weighted * away).sum(0) if covariance == "diagonal" else weighted.T @ away
+        return weighted.T @ away if covariance == "full" else (weighted * away).sum(0)
 
-    parts = [scatter(mean, share) for mean, share in zip(means, members.T)]
-    return Moments(
-        counts, means, sum(parts, torch.zeros_like(parts[0])) if covariance == "tied" else torch.stack(parts)
-    )
+    return Moments(counts, means, torch.stack([scatter(mean, share) for mean, share in zip(means, members.T)]))
 
 
 def kmeans(z: Tensor, k: int, generator: torch.Generator, restarts: int = 4, steps: int = 100) -> Tensor:
