@@ -5,7 +5,7 @@ into one number per image, and larger always means further from the training dat
 """
 
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
-from ood_lib.data import BENCHMARKS, Benchmark, MissingDataError, load_benchmark, load_ood_set
+from ood_lib.data import BENCHMARKS, Benchmark, load_benchmark, load_ood_set
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, KNN, SHE, NNGuide
@@ -16,6 +16,7 @@ from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_t
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.networks import ResNet, adapt, pick_device
 from ood_lib.rectify import ASH, SCALE, ReAct
+from ood_lib.sources import MissingDataError
 from ood_lib.training import History, accuracy, shift, train_classifier
 from ood_lib.weiper import WeiPer, weiper_kld
 

@@ -1,7 +1,8 @@
 """Every detector on every OOD set, as one tidy table."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +12,15 @@ from torch.utils.data import Dataset
 from ood_lib.data import Benchmark
 from ood_lib.detector import Detector
 from ood_lib.features import Features, extract
-from ood_lib.metrics import evaluate
+from ood_lib.metrics import evaluate, student
 from ood_lib.networks import Network
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["BenchmarkFeatures", "extract_benchmark", "run_benchmark", "summarize"]
+
+COLUMNS = ["detector", "ood_set", "group", "metric", "value", "low", "high", "seed", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def run_benchmark(
 
     Returns:
         One row per detector, OOD set and metric: detector, ood_set, group, metric, value, low, high, seed, seconds
-        (to fit and to score all sets).
+        (to fit and to score all sets).  Without detectors or OOD sets, these columns and no row.
     """
     import pandas as pd
 
@@ -72,16 +75,33 @@ def run_benchmark(
             for name, detector in detectors.items()
             for rows, seconds in [_judge(detector, features, positive)]
             for row in rows
-        ]
+        ],
+        columns=COLUMNS,  # also of a table without rows
     )
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say of which features a detector complains."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _judge(
     detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"]
 ) -> tuple[list[dict[str, Any]], float]:
     start = time.perf_counter()
-    id_scores = detector.fit(features.train).score(features.test)
-    scores = {(name, group): detector(f) for group, sets in features.groups().items() for name, f in sets.items()}
+    with _named("the ID training features"):
+        detector.fit(features.train)
+    with _named("the ID test features"):
+        id_scores = detector.score(features.test)
+    scores = {}
+    for group, sets in features.groups().items():
+        for name, ood in sets.items():
+            with _named(f"the {group}-OOD set {name!r}"):
+                scores[name, group] = detector.score(ood)
     seconds = time.perf_counter() - start
     rows = [
         {"ood_set": name, "group": group, **row}
@@ -115,10 +135,3 @@ def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":
         .rename(columns={"mean": "value", "count": "seeds"})[["value", "low", "high", "seeds"]]
         .reset_index()
     )
-
-
-def student(n: int) -> float:
-    """97.5 % quantile of Student's t with n - 1 degrees of freedom."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, n - 1)) if n > 1 else float("nan")

@@ -22,13 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet, need, recolour
+from ood_lib.extras import need
+from ood_lib.images import Frame, ImageArray, ImageSet, recolour
 from ood_lib.sources import MissingDataError, Shelf, subfolders
 
-__all__ = [
-    "BENCHMARKS", "Benchmark", "Frame", "ImageArray", "ImageFiles", "MissingDataError", "Normalize", "load_benchmark",
-    "load_ood_set",
-]  # fmt: skip
+__all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set"]
 
 
 _Sets = dict[str, ImageSet]
@@ -231,7 +229,7 @@ BENCHMARKS: Mapping[str, Callable[[Shelf], Benchmark]] = {"digits": _digits, **_
 
 
 def load_benchmark(
-    name: str,
+    name: str | os.PathLike[str],
     root: str | Path | None = None,
     *,
     download: bool = True,
@@ -263,6 +261,7 @@ def load_benchmark(
     """
     if missing not in ("raise", "skip"):
         raise ValueError(f'missing is {missing!r}; expected "raise" or "skip"')
+    name = os.fspath(name)
     own = name.startswith("folder:") and name != "folder:"
     if image_size is not None and (not own or image_size < 1):
         raise ValueError(f"image_size={image_size} needs a folder:PATH and at least 1 pixel")

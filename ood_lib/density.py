@@ -218,6 +218,7 @@ class GMM(MomentDetector):
         tensor([0.1558])
     """
 
+    grows = (*MomentDetector.grows, "weights", "whitening")
     weights: Tensor
     whitening: Tensor
 
@@ -284,7 +285,8 @@ class GMM(MomentDetector):
             NotFittedError: `fit` has not been called.
         """
         self._require_fit()
-        found = Mixture(self.weights, self.means, self.whitening)
+        self._check_width(z, self.means.shape[1])
+        found = Mixture(self.weights.double(), self.means.double(), self.whitening.double())
         return mixture_log_prob(z.double(), found).logsumexp(1).to(z.dtype)
 
     @torch.no_grad()
@@ -300,7 +302,9 @@ class GMM(MomentDetector):
         """
         self._require_fit()
         which = self.weights.cpu().multinomial(n, replacement=True, generator=generator).to(self.means.device)
-        white = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64).to(self.means)
+        white = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(
+            self.means
+        )
         if self.covariance == "diagonal":
             return self.means[which] + white / self.whitening[which]
         colour = self.whitening / self.whitening.square().sum(2, keepdim=True)  # rows: standard deviation x direction

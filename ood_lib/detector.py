@@ -15,7 +15,18 @@ from torch.nn import functional as F
 
 from ood_lib.features import Features
 
-__all__ = ["Detector", "FrozenHead", "NotFittedError"]
+__all__ = ["Detector", "FrozenHead", "NotFittedError", "class_indices"]
+
+
+def class_indices(labels: Tensor, rows: int) -> Tensor:
+    """Labels (N,) as int64.
+
+    Raises:
+        ValueError: they are not one integer per row.
+    """
+    if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected {rows} class indices")
+    return labels.long()
 
 
 class NotFittedError(RuntimeError):
@@ -27,11 +38,13 @@ class Detector(nn.Module):
 
     Fitted tensors are buffers, so ``state_dict``, ``load_state_dict`` (into a fresh, unfitted object too) and
     ``.to(device)`` work as for any module.  Scores come back on the device of the features, in their precision
-    (half precision is computed, and returned, as float32).
+    (half precision is computed, and returned, as float32).  The hyperparameters are not in the state: build the object
+    that loads it with the same ones.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("penultimate",)  # fields of Features that must be there
     needs_fit: ClassVar[bool] = True
+    grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: `load_state_dict` takes the saved one
     chunk: int = 2048  # rows scored at once: bounds the memory, does not change the result
 
     fitted: Tensor
@@ -53,6 +66,7 @@ class Detector(nn.Module):
 
     # -- what a user calls ------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # what is learnt may be trained on, copied and loaded into like any tensor
     @torch.no_grad()
     def fit(self, features: Features) -> Self:
         """Learn from ID training features; OOD data has no place here.  Returns self.
@@ -61,6 +75,7 @@ class Detector(nn.Module):
             ValueError: a field is missing, empty, or holds NaN or infinity.
         """
         self._check(features)
+        self._thaw()
         self._fit(features)
         self.fitted.fill_(True)
         if self.needs_fit:
@@ -78,7 +93,18 @@ class Detector(nn.Module):
         self._require_fit()
         self._check(features)
         device = getattr(features, self.reads[0]).device
-        return torch.cat([self._score(self._prepare(c)) for c in features.split(self.chunk)]).to(device)
+        scores = torch.empty(0)
+        for start, chunk in zip(range(0, len(features), self.chunk), features.split(self.chunk)):
+            found = self._score(self._prepare(chunk))
+            if start == 0:  # the precision is known; one place for all scores
+                scores = found.new_empty(len(features), device=device)
+            scores[start : start + len(found)] = found
+        if lost := int(scores.isnan().sum()):  # NaN > threshold is False: it would pass as in-distribution
+            raise ValueError(
+                f"{lost} of {len(scores)} scores are NaN: {type(self).__name__} overflowed on these features; "
+                "give it float64, or look for numbers that are far too large"
+            )
+        return scores
 
     def forward(self, features: Features) -> Tensor:
         """The same as `score`."""
@@ -93,6 +119,7 @@ class Detector(nn.Module):
         if not 0 < tpr <= 1:
             raise ValueError(f"tpr={tpr} was given; expected a share of ID images to accept, 0 < tpr <= 1")
         scores = self.score(features).double().sort().values
+        self._thaw()
         self.threshold.copy_(scores[math.ceil(round(tpr * len(scores), 9)) - 1])
         return self
 
@@ -109,11 +136,14 @@ class Detector(nn.Module):
     # -- checks, devices, saving ------------------------------------------------------------------------------
 
     def _require_fit(self) -> None:
+        """Before scores: what is learnt must be there."""
         if not self.fitted:
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
 
     def _check(self, features: Features) -> None:
         name = type(self).__name__
+        if not isinstance(features, Features):
+            raise TypeError(f"{name} was given a {type(features).__name__}; expected Features(penultimate=..., ...)")
         missing = [field for field in self.reads if getattr(features, field) is None]
         if missing:
             raise ValueError(f"{name} reads {missing}, which {features} does not hold: extract them first")
@@ -133,11 +163,21 @@ class Detector(nn.Module):
         name, labels = type(self).__name__, features.labels
         if labels is None:
             raise ValueError(f"{name} needs the labels of the training features, which {features} does not hold")
-        if labels.ndim != 1:
+        return class_indices(labels, len(features))
+
+    def _thaw(self) -> None:
+        """Buffers made under ``torch.inference_mode`` (the object was built there) become ones that can be written."""
+        for module in self.modules():
+            for name, value in module.named_buffers(recurse=False):
+                if value.is_inference():
+                    setattr(module, name, value.clone())
+
+    @staticmethod
+    def _check_width(z: Tensor, width: int, who: str = "those it was fitted on were") -> None:
+        if z.shape[1] != width:
             raise ValueError(
-                f"{name} needs one class index per image, (N,); the labels given are {tuple(labels.shape)}"
+                f"the features are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
             )
-        return labels
 
     def _prepare(self, chunk: Features) -> Features:
         """Bring a chunk to the detector's device and to at least single precision."""
@@ -146,10 +186,9 @@ class Detector(nn.Module):
         return Features(**{name: v.float() if v.dtype in low else v for name, v in moved.items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name, buffer in self._buffers.items():  # a fresh detector has empty buffers: take the saved shapes
-            saved = state_dict.get(prefix + name)
-            if buffer is not None and saved is not None and saved.shape != buffer.shape:
-                setattr(self, name, torch.empty_like(saved, device=buffer.device))
+        for name in self.grows:
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -165,6 +204,9 @@ class FrozenHead(nn.Module):
     Args:
         head: with or without bias; its tensors are copied.
 
+    Raises:
+        ValueError: ``head`` is no linear layer, or has weights that are not finite.
+
     Example:
         >>> FrozenHead(nn.Linear(8, 3))(torch.zeros(5, 8, dtype=torch.float64)).shape  # in the precision of its input
         torch.Size([5, 3])
@@ -175,6 +217,9 @@ class FrozenHead(nn.Module):
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
+        if not isinstance(head, nn.Linear) or not all(p.isfinite().all() for p in head.parameters()):
+            given = type(head).__name__
+            raise ValueError(f"a {given} was given as head; expected the last nn.Linear, with finite weights")
         weight = head.weight.detach().clone()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
@@ -186,11 +231,7 @@ class FrozenHead(nn.Module):
 
     def check_width(self, z: Tensor) -> None:
         """Raise ValueError when features (N, K) are not what the head reads."""
-        if z.shape[1] != self.weight.shape[1]:
-            raise ValueError(
-                f"the features are {z.shape[1]} wide, but the head reads {self.weight.shape[1]}: "
-                "take penultimate features and head from the same network"
-            )
+        Detector._check_width(z, self.weight.shape[1], "the head reads")
 
     def extra_repr(self) -> str:
         """Widths of input and output."""

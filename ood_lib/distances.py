@@ -56,7 +56,9 @@ class KNN(Detector):
     """
 
     chunk = 256
+    grows = ("bank", "centre")
     bank: Tensor
+    centre: Tensor
 
     def __init__(self, k: int = 50, normalize: bool = True) -> None:
         super().__init__()
@@ -64,18 +66,22 @@ class KNN(Detector):
             raise ValueError(f"k={k} was given; expected a neighbour to look at, k >= 1")
         self.k, self.normalize = k, normalize
         self.register_buffer("bank", torch.empty(0, 0))
+        self.register_buffer("centre", torch.empty(0))
 
-    def _unit(self, z: Tensor) -> Tensor:
-        return F.normalize(z, dim=1) if self.normalize else z
+    def _place(self, z: Tensor) -> Tensor:
+        # distances do not see a shift, rounding does: |a|^2 + |b|^2 - 2ab loses what a and b share
+        return F.normalize(z, dim=1) if self.normalize else z - self.centre.to(z.dtype)
 
     def _fit(self, features: Features) -> None:
         if len(features) < self.k:
             raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
-        bank = self._unit(features.penultimate.to(self.threshold.device))
-        self.bank = bank if self.normalize else bank.clone()  # never the caller's own tensor
+        z = self._prepare(Features(penultimate=features.penultimate)).penultimate
+        self.centre = z.mean(0)
+        self.bank = self._place(z)
 
     def _score(self, features: Features) -> Tensor:
-        return knn_distance(self._unit(features.penultimate), self.bank, self.k)
+        self._check_width(features.penultimate, self.bank.shape[1])
+        return knn_distance(self._place(features.penultimate), self.bank, self.k)
 
 
 def balanced_subset(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
@@ -91,7 +97,7 @@ def balanced_subset(labels: Tensor, fraction: float, generator: torch.Generator)
     for label in labels.unique():
         rows = (labels == label).nonzero().flatten()
         count = math.ceil(round(fraction * len(rows), 9))
-        kept.append(rows[torch.randperm(len(rows), generator=generator)[:count]])
+        kept.append(rows[torch.randperm(len(rows), generator=generator, device="cpu")[:count]])
     return torch.cat(kept).sort().values
 
 
@@ -135,6 +141,7 @@ class NNGuide(Detector):
 
     reads = ("penultimate", "logits")
     chunk = 512
+    grows = ("bank",)
     bank: Tensor
 
     def __init__(self, k: int = 10, fraction: float = 0.01, seed: int = 0) -> None:
@@ -158,6 +165,7 @@ class NNGuide(Detector):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
+        self._check_width(z, self.bank.shape[1])
         return nnguide(z, features.logits.to(z.dtype), self.bank.to(z.dtype), self.k)
 
 
@@ -204,14 +212,16 @@ class SHE(MomentDetector):
         self.metric = metric
 
     def _measure(self, chunk: Features) -> Moments:
-        right = chunk.logits.argmax(1) == self._labels(chunk)
-        return class_moments(chunk.penultimate[right], chunk.labels[right], self.kind, classes=chunk.logits.shape[1])
+        labels = self._labels(chunk)
+        right = chunk.logits.argmax(1) == labels
+        return class_moments(chunk.penultimate[right], labels[right], self.kind, classes=chunk.logits.shape[1])
 
     def _finish(self, moments: Moments) -> None:
         self._need_every_class(moments, "a training sample that is classified correctly")
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
+        self._check_width(z, self.means.shape[1])
         return she(z, self.means.to(z.dtype)[features.logits.argmax(1)], self.metric)
 
 
@@ -264,6 +274,7 @@ class FDBD(MomentDetector):
         ValueError: two classes of the head have the same weights; features of another width than the head.
     """
 
+    grows = (*MomentDetector.grows, "gaps")
     gaps: Tensor
 
     def __init__(self, head: nn.Linear) -> None:
@@ -281,4 +292,5 @@ class FDBD(MomentDetector):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        return fdbd(z - self.means.to(z.dtype), self.head(z), self.gaps.to(z.dtype))
+        logits = self.head(z)
+        return fdbd(z - self.means.to(z.dtype), logits, self.gaps.to(z.dtype))

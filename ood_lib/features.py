@@ -6,7 +6,7 @@ rest on disk as a safetensors file (no pickle; read back memory-mapped).
 
 import hashlib
 import os
-import tempfile
+import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from ood_lib.networks import Network, adapt, pick_device
@@ -47,6 +47,13 @@ class Features:
     # Typed as tensors although they may be None: a detector names what it `reads`, and is checked once, there.
 
     def __post_init__(self) -> None:
+        for name, value in self.tensors().items():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor with one row per image")
+            if name != "labels" and (value.ndim != 2 or not value.is_floating_point()):
+                raise ValueError(
+                    f"{name} is {value.dtype} of shape {tuple(value.shape)}; expected floating-point numbers (N, width)"
+                )
         lengths = {name: len(value) for name, value in self.tensors().items()}
         if not lengths:
             raise ValueError("Features needs at least one of penultimate, logits, labels, style")
@@ -81,13 +88,15 @@ class Features:
         """Write a safetensors file; it appears whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".partial", delete=False) as partial:
-            pass
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        partial.touch(exist_ok=False)
+        mode = partial.stat().st_mode  # as the umask wants it: safetensors makes files that only the owner can read
         try:
-            save_file({name: value.contiguous() for name, value in self.tensors().items()}, partial.name)
-            os.replace(partial.name, path)
+            save_file(_apart(self.tensors()), partial)
+            partial.chmod(mode)
+            os.replace(partial, path)
         finally:
-            Path(partial.name).unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Features":
@@ -102,6 +111,18 @@ class Features:
             raise ValueError(
                 f"{path} is not a complete features file ({error}); delete it and extract again"
             ) from error
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, and each in memory of its own, as safetensors asks."""
+    seen: set[int] = set()
+    out = {}
+    for name, value in tensors.items():
+        value = value.contiguous()
+        place = value.untyped_storage().data_ptr()
+        out[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return out
 
 
 def extract(
@@ -129,9 +150,14 @@ def extract(
         Features on the CPU, row i belonging to ``dataset[i]``.
 
     Raises:
-        ValueError: the data set is empty.
+        ValueError: the data set is empty, or has no labels.
     """
-    if len(dataset) == 0:  # type: ignore[arg-type]
+    if isinstance(dataset, DataLoader) or not hasattr(dataset, "__len__"):
+        raise TypeError(
+            f"a {type(dataset).__name__} was given; expected a data set with a length: of a DataLoader pass "
+            "loader.dataset, and batch_size and num_workers to extract"
+        )
+    if len(dataset) == 0:
         raise ValueError("the data set is empty: expected at least one (image, label) item to extract from")
     if cache is None:
         return _run(network, dataset, batch_size, device, num_workers, progress)
@@ -164,19 +190,20 @@ def _run(
 ) -> Features:
     network = network if hasattr(network, "represent") else adapt(network)
     where = pick_device(device)
-    modes = [(module, module.training) for module in network.modules()]  # a wrapper's mode need not be its inside's
+    modes = [(module, module.training) for module in network.modules()]  # each its own: a part may be frozen
     network.to(where).eval()
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers)
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
+    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_labelled)
     total = len(dataset)  # type: ignore[arg-type]
     rows: dict[str, Tensor] = {}  # filled in place: nothing is held twice
     start = 0
     try:
         with tqdm(total=total, unit="image", desc="features", disable=not progress, leave=False) as bar:
             for images, labels in loader:
-                seen = network.represent(images.to(where))._asdict() | {"labels": labels}
+                seen = network.represent(_floating(images).to(where, dtype))._asdict() | {"labels": labels}
                 for name, value in seen.items():
                     if value is not None:
-                        rows.setdefault(name, torch.empty(total, *value.shape[1:], dtype=value.dtype))
+                        rows.setdefault(name, torch.empty(total, *value.shape[1:], dtype=value.dtype, device="cpu"))
                         rows[name][start : start + len(images)] = value
                 start += len(images)
                 bar.update(len(images))
@@ -186,11 +213,31 @@ def _run(
     return Features(**rows)
 
 
+def _labelled(items: list[Any]) -> Any:
+    """The items of a batch together; without this check the images of a batch of two would pass for images, labels."""
+    for item in items:
+        parts = [type(part).__name__ for part in item] if isinstance(item, tuple | list) else []
+        if len(parts) != 2 or item[1] is None:
+            given = f"({', '.join(parts)})" if parts else type(item).__name__
+            raise ValueError(
+                f"the data set has no labels: an item is {given}; expected (image, label), with the label -1 where no "
+                "class is known"
+            )
+    return default_collate(items)
+
+
+def _floating(images: Tensor) -> Tensor:
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = getattr(images, "dtype", type(images).__name__)
+        raise ValueError(f"the data set yields images of {kind}; expected floating-point tensors (C, H, W) in [0, 1]")
+    return images
+
+
 def _network_hash(network: Any) -> str:
     digest = hashlib.sha256(str(network).encode())
     for name, value in network.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -199,6 +246,8 @@ def _data_hash(dataset: Dataset) -> str:
     if fingerprint := getattr(dataset, "fingerprint", None):
         return fingerprint()
     digest = hashlib.sha256()
-    for images, labels in DataLoader(dataset, 256):
-        digest.update(images.contiguous().numpy().tobytes() + torch.as_tensor(labels).numpy().tobytes())
+    for images, labels in DataLoader(dataset, 256, collate_fn=_labelled):
+        for part in (images, torch.as_tensor(labels)):
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -5,6 +5,7 @@ copy of another one) has no scale to measure by, and is left out, as a pseudo-in
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -112,6 +113,7 @@ class Mahalanobis(MomentDetector):
     """
 
     kind = "tied"
+    grows: ClassVar[tuple[str, ...]] = (*MomentDetector.grows, "whitening")
     whitening: Tensor
 
     def __init__(self) -> None:
@@ -124,7 +126,8 @@ class Mahalanobis(MomentDetector):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        return mahalanobis(z.double(), self.means, self.whitening).to(z.dtype)
+        self._check_width(z, self.means.shape[1])
+        return mahalanobis(z.double(), self.means.double(), self.whitening.double()).to(z.dtype)
 
 
 class RMDS(Mahalanobis):
@@ -134,6 +137,7 @@ class RMDS(Mahalanobis):
         ValueError: labels are missing, or a class has no sample, or no feature varies inside a class.
     """
 
+    grows = (*Mahalanobis.grows, "mean", "background")
     mean: Tensor
     background: Tensor
 
@@ -150,7 +154,9 @@ class RMDS(Mahalanobis):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        return relative_mahalanobis(z.double(), self.means, self.whitening, self.mean, self.background).to(z.dtype)
+        self._check_width(z, self.means.shape[1])
+        learnt = (x.double() for x in (self.means, self.whitening, self.mean, self.background))
+        return relative_mahalanobis(z.double(), *learnt).to(z.dtype)
 
 
 class ViM(Detector):
@@ -170,17 +176,18 @@ class ViM(Detector):
             mean largest logit is not positive, so that no scale can be matched to it.
     """
 
+    grows = ("origin", "residual")
     origin: Tensor
     residual: Tensor
     alpha: Tensor
 
     def __init__(self, head: nn.Linear, dim: int | None = None) -> None:
         super().__init__()
+        self.head = FrozenHead(head)
         width = head.in_features
         if dim is not None and not 1 <= dim < width:
             raise ValueError(f"dim={dim} was given; expected 1 <= dim < {width}, the width of the features")
         self.dim = dim
-        self.head = FrozenHead(head)
         self.register_buffer("origin", torch.empty(0))
         self.register_buffer("residual", torch.empty(0, 0))
         self.register_buffer("alpha", torch.tensor(torch.nan, dtype=torch.float64))
@@ -224,5 +231,6 @@ class ViM(Detector):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        away = (z.double() - self.origin) @ self.residual
-        return vim(self.head(z), away, self.alpha.item()).to(z.dtype)
+        logits = self.head(z)
+        away = (z.double() - self.origin.double()) @ self.residual.double()
+        return vim(logits, away, self.alpha.item()).to(z.dtype)

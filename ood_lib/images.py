@@ -5,7 +5,6 @@ gradients in pixel units.  An OOD image has no class here: its label is -1.
 """
 
 import hashlib
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["Frame", "ImageArray", "ImageFiles"]
+from ood_lib.extras import need
+
+__all__ = ["Frame", "ImageArray", "ImageFiles", "ImageSet", "recolour"]
 
 
 @dataclass(frozen=True)
@@ -194,11 +195,3 @@ def _decode(path: Path) -> np.ndarray:
         raise
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
-
-
-def need(module: str) -> Any:
-    """The module, or advice: decoding, downloads and digits come with the extra `plots`, the core does without."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f'{module} is needed here: pip install "ood_lib[plots]"') from error

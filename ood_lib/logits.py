@@ -280,6 +280,7 @@ class KLMatching(MomentDetector):
     """
 
     reads = ("logits",)
+    grows = (*MomentDetector.grows, "templates")
     templates: Tensor
 
     def __init__(self) -> None:
@@ -295,4 +296,5 @@ class KLMatching(MomentDetector):
         self.templates = moments.means + torch.diag(unseen.to(moments.means.dtype))
 
     def _score(self, features: Features) -> Tensor:
+        self._check_width(features.logits, self.templates.shape[1])
         return kl_matching(features.logits, self.templates)

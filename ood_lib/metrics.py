@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Metrics", "aupr", "auroc", "evaluate", "fpr_at_tpr"]
+from ood_lib.extras import need
+
+__all__ = ["Metrics", "aupr", "auroc", "evaluate", "fpr_at_tpr", "student"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def auroc(id_scores: Tensor, ood_scores: Tensor, confidence: float = 0.95) -> tu
     of_ood = _wins(ood_scores, id_scores)  # (M,)
     of_id = 1 - _wins(id_scores, ood_scores)  # (N,)
     area = of_ood.mean().item()
-    variance = sum(w.var().item() / len(w) for w in (of_ood, of_id) if len(w) > 1)
+    variance = sum((w.var().item() if len(w) > 1 else 0.25) / len(w) for w in (of_ood, of_id))
     n = min(len(of_ood), len(of_id))
     return area, _logit_interval(area, math.sqrt(variance), n, confidence)
 
@@ -185,6 +187,9 @@ def evaluate(
         >>> evaluate(torch.arange(50.0), torch.arange(25.0, 75.0)).auroc
         0.875
     """
+    if positive not in ("id", "ood") or not 0 < confidence < 1:
+        raise ValueError(f"positive={positive!r}, confidence={confidence} given; expected 'id' or 'ood', and 0 < c < 1")
+    id_scores, ood_scores = (torch.as_tensor(s).detach().double() for s in (id_scores, ood_scores))
     for name, scores in (("id_scores", id_scores), ("ood_scores", ood_scores)):
         if scores.ndim != 1 or len(scores) == 0 or not scores.isfinite().all():
             raise ValueError(
@@ -196,3 +201,16 @@ def evaluate(
     aupr_in, in_ci = aupr(-id_scores, -ood_scores, confidence)
     aupr_out, out_ci = aupr(ood_scores, id_scores, confidence)
     return Metrics(area, fpr, aupr_in, aupr_out, area_ci, fpr_ci, in_ci, out_ci, positive)
+
+
+def student(n: int) -> float:
+    """97.5 % quantile of Student's t with n - 1 degrees of freedom: how many standard errors an interval reaches.
+
+    Args:
+        n: values that were averaged; of a single one nothing is known, NaN.
+
+    Example:
+        >>> round(student(2), 1), student(1)
+        (12.7, nan)
+    """
+    return float(need("scipy.stats").t.ppf(0.975, n - 1)) if n > 1 else math.nan

@@ -11,12 +11,12 @@ So a detector whose fit is a function of moments can see its training features i
 
 from collections.abc import Iterator
 from functools import partial, reduce
-from typing import Literal, NamedTuple, Self
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from ood_lib.detector import Detector
+from ood_lib.detector import Detector, class_indices
 from ood_lib.features import Features
 
 __all__ = ["MomentDetector", "Moments", "class_moments", "merge_moments", "pooled", "rounding"]
@@ -49,11 +49,10 @@ def class_moments(z: Tensor, labels: Tensor, kind: Kind = "tied", classes: int =
         >>> class_moments(torch.tensor([[0.0], [2.0], [7.0]]), torch.tensor([0, 0, 1])).means.flatten().tolist()
         [1.0, 7.0]
     """
-    if labels.ndim != 1 or len(labels) != len(z):
-        raise ValueError(f"labels of shape {tuple(labels.shape)} were given; expected one class index per row, (N,)")
+    labels = class_indices(labels, len(z))
     if len(labels) and labels.min() < 0:
         raise ValueError(f"labels must be class indices >= 0; the smallest one given is {int(labels.min())}")
-    z, labels = z.double(), labels.long()
+    z = z.double()
     counts = labels.bincount(minlength=classes).double()
     sums = z.new_zeros(len(counts), z.shape[1]).index_add_(0, labels, z)
     means = sums / counts.clamp(min=1)[:, None]
@@ -133,6 +132,7 @@ class MomentDetector(Detector):
         True
     """
 
+    grows: ClassVar[tuple[str, ...]] = ("counts", "means", "scatter")
     kind: Kind = "none"
     counts: Tensor
     means: Tensor
@@ -165,6 +165,7 @@ class MomentDetector(Detector):
         """What has been learned."""
         return Moments(self.counts, self.means, self.scatter)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def partial_fit(self, features: Features) -> Self:
         """Add ID training features to those seen before.  Returns self.
@@ -175,6 +176,7 @@ class MomentDetector(Detector):
         self._check(features)
         return self._add(self._collect(features))
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def merge(self, other: Self) -> Self:
         """Add what another detector of the same make has seen.  Returns self.
@@ -200,6 +202,7 @@ class MomentDetector(Detector):
         return (self._measure(self._prepare(chunk)) for chunk in features.split(self.chunk))
 
     def _add(self, new: Moments) -> Self:
+        self._thaw()
         if len(new.counts):
             self.counts, self.means, self.scatter = (
                 merge_moments(self.moments, new, self.kind) if len(self.counts) else Moments(*(x.clone() for x in new))
@@ -208,9 +211,11 @@ class MomentDetector(Detector):
             self.threshold.fill_(float("nan"))  # it belonged to the former fit
         return self
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _require_fit(self) -> None:
         if not self.fitted and len(self.counts):
+            self._thaw()
             self._finish(self.moments)
             self.fitted.fill_(True)
         super()._require_fit()

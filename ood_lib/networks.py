@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Adapted", "Network", "Representation", "ResNet", "adapt", "pick_device"]
+__all__ = ["Adapted", "Block", "Network", "Representation", "ResNet", "adapt", "pick_device"]
 
 
 class Representation(NamedTuple):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ood_lib.benchmark import student
+from ood_lib.metrics import student
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +28,13 @@ __all__ = [
     "HALF",
     "LINES",
     "MARKERS",
+    "band",
     "benchmark_table",
     "density",
     "dots",
     "embedding",
     "images",
+    "markdown_table",
     "theme",
 ]
 
@@ -91,7 +93,13 @@ def density(
         sns.kdeplot(x=_numbers(values), ax=ax, cut=0, **style)
     if threshold is not None:
         ax.axvline(threshold, color=COLORS["grey"], linewidth=1)
-        ax.annotate("τ", (threshold, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom")
+        place: Any = {
+            "xycoords": ("data", "axes fraction"),
+            "xytext": (3, -3),
+            "textcoords": "offset points",
+            "va": "top",
+        }
+        ax.annotate("τ", (threshold, 1), **place)
     ax.set(xlabel=label, ylabel="density")
     ax.locator_params(axis="x", nbins=5)
     ax.legend()
@@ -178,9 +186,15 @@ def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str =
 
 
 def markdown_table(summary: "pd.DataFrame") -> str:
-    """A summary as a Markdown table in percent, near and far, for pages that include it."""
-    wide = summary.pivot(index="detector", columns="group", values="value").loc[
-        list(dict.fromkeys(summary["detector"]))
-    ]
-    rows = [f"| {name} | {100 * row['near']:.1f} | {100 * row['far']:.1f} |" for name, row in wide.iterrows()]
-    return "\n".join(["| detector | near-OOD | far-OOD |", "|---|---:|---:|", *rows, ""])
+    """A summary as a Markdown table in percent, one column per group with intervals, for pages that include it."""
+
+    def cell(row: "pd.Series") -> str:
+        half = 50 * (row["high"] - row["low"])  # NaN for a single seed
+        return f"{100 * row['value']:.1f}" + ("" if half != half else f" ± {half:.1f}")
+
+    cells = summary.assign(cell=summary.apply(cell, axis=1))
+    wide = cells.pivot(index="detector", columns="group", values="cell").loc[list(dict.fromkeys(cells["detector"]))]
+    wide = wide[[group for group in ("near", "far") if group in wide]]
+    head = [["detector", *(NAMES[group] for group in wide)], ["---", *("---:" for _ in wide.columns)]]
+    lines = [*head, *([name, *row] for name, row in zip(wide.index, wide.to_numpy()))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

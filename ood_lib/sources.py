@@ -4,15 +4,17 @@ import os
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet, need
+from ood_lib.extras import need
+from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet
 
-__all__ = ["MissingDataError"]
+__all__ = ["MissingDataError", "Shelf", "subfolders"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 OOD_SPLITS = ("test", "val", "train")  # an OOD set is only ever tested: any split will do
@@ -209,12 +211,18 @@ def _fetch_published(home: Path, wanted: _Wanted) -> ImageSet:
     torchvision checks archives by md5, but trusts any folder that an interrupted run unpacked.  A killed run leaves a
     folder NAME-xxxx beside `home`, which nothing reads.
     """
+    made = [folder for folder in home.parents if not folder.exists()]
     home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{wanted.name}-", dir=home.parent) as stage:
-        fresh = Path(stage, "fresh")
-        fresh.mkdir()
-        _open_published(fresh, wanted, download=True)
-        if home.exists():
-            os.replace(home, Path(stage, "damaged"))
-        os.replace(fresh, home)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"{wanted.name}-", dir=home.parent) as stage:
+            fresh = Path(stage, "fresh")
+            fresh.mkdir()
+            _open_published(fresh, wanted, download=True)
+            if home.exists():
+                os.replace(home, Path(stage, "damaged"))
+            os.replace(fresh, home)
+    finally:
+        for folder in made:  # the innermost first; one that now holds a set stays
+            with suppress(OSError):
+                folder.rmdir()
     return _open_published(home, wanted)

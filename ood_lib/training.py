@@ -113,7 +113,13 @@ def _check_loss(loss: Tensor, learning_rate: float) -> None:
 def accuracy(
     network: nn.Module, dataset: Dataset, *, batch_size: int = 512, device: str | torch.device = "auto"
 ) -> float:
-    """Share of images whose largest logit is the true class, in [0, 1]; the network is put into eval mode."""
+    """Share of images whose largest logit is the true class, in [0, 1]; the network is put into eval mode.
+
+    Raises:
+        ValueError: the data set is empty.
+    """
+    if len(dataset) == 0:  # type: ignore[arg-type]
+        raise ValueError("the data set is empty: expected at least one (image, label) item to measure the accuracy on")
     where = pick_device(device)
     network.to(where).eval()
     hits = [(network(x.to(where)).argmax(1).cpu() == y).sum() for x, y in DataLoader(dataset, batch_size)]

@@ -13,7 +13,9 @@ References:
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -58,8 +60,10 @@ def noise(weight: Tensor, delta: float, repeats: int, generator: torch.Generator
     References:
         Granz et al. 2024, definition of the weight perturbation; released code, both switches on.
     """
-    # one draw per repeat: torch.randn of a whole block would depend on the size of the block
-    g = torch.stack([torch.randn(weight.shape, generator=generator) for _ in range(repeats)]).to(weight)
+    # one draw per repeat: torch.randn of a whole block would depend on the size of the block; and named types, so that
+    # neither torch.set_default_dtype nor torch.set_default_device changes the draw
+    draw = partial(torch.randn, weight.shape, generator=generator, dtype=torch.float32, device="cpu")
+    g = torch.stack([draw() for _ in range(repeats)]).to(weight)
     return F.normalize(g, dim=-1) * (delta * weight.norm(dim=1, keepdim=True))
 
 
@@ -145,7 +149,9 @@ def gaussian_histogram(
     """
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64).tolist()
     std = std.clamp_min(torch.finfo(std.dtype).tiny)
-    below = torch.stack([torch.special.ndtr((edge - mean) / std).mean(1) for edge in edges], 1)  # (N, B + 1)
+    below = mean.new_empty(len(mean), bins + 1)  # filled in place: small results between large ones fragment the heap
+    for b, edge in enumerate(edges):
+        below[:, b] = torch.special.ndtr((edge - mean) / std).mean(1)
     if overflow == "clamp":
         below[:, 0], below[:, -1] = 0, 1
     return below.diff(dim=1)
@@ -217,6 +223,14 @@ def weiper_kld(
     return d1 + lambda1 * d2 - lambda2 * confidence
 
 
+def _whole(name: str, value: int) -> int:
+    """An integer of any kind, NumPy's too, as Python's own."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"WeiPer was given {name}={value!r}; expected an integer") from None
+
+
 class WeiPer(Detector):
     """WeiPer space with one of its scores: the mean of a logit score over perturbed heads, or the KL divergence.
 
@@ -237,7 +251,8 @@ class WeiPer(Detector):
         seed: of the perturbed head.
 
     Raises:
-        ValueError: an argument out of its range; features of another width than the head; constant features.
+        ValueError: an argument out of its range; more classes than the limit of infinitely many repeats has points for;
+            features of another width than the head; constant features.
 
     Example:
         >>> head, train = nn.Linear(8, 3), Features(penultimate=torch.rand(50, 8))
@@ -272,15 +287,27 @@ class WeiPer(Detector):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if repeats is not None:
+            repeats = _whole("repeats", repeats)
+        bins, seed = _whole("bins", bins), _whole("seed", seed)
         self.kind, self.repeats, self.delta, self.bins = score, repeats, delta, bins
         self.kld_options = {
             "lambda1": lambda1, "lambda2": lambda2,
-            "smooth_penultimate": smooth_penultimate, "smooth_weiper": smooth_weiper,
+            "smooth_penultimate": _whole("smooth_penultimate", smooth_penultimate),
+            "smooth_weiper": _whole("smooth_weiper", smooth_weiper),
             "eps_penultimate": eps_penultimate, "eps_weiper": eps_weiper,
         }  # fmt: skip
         self.overflow, self.react_percentile = overflow, react_percentile
         self.random_projections, self.seed = random_projections, seed
         self._check_arguments()
+        if not isinstance(head, nn.Linear) or not all(p.isfinite().all() for p in head.parameters()):
+            given = type(head).__name__
+            raise ValueError(f"WeiPer was given a {given} as head; expected the last nn.Linear, with finite weights")
+        if repeats is None and len(head.weight) > torch.quasirandom.SobolEngine.MAXDIM:
+            raise ValueError(
+                f"WeiPer was given repeats=None and a head of {len(head.weight)} classes; expected at most "
+                f"{torch.quasirandom.SobolEngine.MAXDIM} for the limit: give a number of repeats"
+            )
         weight = head.weight.detach().clone()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
@@ -304,12 +331,13 @@ class WeiPer(Detector):
                 self.repeats is None or self.repeats >= 1,
                 "at least 1, or None for the limit",
             ),
-            "delta": (self.delta, self.delta >= 0, "a relative noise length >= 0"),
+            "delta": (self.delta, 0 <= self.delta < math.inf, "a finite relative noise length >= 0"),
             "bins": (self.bins, self.bins >= 1, "at least 1"),
             "overflow": (self.overflow, self.overflow in ("clamp", "drop"), "'clamp' or 'drop'"),
             "react_percentile": (self.react_percentile, 0 < self.react_percentile <= 1, "a share in (0, 1]"),
             **{n: (options[n], options[n] >= 1, "a width >= 1") for n in ("smooth_penultimate", "smooth_weiper")},
             **{n: (options[n], options[n] > 0, "a floor > 0") for n in ("eps_penultimate", "eps_weiper")},
+            **{n: (options[n], math.isfinite(options[n]), "a finite weight") for n in ("lambda1", "lambda2")},
         }
         for name, (given, good, expected) in rules.items():
             if not good:
@@ -319,12 +347,12 @@ class WeiPer(Detector):
 
     def views(self, z: Tensor) -> Iterator[Tensor]:
         """Perturbed logits of features (N, K) in blocks (N, b, C); the blocks add up to all r heads."""
-        self._check_width(z)
+        self._check_width(z, self.weight.shape[1], "the head reads")
         return self._limit(z) if self.repeats is None else self._drawn(z, self.repeats)
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, both (N, C), of the perturbed logits of features (N, K)."""
-        self._check_width(z)
+        self._check_width(z, self.weight.shape[1], "the head reads")
         weight = self.weight.to(z.dtype)
         mean = F.linear(z, weight, self.bias.to(z.dtype))
         return mean.zero_() if self.random_projections else mean, logit_noise(z, weight, self.delta)
@@ -347,43 +375,50 @@ class WeiPer(Detector):
         for block in nodes.split(max(1, COLUMNS // mean.shape[1])):
             yield torch.addcmul(mean[:, None], std[:, None], block)
 
-    def _check_width(self, z: Tensor) -> None:
-        if z.shape[1] != self.weight.shape[1]:
-            raise ValueError(
-                f"the features are {z.shape[1]} wide, but the head reads {self.weight.shape[1]}: "
-                "take penultimate features and head from the same network"
-            )
-
     # -- fitting: ranges first, then mean histograms -------------------------------------------------------------
 
     def _fit(self, features: Features) -> None:
-        self._check_width(features.penultimate)  # what can fail comes first: a failed fit changes nothing
+        # what can fail comes first: a failed fit changes nothing
+        self._check_width(features.penultimate, self.weight.shape[1], "the head reads")
+        if self.kind not in ("kld", "react"):
+            return
         own = self._range(self._chunks(features))
-        shared = self._range(self._extremes(z) for z in self._chunks(features)) if self.kind == "kld" else own
-        self.range_penultimate.copy_(own)
-        self.range_weiper.copy_(shared)
         if self.kind == "react":
+            self.range_penultimate.copy_(own)
             self.clip.fill_(self._percentile(features))
-        if self.kind == "kld":
-            sums = [torch.stack([h.double().sum(0) for h in self.densities(z)[:2]]) for z in self._chunks(features)]
-            self.reference, self.reference_weiper = torch.stack(sums).sum(0) / len(features)
+        else:
+            shared = self._range(s for z in self._chunks(features) for s in self._spread(z))
+            self.range_penultimate.copy_(own)
+            self.range_weiper.copy_(shared)
+            self.reference, self.reference_weiper = (mean.clone() for mean in self._mean_densities(features))
 
     def _chunks(self, features: Features) -> Iterator[Tensor]:
         return (self._prepare(chunk).penultimate for chunk in features.split(self.chunk))
 
     @staticmethod
     def _range(chunks: Iterator[Tensor]) -> Tensor:
-        ends = torch.stack([torch.stack(torch.aminmax(chunk)) for chunk in chunks]).double()
-        low, high = ends[:, 0].amin(), ends[:, 1].amax()
+        low, high = math.inf, -math.inf
+        for chunk in chunks:
+            smallest, largest = torch.stack(torch.aminmax(chunk)).tolist()
+            low, high = min(low, smallest), max(high, largest)
         if low == high:
-            raise ValueError(f"every value is {low.item():g}: constant features have no histogram; look at the network")
-        return torch.stack([low, high])
+            raise ValueError(f"every value is {low:g}: constant features have no histogram; look at the network")
+        return torch.tensor([low, high], dtype=torch.float64)
 
-    def _extremes(self, z: Tensor) -> Tensor:
+    def _spread(self, z: Tensor) -> Iterator[Tensor]:
+        """Tensors whose extremes bound the histogram of the perturbed logits."""
         if self.repeats is not None:
-            return torch.stack([end for view in self.views(z) for end in torch.aminmax(view)])
+            return self.views(z)
         mean, std = self.moments(z)
-        return torch.stack([(mean - REACH * std).amin(), (mean + REACH * std).amax()])
+        return iter((mean - REACH * std, mean + REACH * std))
+
+    def _mean_densities(self, features: Features) -> Tensor:
+        """Sample-weighted means (2, B) of both histograms, summed in float64."""
+        total = torch.zeros(2, self.bins, dtype=torch.float64, device=self.clip.device)
+        for z in self._chunks(features):
+            for row, density in zip(total, self.densities(z, confidence=False)):
+                row += density.double().sum(0)
+        return total / len(features)
 
     def _percentile(self, features: Features, bins: int = 2**16) -> float:
         """Percentile of all activations to 1/65536 of their range, without sorting them in one piece."""
@@ -397,19 +432,23 @@ class WeiPer(Detector):
 
     # -- scoring -----------------------------------------------------------------------------------------------
 
-    def densities(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Histogram of the activations (N, B), of the perturbed logits (N, B), and MSP_W (N,), of a fitted detector."""
+    def densities(self, z: Tensor, confidence: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """Histograms of the activations and of the perturbed logits, both (N, B), and MSP_W (N,), of a fitted detector.
+
+        Without ``confidence`` MSP_W stays zero, which spares the closed form its only numerical average.
+        """
         low, high = self.range_weiper.tolist()
         lowest, highest = self.range_penultimate.tolist()
         own = histogram(z, lowest, highest, self.bins, self.overflow)
         if self.repeats is None:
             shared = gaussian_histogram(*self.moments(z), low, high, self.bins, self.overflow)
-            return own, shared, -self._mean(msp, z)
-        shared, confidence = torch.zeros_like(own), z.new_zeros(len(z))
+            return own, shared, -self._mean(msp, z) if confidence else z.new_zeros(len(z))
+        shared, msp_w = torch.zeros_like(own), z.new_zeros(len(z))
         for view in self.views(z):  # one pass serves both
             shared += histogram(view.flatten(1), low, high, self.bins, self.overflow) * view.shape[1]
-            confidence -= msp(view).sum(1)
-        return own, shared / self.repeats, confidence / self.repeats
+            if confidence:
+                msp_w -= msp(view).sum(1)
+        return own, shared / self.repeats, msp_w / self.repeats
 
     def _mean(self, score: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """S_W, the mean of a logit score over the perturbed heads, (n,)."""
@@ -426,6 +465,6 @@ class WeiPer(Detector):
             return self._mean(energy, z.clamp(max=self.clip.item()))
         if self.kind != "kld":
             return self._mean(msp if self.kind == "msp" else self.kind, z)
-        self._check_width(z)
+        self._check_width(z, self.weight.shape[1], "the head reads")
         references = (r.to(z.dtype) for r in (self.reference, self.reference_weiper))
         return weiper_kld(*self.densities(z), *references, **self.kld_options)  # type: ignore[arg-type]

@@ -106,6 +106,13 @@ def test_a_benchmark_without_near_sets_has_no_near_rows(toy: Toy):
     assert set(table["group"]) == {"far"}
 
 
+@pytest.mark.parametrize("detectors", [{}, {"MSP": MSP()}], ids=["no detector", "no OOD set"])
+def test_a_table_without_rows_has_its_columns_all_the_same(toy: Toy, detectors: dict):
+    sets = {} if detectors else {"c": toy.ood}
+    table = run_benchmark(detectors, BenchmarkFeatures(toy.train, toy.val, toy.test, {}, sets))
+    assert list(table.columns) == COLUMNS and len(table) == 0
+
+
 def test_extract_benchmark_extracts_every_set():
     def images(n: int, seed: int) -> TensorDataset:
         return TensorDataset(torch.rand(n, 1, 8, 8, generator=seeded(seed)), torch.zeros(n).long())

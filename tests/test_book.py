@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import ood_lib
-from ood_lib import cli, plots
+from ood_lib import plots
+from ood_lib.book import cli
 
 jupytext = pytest.importorskip("jupytext")
 yaml = pytest.importorskip("yaml")

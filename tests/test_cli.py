@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ood_lib import cli, data, plan, runner
+from ood_lib import data
+from ood_lib.book import cli, plan, runner
 
 pytest.importorskip("papermill")
 pytest.importorskip("jupytext")
@@ -51,6 +52,8 @@ def book(tmp_path, monkeypatch):
     (tmp_path / "notebooks/profiles/default.yaml").write_text("seeds: 2\ndelta: 2\n")
     (tmp_path / "notebooks/profiles/quick.yaml").write_text("{}\n")
     (tmp_path / "library/energy.py").write_text("TEMPERATURE = 1\n")
+    (tmp_path / "library/book").mkdir()
+    (tmp_path / "library/book/pages.py").write_text("WIDTH = 1\n")
     (tmp_path / "book/intro.md").write_text("# Intro\n\nHello.\n")
     (tmp_path / "_config.yml").write_text(
         'title: T\nauthor: A\nonly_build_toc_files: true\nexecute: {execute_notebooks: "off"}\n'
@@ -92,6 +95,19 @@ def test_wrong_input_is_refused_with_the_nearest_name_and_nothing_is_written(boo
     error = capsys.readouterr().err
     assert [phrase for phrase in says if phrase not in error] == []
     assert not (book / "_build").exists()
+
+
+def test_a_package_of_the_extra_that_is_missing_is_named_with_the_line_of_pip(book, capsys, monkeypatch):
+    for module, command in (("yaml", "run"), ("jupytext", "sync"), ("papermill", "run")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            assert cli.main([command]) == 2
+        assert f'{module} is needed here: pip install "ood_lib[book]"' in capsys.readouterr().err
+
+
+def test_the_library_does_without_its_runner():
+    code = "import ood_lib, ood_lib.plots, sys; print([m for m in sys.modules if m.startswith('ood_lib.book')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -192,6 +208,8 @@ def test_only_what_changed_runs_again(book, capsys):
     assert ran()
     (book / "library/energy.py").write_text("TEMPERATURE = 2\n")
     assert ran()
+    (book / "library/book/pages.py").write_text("WIDTH = 2\n")
+    assert not ran()  # the runner is none of the library: no number depends on it
     (book / "notebooks/profiles/default.yaml").write_text("delta: 4\n")
     assert ran()
     (book / "notebooks/profiles/default.yaml").write_text("delta: 4\nseeds: 9\n")
@@ -233,7 +251,7 @@ os.rename("../pid.tmp", "../pid")
 time.sleep(120)
 """
     write_notebook(book, "20_beta", BETA, slow)
-    command = [sys.executable, "-c", "import sys; from ood_lib.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from ood_lib.book.cli import main; sys.exit(main())"]
     process = subprocess.Popen([*command, "run", "beta"], cwd=book, start_new_session=True)
     deadline = time.time() + 60
     while not (book / "pid").exists() and time.time() < deadline:

@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from test_images import draw, save_picture
 from test_sources import CIFAR10, save_arrays
 from torch.utils.data import DataLoader
 
-from ood_lib.data import MissingDataError, Normalize, load_benchmark, load_ood_set
+from ood_lib.data import Normalize, load_benchmark, load_ood_set
+from ood_lib.sources import MissingDataError
 
 OOD_OF_CIFAR10 = ("cifar100", "tiny_imagenet", "mnist", "svhn", "textures", "places365")
 
@@ -278,6 +280,14 @@ def test_unknown_names():
         load_benchmark("digits", missing="ignore")
     with pytest.raises(ValueError, match="image_size"):
         load_benchmark("digits", image_size=32)
+
+
+def test_a_name_may_be_a_path(tmp_path, digits):
+    assert load_benchmark(Path("digits")).train.fingerprint() == digits.train.fingerprint()
+    own = _own(tmp_path)
+    assert repr(load_benchmark(Path(f"folder:{own}"))) == repr(load_benchmark(f"folder:{own}"))
+    with pytest.raises(ValueError, match="unknown benchmark 'cifar-10'"):
+        load_benchmark(Path("cifar-10"))
 
 
 def test_without_scikit_learn(monkeypatch):

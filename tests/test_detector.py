@@ -278,6 +278,47 @@ def test_a_detector_reads_only_what_it_says_it_reads(make: Callable, toy: Toy):
     assert torch.equal(detector.score(only), detector.score(toy.test))
 
 
+@every
+@pytest.mark.parametrize("built_there", [False, True], ids=["built outside", "built there"])
+def test_a_fit_in_inference_mode_leaves_tensors_like_any_other(make: Callable, toy: Toy, built_there: bool):
+    plain = make(toy.head).fit(toy.train).calibrate(toy.val)
+    detector = make(toy.head)
+    with torch.inference_mode():
+        train = toy.train[torch.arange(len(toy.train))]
+        assert train.penultimate.is_inference()
+        detector = make(toy.head) if built_there else detector
+        assert detector.fit(train) is detector
+    assert not any(buffer.is_inference() for buffer in detector.buffers())
+    assert torch.equal(detector.calibrate(toy.val).score(toy.test), plain.score(toy.test))
+    assert same_state(detector.state_dict(), plain.state_dict())
+    layer = nn.Linear(1, 1).double()
+    layer(detector.score(toy.test).double()[:, None]).sum().backward()  # nor are the scores
+    detector.load_state_dict(plain.state_dict())
+    detector.fit(toy.train)
+
+
+@every
+def test_a_detector_built_in_inference_mode_is_calibrated_outside(make: Callable, toy: Toy):
+    with torch.inference_mode():
+        detector = make(toy.head).fit(toy.train) if make(toy.head).needs_fit else make(toy.head)
+        fresh = make(toy.head)
+    assert torch.equal(detector.calibrate(toy.val).threshold, fresh.fit(toy.train).calibrate(toy.val).threshold)
+
+
+def test_a_fit_carries_no_gradient(toy: Toy):
+    z = toy.train.penultimate.clone().requires_grad_()
+    detector = KNN(k=5).fit(Features(penultimate=z))
+    assert not any(buffer.requires_grad for buffer in detector.buffers())
+
+
+@every_learner
+def test_features_of_another_width_are_named(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    narrow = Features(penultimate=toy.test.penultimate[:, :31], logits=toy.test.logits[:, :3])
+    with pytest.raises(ValueError, match=r"the features are (31|3) wide, but .* (32|4): take them all"):
+        detector.score(narrow)
+
+
 # -- thresholds -------------------------------------------------------------------------------------------------
 
 
@@ -326,6 +367,14 @@ def test_a_saved_state_makes_a_fresh_object_equal(make: Callable, toy: Toy, dtyp
     assert torch.equal(fresh.score(toy.test), detector.score(toy.test))
     assert torch.equal(fresh.threshold, detector.threshold)
     assert torch.equal(fresh.is_ood(toy.ood), detector.is_ood(toy.ood))
+
+
+def test_a_state_does_not_carry_the_hyperparameters(toy: Toy):
+    saved = KNN(k=5).fit(toy.train).state_dict()
+    other = KNN(k=9)
+    other.load_state_dict(saved)
+    assert repr(other) == "KNN(k=9, normalize=True)"
+    assert torch.equal(other.score(toy.test), KNN(k=9).fit(toy.train).score(toy.test))
 
 
 @every

@@ -122,6 +122,15 @@ def test_a_failing_save_leaves_the_old_file_and_no_partial_one(tmp_path, monkeyp
     assert same(Features.load(path), old)
 
 
+def test_a_reader_keeps_the_file_it_opened_when_a_new_one_is_saved(tmp_path):
+    path = tmp_path / "f.safetensors"
+    Features(logits=normal(4, 2)).save(path)
+    before = path.read_bytes()
+    with open(path, "rb") as reader:
+        Features(logits=normal(4, 2, seed=1)).save(path)
+        assert reader.read() == before != path.read_bytes()
+
+
 @pytest.mark.parametrize("kept", [0, 4, 60, -1])
 def test_a_truncated_file_is_named(tmp_path, kept: int):
     path = tmp_path / "broken.safetensors"
@@ -207,6 +216,41 @@ def test_features_can_be_trained_on(network: ResNet):
 def test_an_empty_data_set_is_named(network: ResNet):
     with pytest.raises(ValueError, match="data set is empty"):
         extract(network, TensorDataset(torch.empty(0, 1, 8, 8), torch.empty(0)), **OPTIONS)
+
+
+class Items(Dataset):
+    """A data set of whatever items."""
+
+    def __init__(self, *items: object) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> object:
+        return self.items[i]
+
+
+IMAGE = torch.full((1, 8, 8), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("item", "given"),
+    [
+        (IMAGE, "an item is Tensor"),
+        ((IMAGE,), r"an item is \(Tensor\)"),
+        ((IMAGE, None), r"an item is \(Tensor, NoneType\)"),
+        ((IMAGE, 0, "name.png"), r"an item is \(Tensor, int, str\)"),
+        ({"image": IMAGE}, "an item is dict"),
+    ],
+    ids=["image", "one", "none", "three", "dict"],
+)
+@pytest.mark.parametrize("count", [1, 2])  # a batch of two images would pass for images and labels
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_data_set_without_labels_is_named(tmp_path, network: ResNet, item, given: str, count: int, cached: bool):
+    with pytest.raises(ValueError, match=rf"has no labels: {given}; expected \(image, label\), with the label -1"):
+        extract(network, Items(*[item] * count), cache=tmp_path if cached else None, **OPTIONS)
+    assert os.listdir(tmp_path) == []
 
 
 # -- the cache --------------------------------------------------------------------------------------------------

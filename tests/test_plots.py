@@ -13,7 +13,18 @@ from matplotlib.colors import to_hex, to_rgb
 from torch.utils.data import TensorDataset
 
 from ood_lib import plots
-from ood_lib.plots import COLORS, LINES, MARKERS, benchmark_table, density, dots, embedding, images, theme
+from ood_lib.plots import (
+    COLORS,
+    LINES,
+    MARKERS,
+    benchmark_table,
+    density,
+    dots,
+    embedding,
+    images,
+    markdown_table,
+    theme,
+)
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
 
@@ -144,16 +155,30 @@ def test_for_an_error_rate_the_best_is_the_smallest():
 def test_values_that_the_interval_of_the_best_reaches_are_bold_too():
     one_seed = table({"a": [0.90], "b": [0.88], "c": [0.80]}, spread=0.03)
     assert bold(benchmark_table(one_seed)) == {"a", "b"}
-    # of several seeds, the interval over seeds: two standard errors of 0.9 and 0.94 are 0.04
-    several = table({"a": [0.90, 0.94], "b": [0.89, 0.89], "c": [0.87, 0.87]}, spread=0.5)
+    # of two seeds, Student's interval over seeds, whatever that of the test set: 12.7 standard errors of 0.001
+    several = table({"a": [0.919, 0.921], "b": [0.908, 0.908], "c": [0.906, 0.906]}, spread=0.5)
     assert bold(benchmark_table(several)) == {"a", "b"}
 
 
-def test_the_table_shows_percent_means_over_seeds_and_its_caption():
-    style = benchmark_table(table({"a": [0.90, 0.94]}), caption="AUROC")
-    assert style.data.loc["a", ("far", "far-away")] == pytest.approx(92)
+def test_the_table_shows_percent_means_and_intervals_over_seeds_and_its_caption():
+    style = benchmark_table(table({"a": [0.919, 0.921]}, spread=0.5), caption="The caption")
+    assert style.data.loc["a", ("far", "far-away")].startswith("92.0")
     html = style.to_html()
-    assert ">92.0<" in html and "AUROC" in html and "far-away" in html
+    assert "± 1.3" in html and "The caption" in html and "far-away" in html
+    assert "± 3.0" in benchmark_table(table({"a": [0.9]}, spread=0.03)).to_html()  # one seed: that of the test set
+
+
+def test_a_markdown_table_has_a_line_per_detector_in_its_order():
+    lines = markdown_table(summary()).splitlines()
+    assert lines[0] == "| detector | near-OOD | far-OOD |"
+    assert [line.split(" ± ")[0] for line in lines[2:]] == ["| MSP | 80.0", "| KNN | 82.0"]
+    one_seed = summary().assign(low=float("nan"), high=float("nan"))
+    assert markdown_table(one_seed).splitlines()[2:] == ["| MSP | 80.0 | 80.0 |", "| KNN | 82.0 | 82.0 |"]
+
+
+def test_a_markdown_table_leaves_out_a_group_that_is_not_there():
+    near = summary()[lambda t: t["group"] == "near"]
+    assert markdown_table(near).splitlines()[0] == "| detector | near-OOD |"
 
 
 def test_everything_named_is_there():

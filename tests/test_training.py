@@ -103,6 +103,11 @@ def test_a_rate_that_diverges_is_named():
         train(network, learning_rate=1e12, epochs=20)
 
 
+def test_the_accuracy_on_no_image_is_refused():
+    with pytest.raises(ValueError, match=r"data set is empty.*\(image, label\)"):
+        accuracy(linear(), TensorDataset(torch.empty(0, 1, 6, 6), torch.empty(0)), device="cpu")
+
+
 # -- shift ------------------------------------------------------------------------------------------------------
 
 

@@ -557,6 +557,33 @@ def test_arguments_out_of_range_are_named_with_what_was_given(wrong: dict):
         WeiPer(linear(3, 7), **wrong)
 
 
+WHOLE = ["repeats", "bins", "smooth_penultimate", "smooth_weiper", "seed"]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("value", [2.0, 2.5, "3", math.nan], ids=str)
+def test_what_counts_is_an_integer(name: str, value: object):
+    with pytest.raises(ValueError, match=f"WeiPer was given {name}={value!r}; expected an integer"):
+        WeiPer(linear(3, 8), **{name: value})
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, torch.tensor])
+def test_integers_of_every_kind_do(toy: Toy, name: str, kind):
+    given, plain = (WeiPer(toy.head, **{"repeats": 5, name: value}).fit(toy.train) for value in (kind(3), 3))
+    assert torch.equal(given.score(toy.test), plain.score(toy.test))
+    assert repr(given) == repr(plain)
+
+
+def test_the_limit_has_points_for_so_many_classes_and_says_so():
+    most = torch.quasirandom.SobolEngine.MAXDIM
+    z = Features(penultimate=normal(2, 1, dtype=torch.float32))
+    assert WeiPer(nn.Linear(1, most), score="msp", repeats=None).score(z).isfinite().all()
+    with pytest.raises(ValueError, match=rf"repeats=None and a head of {most + 1} classes; expected at most {most}"):
+        WeiPer(nn.Linear(1, most + 1), repeats=None)
+    WeiPer(nn.Linear(1, most + 1), repeats=1)
+
+
 def bad(kind: str) -> Features:
     z = normal(20, UNITS)
     if kind == "infinite":

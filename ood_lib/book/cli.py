@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ood_lib import data
-from ood_lib.notebooks import Refused, find_root, load, need, parameters_of, sources
-from ood_lib.pages import build_pages
-from ood_lib.plan import plan, profiles, read_profile
-from ood_lib.runner import run_side_by_side
+from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, sources
+from ood_lib.book.pages import build_pages
+from ood_lib.book.plan import plan, profiles, read_profile
+from ood_lib.book.runner import run_side_by_side
+from ood_lib.extras import MissingExtraError, need
 
 __all__ = ["main"]
 
@@ -72,7 +73,7 @@ def _list(args: argparse.Namespace) -> int:
 def _sync(args: argparse.Namespace) -> int:
     differing = False
     for source in sources(find_root(args.root)).values():
-        target, text = source.with_suffix(".ipynb"), need("jupytext").writes(load(source), "ipynb") + "\n"
+        target, text = source.with_suffix(".ipynb"), need("jupytext", "book").writes(load(source), "ipynb") + "\n"
         if not target.is_file() or target.read_text(encoding="utf-8") != text:
             differing = True
             print(f"{target}: {'differs from' if args.check else 'written from'} {source.name}")
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         return args.command(args)
-    except Refused as refusal:
+    except (Refused, MissingExtraError) as refusal:
         print(f"ood-book: {refusal}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

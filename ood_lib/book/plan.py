@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from ood_lib import data
-from ood_lib.notebooks import Parameter, Refused, content_hash, fits, need, parameters_of, select, sources, unknown
+from ood_lib.book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
+from ood_lib.extras import need
 
 __all__ = ["Task", "hash_files", "plan", "profiles", "read_profile"]
 
-LIBRARY = Path(__file__).parent
+RUNNER = Path(__file__).parent
+LIBRARY = RUNNER.parent
 PATHS = {"benchmark": "(?<=^folder:).+", "data_dir": ".+"}  # the part of a parameter that is a path
 
 
@@ -69,7 +71,11 @@ def read_profile(root: Path, given: str) -> tuple[str, dict[str, Any]]:
     if path is None or not path.is_file():
         raise unknown("profile", given, own)
     text = path.read_text(encoding="utf-8")
-    values = need("yaml").safe_load(text) or {}
+    yaml = need("yaml", "book")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise Refused(f"profile {path} is not YAML: {error}") from error
     if not isinstance(values, dict):
         raise Refused(f"profile {path} is not a list of `name: value` lines")
     return path.stem if path in own.values() else f"{path.stem}-{content_hash(text)[:8]}", values
@@ -88,7 +94,7 @@ def plan(
     read = {k: [_from_here(k, v) for v in meanings] for k, meanings in read.items()}
     folder = _folder(profile, {k: read[k][-1] for k in overrides})
     out = (out or root / "_build/run" / folder).resolve()
-    library = hash_files(LIBRARY, "*.py")
+    library = hash_files(LIBRARY, "*.py", without=RUNNER.name)  # no number depends on the runner
     return out, [_task(source, parameters, read, out, library) for source, parameters in selected.items()]
 
 
@@ -101,7 +107,7 @@ def _check_names(kind: str, given: Iterable[str], known: Iterable[dict[str, Any]
 
 def _readings(text: str) -> list[Any]:
     """What a text of the command line may mean, the likeliest first and itself last."""
-    found, yaml = [], need("yaml")
+    found, yaml = [], need("yaml", "book")
     for read in (yaml.safe_load, float, str):  # float, because YAML 1.1 takes 1e-3 for text
         with suppress(ValueError, yaml.YAMLError):
             found.append(read(text))
@@ -124,10 +130,10 @@ def _folder(profile: str, overrides: dict[str, str]) -> str:
     return f"{profile}-{safe}" + ("" if safe == text else f"-{content_hash(text)[:8]}")
 
 
-def hash_files(folder: Path, pattern: str = "*") -> str:
-    """One hash of the names and contents of all files below a folder."""
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
-    return content_hash(*(x for f in files for x in (str(f.relative_to(folder)), f.read_bytes())))
+def hash_files(folder: Path, pattern: str = "*", without: str = "") -> str:
+    """One hash of the names and contents of all files below a folder, one folder in it left out."""
+    names = (path.relative_to(folder) for path in sorted(folder.rglob(pattern)) if path.is_file())
+    return content_hash(*(x for n in names if n.parts[0] != without for x in (str(n), (folder / n).read_bytes())))
 
 
 def _task(source: Path, known: dict[str, Parameter], read: dict[str, list[Any]], out: Path, library: str) -> Task:

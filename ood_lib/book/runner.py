@@ -20,8 +20,9 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from ood_lib.notebooks import load, need
-from ood_lib.plan import Task
+from ood_lib.book.notebooks import load
+from ood_lib.book.plan import Task
+from ood_lib.extras import need
 
 __all__ = ["run_side_by_side"]
 
@@ -30,7 +31,7 @@ THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")
 
 def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str, str]:
     """Run every task, `jobs` at a time (default: one per core); what failed, by name."""
-    need("papermill")
+    need("papermill", "book")
     jobs = min(len(tasks), jobs or _cores())
     waiting, failures = list(enumerate(tasks)), {}
     running: dict[Any, tuple[Any, Task, float]] = {}
@@ -110,7 +111,7 @@ def _work(task: Task, index: int, threads: int, connection: Any) -> None:
     try:
         connection.send(_execute(task, index))
     except KeyboardInterrupt:
-        for child in need("psutil").Process().children(recursive=True):
+        for child in need("psutil", "book").Process().children(recursive=True):
             child.kill()  # a kernel that was just starting is not papermill's to clean up yet
     finally:
         shutil.rmtree(task.draft, ignore_errors=True)
@@ -124,7 +125,7 @@ def _execute(task: Task, index: int) -> str:
     failed = task.target.with_suffix(".failed.ipynb")
     peaks: list[int] = []
     try:
-        notebook = need("papermill").execute_notebook(
+        notebook = need("papermill", "book").execute_notebook(
             load(task.source),
             draft,
             task.given | ({"results": str(results)} if task.fills_results else {}),
@@ -139,7 +140,7 @@ def _execute(task: Task, index: int) -> str:
         return f"{_explain(error)}\n  kept: {failed}"
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # complete: only the moving is left
     notebook.metadata["ood_book"] = _record(task, notebook.metadata.papermill["duration"], peaks)
-    need("nbformat").write(notebook, draft)
+    need("nbformat", "book").write(notebook, draft)
     if task.fills_results:
         shutil.rmtree(task.results, ignore_errors=True)
         os.replace(results, task.results)
@@ -171,7 +172,7 @@ def _record(task: Task, seconds: float, peaks: list[int]) -> dict[str, Any]:
 def _kernel_peaks() -> list[int]:
     """Peak bytes of this process's children while they live; Linux only, else empty."""
     # On Linux `getrusage` is no use: the peak of the process that starts a kernel sticks to it.
-    status = [Path(f"/proc/{child.pid}/status") for child in need("psutil").Process().children()]
+    status = [Path(f"/proc/{child.pid}/status") for child in need("psutil", "book").Process().children()]
     text = "".join(path.read_text() for path in status if path.is_file())
     return [int(kib) * 2**10 for kib in re.findall(r"VmHWM:\s+(\d+)", text)]
 

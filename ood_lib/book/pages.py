@@ -8,8 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ood_lib.notebooks import Refused, content_hash, need
-from ood_lib.plan import Task, hash_files
+from ood_lib.book.notebooks import Refused, content_hash
+from ood_lib.book.plan import Task, hash_files
+from ood_lib.extras import need
 
 __all__ = ["build_pages"]
 
@@ -46,14 +47,14 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
         shutil.copy2(root / name, stage)
     (stage / "notebooks").mkdir()
     for task in tasks:
-        need("nbformat").write(_page(task), stage / "notebooks" / task.target.name)
+        need("nbformat", "book").write(_page(task), stage / "notebooks" / task.target.name)
         if task.fills_results:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
 
 
 def _page(task: Task) -> Any:
     """The executed notebook as it is shown: what the run left in it out, how it was made in."""
-    nbformat = need("nbformat")
+    nbformat = need("nbformat", "book")
     notebook = nbformat.read(task.target, as_version=4)
     notebook.metadata.pop("papermill", None)
     for cell in list(notebook.cells):

@@ -3,7 +3,6 @@
 import ast
 import difflib
 import hashlib
-import importlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ood_lib.extras import need
+
 __all__ = [
-    "Parameter", "Refused", "content_hash", "find_root", "fits", "load", "need", "parameters_of", "select", "sources",
+    "Parameter", "Refused", "content_hash", "find_root", "fits", "load", "parameters_of", "select", "sources",
     "unknown",
 ]  # fmt: skip
 
@@ -32,14 +33,6 @@ def unknown(kind: str, given: str, names: Iterable[str]) -> Refused:
     near = difflib.get_close_matches(given, names, 1, 0.3)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return Refused(f"unknown {kind} {given!r}: {hint}There are: {', '.join(names) or 'none'}")
-
-
-def need(module: str) -> Any:
-    """A module of the extra `book`, imported where it is used: the core of the library does without."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise Refused(f"{module} is missing: pip install 'ood_lib[book]'") from error
 
 
 def content_hash(*parts: str | bytes) -> str:
@@ -75,7 +68,7 @@ def select(root: Path, given: Sequence[str]) -> list[Path]:
 
 def load(source: Path) -> Any:
     """The notebook of a `.py`; never looks at an `.ipynb`, so no old output can leak."""
-    notebook = need("jupytext").reads(source.read_text(encoding="utf-8"), "py:percent")
+    notebook = need("jupytext", "book").reads(source.read_text(encoding="utf-8"), "py:percent")
     notebook.metadata = type(notebook.metadata)(kernelspec=KERNEL)
     seen: Counter[str] = Counter()
     for cell in notebook.cells:  # ids from the content: converting twice gives no difference
