@@ -1,7 +1,8 @@
 """The one contract: a detector is an energy on a representation; **larger score = more OOD**.
 
 A subclass says which fields of `Features` it reads, learns in ``_fit`` and scores a chunk in ``_score``.  Everything a
-user relies on (checks, chunks, devices, thresholds, saving) is here, once.
+user relies on (checks, chunks, devices, thresholds, saving) is here, once.  Many methods read a feature through the
+last linear layer of its network; they keep a copy of it, the `FrozenHead`.
 """
 
 import inspect
@@ -10,10 +11,22 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ood_lib.features import Features
 
-__all__ = ["Detector", "NotFittedError"]
+__all__ = ["Detector", "FrozenHead", "NotFittedError", "class_indices"]
+
+
+def class_indices(labels: Tensor, rows: int) -> Tensor:
+    """Labels (N,) as int64.
+
+    Raises:
+        ValueError: they are not one integer per row.
+    """
+    if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected {rows} class indices")
+    return labels.long()
 
 
 class NotFittedError(RuntimeError):
@@ -77,8 +90,7 @@ class Detector(nn.Module):
             NotFittedError: `fit` has not been called.
             ValueError: a field is missing, empty, or holds NaN or infinity.
         """
-        if not self.fitted:
-            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
+        self._require_fit()
         self._check(features)
         device = getattr(features, self.reads[0]).device
         scores = torch.empty(0)
@@ -123,6 +135,11 @@ class Detector(nn.Module):
 
     # -- checks, devices, saving ------------------------------------------------------------------------------
 
+    def _require_fit(self) -> None:
+        """Before scores: what is learnt must be there."""
+        if not self.fitted:
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
+
     def _check(self, features: Features) -> None:
         name = type(self).__name__
         if not isinstance(features, Features):
@@ -141,6 +158,13 @@ class Detector(nn.Module):
                     "look for a diverged network or half-precision overflow, or drop these rows"
                 )
 
+    def _labels(self, features: Features) -> Tensor:
+        """Class indices (N,) of training features, for a fit that needs them."""
+        name, labels = type(self).__name__, features.labels
+        if labels is None:
+            raise ValueError(f"{name} needs the labels of the training features, which {features} does not hold")
+        return class_indices(labels, len(features))
+
     def _thaw(self) -> None:
         """Buffers made under ``torch.inference_mode`` (the object was built there) become ones that can be written."""
         for module in self.modules():
@@ -148,7 +172,8 @@ class Detector(nn.Module):
                 if value.is_inference():
                     setattr(module, name, value.clone())
 
-    def _check_width(self, z: Tensor, width: int, who: str = "those it was fitted on were") -> None:
+    @staticmethod
+    def _check_width(z: Tensor, width: int, who: str = "those it was fitted on were") -> None:
         if z.shape[1] != width:
             raise ValueError(
                 f"the features are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
@@ -171,3 +196,43 @@ class Detector(nn.Module):
         names = inspect.signature(type(self)).parameters
         plain = (str, int, float, bool, type(None))
         return ", ".join(f"{n}={getattr(self, n)!r}" for n in names if isinstance(getattr(self, n, ...), plain))
+
+
+class FrozenHead(nn.Module):
+    """The network's last linear layer, kept as buffers: it is saved with a detector, moves with it, and never learns.
+
+    Args:
+        head: with or without bias; its tensors are copied.
+
+    Raises:
+        ValueError: ``head`` is no linear layer, or has weights that are not finite.
+
+    Example:
+        >>> FrozenHead(nn.Linear(8, 3))(torch.zeros(5, 8, dtype=torch.float64)).shape  # in the precision of its input
+        torch.Size([5, 3])
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        if not isinstance(head, nn.Linear) or not all(p.isfinite().all() for p in head.parameters()):
+            given = type(head).__name__
+            raise ValueError(f"a {given} was given as head; expected the last nn.Linear, with finite weights")
+        weight = head.weight.detach().clone()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits, (N, K) to (N, C)."""
+        self.check_width(z)
+        return F.linear(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
+
+    def check_width(self, z: Tensor) -> None:
+        """Raise ValueError when features (N, K) are not what the head reads."""
+        Detector._check_width(z, self.weight.shape[1], "the head reads")
+
+    def extra_repr(self) -> str:
+        """Widths of input and output."""
+        return "{1} features, {0} classes".format(*self.weight.shape)

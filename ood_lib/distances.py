@@ -1,13 +1,18 @@
-"""Detectors that measure a distance to the training features: k nearest neighbours, Mahalanobis.  Larger = more OOD."""
+"""Detectors that compare a feature with training features: KNN, NNGuide, SHE, FDBD.  Larger = more OOD."""
+
+import math
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ood_lib.detector import Detector
+from ood_lib.detector import Detector, FrozenHead
 from ood_lib.features import Features
+from ood_lib.logits import energy
+from ood_lib.moments import MomentDetector, Moments, class_moments
 
-__all__ = ["KNN", "Mahalanobis", "class_means", "knn_distance", "mahalanobis", "tied_covariance"]
+__all__ = ["FDBD", "KNN", "NNGuide", "SHE", "balanced_subset", "class_gaps", "fdbd", "knn_distance", "nnguide", "she"]
 
 
 def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 65536) -> Tensor:
@@ -79,86 +84,213 @@ class KNN(Detector):
         return knn_distance(self._place(features.penultimate), self.bank, self.k)
 
 
-def class_means(z: Tensor, labels: Tensor) -> Tensor:
-    """Mean feature of each class, (N, K) and (N,) to (C, K) in float64, C = largest label + 1.
+def balanced_subset(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Rows of a random subset that holds the same share of every class, rounded up: (N,) to (M,), sorted.
 
-    Raises:
-        ValueError: a label is negative, or a class below the largest one has no sample.
+    Example:
+        >>> labels = torch.tensor([0, 1, 1, 0, 1, 1, 2])
+        >>> labels[balanced_subset(labels, 0.5, torch.Generator().manual_seed(0))].bincount()
+        tensor([1, 2, 1])
     """
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected class indices (N,)")
-    labels = labels.long()
-    if labels.min() < 0:
-        raise ValueError(f"labels must be class indices >= 0; the smallest one given is {int(labels.min())}")
-    counts = labels.bincount()
-    if (counts == 0).any():
-        raise ValueError(
-            f"every class needs a training sample; none of class {(counts == 0).nonzero().flatten().tolist()}"
-        )
-    sums = z.new_zeros(len(counts), z.shape[1], dtype=torch.float64).index_add_(0, labels, z.double())
-    return sums / counts[:, None]
+    labels = labels.cpu()
+    kept = []
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        count = math.ceil(round(fraction * len(rows), 9))
+        kept.append(rows[torch.randperm(len(rows), generator=generator, device="cpu")[:count]])
+    return torch.cat(kept).sort().values
 
 
-def tied_covariance(z: Tensor, labels: Tensor, means: Tensor, chunk: int = 8192) -> Tensor:
-    """Covariance (K, K) of the features around their class means, divided by N, summed in float64."""
-    total = means.new_zeros(z.shape[1], z.shape[1])
-    for rows, classes in zip(z.split(chunk), labels.split(chunk)):
-        centred = rows.double() - means[classes.long()]
-        total += centred.T @ centred
-    return total / len(z)
+def nnguide(z: Tensor, logits: Tensor, bank: Tensor, k: int) -> Tensor:
+    r"""Energy guided by similar training features, :math:`-G(z)\,\log\sum_j e^{\ell_j}`; larger = more OOD.
 
-
-def mahalanobis(z: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
-    r"""Squared Mahalanobis distance to the nearest class mean; larger = more OOD.
-
-    .. math:: \min_c (z-\mu_c)^\top \Sigma^{-1} (z-\mu_c) = \min_c \lVert A z - A \mu_c \rVert^2,
-        \quad A^\top A = \Sigma^{-1}
+    The guidance G is the mean of the k largest inner products :math:`\langle v_n, \hat z \rangle` with
+    :math:`\hat z = z / \lVert z \rVert`; bank vectors :math:`v_n = \hat z_n \log\sum_j e^{\ell_{nj}}` are directions of
+    training features, as long as their network is confident.
 
     Args:
         z: (N, K).
-        means: (C, K).
-        whitening: A, (R, K) with R the rank of the covariance.
+        logits: (N, C).
+        bank: v, (M, K), M >= k.
+        k: number of neighbours.
 
     Returns:
         (N,)
 
     References:
-        Lee et al., A Simple Unified Framework for Detecting OOD Samples and Adversarial Attacks, NeurIPS 2018.
+        Park, Jung & Teoh, Nearest Neighbor Guidance for Out-of-Distribution Detection, ICCV 2023.
     """
-    return torch.cdist(z @ whitening.T, means @ whitening.T).square().amin(1)
+    guidance = (F.normalize(z, dim=1) @ bank.T).topk(k, dim=1).values.mean(1)
+    return guidance * energy(logits)
 
 
-class Mahalanobis(Detector):
-    """Distance to the nearest class mean under one covariance shared by all classes, see `mahalanobis`.
+class NNGuide(Detector):
+    """Energy guided by the nearest training features, see `nnguide`.
 
-    Directions in which the training features do not vary (dead units) are left out, as a pseudo-inverse does.
-    The fit runs in float64.
+    The bank is a random subset, the same share of every class (a plain slice of data sorted by class would hold one
+    class only).  The subset depends on ``seed`` and on the order of the training features.
+
+    Args:
+        k: number of neighbours.
+        fraction: share of each class kept in the bank, rounded up.
+        seed: of the subset.
+
+    Raises:
+        ValueError: ``k`` < 1, or more than the bank holds; ``fraction`` not in (0, 1]; labels are missing.
     """
 
-    grows = ("means", "whitening")
-    means: Tensor
-    whitening: Tensor
+    reads = ("penultimate", "logits")
+    chunk = 512
+    grows = ("bank",)
+    bank: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, k: int = 10, fraction: float = 0.01, seed: int = 0) -> None:
         super().__init__()
-        self.register_buffer("means", torch.empty(0, 0))
-        self.register_buffer("whitening", torch.empty(0, 0))
+        if k < 1:
+            raise ValueError(f"k={k} was given; expected a number of neighbours, k >= 1")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction={fraction} was given; expected a share of each class, 0 < fraction <= 1")
+        self.k, self.fraction, self.seed = k, fraction, seed
+        self.register_buffer("bank", torch.empty(0, 0))
 
     def _fit(self, features: Features) -> None:
-        if features.labels is None:
-            raise ValueError(f"Mahalanobis needs the labels of the training features, which {features} does not hold")
-        device = self.threshold.device
-        z, labels = features.penultimate.to(device), features.labels.to(device)
-        means = class_means(z, labels)
-        values, vectors = torch.linalg.eigh(tied_covariance(z, labels, means))
-        precision = torch.promote_types(z.dtype, torch.float32)  # half precision is computed as float32
-        alive = values > values[-1] * len(values) * torch.finfo(precision).eps
-        if not alive.any():
-            raise ValueError("all training features of a class are equal: their covariance is zero")
-        self.means = means
-        self.whitening = vectors[:, alive].T / values[alive].sqrt()[:, None]
+        rows = balanced_subset(self._labels(features), self.fraction, torch.Generator().manual_seed(self.seed))
+        if len(rows) < self.k:
+            raise ValueError(
+                f"a share of {self.fraction} of each class makes a bank of {len(rows)} features, less than k={self.k}: "
+                f"take a larger fraction of the {len(features)} training features, or a smaller k"
+            )
+        kept = self._prepare(features[rows.to(features.penultimate.device)])
+        self.bank = -energy(kept.logits)[:, None] * F.normalize(kept.penultimate, dim=1)
+
+    def _score(self, features: Features) -> Tensor:
+        z = features.penultimate
+        self._check_width(z, self.bank.shape[1])
+        return nnguide(z, features.logits.to(z.dtype), self.bank.to(z.dtype), self.k)
+
+
+def she(z: Tensor, patterns: Tensor, metric: Literal["inner", "euclidean", "cosine"] = "inner") -> Tensor:
+    r"""Minus the similarity to the stored pattern of the predicted class, :math:`-\langle z, m_{\hat y} \rangle`.
+
+    Larger = more OOD.  The other metrics are :math:`\lVert z - m_{\hat y} \rVert` and minus the cosine.
+
+    Args:
+        z: (N, K).
+        patterns: (N, K), the pattern of the class predicted for each row.
+        metric: ``"inner"`` (the paper's), ``"euclidean"`` or ``"cosine"``.
+
+    Returns:
+        (N,)
+
+    References:
+        Zhang et al., Out-of-Distribution Detection based on In-Distribution Data Patterns Memorization with Modern
+        Hopfield Energy, ICLR 2023.
+    """
+    if metric == "euclidean":
+        return (z - patterns).norm(dim=1)
+    return -F.cosine_similarity(z, patterns, dim=1) if metric == "cosine" else -(z * patterns).sum(1)
+
+
+class SHE(MomentDetector):
+    """Similarity to the mean feature of the predicted class, see `she`.
+
+    The pattern of a class is the mean over its training samples that the network classifies correctly.
+
+    Args:
+        metric: see `she`.
+
+    Raises:
+        ValueError: another metric; labels are missing; a class of which no training sample is classified correctly.
+    """
+
+    reads = ("penultimate", "logits")
+
+    def __init__(self, metric: Literal["inner", "euclidean", "cosine"] = "inner") -> None:
+        super().__init__()
+        if metric not in ("inner", "euclidean", "cosine"):
+            raise ValueError(f"metric={metric!r} was given; expected 'inner', 'euclidean' or 'cosine'")
+        self.metric = metric
+
+    def _measure(self, chunk: Features) -> Moments:
+        labels = self._labels(chunk)
+        right = chunk.logits.argmax(1) == labels
+        return class_moments(chunk.penultimate[right], labels[right], self.kind, classes=chunk.logits.shape[1])
+
+    def _finish(self, moments: Moments) -> None:
+        self._need_every_class(moments, "a training sample that is classified correctly")
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
         self._check_width(z, self.means.shape[1])
-        return mahalanobis(z.double(), self.means.double(), self.whitening.double()).to(z.dtype)
+        return she(z, self.means.to(z.dtype)[features.logits.argmax(1)], self.metric)
+
+
+def class_gaps(weight: Tensor) -> Tensor:
+    r"""Distances between the class rows of a head, :math:`\lVert w_i - w_j \rVert`, (C, K) to (C, C) in float64.
+
+    Raises:
+        ValueError: two classes share one row, so that no boundary lies between them.
+    """
+    gaps = torch.cdist(weight.double(), weight.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    twins = (gaps == 0).triu(1).nonzero().tolist()
+    if twins:
+        raise ValueError(f"classes {twins[0]} have the same weights: no boundary lies between them; look at the head")
+    return gaps
+
+
+def fdbd(away: Tensor, logits: Tensor, gaps: Tensor) -> Tensor:
+    r"""Minus the distances to the decision boundaries, per length of the feature seen from the training mean.
+
+    .. math:: -\frac{1}{\lVert z - \mu \rVert}
+        \sum_{c \neq \hat y} \frac{\ell_{\hat y} - \ell_c}{\lVert w_{\hat y} - w_c \rVert}
+
+    Larger = more OOD: near a boundary although far from the mean.
+
+    Args:
+        away: (N, K), features minus the training mean.
+        logits: (N, C).
+        gaps: (C, C), see `class_gaps`.
+
+    Returns:
+        (N,)
+
+    References:
+        Liu & Qin, Fast Decision Boundary based Out-of-Distribution Detector, ICML 2024.
+    """
+    best, predicted = logits.max(1)
+    others = gaps[predicted].scatter(1, predicted[:, None], 1)  # the gap to itself is 0, and so is its numerator
+    return -((best[:, None] - logits) / others).sum(1) / away.norm(dim=1)
+
+
+class FDBD(MomentDetector):
+    """Distances to the decision boundaries relative to the distance to the training mean, see `fdbd`.
+
+    Learns nothing but the mean, so it needs no labels.  Logits are computed by ``head``.
+
+    Args:
+        head: the network's last linear layer.
+
+    Raises:
+        ValueError: two classes of the head have the same weights; features of another width than the head.
+    """
+
+    grows = (*MomentDetector.grows, "gaps")
+    gaps: Tensor
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = FrozenHead(head)
+        self.register_buffer("gaps", torch.empty(0, 0))
+
+    def _measure(self, chunk: Features) -> Moments:
+        z = chunk.penultimate
+        self.head.check_width(z)
+        return class_moments(z, torch.zeros(len(z), dtype=torch.long, device=z.device), self.kind)
+
+    def _finish(self, moments: Moments) -> None:
+        self.gaps = class_gaps(self.head.weight)
+
+    def _score(self, features: Features) -> Tensor:
+        z = features.penultimate
+        logits = self.head(z)
+        return fdbd(z - self.means.to(z.dtype), logits, self.gaps.to(z.dtype))

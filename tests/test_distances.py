@@ -1,21 +1,15 @@
-"""Laws of the distances to the training features: k nearest neighbours, Mahalanobis."""
+"""Laws of the scores that compare with training features: KNN, NNGuide, SHE, FDBD."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import normal
-from sklearn.covariance import EmpiricalCovariance
+from torch import nn
 
-from ood_lib import KNN, Features, Mahalanobis
-from ood_lib.distances import class_means, knn_distance, mahalanobis, tied_covariance
+from ood_lib import FDBD, KNN, SHE, Features, NNGuide
+from ood_lib.distances import balanced_subset, knn_distance
 
 BANK, QUERIES = normal(120, 9), 1.5 * normal(40, 9, seed=1)
-LABELS = torch.arange(120) % 3
-TRAIN = Features(penultimate=BANK + LABELS[:, None].double(), labels=LABELS)
-
-
-def learned(z: torch.Tensor, labels: torch.Tensor = LABELS) -> Mahalanobis:
-    return Mahalanobis().fit(Features(penultimate=z, labels=labels))
 
 
 # -- nearest neighbours -----------------------------------------------------------------------------------------
@@ -77,101 +71,140 @@ def test_knn_needs_a_neighbour_and_enough_of_them():
     assert KNN(k=50).fit(Features(penultimate=BANK[:50])).score(Features(penultimate=QUERIES)).isfinite().all()
 
 
-# -- Mahalanobis ------------------------------------------------------------------------------------------------
+# -- a head for the others --------------------------------------------------------------------------------------
+
+HEAD = nn.Linear(9, 3).double()
+with torch.no_grad():
+    HEAD.weight.copy_(normal(3, 9, seed=7))
+    HEAD.bias.copy_(normal(3, seed=8))
 
 
-def test_mahalanobis_agrees_with_scikit_learn():
-    z, labels = TRAIN.penultimate.numpy(), LABELS.numpy()
-    means = np.stack([z[labels == c].mean(0) for c in range(3)])
-    covariance = EmpiricalCovariance(assume_centered=True).fit(z - means[labels])
-    away = QUERIES.numpy()[:, None] - means[None]
-    expected = np.stack([covariance.mahalanobis(away[:, c]) for c in range(3)], axis=1).min(1)
-    assert np.allclose(Mahalanobis().fit(TRAIN).score(Features(penultimate=QUERIES)), expected, rtol=1e-10)
+def through(z: torch.Tensor, labels: torch.Tensor | None = None) -> Features:
+    return Features(penultimate=z, logits=HEAD(z).detach(), labels=labels)
 
 
-def test_dead_and_doubled_units_are_left_out_as_a_pseudo_inverse_does():
-    z = torch.cat([TRAIN.penultimate, TRAIN.penultimate[:, :2] * 2, torch.ones(120, 1).double()], 1)
-    queries = normal(40, 12, seed=3)
-    means = torch.stack([z[LABELS == c].mean(0) for c in range(3)]).numpy()
-    away = z.numpy() - means[LABELS.numpy()]
-    inverse = np.linalg.pinv(away.T @ away / 120, rcond=1e-10, hermitian=True)
-    offsets = queries.numpy()[:, None] - means[None]
-    expected = np.einsum("nck,kl,ncl->nc", offsets, inverse, offsets).min(1)
-    detector = learned(z)
-    assert len(detector.whitening) == 9
-    assert np.allclose(detector.score(Features(penultimate=queries)), expected, rtol=1e-8)
+TRAIN, TEST = through(BANK, HEAD(BANK).argmax(1)), through(QUERIES)  # a network that is always right
+Z, L = TEST.penultimate.numpy(), TEST.logits.numpy()
 
 
-def test_a_dead_unit_changes_no_score():
-    dead = torch.cat([TRAIN.penultimate, torch.full((120, 1), 4.0).double()], 1)
-    queries = torch.cat([QUERIES, 100 * normal(40, 1, seed=4)], 1)
-    plain = Mahalanobis().fit(TRAIN).score(Features(penultimate=QUERIES))
-    assert torch.allclose(learned(dead).score(Features(penultimate=queries)), plain, rtol=1e-9)
+# -- NNGuide ----------------------------------------------------------------------------------------------------
 
 
-def test_an_invertible_affine_map_of_the_features_changes_no_score():
-    map_ = normal(9, 9, seed=5)
-    assert torch.linalg.cond(map_) < 100
-    plain = Mahalanobis().fit(TRAIN).score(Features(penultimate=QUERIES))
-    mapped = learned(TRAIN.penultimate @ map_ + 3).score(Features(penultimate=QUERIES @ map_ + 3))
-    assert torch.allclose(mapped, plain, rtol=1e-9)
+@pytest.mark.parametrize("k", [1, 10, 120])
+def test_nnguide_agrees_with_numpy(k: int):
+    z, logits = BANK.numpy(), TRAIN.logits.numpy()
+    bank = z / np.linalg.norm(z, axis=1)[:, None] * np.log(np.exp(logits).sum(1))[:, None]
+    likeness = np.sort(Z / np.linalg.norm(Z, axis=1)[:, None] @ bank.T, axis=1)[:, ::-1]
+    expected = -likeness[:, :k].mean(1) * np.log(np.exp(L).sum(1))
+    assert np.allclose(NNGuide(k, fraction=1.0).fit(TRAIN).score(TEST), expected, rtol=1e-9)
 
 
-def test_class_names_do_not_matter():
-    renamed = learned(TRAIN.penultimate, (LABELS + 1) % 3).score(Features(penultimate=QUERIES))
-    assert torch.allclose(renamed, Mahalanobis().fit(TRAIN).score(Features(penultimate=QUERIES)), rtol=1e-10)
+def test_the_guidance_reads_directions_only():
+    detector = NNGuide(k=4, fraction=1.0).fit(TRAIN)
+    longer = Features(penultimate=7 * QUERIES, logits=TEST.logits)
+    assert torch.allclose(detector.score(longer), detector.score(TEST), rtol=1e-9)
 
 
-def test_the_score_is_zero_at_a_class_mean_and_grows_with_the_square_of_the_distance():
-    detector = Mahalanobis().fit(TRAIN)
-    direction = normal(1, 9, seed=6)
-    # beyond the class at the end, so that the nearest mean stays the same
-    steps = torch.tensor([0.0, 1.0, 2.0, 4.0]).double()[:, None]
-    outward = direction * torch.sign((direction @ detector.whitening.T @ detector.whitening).sum())
-    scores = detector.score(Features(penultimate=detector.means[2] + steps * outward))
-    assert scores[0].item() == pytest.approx(0, abs=1e-12)
-    assert torch.allclose(scores / scores[1], torch.tensor([0.0, 1.0, 4.0, 16.0]).double(), rtol=1e-9)
+@pytest.mark.parametrize("fraction", [0.01, 0.29, 0.5, 1.0])
+def test_the_bank_holds_the_same_share_of_every_class_even_of_sorted_data(fraction: float):
+    labels = torch.arange(5).repeat_interleave(torch.tensor([100, 100, 100, 10, 1]))
+    rows = balanced_subset(labels, fraction, torch.Generator().manual_seed(0))
+    expected = [np.ceil(round(fraction * n, 9)) for n in (100, 100, 100, 10, 1)]
+    assert labels[rows].bincount().tolist() == expected
+    assert len(rows.unique()) == len(rows)
 
 
-def test_the_mean_training_score_to_the_own_class_is_the_rank():
-    means = class_means(TRAIN.penultimate, LABELS)
-    detector = Mahalanobis().fit(TRAIN)
-    own = torch.stack(
-        [mahalanobis(TRAIN.penultimate[i : i + 1], means[LABELS[i]][None], detector.whitening)[0] for i in range(120)]
-    )
-    assert own.mean().item() == pytest.approx(9)
+def test_the_seed_decides_which_bank():
+    banks = [NNGuide(k=2, fraction=0.2, seed=seed).fit(TRAIN).bank for seed in (0, 0, 1)]
+    assert torch.equal(banks[0], banks[1]) and not torch.equal(banks[0], banks[2])
 
 
-def test_the_covariance_is_independent_of_its_chunks():
-    means = class_means(TRAIN.penultimate, LABELS)
-    whole = tied_covariance(TRAIN.penultimate, LABELS, means)
-    assert torch.allclose(tied_covariance(TRAIN.penultimate, LABELS, means, chunk=11), whole, rtol=1e-12, atol=1e-14)
-    assert torch.equal(whole, whole.T) or torch.allclose(whole, whole.T, rtol=1e-14)
-
-
-def test_a_fit_in_single_precision_is_as_good_as_its_input():
-    low = learned(TRAIN.penultimate.float()).score(Features(penultimate=QUERIES.float()))
-    assert torch.allclose(low.double(), Mahalanobis().fit(TRAIN).score(Features(penultimate=QUERIES)), rtol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_low_precision_keeps_every_direction(dtype: torch.dtype):
-    z = normal(600, 200).to(dtype)
-    assert learned(z, torch.arange(600) % 2).whitening.shape == (200, 200)
-
-
-def test_wrong_labels_are_named():
-    with pytest.raises(ValueError, match="smallest one given is -1"):
-        learned(BANK, LABELS - 1)
-    with pytest.raises(ValueError, match=r"none of class \[1, 3\]"):
-        learned(BANK, torch.tensor([0, 2, 4])[LABELS])
+def test_nnguide_names_what_it_cannot_do():
+    with pytest.raises(ValueError, match="bank of 3 features, less than k=10"):
+        NNGuide().fit(TRAIN)
     with pytest.raises(ValueError, match="needs the labels"):
-        Mahalanobis().fit(Features(penultimate=BANK))
+        NNGuide().fit(TEST)
+    with pytest.raises(ValueError, match="k=0"):
+        NNGuide(k=0)
+    for fraction in (0.0, 1.01):
+        with pytest.raises(ValueError, match="fraction="):
+            NNGuide(fraction=fraction)
 
 
-def test_features_without_any_spread_are_refused_and_nothing_is_learned():
-    detector = Mahalanobis().fit(TRAIN)
-    scores = detector.score(Features(penultimate=QUERIES))
-    with pytest.raises(ValueError, match="covariance is zero"):
-        detector.fit(Features(penultimate=LABELS[:, None].double().expand(120, 9), labels=LABELS))
-    assert torch.equal(detector.score(Features(penultimate=QUERIES)), scores)
+# -- SHE --------------------------------------------------------------------------------------------------------
+
+
+def test_she_agrees_with_numpy_and_stores_only_what_is_classified_correctly():
+    labels = TRAIN.labels.clone()
+    labels[::4] = (labels[::4] + 1) % 3  # the network is wrong there
+    right = (labels == TRAIN.labels).numpy()
+    z, predicted = BANK.numpy(), TRAIN.labels.numpy()
+    patterns = np.stack([z[right & (predicted == c)].mean(0) for c in range(3)])[L.argmax(1)]
+    train = through(BANK, labels)
+    assert np.allclose(SHE().fit(train).score(TEST), -(Z * patterns).sum(1), rtol=1e-9)
+    assert np.allclose(SHE("euclidean").fit(train).score(TEST), np.linalg.norm(Z - patterns, axis=1), rtol=1e-9)
+    cosine = (Z * patterns).sum(1) / np.linalg.norm(Z, axis=1) / np.linalg.norm(patterns, axis=1)
+    assert np.allclose(SHE("cosine").fit(train).score(TEST), -cosine, rtol=1e-9)
+
+
+def test_the_cosine_reads_directions_and_the_inner_product_scales():
+    longer = Features(penultimate=7 * QUERIES, logits=TEST.logits)
+    assert torch.allclose(SHE("cosine").fit(TRAIN).score(longer), SHE("cosine").fit(TRAIN).score(TEST), rtol=1e-9)
+    assert torch.allclose(SHE().fit(TRAIN).score(longer), 7 * SHE().fit(TRAIN).score(TEST), rtol=1e-9)
+
+
+def test_a_class_that_is_never_right_has_no_pattern():
+    wrong = through(BANK, torch.where(TRAIN.labels == 2, 0, TRAIN.labels))
+    with pytest.raises(ValueError, match=r"classified correctly; none of class \[2\]"):
+        SHE().fit(wrong)
+    with pytest.raises(ValueError, match="needs the labels"):
+        SHE().fit(TEST)
+    with pytest.raises(ValueError, match=r"shape \(120, 3\); expected 120 class indices"):
+        SHE().fit(through(BANK, torch.zeros(120, 3).long()))
+    with pytest.raises(ValueError, match="metric='dot'"):
+        SHE("dot")  # type: ignore[arg-type]
+
+
+# -- FDBD -------------------------------------------------------------------------------------------------------
+
+
+def test_fdbd_agrees_with_numpy():
+    w, mean = HEAD.weight.detach().numpy(), BANK.numpy().mean(0)
+    expected = []
+    for z, logits in zip(Z, L):
+        y = logits.argmax()
+        to_boundary = [(logits[y] - logits[c]) / np.linalg.norm(w[y] - w[c]) for c in range(3) if c != y]
+        expected.append(-sum(to_boundary) / np.linalg.norm(z - mean))
+    assert np.allclose(FDBD(HEAD).fit(TRAIN).score(TEST), expected, rtol=1e-9)
+
+
+def test_each_term_of_fdbd_is_the_distance_to_a_boundary():
+    w, b = HEAD.weight.detach(), HEAD.bias.detach()
+    two = nn.Linear(9, 2).double()
+    with torch.no_grad():
+        two.weight.copy_(w[:2])
+        two.bias.copy_(b[:2])
+    normal_ = w[0] - w[1]
+    signed = (QUERIES @ normal_ + b[0] - b[1]) / normal_.norm()
+    on_boundary = QUERIES - signed[:, None] * normal_ / normal_.norm()
+    assert torch.allclose(two(on_boundary)[:, 0], two(on_boundary)[:, 1])
+    expected = -(QUERIES - on_boundary).norm(dim=1) / (QUERIES - BANK.mean(0)).norm(dim=1)
+    assert torch.allclose(FDBD(two).fit(TRAIN).score(TEST), expected, rtol=1e-9)
+
+
+def test_scaling_the_head_changes_no_fdbd():
+    scaled = nn.Linear(9, 3).double()
+    with torch.no_grad():
+        scaled.weight.copy_(5 * HEAD.weight)
+        scaled.bias.copy_(5 * HEAD.bias)
+    assert torch.allclose(FDBD(scaled).fit(TRAIN).score(TEST), FDBD(HEAD).fit(TRAIN).score(TEST), rtol=1e-9)
+
+
+def test_fdbd_needs_classes_that_differ_and_features_that_fit():
+    twins = nn.Linear(9, 3).double()
+    with torch.no_grad():
+        twins.weight[2] = twins.weight[0]
+    with pytest.raises(ValueError, match=r"classes \[0, 2\] have the same weights"):
+        FDBD(twins).fit(TRAIN)
+    with pytest.raises(ValueError, match="8 wide, but the head reads 9"):
+        FDBD(HEAD).fit(Features(penultimate=BANK[:, :8]))

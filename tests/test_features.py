@@ -174,6 +174,13 @@ def test_the_batch_size_does_not_matter(network: ResNet, batch_size: int):
     assert all(torch.allclose(features[name], expected[name], atol=1e-6) for name in expected)
 
 
+def test_a_network_is_given_back_as_it_was_even_when_its_wrapper_is_in_another_mode(network: ResNet):
+    foreign = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Dropout(), nn.Linear(6, 3)).eval()
+    extract(foreign, dataset(), **OPTIONS)  # `adapt` wraps it, and a fresh module is in training mode
+    extract(Counting(network), dataset(), **OPTIONS)
+    assert not any(module.training for part in (foreign, network) for module in part.modules())
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_network_runs_in_eval_mode_and_is_given_back_as_it_was(network: ResNet, training: bool):
     expected = extract(network, dataset(), **OPTIONS)

@@ -1,0 +1,221 @@
+r"""Moments: counts, means and scatter of the classes, which add up.  What needs nothing else can learn chunk by chunk.
+
+Two parts of a training set, measured apart, give the moments of the whole (Chan, Golub & LeVeque 1983): with
+:math:`\delta = \mu_b - \mu_a`,
+
+.. math:: n = n_a + n_b, \qquad \mu = \mu_a + \tfrac{n_b}{n} \delta, \qquad
+    S = S_a + S_b + \tfrac{n_a n_b}{n} \delta \delta^\top .
+
+So a detector whose fit is a function of moments can see its training features in pieces, on one machine or on many.
+"""
+
+from collections.abc import Iterator
+from functools import partial, reduce
+from typing import ClassVar, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ood_lib.detector import Detector, class_indices
+from ood_lib.features import Features
+
+__all__ = ["MomentDetector", "Moments", "class_moments", "merge_moments", "pooled", "rounding"]
+
+Kind = Literal["none", "tied", "diagonal", "full"]
+
+
+class Moments(NamedTuple):
+    """Sums over the samples of C classes with K features each, all in float64."""
+
+    counts: Tensor  # (C,)
+    means: Tensor  # (C, K), zero for a class without samples
+    scatter: Tensor  # sum of (z - mean)(z - mean)^T: tied (K, K), diagonal (C, K), full (C, K, K), none (0,)
+
+
+def class_moments(z: Tensor, labels: Tensor, kind: Kind = "tied", classes: int = 0) -> Moments:
+    r"""Count, mean and scatter :math:`S_c = \sum_{n: y_n = c} (z_n - \mu_c)(z_n - \mu_c)^\top` of each class.
+
+    Args:
+        z: (N, K).
+        labels: (N,) class indices.
+        kind: which part of the scatter is kept: ``"full"`` all, ``"diagonal"`` the variances, ``"tied"`` its sum over
+            the classes, ``"none"`` nothing.
+        classes: C at least; the largest label + 1 when that is more.
+
+    Raises:
+        ValueError: the labels are not one index >= 0 per row.
+
+    Example:
+        >>> class_moments(torch.tensor([[0.0], [2.0], [7.0]]), torch.tensor([0, 0, 1])).means.flatten().tolist()
+        [1.0, 7.0]
+    """
+    labels = class_indices(labels, len(z))
+    if len(labels) and labels.min() < 0:
+        raise ValueError(f"labels must be class indices >= 0; the smallest one given is {int(labels.min())}")
+    z = z.double()
+    counts = labels.bincount(minlength=classes).double()
+    sums = z.new_zeros(len(counts), z.shape[1]).index_add_(0, labels, z)
+    means = sums / counts.clamp(min=1)[:, None]
+    centred = z - means[labels]
+    if kind == "full":
+        own = [centred[labels == c] for c in range(len(counts))]
+        return Moments(counts, means, torch.stack([rows.T @ rows for rows in own]))
+    if kind == "diagonal":
+        return Moments(counts, means, torch.zeros_like(means).index_add_(0, labels, centred.square()))
+    return Moments(counts, means, centred.T @ centred if kind == "tied" else z.new_zeros(0))
+
+
+def merge_moments(a: Moments, b: Moments, kind: Kind = "tied") -> Moments:
+    """Moments of two parts taken together; a class may be absent from either.
+
+    Raises:
+        ValueError: the parts differ in the number of features.
+    """
+    if a.means.shape[1] != b.means.shape[1]:
+        raise ValueError(
+            f"moments of {a.means.shape[1]} and of {b.means.shape[1]} features cannot be merged; "
+            "expected features of one network"
+        )
+    classes = max(len(a.counts), len(b.counts))
+    a, b = (_pad(m, classes, kind) for m in (a, b))
+    counts = a.counts + b.counts
+    share = b.counts / counts.clamp(min=1)
+    delta = b.means - a.means
+    between = _outer(delta, a.counts * share, kind)
+    return Moments(counts, a.means + share[:, None] * delta, a.scatter + b.scatter + between)
+
+
+def pooled(moments: Moments) -> Moments:
+    """The classes of tied moments merged into one: overall mean (1, K), and scatter (K, K) around it."""
+    count = moments.counts.sum(0, keepdim=True)
+    mean = (moments.counts[:, None] * moments.means).sum(0, keepdim=True) / count
+    return Moments(count, mean, moments.scatter + _outer(moments.means - mean, moments.counts, "tied"))
+
+
+def rounding(means: Tensor) -> Tensor:
+    """Variance (), below which features that are all equal seem to vary: (1e-13 of the largest mean) squared."""
+    return (1e-13 * means.abs().amax()) ** 2
+
+
+def _pad(moments: Moments, classes: int, kind: Kind) -> Moments:
+    def grow(x: Tensor) -> Tensor:
+        return torch.cat([x, x.new_zeros(classes - len(x), *x.shape[1:])])
+
+    by_class = kind in ("diagonal", "full")
+    return Moments(grow(moments.counts), grow(moments.means), grow(moments.scatter) if by_class else moments.scatter)
+
+
+def _outer(delta: Tensor, weight: Tensor, kind: Kind) -> Tensor:
+    """Weighted squares of rows (C, K), in the shape of the scatter."""
+    scaled = weight[:, None] * delta
+    if kind == "tied":
+        return scaled.T @ delta
+    if kind == "diagonal":
+        return scaled * delta
+    return scaled[:, :, None] * delta[:, None] if kind == "full" else delta.new_zeros(0)
+
+
+class MomentDetector(Detector):
+    """Base of the detectors whose fit is a function of moments: they learn in one go, in pieces, or from each other.
+
+    ``fit`` starts afresh; ``partial_fit`` and ``merge`` add to what has been seen, and what follows from the moments
+    (an eigendecomposition, say) is worked out once, when a score is first asked for.  A subclass writes ``_finish``,
+    and ``_measure`` where it does not count the penultimate features by their labels.
+
+    Example:
+        >>> from ood_lib import Mahalanobis
+        >>> z, y = torch.rand(90, 4), torch.arange(90) % 3
+        >>> parts = [Features(penultimate=z[i::2], labels=y[i::2]) for i in range(2)]
+        >>> a, b = (Mahalanobis().partial_fit(part) for part in parts)  # perhaps on two machines
+        >>> whole = Mahalanobis().fit(Features(penultimate=z, labels=y))
+        >>> torch.allclose(a.merge(b).score(parts[0]), whole.score(parts[0]))
+        True
+    """
+
+    grows: ClassVar[tuple[str, ...]] = ("counts", "means", "scatter")
+    kind: Kind = "none"
+    counts: Tensor
+    means: Tensor
+    scatter: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("counts", "means", "scatter"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.float64))
+
+    # -- what a subclass writes -------------------------------------------------------------------------------
+
+    def _measure(self, chunk: Features) -> Moments:
+        """Moments of one chunk that lies on the detector's device."""
+        return class_moments(chunk.penultimate, self._labels(chunk), self.kind)
+
+    def _finish(self, moments: Moments) -> None:
+        """Work out what scores need and store it in buffers; raise ValueError before that if it cannot be done."""
+
+    @staticmethod
+    def _need_every_class(moments: Moments, what: str = "a training sample") -> None:
+        empty = (moments.counts == 0).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"every class needs {what}; none of class {empty} has been given")
+
+    # -- what a user calls ------------------------------------------------------------------------------------
+
+    @property
+    def moments(self) -> Moments:
+        """What has been learned."""
+        return Moments(self.counts, self.means, self.scatter)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def partial_fit(self, features: Features) -> Self:
+        """Add ID training features to those seen before.  Returns self.
+
+        Raises:
+            ValueError: a field is missing, empty, or holds NaN or infinity; another width than before.
+        """
+        self._check(features)
+        return self._add(self._collect(features))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def merge(self, other: Self) -> Self:
+        """Add what another detector of the same make has seen.  Returns self.
+
+        Raises:
+            ValueError: ``other`` is another detector, or has other hyperparameters or features.
+        """
+        if repr(other) != repr(self):
+            raise ValueError(f"{other!r} cannot be merged into {self!r}: expected the same detector, made alike")
+        return self._add(Moments(*(value.to(self.counts.device) for value in other.moments)))
+
+    # -- how it works -----------------------------------------------------------------------------------------
+
+    def _fit(self, features: Features) -> None:
+        moments = self._collect(features)
+        self._finish(moments)  # what can fail comes first: a failed fit changes nothing
+        self.counts, self.means, self.scatter = moments
+
+    def _collect(self, features: Features) -> Moments:
+        return reduce(partial(merge_moments, kind=self.kind), self._pieces(features))
+
+    def _pieces(self, features: Features) -> Iterator[Moments]:
+        return (self._measure(self._prepare(chunk)) for chunk in features.split(self.chunk))
+
+    def _add(self, new: Moments) -> Self:
+        self._thaw()
+        if len(new.counts):
+            self.counts, self.means, self.scatter = (
+                merge_moments(self.moments, new, self.kind) if len(self.counts) else Moments(*(x.clone() for x in new))
+            )
+            self.fitted.fill_(False)
+            self.threshold.fill_(float("nan"))  # it belonged to the former fit
+        return self
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _require_fit(self) -> None:
+        if not self.fitted and len(self.counts):
+            self._thaw()
+            self._finish(self.moments)
+            self.fitted.fill_(True)
+        super()._require_fit()
