@@ -42,6 +42,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # %% tags=["parameters"]
 benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet or folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
+missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
 seed: int = 0  # the first of these seeds
 device: str = "auto"  # where to train: auto, cpu, cuda
@@ -79,7 +80,7 @@ from ood_lib.weiper import gaussian_histogram, histogram, logit_noise, noise, pe
 
 plots.theme()
 torch.manual_seed(seed)
-bench = ood.load_benchmark(benchmark, root=data_dir or None)
+bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
 if not (bench.near and bench.far):
     raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
 weiper_options = {
@@ -650,9 +651,9 @@ display(Markdown("Differences in points of AUROC, paired over networks, ± 95 %:
 
 # %% [markdown]
 # Compare that with the claim on top of the page. It is a claim about wide networks and tuned hyperparameters; on this
-# benchmark, with the authors' CIFAR-10 values, look who is ahead. Two warnings. The intervals are over networks on one
+# benchmark, with the values on top of the page, look who is ahead. Two warnings. The intervals are over networks on one
 # split and one test set and say nothing about other test images. And a single network can widen an interval more than
-# all others together: section 2.3 told you to expect trouble where OOD features are long, and the figure shows it.
+# all others together: section 2.3 told you to expect trouble where OOD features are long. Look for it in the figure.
 
 # %% [markdown]
 # ### The paper beside this page

@@ -40,7 +40,7 @@ __all__ = [
 
 FULL, HALF = 7.2, 3.5  # figure widths in inches
 COLORS = {"id": "#0072B2", "near": "#E69F00", "far": "#CC79A7", "other": "#009E73", "grey": "#666666"}
-MARKERS = {"id": "o", "near": "^", "far": "s", "other": "D", "grey": "."}
+MARKERS = {"id": "o", "near": "^", "far": "s", "other": "D", "grey": "X"}
 LINES = {"id": "-", "near": "--", "far": ":", "other": "-.", "grey": "-"}
 NAMES = {"id": "in-distribution", "near": "near-OOD", "far": "far-OOD"}
 SCORE = "score (larger = more OOD →)"

@@ -251,7 +251,9 @@ os.rename("../pid.tmp", "../pid")
 time.sleep(120)
 """
     write_notebook(book, "20_beta", BETA, slow)
-    command = [sys.executable, "-c", "import sys; from ood_lib.book.cli import main; sys.exit(main())"]
+    # a shell starts what follows an `&` with SIGINT ignored, and this suite may run there: listen to it in any case
+    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", listen + "from ood_lib.book.cli import main; sys.exit(main())"]
     process = subprocess.Popen([*command, "run", "beta"], cwd=book, start_new_session=True)
     deadline = time.time() + 60
     while not (book / "pid").exists() and time.time() < deadline:
