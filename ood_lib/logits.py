@@ -44,7 +44,8 @@ def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
         >>> msp(torch.tensor([[0.0, 0.0], [100.0, 0.0]]))
         tensor([-0.5000, -1.0000])
     """
-    return -(logits / temperature).softmax(-1).amax(-1)
+    scaled = logits / temperature
+    return -1 / (scaled - scaled.amax(-1, keepdim=True)).exp().sum(-1)  # the largest probability, without the others
 
 
 def max_logit(logits: Tensor) -> Tensor:
