@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ood_lib.detector import Detector
+from ood_lib.detector import Detector, FrozenHead
 from ood_lib.features import Features
 from ood_lib.logits import energy, msp
 
@@ -260,8 +260,6 @@ class WeiPer(Detector):
         torch.Size([50])
     """
 
-    weight: Tensor
-    bias: Tensor
     range_penultimate: Tensor
     range_weiper: Tensor
     reference: Tensor
@@ -300,17 +298,12 @@ class WeiPer(Detector):
         self.overflow, self.react_percentile = overflow, react_percentile
         self.random_projections, self.seed = random_projections, seed
         self._check_arguments()
-        if not isinstance(head, nn.Linear) or not all(p.isfinite().all() for p in head.parameters()):
-            given = type(head).__name__
-            raise ValueError(f"WeiPer was given a {given} as head; expected the last nn.Linear, with finite weights")
+        self.head = FrozenHead(head)
         if repeats is None and len(head.weight) > torch.quasirandom.SobolEngine.MAXDIM:
             raise ValueError(
                 f"WeiPer was given repeats=None and a head of {len(head.weight)} classes; expected at most "
                 f"{torch.quasirandom.SobolEngine.MAXDIM} for the limit: give a number of repeats"
             )
-        weight = head.weight.detach().clone()
-        self.register_buffer("weight", weight)
-        self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
         for name in ("range_penultimate", "range_weiper"):
             self.register_buffer(name, torch.zeros(2, dtype=torch.float64))
         for name in ("reference", "reference_weiper"):
@@ -347,18 +340,17 @@ class WeiPer(Detector):
 
     def views(self, z: Tensor) -> Iterator[Tensor]:
         """Perturbed logits of features (N, K) in blocks (N, b, C); the blocks add up to all r heads."""
-        self._check_width(z, self.weight.shape[1], "the head reads")
+        self.head.check_width(z)
         return self._limit(z) if self.repeats is None else self._drawn(z, self.repeats)
 
     def moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation, both (N, C), of the perturbed logits of features (N, K)."""
-        self._check_width(z, self.weight.shape[1], "the head reads")
-        weight = self.weight.to(z.dtype)
-        mean = F.linear(z, weight, self.bias.to(z.dtype))
-        return mean.zero_() if self.random_projections else mean, logit_noise(z, weight, self.delta)
+        mean = self.head(z)
+        std = logit_noise(z, self.head.weight.to(z.dtype), self.delta)
+        return mean.zero_() if self.random_projections else mean, std
 
     def _drawn(self, z: Tensor, repeats: int) -> Iterator[Tensor]:
-        weight, bias = self.weight.to(z.dtype), self.bias.to(z.dtype)
+        weight, bias = self.head.weight.to(z.dtype), self.head.bias.to(z.dtype)
         generator = torch.Generator().manual_seed(self.seed)
         block = max(1, COLUMNS // len(weight))
         for start in range(0, repeats, block):
@@ -379,7 +371,7 @@ class WeiPer(Detector):
 
     def _fit(self, features: Features) -> None:
         # what can fail comes first: a failed fit changes nothing
-        self._check_width(features.penultimate, self.weight.shape[1], "the head reads")
+        self.head.check_width(features.penultimate)
         if self.kind not in ("kld", "react"):
             return
         own = self._range(self._chunks(features))
@@ -465,6 +457,6 @@ class WeiPer(Detector):
             return self._mean(energy, z.clamp(max=self.clip.item()))
         if self.kind != "kld":
             return self._mean(msp if self.kind == "msp" else self.kind, z)
-        self._check_width(z, self.weight.shape[1], "the head reads")
+        self.head.check_width(z)
         references = (r.to(z.dtype) for r in (self.reference, self.reference_weiper))
         return weiper_kld(*self.densities(z), *references, **self.kld_options)  # type: ignore[arg-type]
