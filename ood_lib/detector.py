@@ -7,7 +7,7 @@ last linear layer of its network; they keep a copy of it, the `FrozenHead`.
 
 import inspect
 import math
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class Detector(nn.Module):
 
     reads: ClassVar[tuple[str, ...]] = ("penultimate",)  # fields of Features that must be there
     needs_fit: ClassVar[bool] = True
+    fits: ClassVar[Literal["train", "val"]] = "train"  # which ID features the recipe learns from
     grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: `load_state_dict` takes the saved one
     chunk: int = 2048  # rows scored at once: bounds the memory, does not change the result
 
