@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ood_lib.metrics import Positive, _ascending, _range, _spread, _vector, auroc, fpr_at_tpr
+from ood_lib.metrics import Positive, ascending, auroc, checked_scores, fpr_at_tpr, variance_of_mean
 
 __all__ = ["Comparison", "compare"]
 
@@ -88,7 +88,6 @@ def compare(
         >>> 0 < result.low < result.difference < result.high
         True
     """
-    _range(confidence)
     if metric not in ("auroc", "fpr95") or positive not in ("id", "ood"):
         raise ValueError(
             f"metric={metric!r}, positive={positive!r} were given; expected 'auroc' or 'fpr95', and 'id' or 'ood'"
@@ -105,7 +104,7 @@ def compare(
 
 
 def _paired(a: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    a, b = _vector(a, f"{kind}_a"), _vector(b, f"{kind}_b")
+    a, b = checked_scores(a, f"{kind}_a"), checked_scores(b, f"{kind}_b")
     if len(a) != len(b):
         raise ValueError(
             f"{kind}_a holds {len(a)} scores and {kind}_b {len(b)}; they are paired entry by entry: let both detectors "
@@ -117,13 +116,13 @@ def _paired(a: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 def _delong(a: Scores, b: Scores) -> Variances:
     """Variances of the two areas and of their difference, from the share of the other set that each score beats."""
     shares = [(_wins(known, unknown), _wins(unknown, known)) for known, unknown in (a, b)]
-    own = [sum(_spread(share) for share in both) for both in shares]
-    return own[0], own[1], sum(_spread(x - y, single=1.0) for x, y in zip(*shares))
+    own = [sum(variance_of_mean(share) for share in both) for both in shares]
+    return own[0], own[1], sum(variance_of_mean(x - y, single=1.0) for x, y in zip(*shares))
 
 
 def _wins(of: Tensor, against: Tensor) -> Tensor:
     """For each score, in the given order, the share of ``against`` below it; ties count one half."""
-    ranked = _ascending(against.to(torch.promote_types(of.dtype, against.dtype)))
+    ranked = ascending(against.to(torch.promote_types(of.dtype, against.dtype)))
     below, upto = (torch.searchsorted(ranked, of.contiguous().to(ranked.dtype), right=r) for r in (False, True))
     return (below + upto).double() / (2 * len(against))
 

@@ -14,9 +14,13 @@ from torch import Tensor
 
 from ood_lib.extras import need
 
-__all__ = ["Metrics", "aupr", "auroc", "evaluate", "fpr_at_tpr", "student"]
+__all__ = [
+    "Metrics", "Positive", "ascending", "aupr", "auroc", "checked_scores", "evaluate", "fpr_at_tpr", "student",
+    "variance_of_mean",
+]  # fmt: skip
 
 Positive = Literal["id", "ood"]
+_Estimate = tuple[float, tuple[float, float]]  # value and interval
 
 
 @dataclass(frozen=True)
@@ -56,28 +60,33 @@ class _Ranked(NamedTuple):
     unknown_upto: Tensor  # (N,) OOD scores <= each ID score
 
 
-def _vector(scores: Tensor, name: str) -> Tensor:
+def checked_scores(scores: Tensor, name: str) -> Tensor:
+    """Scores (N,) as float32 or float64, where float64 exists (not on MPS: there they go to the CPU).
+
+    Raises:
+        ValueError: no scores, or scores that are NaN or infinite; the message calls them ``name``.
+    """
     scores = torch.as_tensor(scores).detach()
     if scores.ndim != 1 or len(scores) == 0 or not scores.isfinite().all():
         raise ValueError(
             f"{name} has shape {tuple(scores.shape)} and {int((~scores.isfinite()).sum())} entries that are NaN or "
             "infinite; expected a non-empty vector of finite scores, one per image"
         )
-    scores = scores.cpu() if scores.device.type == "mps" else scores  # it has no float64, which the sums need
+    scores = scores.cpu() if scores.device.type == "mps" else scores
     if scores.dtype in (torch.float16, torch.bfloat16):
         return scores.float()
     return scores if scores.dtype == torch.float32 else scores.double()
 
 
-def _ascending(scores: Tensor) -> Tensor:
-    # numpy's sort uses the vector units of a CPU, and makes no list of places: more than ten times faster than torch's
+def ascending(scores: Tensor) -> Tensor:
+    """Sorted scores; numpy's sort uses the vector units of a CPU and keeps no places: ten times faster than torch's."""
     return torch.from_numpy(np.sort(scores.numpy())) if scores.device.type == "cpu" else scores.sort().values
 
 
 def _rank(id_scores: Tensor, ood_scores: Tensor, names: tuple[str, str] = ("id_scores", "ood_scores")) -> _Ranked:
-    known, unknown = (_vector(s, name) for s, name in zip((id_scores, ood_scores), names))
+    known, unknown = (checked_scores(s, name) for s, name in zip((id_scores, ood_scores), names))
     dtype = torch.promote_types(known.dtype, unknown.dtype)
-    known, unknown = (_ascending(s.to(known.device, dtype)) for s in (known, unknown))
+    known, unknown = (ascending(s.to(known.device, dtype)) for s in (known, unknown))
     below, upto = (torch.searchsorted(known, unknown, right=right) for right in (False, True))
 
     def mirrored(counts: Tensor) -> Tensor:  # an OOD score lies below the i-th ID score when at most i are up to it
@@ -121,16 +130,16 @@ def auroc(id_scores: Tensor, ood_scores: Tensor, confidence: float = 0.95) -> tu
     return _auroc(_rank(id_scores, ood_scores), confidence)
 
 
-def _auroc(ranked: _Ranked, confidence: float) -> tuple[float, tuple[float, float]]:
+def _auroc(ranked: _Ranked, confidence: float) -> _Estimate:
     n, m = len(ranked.known), len(ranked.unknown)
     area = (ranked.known_below.sum() + ranked.known_upto.sum()).item() / (2 * n * m)
-    variance = _spread((ranked.known_below + ranked.known_upto).double() / (2 * n))
-    variance += _spread((ranked.unknown_below + ranked.unknown_upto).double() / (2 * m))
+    variance = variance_of_mean((ranked.known_below + ranked.known_upto).double() / (2 * n))
+    variance += variance_of_mean((ranked.unknown_below + ranked.unknown_upto).double() / (2 * m))
     return area, _logit_interval(area, math.sqrt(variance), min(n, m), confidence)
 
 
-def _spread(wins: Tensor, single: float = 0.25) -> float:
-    """Variance of a mean; of a single value, which tells nothing, the largest possible one."""
+def variance_of_mean(wins: Tensor, single: float = 0.25) -> float:
+    """Variance of the mean of values (N,); ``single`` where there is one only, which tells nothing (0.25: shares)."""
     return wins.var().item() / len(wins) if len(wins) > 1 else single
 
 
@@ -186,9 +195,7 @@ def fpr_at_tpr(
     return _fpr(_rank(id_scores, ood_scores), tpr, positive, confidence, draws)
 
 
-def _fpr(
-    ranked: _Ranked, tpr: float, positive: Positive, confidence: float, draws: int = 2000
-) -> tuple[float, tuple[float, float]]:
+def _fpr(ranked: _Ranked, tpr: float, positive: Positive, confidence: float, draws: int = 2000) -> _Estimate:
     if positive not in ("id", "ood"):
         raise ValueError(f"positive={positive!r} was given; expected 'id' or 'ood'")
     n, m = len(ranked.known), len(ranked.unknown)
@@ -234,33 +241,27 @@ def aupr(positives: Tensor, negatives: Tensor, confidence: float = 0.95) -> tupl
     return _aupr_out(_rank(negatives, positives, ("negatives", "positives")), confidence)
 
 
-def _aupr_out(ranked: _Ranked, confidence: float) -> tuple[float, tuple[float, float]]:
+def _aupr_out(ranked: _Ranked, confidence: float) -> _Estimate:
     counts = ranked.unknown.unique_consecutive(return_counts=True)[1]  # a step per distinct score: ties enter together
     first = counts.cumsum(0) - counts
-    right, wrong = len(ranked.unknown) - first, len(ranked.known) - ranked.known_below[first]
-    return _average_precision(counts, right, wrong, confidence)
+    wrong = len(ranked.known) - ranked.known_below[first]
+    return _average_precision(counts, len(ranked.unknown) - first, wrong, confidence)
 
 
-def _aupr_in(ranked: _Ranked, confidence: float) -> tuple[float, tuple[float, float]]:
+def _aupr_in(ranked: _Ranked, confidence: float) -> _Estimate:
     counts = ranked.known.unique_consecutive(return_counts=True)[1]
     last = counts.cumsum(0)
     return _average_precision(counts, last, ranked.unknown_upto[last - 1], confidence)
 
 
-def _average_precision(
-    counts: Tensor, right: Tensor, wrong: Tensor, confidence: float
-) -> tuple[float, tuple[float, float]]:
+def _average_precision(counts: Tensor, right: Tensor, wrong: Tensor, confidence: float) -> _Estimate:
     n = int(counts.sum())
     area = min((right.double() / (right + wrong) * counts).sum().item() / n, 1.0)
     return area, _logit_interval(area, math.sqrt(area * (1 - area) / n), n, confidence)
 
 
 def evaluate(
-    id_scores: Tensor,
-    ood_scores: Tensor,
-    *,
-    positive: Positive = "id",
-    confidence: float = 0.95,
+    id_scores: Tensor, ood_scores: Tensor, *, positive: Positive = "id", confidence: float = 0.95
 ) -> Metrics:
     """Judge a detector by its scores on ID and OOD images; larger score = more OOD.
 
