@@ -65,7 +65,6 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 from scipy import stats
-from torch.nn import functional as F
 
 import ood_lib as ood
 from ood_lib import plots
@@ -495,7 +494,8 @@ display(pd.DataFrame(rows).T.style.format("{:.0f}").set_caption("Share of images
 # by step, and watch two curves: the share that the network gets wrong, and the share that is rejected.
 
 # %%
-from torchvision.transforms.v2 import InterpolationMode, functional as TF
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
 
 some = bench.test.subset(torch.arange(min(500, len(bench.test))))
 spoilers = {
