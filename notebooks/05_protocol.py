@@ -363,7 +363,10 @@ class Identity(ood.Detector):  # a detector whose score is the feature itself
         return features.penultimate[:, 0]
 
 
-as_features = lambda x: ood.Features(penultimate=x[:, None])
+def as_features(x):
+    return ood.Features(penultimate=x[:, None])
+
+
 detector = Identity().calibrate(as_features(calibration), tpr=tpr)
 assert detector.threshold == tau
 assert torch.allclose(detector.p_values(as_features(new)), p)
@@ -1069,7 +1072,11 @@ print(f"{hit:.0%} of far-OOD caught, {fpr:.2%} of ID rejected, {half_right:.0%} 
 
 # %% tags=["exercise"]
 a, b = ..., ...
-opposite = lambda pair: (ood.msp(pair[0]) > ood.msp(pair[1])) and (ood.energy(pair[0]) < ood.energy(pair[1]))
+def opposite(pair):
+    (a, b) = pair
+    return ood.msp(a) > ood.msp(b) and ood.energy(a) < ood.energy(b)
+
+
 check(... if a is ... else (a, b), opposite, "MSP does not see a constant, the energy sees little else")
 
 # %% [markdown]
