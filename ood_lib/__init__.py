@@ -5,6 +5,9 @@ into one number per image, and larger always means further from the training dat
 """
 
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
+from ood_lib.classical import classical_detectors
+from ood_lib.comparison import Comparison, compare
+from ood_lib.cost import measured
 from ood_lib.data import BENCHMARKS, Benchmark, load_benchmark, load_ood_set
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
@@ -16,17 +19,19 @@ from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_t
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.networks import ResNet, adapt, pick_device
 from ood_lib.rectify import ASH, SCALE, ReAct
+from ood_lib.results import leaderboard, load_results, provenance, save_results
 from ood_lib.sources import MissingDataError
 from ood_lib.training import History, accuracy, shift, train_classifier
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
-    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN", "GMM",
-    "GradNorm", "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError",
-    "NNGuide", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE", "ViM", "WeiPer",
-    "accuracy", "adapt", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm",
-    "load_benchmark", "load_ood_set", "max_logit", "msp", "odin", "pick_device", "run_benchmark", "shift",
-    "summarize", "train_classifier", "weiper_kld",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Comparison", "Detector", "Energy", "FDBD", "Features",
+    "GEN", "GMM", "GradNorm", "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics",
+    "MissingDataError", "NNGuide", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE",
+    "ViM", "WeiPer", "accuracy", "adapt", "classical_detectors", "compare", "energy", "evaluate", "extract",
+    "extract_benchmark", "fit_temperature", "gen", "gradnorm", "leaderboard", "load_benchmark", "load_ood_set",
+    "load_results", "max_logit", "measured", "msp", "odin", "pick_device", "provenance", "run_benchmark",
+    "save_results", "shift", "summarize", "train_classifier", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -1,51 +1,127 @@
 """Every detector on every OOD set, as one tidy table."""
 
-import time
+import hashlib
+import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from torch import nn
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ood_lib.cost import measured
 from ood_lib.data import Benchmark
 from ood_lib.detector import Detector
 from ood_lib.features import Features, extract
 from ood_lib.metrics import evaluate, student
-from ood_lib.networks import Network
+from ood_lib.networks import Network, adapt
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["BenchmarkFeatures", "extract_benchmark", "run_benchmark", "summarize"]
 
-COLUMNS = ["detector", "ood_set", "group", "metric", "value", "low", "high", "seed", "seconds"]
+COLUMNS = [
+    "detector", "ood_set", "group", "metric", "value", "low", "high", "seed",
+    "seconds", "seconds_per_1000", "memory_mb",
+]  # fmt: skip
+BANK = "benchmark.json"  # written last: a folder without it is not complete
 
 
 @dataclass(frozen=True)
 class BenchmarkFeatures:
-    """A benchmark seen through one network: the features of each of its sets."""
+    """A benchmark seen through one network: the features of each of its sets, and the head that read them."""
 
     train: Features
     val: Features
     test: Features
     near: dict[str, Features]
     far: dict[str, Features]
+    head: nn.Linear | None = None
 
     def groups(self) -> dict[str, dict[str, Features]]:
         """The OOD sets by group name."""
         return {"near": self.near, "far": self.far}
 
+    def save(self, folder: str | os.PathLike[str], **about: Any) -> None:
+        """Write one safetensors file per set and, when all are complete, `benchmark.json` with their sha256.
+
+        Args:
+            folder: made where it is missing; sets that are in it already are replaced.
+            about: what a reader should know (network, licence, ...); plain values, kept under ``about``.
+        """
+        folder = Path(folder)
+        (folder / BANK).unlink(missing_ok=True)
+        sets = {role: getattr(self, role) for role in ("train", "val", "test")}
+        sets |= {f"{group}/{name}": x for group, named in self.groups().items() for name, x in named.items()}
+        for name, features in sets.items():
+            features.save(folder / f"{name}.safetensors")
+        if self.head is not None:
+            save_file(self.head.state_dict(), folder / "head.safetensors")
+        hashes = {name: _sha256(folder / f"{name}.safetensors") for name in [*sets, *(["head"] if self.head else [])]}
+        partial = folder / f".{BANK}.partial"
+        partial.write_text(json.dumps({"sets": hashes, "about": about}, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, folder / BANK)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read what `save` wrote, in single precision at least.
+
+        Raises:
+            FileNotFoundError: no complete bank is there.
+            ValueError: a file is not the one that was saved.
+        """
+        folder = Path(folder)
+        if not (folder / BANK).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {BANK}: it is no bank, or writing it was interrupted; "
+                "make one with extract_benchmark(network, bench).save(folder)"
+            )
+        hashes = json.loads((folder / BANK).read_text(encoding="utf-8"))["sets"]
+        files = {name: _verified(folder / f"{name}.safetensors", sha) for name, sha in hashes.items()}
+        head = _linear(load_file(files.pop("head"))) if "head" in files else None
+        sets = {name: _single(Features.load(file)) for name, file in files.items()}
+        near, far = ({n.removeprefix(g): x for n, x in sets.items() if n.startswith(g)} for g in ("near/", "far/"))
+        return cls(sets["train"], sets["val"], sets["test"], near, far, head)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verified(path: Path, sha: str) -> Path:
+    if not path.is_file() or _sha256(path) != sha:
+        raise ValueError(f"{path} is missing or not the file that was saved (sha256 {sha[:12]}...): copy it again")
+    return path
+
+
+def _single(features: Features) -> Features:
+    low = (torch.float16, torch.bfloat16)
+    return Features(**{name: x.float() if x.dtype in low else x for name, x in features.tensors().items()})
+
+
+def _linear(state: Mapping[str, Tensor]) -> nn.Linear:
+    classes, width = state["weight"].shape
+    head = nn.Linear(width, classes, bias="bias" in state, dtype=state["weight"].dtype)
+    head.load_state_dict(state)
+    return head.requires_grad_(False)
+
 
 def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **options: Any) -> BenchmarkFeatures:
     """Run the network over every set of a benchmark; ``options`` go to `extract`."""
+    seeing: Any = network if hasattr(network, "represent") else adapt(network)  # type: ignore[arg-type]
 
     def run(data: Dataset) -> Features:
-        return extract(network, data, **options)
+        return extract(seeing, data, **options)
 
     near, far = ({name: run(data) for name, data in sets.items()} for sets in (benchmark.near, benchmark.far))
-    return BenchmarkFeatures(run(benchmark.train), run(benchmark.val), run(benchmark.test), near, far)
+    return BenchmarkFeatures(run(benchmark.train), run(benchmark.val), run(benchmark.test), near, far, seeing.head)
 
 
 def run_benchmark(
@@ -55,25 +131,27 @@ def run_benchmark(
     seed: int = 0,
     positive: Literal["id", "ood"] = "id",
 ) -> "pd.DataFrame":
-    """Fit each detector on the ID training features and judge it on every OOD set.
+    """Fit each detector on ID features and judge it on every OOD set.
 
     Args:
-        detectors: name -> detector; fitted here, on ``features.train`` only.
+        detectors: name -> detector; fitted here, on ``features.train``, or ``features.val`` where its recipe says so
+            (`Detector.fits`).
         features: see `extract_benchmark`.
         seed: written into the table, to tell repeated runs apart.
         positive: convention of fpr95, see `Metrics`.
 
     Returns:
-        One row per detector, OOD set and metric: detector, ood_set, group, metric, value, low, high, seed, seconds
-        (to fit and to score all sets).  Without detectors or OOD sets, these columns and no row.
+        One row per detector, OOD set and metric: detector, ood_set, group, metric, value, low, high, seed; seconds (to
+        fit and to score all sets), seconds_per_1000 (to score 1000 images), memory_mb (of both, see `measured`).
+        Without detectors or OOD sets, these columns and no row.
     """
     import pandas as pd
 
     return pd.DataFrame(
         [
-            {"detector": name} | row | {"seed": seed, "seconds": seconds}
+            {"detector": name} | row | {"seed": seed} | cost
             for name, detector in detectors.items()
-            for rows, seconds in [_judge(detector, features, positive)]
+            for rows, cost in [_judge(detector, features, positive)]
             for row in rows
         ],
         columns=COLUMNS,  # also of a table without rows
@@ -91,24 +169,29 @@ def _named(what: str) -> Iterator[None]:
 
 def _judge(
     detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"]
-) -> tuple[list[dict[str, Any]], float]:
-    start = time.perf_counter()
-    with _named("the ID training features"):
-        detector.fit(features.train)
-    with _named("the ID test features"):
-        id_scores = detector.score(features.test)
-    scores = {}
-    for group, sets in features.groups().items():
-        for name, ood in sets.items():
-            with _named(f"the {group}-OOD set {name!r}"):
-                scores[name, group] = detector.score(ood)
-    seconds = time.perf_counter() - start
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    device = detector.threshold.device
+    with measured(device) as fitting, _named(f"the ID {detector.fits} features"):
+        detector.fit(getattr(features, detector.fits))
+    scores, images = {}, len(features.test)
+    with measured(device) as scoring:
+        with _named("the ID test features"):
+            id_scores = detector.score(features.test)
+        for group, sets in features.groups().items():
+            for name, ood in sets.items():
+                with _named(f"the {group}-OOD set {name!r}"):
+                    scores[name, group] = detector.score(ood)
+                images += len(ood)
     rows = [
         {"ood_set": name, "group": group, **row}
         for (name, group), ood_scores in scores.items()
         for row in evaluate(id_scores, ood_scores, positive=positive).rows()
     ]
-    return rows, seconds
+    return rows, {
+        "seconds": fitting.seconds + scoring.seconds,
+        "seconds_per_1000": 1000 * scoring.seconds / images,
+        "memory_mb": max(fitting.memory_mb, scoring.memory_mb),
+    }
 
 
 def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":

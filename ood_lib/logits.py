@@ -281,6 +281,7 @@ class KLMatching(MomentDetector):
     """
 
     reads = ("logits",)
+    fits = "val"
     grows = (*MomentDetector.grows, "templates")
     templates: Tensor
 

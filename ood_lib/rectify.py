@@ -199,6 +199,7 @@ class ReAct(Rectifier):
         ValueError: ``percentile`` is not in (0, 1]; features of another width than the head.
     """
 
+    fits = "val"
     clip: Tensor
 
     def __init__(self, head: nn.Linear, percentile: float = 0.9, score: Callable[[Tensor], Tensor] = energy) -> None:

@@ -1,12 +1,15 @@
 """Laws of the benchmark: one tidy row per number, fitted on ID training features and on nothing else."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import Toy, seeded
+from conftest import Toy, cast, seeded
 from scipy.stats import t as student
 from torch.utils.data import TensorDataset
 
@@ -24,7 +27,8 @@ from ood_lib import (
     summarize,
 )
 
-COLUMNS = ["detector", "ood_set", "group", "metric", "value", "low", "high", "seed", "seconds"]
+COLUMNS = ["detector", "ood_set", "group", "metric", "value", "low", "high", "seed"]
+COLUMNS += ["seconds", "seconds_per_1000", "memory_mb"]
 
 
 class Oracle(Detector):
@@ -182,3 +186,72 @@ def test_detectors_keep_their_order_and_intervals_stay_in_0_to_1():
 def test_an_unknown_metric_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"metric='accuracy'.*\['auroc', 'fpr95'\]"):
         summarize(numbers(1), "accuracy")
+
+
+# ------------------------------------------------------------------------------------------------ banks
+
+
+def equal(a: Features, b: Features) -> bool:
+    return a.tensors().keys() == b.tensors().keys() and all(
+        torch.equal(x, b.tensors()[name]) for name, x in a.tensors().items()
+    )
+
+
+def test_a_bank_gives_back_what_was_saved(features: BenchmarkFeatures, toy: Toy, tmp_path: Path):
+    with_head = replace(features, head=toy.head)
+    with_head.save(tmp_path, network="toy")
+    kept = BenchmarkFeatures.load(tmp_path)
+    for role in ("train", "val", "test"):
+        assert equal(getattr(kept, role), getattr(features, role))
+    assert list(kept.near) == ["a", "b"] and list(kept.far) == ["a", "c"]
+    assert all(equal(kept.far[name], x) for name, x in features.far.items())
+    assert torch.equal(kept.head(toy.test.penultimate), toy.head(toy.test.penultimate))
+    assert json.loads((tmp_path / "benchmark.json").read_text())["about"] == {"network": "toy"}
+
+
+def test_half_a_bank_comes_back_in_single_precision(features: BenchmarkFeatures, tmp_path: Path):
+    BenchmarkFeatures(*(cast(x, torch.float16) for x in (features.train, features.val, features.test)), {}, {}).save(
+        tmp_path
+    )
+    kept = BenchmarkFeatures.load(tmp_path)
+    assert kept.train.penultimate.dtype == torch.float32 and kept.head is None
+
+
+def test_a_bank_that_is_not_complete_or_was_changed_is_refused(features: BenchmarkFeatures, tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="holds no benchmark"):
+        BenchmarkFeatures.load(tmp_path)
+    features.save(tmp_path)
+    file = tmp_path / "far/c.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"#")
+    with pytest.raises(ValueError, match=r"far/c\.safetensors.*copy it again"):
+        BenchmarkFeatures.load(tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match="missing"):
+        BenchmarkFeatures.load(tmp_path)
+
+
+def test_an_interrupted_save_leaves_nothing_that_looks_complete(features: BenchmarkFeatures, tmp_path: Path):
+    features.save(tmp_path)
+
+    class Stop(Features):
+        def save(self, path):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(features, test=Stop(**features.test.tensors())).save(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        BenchmarkFeatures.load(tmp_path)
+
+
+def test_a_recipe_that_learns_from_validation_images_gets_them(features: BenchmarkFeatures):
+    diary = Diary()
+    diary.fits = "val"
+    run_benchmark({"diary": diary}, features)
+    assert diary.met["fit"] == [features.val]
+
+
+def test_costs_are_those_of_the_detector(features: BenchmarkFeatures):
+    table = run_benchmark({"MSP": MSP()}, features)
+    assert (table["seconds_per_1000"] > 0).all()
+    images = sum(map(len, (features.test, *features.near.values(), *features.far.values())))
+    assert (table["seconds_per_1000"] * images / 1000 <= table["seconds"]).all()

@@ -1,0 +1,110 @@
+"""Laws of result files: what was measured comes back, with its origin; a leaderboard adds nothing to it."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Toy
+
+from ood_lib import MSP, BenchmarkFeatures, Energy, load_benchmark, results, run_benchmark, summarize
+from ood_lib.results import data_hash, leaderboard, load_results, provenance, save_results
+
+
+@pytest.fixture(scope="module")
+def table(toy: Toy) -> pd.DataFrame:
+    f = BenchmarkFeatures(toy.train, toy.val, toy.test, {"a": toy.ood[:20]}, {"b": toy.ood[20:35], "c": toy.ood[35:]})
+    return pd.concat(
+        [run_benchmark({"MSP": MSP(), "Energy": Energy(1.0 + s)}, f, seed=s) for s in range(3)], ignore_index=True
+    )
+
+
+def write(path: Path, table: pd.DataFrame, **changes: object) -> Path:
+    save_results(path, table, **{"benchmark": "toy", "network": "n", "origin": provenance("make toy")} | changes)
+    return path
+
+
+def test_what_is_written_comes_back_with_its_origin(table: pd.DataFrame, tmp_path: Path):
+    back = load_results(write(tmp_path / "toy.json", table, accuracy=0.5))
+    pd.testing.assert_frame_equal(back[table.columns], table, atol=1e-6, check_dtype=False)
+    assert set(back["run"]) == {"toy"} and set(back["accuracy"]) == {0.5}
+    assert set(back["command"]) == {"make toy"} and back["versions"].str.contains("torch").all()
+
+
+def test_numbers_that_are_not_there_stay_so_and_the_file_is_plain_json(table: pd.DataFrame, tmp_path: Path):
+    path = write(tmp_path / "toy.json", table.assign(memory_mb=np.nan))
+    json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert load_results(path)["memory_mb"].isna().all()
+
+
+def test_a_folder_gives_all_its_files_and_no_folder_gives_none(table: pd.DataFrame, tmp_path: Path):
+    for name in ("one", "two"):
+        write(tmp_path / f"{name}.json", table)
+    assert list(load_results(tmp_path)["run"].unique()) == ["one", "two"]
+    assert load_results(tmp_path / "nowhere").empty
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}'])
+def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str):
+    (tmp_path / "bad.json").write_text(text)
+    with pytest.raises(ValueError, match=r"bad\.json is no result file"):
+        load_results(tmp_path)
+
+
+def test_an_interrupted_write_keeps_the_former_file(table: pd.DataFrame, tmp_path: Path, monkeypatch):
+    path = write(tmp_path / "toy.json", table)
+    before = path.read_text()
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results.os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, table.head(1))
+    assert path.read_text() == before
+
+
+def test_a_leaderboard_says_what_the_summary_says(table: pd.DataFrame, tmp_path: Path):
+    board = leaderboard(load_results(write(tmp_path / "toy.json", table))).set_index("detector")
+    for metric, suffix in (("auroc", ""), ("fpr95", "_fpr95")):
+        for _, row in summarize(table, metric).iterrows():
+            found = board.loc[row["detector"]]
+            ends = [f"{row['group']}{suffix}{end}" for end in ("", "_low", "_high")]
+            assert found[ends].tolist() == pytest.approx(row[["value", "low", "high"]].tolist(), abs=1e-5)
+    assert (board["seeds"] == 3).all()
+
+
+def test_one_network_gets_the_interval_of_its_test_images(table: pd.DataFrame, tmp_path: Path):
+    one = table[table["seed"] == 0]
+    board = leaderboard(load_results(write(tmp_path / "toy.json", one))).set_index("detector")
+    rows = one[(one["detector"] == "MSP") & (one["group"] == "far") & (one["metric"] == "auroc")]
+    assert board.loc["MSP", "far_low"] == pytest.approx(rows["low"].mean(), abs=1e-5)
+    assert board.loc["MSP", "far_high"] == pytest.approx(rows["high"].mean(), abs=1e-5)
+
+
+def test_a_run_without_near_sets_has_no_near_value(table: pd.DataFrame, tmp_path: Path):
+    write(tmp_path / "far.json", table[table["group"] == "far"])
+    write(tmp_path / "toy.json", table)
+    board = leaderboard(load_results(tmp_path))
+    assert board.loc[board["run"] == "far", "near"].isna().all()
+    assert board.loc[board["run"] == "toy", "near"].notna().all()
+
+
+def test_the_commit_is_that_of_the_library_and_a_machine_without_git_has_none(monkeypatch):
+    def missing(*_, **__):
+        raise FileNotFoundError("git")
+
+    here = Path(results.__file__).parent
+    real = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
+    assert provenance("x")["commit"].rstrip("+") == (real.stdout.strip() if real.returncode == 0 else "")
+    monkeypatch.setattr(results.subprocess, "run", missing)
+    assert provenance("x")["commit"] == ""
+
+
+def test_the_data_hash_is_that_of_the_images_in_their_roles():
+    one, two = load_benchmark("digits"), load_benchmark("digits")
+    assert data_hash(one) == data_hash(two)
+    two.near["digits7-9"] = two.far["noise"]
+    assert data_hash(one) != data_hash(two)
