@@ -58,7 +58,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from IPython.display import display
+from IPython.display import HTML, display
 
 import ood_lib as ood
 from ood_lib import plots
@@ -159,7 +159,7 @@ def show(rows):
     keys = board[["detector", *columns, "seconds_per_1000", "memory_mb"]]
     kind = f"{about['seeds']} networks, ± 95 % over networks" if about["seeds"] > 1 else "one network, ± 95 % over test images"
     caption = f"{about['benchmark']}, {about['network']}: {kind}"
-    display(plots.sortable_table(cells.iloc[order], keys.iloc[order], caption))
+    display(HTML(plots.sortable_table(cells.iloc[order], keys.iloc[order], caption)))
 
 
 # %% tags=["hide-input"]
