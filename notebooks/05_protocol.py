@@ -1234,7 +1234,7 @@ print("near {:.3f}, far {:.3f}; asked for {:.3f} and {:.3f}".format(*near_far, *
 # * A threshold is a rank among calibration scores; its promise needs no law, only exchangeability and enough images.
 # * OOD images that choose anything are training data.
 #
-# **In the library:** {py:func}`~ood_lib.metrics.evaluate`, {py:func}`~ood_lib.metrics.compare`,
+# **In the library:** {py:func}`~ood_lib.metrics.evaluate`, {py:func}`~ood_lib.comparison.compare`,
 # {py:meth}`~ood_lib.detector.Detector.calibrate`, {py:func}`~ood_lib.benchmark.run_benchmark`,
 # {py:func}`~ood_lib.classical.classical_detectors`.
 #
