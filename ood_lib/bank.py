@@ -19,6 +19,7 @@ import uuid
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
@@ -100,6 +101,8 @@ class Bank:
             OSError: no room on the disk, or blocks are read back otherwise than they were written.
         """
         if all(self._meet(ranks, self._is_complete())):
+            if ranks.rank == 0:
+                shutil.rmtree(self.work, ignore_errors=True)  # left by one that was killed after all was done
             return
         with self._lock() if ranks.rank == 0 else nullcontext():
             self._meet(ranks)
@@ -114,7 +117,7 @@ class Bank:
         mine = ranks.share(todo)
         with closing(make(mine)) as made:
             for rows, tensors in zip(mine, made):
-                self._write(rows, tensors)
+                self._write(rows, tensors, shared=ranks.size > 1)
         if wrong := self._missing(todo, ranks):
             raise OSError(f"{len(wrong)} blocks in {self.work} are not there as they were written: run again, or look")
         if ranks.rank == 0:
@@ -151,7 +154,7 @@ class Bank:
 
     def _manifest(self) -> dict[str, Any]:
         """What is being made: the identity as long as there is none."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, json.JSONDecodeError):  # a power cut may leave an empty one
             return json.loads((self.work / "manifest.json").read_text())
         return self.identity
 
@@ -171,6 +174,8 @@ class Bank:
     def _read_digest(self, block: range) -> str:
         with open(self._data, "rb") as file:
             header, start = _read_header(file)
+            if header["__metadata__"] != self.identity:
+                return ""
             digest = _digest(header)
             for _, place, width in _places(header, start, self.rows):
                 file.seek(place + block.start * width)
@@ -199,11 +204,11 @@ class Bank:
             _write_whole(self.work / "manifest.json", json.dumps(found, indent=1))
         return found["block"]
 
-    def _write(self, block: range, tensors: Mapping[str, Tensor]) -> None:
+    def _write(self, block: range, tensors: Mapping[str, Tensor], shared: bool) -> None:
         """Put the rows of a block, (n, ...) under each name, in their place; record them when they are on the disk."""
         header = _header(tensors, self.rows, self.identity)
         start, digest = len(_packed(header)), _digest(header)
-        with open(self._data, "wb", opener=_in_place) as file:
+        with open(self._data, "wb", opener=partial(_in_place, shared)) as file:
             file.write(_packed(header))  # every process writes the same
             for name, place, width in _places(header, start, self.rows):
                 rows = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
@@ -225,18 +230,15 @@ def _wait_for(file: IO[str], path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def _in_place(path: str, flags: int) -> int:
-    """Open to write a part of a file.  Synchronous: NFS then sends the bytes written, not the page around them."""
-    return os.open(path, flags & ~os.O_TRUNC | getattr(os, "O_DSYNC", 0), 0o666)
+def _in_place(shared: bool, path: str, flags: int) -> int:
+    """Open to write a part of a file.  With O_DSYNC, NFS sends the bytes written and not the page around them."""
+    return os.open(path, flags & ~os.O_TRUNC | (getattr(os, "O_DSYNC", 0) if shared else 0), 0o666)
 
 
 def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    fresh.write_text(text)
+    os.replace(fresh, path)
 
 
 # -- the head of a safetensors file: its length in 8 bytes, then JSON ---------------------------------------------

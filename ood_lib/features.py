@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ood_lib.bank import Bank, map_tensors
 from ood_lib.distributed import team
 from ood_lib.forward import data_hash, forward, network_hash
-from ood_lib.networks import Network, adapt, pick_device
+from ood_lib.networks import Network, pick_device
 
 __all__ = ["Features", "extract"]
 
@@ -111,10 +111,15 @@ class Features:
         The file may be larger than the memory.  Writing into the tensors does not change it.
 
         Raises:
+            FileNotFoundError: there is no such file, or it is still being made.
             ValueError: the file is truncated or is no features file.
         """
         try:
             return cls(**map_tensors(Path(path)))
+        except FileNotFoundError as error:
+            if not (work := Path(f"{path}.partial")).is_dir():
+                raise
+            raise FileNotFoundError(f"{path} is not finished: call extract again, it goes on from {work}") from error
         except (SafetensorError, TypeError) as error:
             raise ValueError(
                 f"{path} is not a complete features file ({error}); delete it and extract again"
@@ -134,7 +139,7 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def extract(
-    network: Any,
+    network: Network | nn.Module,
     dataset: Dataset,
     *,
     batch_size: int = 256,
@@ -178,7 +183,7 @@ def extract(
     ranks, rows = team(), len(dataset)  # type: ignore[arg-type]
     run = partial(
         forward,
-        network if hasattr(network, "represent") else adapt(network),
+        network,
         dataset,
         batch_size=batch_size,
         device=ranks.device(pick_device(device)),

@@ -4,18 +4,19 @@ import hashlib
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from tqdm import tqdm
 
-from ood_lib.networks import Representation
+from ood_lib.networks import Representation, adapt
 
 __all__ = ["data_hash", "forward", "network_hash"]
 
 Seen = dict[str, Tensor]
+T = TypeVar("T")
 
 
 @torch.no_grad()  # not inference_mode: its tensors could not be trained on
@@ -36,7 +37,7 @@ def forward(
     """What a network computes for blocks of a data set, one block after the other: fields by name, on the CPU.
 
     Args:
-        network: answers ``represent``; its modules are given back in the mode they were in.
+        network: answers ``represent``, or goes through `adapt`; its modules are given back in the mode they were in.
         dataset: items (image (channels, H, W), label).
         blocks: rows to look at; no batch reaches over the end of a block.
         batch_size, device, num_workers, progress, dtype, autocast, channels_last, compile: see `extract`.
@@ -44,6 +45,7 @@ def forward(
     Raises:
         ValueError: the data set has no labels, or its images are no floating-point tensors.
     """
+    network = network if hasattr(network, "represent") else adapt(network)
     modes = [(module, module.training) for module in network.modules()]  # each its own: a part may be frozen
     network.to(device).eval()
     parameters = (p.dtype for p in network.parameters() if p.is_floating_point())
@@ -98,23 +100,28 @@ def _gathered(batches: Iterator[Seen], total: int, bar: tqdm) -> Seen:
 
 
 def _fetched(batches: Iterable[Seen], device: torch.device) -> Iterator[Seen]:
-    """Batches on the CPU, each when the next one has been begun: a GPU computes while results travel."""
-    waiting: tuple[Seen, Any] | None = None
-    for seen in batches:
-        later = device.type == "cuda"
-        sent = {name: value.to("cpu", non_blocking=later) for name, value in seen.items()}
-        event = torch.cuda.current_stream(device).record_event() if later else None
-        if waiting:
-            yield _arrived(*waiting)
-        waiting = sent, event
-    if waiting:
-        yield _arrived(*waiting)
-
-
-def _arrived(sent: Seen, event: Any) -> Seen:
-    if event is not None:
+    """Batches on the CPU."""
+    if device.type != "cuda":
+        yield from ({name: value.to("cpu") for name, value in seen.items()} for seen in batches)
+        return
+    for sent, event in _late(_sent(seen, device) for seen in batches):
         event.synchronize()
-    return sent
+        yield sent
+
+
+def _sent(seen: Seen, device: torch.device) -> tuple[Seen, torch.cuda.Event]:
+    """On its way to pinned memory, and what tells when it has arrived."""
+    sent = {name: value.to("cpu", non_blocking=True) for name, value in seen.items()}
+    return sent, torch.cuda.current_stream(device).record_event()
+
+
+def _late(items: Iterable[T]) -> Iterator[T]:
+    """Each item when the next one has been begun: a GPU computes while results travel."""
+    waiting: list[T] = []
+    for item in items:
+        yield from waiting
+        waiting = [item]
+    yield from waiting
 
 
 def _compiled(represent: Callable[[Tensor], Representation]) -> Callable[[Tensor], Representation]:
@@ -155,7 +162,7 @@ def _floating(images: Tensor) -> Tensor:
     return images
 
 
-def network_hash(network: nn.Module) -> str:
+def network_hash(network: Any) -> str:
     """sha256 of the architecture, as it is printed, and of all parameters and buffers."""
     digest = hashlib.sha256(str(network).encode())
     for name, value in network.state_dict().items():
