@@ -97,9 +97,11 @@ class Bank:
             ranks: who takes part; all of them call this.
 
         Raises:
-            ValueError: at the path, or beside it in the making, is a bank of another identity.
+            ValueError: at the path, or beside it in the making, is a bank of another identity; processes differ in it.
             OSError: no room on the disk, or blocks are read back otherwise than they were written.
         """
+        if any(other != self.identity for other in self._meet(ranks, self.identity)):
+            raise ValueError("the processes hold different networks or data: give each the same weights and data set")
         if all(self._meet(ranks, self._is_complete())):
             if ranks.rank == 0:
                 shutil.rmtree(self.work, ignore_errors=True)  # left by one that was killed after all was done

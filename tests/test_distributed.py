@@ -1,17 +1,17 @@
 """Laws of several processes: together they make what one would have made, to the bit, and each gets the whole."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections import deque
-from functools import reduce
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import normal
-from test_bank import START, Images, finish, run
+from test_bank import START, Images, finish, make_network, run
 from torch import distributed
 
 from ood_lib import Features, Mahalanobis
@@ -97,15 +97,32 @@ def test_a_cache_is_shared_and_without_a_file_each_works_for_itself(tmp_path):
     assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"]
 
 
+def differs(rank: int, out: Path) -> None:
+    with pytest.raises(ValueError, match="the processes hold different networks or data"):
+        run(out, network=make_network(rank))
+
+
+def test_processes_with_different_networks_are_found_out(tmp_path):
+    assert together(2, differs, tmp_path / "bank") == [0, 0]
+    assert os.listdir(tmp_path) == []
+
+
 def toy() -> Features:
     return Features(penultimate=normal(90, 4), labels=torch.arange(90) % 3)
 
 
+def recipe(containing: str) -> str:
+    """The example of the page that contains some words."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "book/scale.md").read_text(), re.M | re.S)
+    (found,) = [block for block in blocks if containing in block]
+    return found
+
+
 def learns_a_part(rank: int, folder: Path) -> None:
+    names: dict = {}
+    exec(recipe("def merged"), names)
     detector = Mahalanobis().partial_fit(toy()[rank::2])
-    parts = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, detector)
-    torch.save(reduce(Mahalanobis.merge, parts).score(toy()), folder / f"{rank}.pt")
+    torch.save(names["merged"](detector).score(toy()), folder / f"{rank}.pt")
 
 
 def test_detectors_that_learned_in_two_processes_merge_into_one(tmp_path):
@@ -133,11 +150,10 @@ def torchrun(script: Path, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=script.parent, timeout=120)
 
 
-@pytest.mark.parametrize(("rank", "image"), [("0", "5"), ("1", "21")])
-def test_a_rank_that_torchrun_loses_midway_costs_its_block(tmp_path, rank: str, image: str):
+def test_a_rank_that_torchrun_loses_midway_costs_its_block(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), out=str(tmp_path / "bank")))
-    lost = torchrun(script, rank, image)
+    lost = torchrun(script, "1", "21")
     assert lost.returncode != 0 and "SIGKILL" in lost.stderr
     assert not (tmp_path / "bank").exists() and (tmp_path / "bank.partial" / "manifest.json").exists()
     again = torchrun(script, "nobody", "0")
@@ -145,3 +161,16 @@ def test_a_rank_that_torchrun_loses_midway_costs_its_block(tmp_path, rank: str, 
     assert sorted(again.stdout.split("\n"))[1:] == ["23 rows on rank 0", "23 rows on rank 1"]
     run(tmp_path / "alone")
     assert (tmp_path / "bank").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
+def test_the_script_of_the_page_makes_the_same_under_torchrun(tmp_path, monkeypatch):
+    places = [tmp_path / "many", tmp_path / "one"]
+    for place in places:
+        place.mkdir()
+    (places[0] / "extract.py").write_text(recipe("sets.items()"))
+    ran = torchrun(places[0] / "extract.py")
+    assert ran.returncode == 0, ran.stderr
+    monkeypatch.chdir(places[1])
+    exec(recipe("sets.items()"), {})
+    many, one = ({path.name: path.read_bytes() for path in (place / "bank").iterdir()} for place in places)
+    assert len(one) > 5 and many == one
