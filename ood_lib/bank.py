@@ -35,6 +35,7 @@ __all__ = ["Bank", "map_tensors"]
 T = TypeVar("T")
 
 FORMAT = "1"
+SMALL = 2**24  # bytes
 Make = Callable[[Sequence[range]], Generator[Mapping[str, Tensor], None, None]]
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
@@ -53,6 +54,8 @@ COPY_ON_WRITE: dict[str, int] = (
 def map_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, read when they are looked at: it may be larger than the memory.
 
+    A file of up to 16 MiB is read at once, and does not mind what becomes of it.
+
     Raises:
         SafetensorError: the file is truncated, or no safetensors file.
     """
@@ -60,14 +63,15 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         pass
     with open(path, "rb") as file:
         header, start = _read_header(file)
-        mapping = mmap.mmap(file.fileno(), 0, **COPY_ON_WRITE)
+        small = path.stat().st_size <= SMALL
+        memory = bytearray(path.read_bytes()) if small else mmap.mmap(file.fileno(), 0, **COPY_ON_WRITE)
 
     def tensor(entry: Mapping[str, Any]) -> Tensor:
         dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
         if begin == end:
             return torch.empty(entry["shape"], dtype=dtype)
         count = (end - begin) // dtype.itemsize
-        return torch.frombuffer(mapping, dtype=dtype, count=count, offset=start + begin).reshape(entry["shape"])
+        return torch.frombuffer(memory, dtype=dtype, count=count, offset=start + begin).reshape(entry["shape"])
 
     return {name: tensor(entry) for name, entry in _fields(header).items()}
 

@@ -108,7 +108,7 @@ class Features:
     def load(cls, path: str | os.PathLike[str]) -> "Features":
         """What `save` or `extract` wrote, memory-mapped: rows are read when they are looked at.
 
-        The file may be larger than the memory.  Writing into the tensors does not change it.
+        The file may be larger than the memory; a small one is read at once.  It does not change with the tensors.
 
         Raises:
             FileNotFoundError: there is no such file, or it is still being made.

@@ -15,6 +15,7 @@ import torch
 from conftest import normal, seeded
 from torch.utils.data import Dataset, TensorDataset
 
+import ood_lib.bank
 from ood_lib import Features, ResNet, extract
 
 START = multiprocessing.get_context("forkserver")
@@ -90,10 +91,23 @@ def test_a_bank_is_read_and_not_made_again(tmp_path):
     assert data.seen == []
 
 
-def test_a_write_into_the_tensors_stays_in_memory(tmp_path, expected: bytes):
+@pytest.mark.parametrize("small", [0, 2**24])
+def test_a_write_into_the_tensors_stays_in_memory(tmp_path, expected: bytes, monkeypatch, small: int):
+    monkeypatch.setattr(ood_lib.bank, "SMALL", small)
     features = run(tmp_path / "bank")
     features.penultimate.zero_()
     assert (tmp_path / "bank").read_bytes() == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_mapped_file_holds_what_was_saved(tmp_path, monkeypatch, dtype: torch.dtype):
+    monkeypatch.setattr(ood_lib.bank, "SMALL", 0)
+    saved = Features(penultimate=normal(7, 3).to(dtype), labels=torch.eye(7, 3).bool(), style=torch.empty(7, 0))
+    saved.save(tmp_path / "bank")
+    loaded = Features.load(tmp_path / "bank").tensors()
+    assert loaded.keys() == saved.tensors().keys()
+    for name, value in saved.tensors().items():
+        assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory is read from /proc")
