@@ -146,6 +146,8 @@ class Bank:
 
     def _is_complete(self) -> bool:
         """Whether the file is there, whole; refuse what is of another identity."""
+        if self.path.is_dir():
+            raise ValueError(f"{self.path} is a folder; expected the path of a file, such as {self.path}/train")
         try:
             with safe_open(self.path, "numpy") as file:
                 found = file.metadata() or {}

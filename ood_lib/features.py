@@ -120,7 +120,7 @@ class Features:
             if not (work := Path(f"{path}.partial")).is_dir():
                 raise
             raise FileNotFoundError(f"{path} is not finished: call extract again, it goes on from {work}") from error
-        except (SafetensorError, TypeError) as error:
+        except (SafetensorError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is not a complete features file ({error}); delete it and extract again"
             ) from error
@@ -178,8 +178,9 @@ def extract(
 
     Raises:
         ValueError: the data set is empty, or has no labels; ``out`` holds features of another network or data set.
+        OSError: the disk is full; what was made so far stays, and counts.
     """
-    _check(dataset, (dtype, autocast), out, cache)
+    _check(dataset, batch_size, (dtype, autocast), out, cache)
     ranks, rows = team(), len(dataset)  # type: ignore[arg-type]
     run = partial(
         forward,
@@ -211,7 +212,7 @@ def extract(
     return Features.load(path)
 
 
-def _check(dataset: Any, precisions: Iterable[torch.dtype | None], *places: object) -> None:
+def _check(dataset: Any, batch_size: int, precisions: Iterable[torch.dtype | None], *places: object) -> None:
     if isinstance(dataset, DataLoader | IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"a {type(dataset).__name__} was given; expected a data set with a length: of a DataLoader pass "
@@ -224,6 +225,8 @@ def _check(dataset: Any, precisions: Iterable[torch.dtype | None], *places: obje
             raise ValueError(f"{given} was given as a precision; expected a floating-point one, such as torch.float16")
     if None not in places:
         raise ValueError("both out and cache were given; expected one place for the result")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} was given; expected a number of images, >= 1")
 
 
 def _precision(dtype: torch.dtype | None, autocast: torch.dtype | None) -> str:

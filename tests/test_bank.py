@@ -346,6 +346,11 @@ def test_data_without_a_fingerprint_are_known_again_by_a_sample(tmp_path):
         run(tmp_path / "bank", data(1))
 
 
+def test_a_folder_is_no_place_for_a_file(tmp_path):
+    with pytest.raises(ValueError, match="is a folder; expected the path of a file"):
+        run(tmp_path)
+
+
 def test_one_place_is_enough(tmp_path):
     with pytest.raises(ValueError, match="both out and cache"):
         run(tmp_path / "bank", cache=tmp_path)

@@ -86,6 +86,12 @@ def test_a_precision_that_holds_no_features_is_named(option: str):
         extract(make_network(), dataset(), **{option: torch.int8}, **OPTIONS)
 
 
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_batch_needs_an_image(size: int):
+    with pytest.raises(ValueError, match=f"batch_size={size} was given"):
+        extract(make_network(), dataset(), batch_size=size, **OPTIONS)
+
+
 class Stream(IterableDataset):
     """A stream that knows its length, but has no row i."""
 
