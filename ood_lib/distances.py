@@ -47,6 +47,9 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 65536) -> T
 class KNN(Detector):
     """Distance to the k-th nearest training feature on the unit sphere, see `knn_distance`.
 
+    The released code returns the squared distance, which ranks alike, and adds 1e-10 to each length; here a feature of
+    zeros, which has no direction, stays zero and lies at distance 1 from the sphere.
+
     Args:
         k: which neighbour (the paper's CIFAR script: 50).
         normalize: divide features by their length first, as the paper does.
@@ -265,7 +268,8 @@ def fdbd(away: Tensor, logits: Tensor, gaps: Tensor) -> Tensor:
 class FDBD(MomentDetector):
     """Distances to the decision boundaries relative to the distance to the training mean, see `fdbd`.
 
-    Learns nothing but the mean, so it needs no labels.  Logits are computed by ``head``.
+    Learns nothing but the mean, so it needs no labels.  Logits are computed by ``head``.  (OpenOOD may divide by
+    the length of z instead, whichever does better on its OOD validation images.)
 
     Args:
         head: the network's last linear layer.

@@ -108,6 +108,10 @@ def vim(logits: Tensor, residual: Tensor, alpha: float) -> Tensor:
 class Mahalanobis(MomentDetector):
     """Distance to the nearest class mean under one covariance shared by all classes, see `mahalanobis`.
 
+    Classes are the true labels, the covariance is a sum over N samples divided by N.  As in OpenOOD's "MDS" it reads
+    the penultimate feature alone; the paper adds the scores of earlier layers, weighed with OOD or adversarial
+    samples, and a step on the image.
+
     Raises:
         ValueError: labels are missing, or a class has no sample, or no feature varies inside a class.
     """
