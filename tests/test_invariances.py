@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from ood_lib import Features, energy, gen, gradnorm, max_logit, msp
-from ood_lib.distances import class_gaps, fdbd, knn_distance, nnguide, she
+from ood_lib.distances import class_gaps, fdbd, she
 from ood_lib.gaussians import mahalanobis, relative_mahalanobis, vim
 from ood_lib.logits import kl_matching
+from ood_lib.neighbours import knn_distance, nnguide
 from ood_lib.rectify import ash_b, ash_p, ash_s, react, scale
 
 ALL = [name for name in MAKE if not name.startswith("WeiPer")]
