@@ -50,7 +50,7 @@ learning_rate: float = 0.05  # peak of the learning-rate cycle
 widths: list = [32, 64]  # feature maps per stage; the last is the feature width K
 tpr: float = 0.95  # share of ID images that a threshold is to accept
 splits: int = 2000  # random splits of the ID images in section 4.4
-draws: int = 200  # simulated test sets per point in section 2.3
+simulations: int = 200  # test sets drawn per point in section 2.3
 umap_points: int = 1500  # images in the UMAP picture
 results: str = ""  # folder for what other pages show; empty = do not write
 
@@ -282,10 +282,10 @@ for n, role in ((25, "far"), (100, "near"), (400, "id")):
     held = []
     for truth in truths:
         gap = math.sqrt(2) * stats.norm.ppf(truth)
-        pairs = torch.randn(draws, 2, n, generator=generator, dtype=torch.float64)
+        pairs = torch.randn(simulations, 2, n, generator=generator, dtype=torch.float64)
         ends = np.array([auroc(a, b + gap)[1] for a, b in pairs])
         held.append(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
-    bars = 1.96 * np.sqrt(np.array(held) * (1 - np.array(held)) / draws)
+    bars = 1.96 * np.sqrt(np.array(held) * (1 - np.array(held)) / simulations)
     ax.errorbar(truths, held, bars, color=plots.COLORS[role], marker=plots.MARKERS[role], ls=plots.LINES[role], label=f"{n} + {n} images")
 ax.axhline(0.95, color=plots.COLORS["grey"], lw=1, ls=":")
 ax.set(xlabel="exact AUROC", ylabel="coverage of the 95 % interval", ylim=(0.85, 1.0))
