@@ -8,13 +8,14 @@ from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmar
 from ood_lib.classical import classical_detectors
 from ood_lib.comparison import Comparison, compare
 from ood_lib.cost import measured
-from ood_lib.data import BENCHMARKS, Benchmark, load_benchmark, load_ood_set
+from ood_lib.data import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_ood_set
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, SHE
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
+from ood_lib.images import Frame, ImageArray, ImageFiles
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.neighbours import KNN, NNGuide
@@ -27,12 +28,13 @@ from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Comparison", "Detector", "Energy", "FDBD", "Features",
-    "GEN", "GMM", "GradNorm", "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics",
-    "MissingDataError", "NNGuide", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE",
-    "ViM", "WeiPer", "accuracy", "adapt", "classical_detectors", "compare", "energy", "evaluate", "extract",
-    "extract_benchmark", "fit_temperature", "gen", "gradnorm", "leaderboard", "load_benchmark", "load_ood_set",
-    "load_results", "max_logit", "measured", "msp", "odin", "pick_device", "provenance", "run_benchmark",
-    "save_results", "shift", "summarize", "train_classifier", "weiper_kld",
+    "Frame", "GEN", "GMM", "GradNorm", "History", "ImageArray", "ImageFiles", "KLMatching", "KNN", "MSP",
+    "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
+    "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE", "ViM", "WeiPer", "accuracy", "adapt",
+    "classical_detectors", "compare", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature",
+    "gen", "gradnorm", "leaderboard", "load_benchmark", "load_ood_set", "load_results", "max_logit", "measured",
+    "msp", "odin", "pick_device", "provenance", "run_benchmark", "save_results", "shift", "summarize",
+    "train_classifier", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -51,6 +51,13 @@ TINY_IMAGENET = (
 
 _OPENOOD = "scripts/download/download.py of github.com/Jingkang50/OpenOOD"
 ORIGINS = {
+    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/, four .gz files, unpacked into MNIST/raw/",
+    "svhn": "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
+    "textures": "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz, unpacked into dtd/",
+    "places365": "http://data.csail.mit.edu/places/places365/val_256.tar",
+    "voc": "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
     "tiny_imagenet": f"{TINY_IMAGENET[0]} ({TINY_IMAGENET[1]})",
     "imagenet": "image-net.org, after registration: ILSVRC 2012, training and validation images in folders by wnid",
     "ssb_hard": _OPENOOD,

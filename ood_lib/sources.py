@@ -111,7 +111,8 @@ class Shelf:
         raise MissingDataError(self._advice(wanted, tried))
 
     def _published(self, wanted: _Wanted, tried: list[str]) -> ImageSet | None:
-        name, split = wanted.name, wanted.splits[0]
+        name = wanted.name
+        split = "val" if PUBLISHED[name].read and not wanted.known else wanted.splits[0]  # test has no labels there
         own = self.root / "torchvision" / name
         for home in (self.root, self.root / name, own):
             path = home / PUBLISHED[name].there
@@ -147,7 +148,7 @@ class Shelf:
         ways += [f"pictures of several classes: {place / split}/labels.csv, header image,<class>,..."] if known else []
         if name in PUBLISHED:
             ways.append(f"what torchvision.datasets.{PUBLISHED[name].kind} reads: {self.root / PUBLISHED[name].there}")
-        ways += [f"it comes from {ORIGINS[name]}"] if name in ORIGINS else []
+        ways += [f"where to get it: {ORIGINS[name]}"] if name in ORIGINS else []
         ways.append("another folder of sets: root=... or the environment variable OOD_DATA")
         if not self.download and (name == "tiny_imagenet" or (name in PUBLISHED and PUBLISHED[name].fetched)):
             ways.append("download=True: it is fetched")
@@ -158,18 +159,18 @@ class Shelf:
 
 def _read_local(place: Path, wanted: _Wanted, tried: list[str]) -> ImageSet | None:
     """Arrays, then folders; only an OOD set of which any split will do may lie in its folder without one."""
-    anywhere = not wanted.known and len(wanted.splits) > 1
+    splits = wanted.splits[0] if len(wanted.splits) == 1 else f"{{{','.join(wanted.splits)}}}"
+    tried.append(f"{place / splits}.npz")
     for split in wanted.splits:
-        path = place / f"{split}.npz"
-        tried.append(str(path))
-        if path.is_file():
+        if (path := place / f"{split}.npz").is_file():
             return _read_arrays(path, wanted)
     read, below = (_read_labelled, "<class>/<picture>, or labels.csv") if wanted.known else (_read_flat, "**/<picture>")
+    anywhere = not wanted.known and len(wanted.splits) > 1
+    tried.append(f"{place if anywhere else place / splits}/{below}")
     for folder in [place / split for split in wanted.splits] + ([place] if anywhere else []):
-        tried.append(f"{folder}/{below}")
         if found := read(folder, wanted.frame):
             return found
-        tried[-1] += " (there, but without a picture)" if folder.is_dir() else ""
+    tried[-1] += " (there, but without a picture)" if (place if anywhere else place / splits).is_dir() else ""
     return None
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from test_images import draw, save_picture
+from test_listings import voc
 from torch.utils.data import DataLoader
 
 from ood_lib import published
@@ -138,10 +139,11 @@ def test_an_absent_set_is_told_with_every_path_and_every_remedy(tmp_path):
     with pytest.raises(MissingDataError) as caught:
         _ood(tmp_path, "svhn")
     said = str(caught.value)
-    for part in ("no svhn", "svhn/test.npz", "svhn/**/<picture>", "test_32x32.mat", "datasets.SVHN"):
+    for part in ("no svhn", "svhn/{test,val,train}.npz", "svhn/**/<picture>", "test_32x32.mat", "datasets.SVHN"):
         assert part in said
     for part in ("download=True", "OOD_DATA", 'missing="skip"', "without a picture", str(tmp_path)):
         assert part in said
+    assert "http://ufldl.stanford.edu/housenumbers/test_32x32.mat" in said
     assert isinstance(caught.value, FileNotFoundError)
 
 
@@ -281,6 +283,12 @@ def test_mnist_and_svhn_files_of_torchvision(tmp_path, monkeypatch):
     (raw / "train-images-idx3-ubyte").unlink()
     with pytest.raises(MissingDataError, match=r"MNIST/raw \(there, but incomplete or damaged"):
         _ood(tmp_path, "mnist", GREY)
+
+
+def test_voc_may_be_ood(tmp_path):
+    voc(tmp_path / "VOCdevkit" / "VOC2012", "val")
+    found = _ood(tmp_path, "voc")
+    assert len(found) == 3 and found.labels.tolist() == [-1] * 3
 
 
 def test_textures_half_unpacked_are_not_taken_for_the_set(tmp_path, monkeypatch):
