@@ -301,15 +301,17 @@ plt.show()
 #
 # which is small when both agree on which images are hard. In the library this is `ood.compare`. Its p-value is that of
 # the formula; its interval joins the two logit intervals by their correlation, so that it stays inside $[-1,1]$.
-# Try it on a second detector that sees the same scores with a little more noise.
+# Try it on a second detector that sees the same scores through noise of its own.
 
 # %%
-def noisy(scores, spread):
-    noise = torch.randn(scores.shape, generator=generator, dtype=scores.dtype)
-    return scores + spread * noise
+fresh = torch.Generator().manual_seed(seed)
 
 
-id_b, ood_b = noisy(id_scores, 0.5), noisy(ood_scores, 0.5)
+def noisy(x, spread):
+    return x + spread * torch.randn(x.shape, generator=fresh, dtype=x.dtype)
+
+
+id_b, ood_b = noisy(id_scores, 1.0), noisy(ood_scores, 1.0)
 wins_b = (ood_b[:, None] > id_b).double()
 gap_V, gap_U = (wins - wins_b).mean(1), (wins - wins_b).mean(0)
 paired = (gap_V.var() / len(gap_V) + gap_U.var() / len(gap_U)).sqrt().item()
@@ -856,10 +858,12 @@ RMDS,89.80 ± .28,92.20 ± .21,80.15 ± .11,82.92 ± .42,76.99,86.38
 ViM,88.68 ± .28,93.48 ± .24,74.98 ± .13,81.70 ± .62,72.08,92.68
 """.strip()
 columns = pd.MultiIndex.from_product([["CIFAR-10", "CIFAR-100", "ImageNet-1k"], ["near", "far"]])
-board = pd.DataFrame([line.split(",")[1:] for line in published.splitlines()], [line.split(",")[0] for line in published.splitlines()], columns)
+lines = [line.replace("±", "<small>±").split(",") for line in published.splitlines()]
+board = pd.DataFrame([[c + "</small>" * ("<" in c) for c in line[1:]] for line in lines], [line[0] for line in lines], columns)
 for group in ("near", "far"):
-    rows = summary[summary["group"] == group].set_index("detector")
-    board[f"{benchmark}, this run", group] = [f"{100 * rows.loc[n, 'value']:.1f} ± {50 * (rows.loc[n, 'high'] - rows.loc[n, 'low']):.1f}" for n in board.index]
+    rows = summary[summary["group"] == group].set_index("detector").loc[board.index]
+    halves = 50 * (rows["high"] - rows["low"])
+    board[f"{benchmark}, this run", group] = (100 * rows["value"]).map("{:.1f}".format) + halves.map(" <small>± {:.1f}</small>".format)
 board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours ± 95 %")
 
 # %% [markdown]
