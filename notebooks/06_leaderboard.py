@@ -146,7 +146,7 @@ def percent(row, column):
 def show(rows):
     board, about = ood.leaderboard(rows), rows.iloc[0]
     columns = {"near": "near AUROC", "far": "far AUROC", "near_fpr95": "near FPR95", "far_fpr95": "far FPR95"}
-    columns = {c: title for c, title in columns.items() if c in board and board[c].notna().any()}
+    columns = {c: title for c, title in columns.items() if board[c].notna().any()}
     cells = pd.DataFrame({"detector": board["detector"].map(html.escape)})
     for column, title in columns.items():
         least = column.endswith("fpr95")
@@ -155,7 +155,7 @@ def show(rows):
         text = [percent(row, column) for _, row in board.iterrows()]
         cells[title] = [f"<strong>{t}</strong>" if tie else t for t, tie in zip(text, ties)]
     cells["s / 1000 images"], cells["MB"] = board["seconds_per_1000"].map("{:.4f}".format), board["memory_mb"].map("{:.1f}".format)
-    order = (-board.get("far", board.get("near"))).argsort()
+    order = (-board["far"].fillna(board["near"])).argsort()
     keys = board[["detector", *columns, "seconds_per_1000", "memory_mb"]]
     kind = f"{about['seeds']} networks, ± 95 % over networks" if about["seeds"] > 1 else "one network, ± 95 % over test images"
     caption = f"{about['benchmark']}, {about['network']}: {kind}"

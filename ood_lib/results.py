@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["data_hash", "leaderboard", "load_results", "provenance", "save_results"]
 
+ENDS = ("", "_low", "_high")
 KEYS = ("benchmark", "network", "accuracy", "positive", "provenance", "rows")
 
 
@@ -168,4 +169,5 @@ def leaderboard(results: "pd.DataFrame") -> "pd.DataFrame":
                 name = f"{found['group']}{suffix}"
                 line |= {name: found["value"], f"{name}_low": low, f"{name}_high": high}
         lines.append(line | rows[["seconds_per_1000", "memory_mb"]].mean().to_dict())
-    return pd.DataFrame(lines)
+    groups = [f"{group}{suffix}{end}" for group in ("near", "far") for suffix in ("", "_fpr95") for end in ENDS]
+    return pd.DataFrame(lines, columns=["run", "detector", "seeds", *groups, "seconds_per_1000", "memory_mb"])

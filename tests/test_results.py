@@ -89,6 +89,8 @@ def test_a_run_without_near_sets_has_no_near_value(table: pd.DataFrame, tmp_path
     write(tmp_path / "toy.json", table)
     board = leaderboard(load_results(tmp_path))
     assert board.loc[board["run"] == "far", "near"].isna().all()
+    alone = leaderboard(load_results(tmp_path / "far.json"))
+    assert alone["near"].isna().all() and alone["far"].notna().all()
     assert board.loc[board["run"] == "toy", "near"].notna().all()
 
 
