@@ -53,6 +53,7 @@ results: str = ""  # folder for this run's result file; empty = do not write
 # %% tags=["hide-input"]
 import hashlib
 import html
+import json
 import tempfile
 from pathlib import Path
 
@@ -113,7 +114,8 @@ if bank:
     x = ood.BenchmarkFeatures.load(bank)
     table = ood.run_benchmark(everyone(x), x, seed=seed)
     accuracy = (x.test.logits.argmax(1) == x.test.labels).double().mean().item()
-    data = hashlib.sha256(Path(bank, "benchmark.json").read_bytes()).hexdigest()[:12]
+    record = Path(bank, "benchmark.json").read_bytes()
+    data, notes = hashlib.sha256(record).hexdigest()[:12], json.loads(record)["about"]
     label, command = name or Path(bank).name, f"-p bank {Path(bank).name}"
 else:
     bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
@@ -121,12 +123,13 @@ else:
     table = pd.concat(judge(network, bench, s) for s, network in networks.items())
     right = [ood.accuracy(n, bench.test, device=device) for n in networks.values()]
     accuracy = sum(right) / seeds
-    data, command = data_hash(bench), f"-p seeds {seeds} -p epochs {epochs}"
+    data, notes = data_hash(bench), {"sets": "; ".join(bench.notes)}
+    command = f"-p seeds {seeds} -p epochs {epochs}"
     label = name or f"small ResNet, {widths[-1]} features"
 
 # %%
 command = f"ood-book run leaderboard -p benchmark {benchmark} {command}"
-origin = ood.provenance(command, data=data)
+origin = ood.provenance(command, data=data, **notes)
 file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
 ood.save_results(file, table, origin=origin, **about)
@@ -185,8 +188,8 @@ plt.show()
 # **Where the numbers come from:**
 
 # %% tags=["hide-input"]
-facts = ["benchmark", "network", "accuracy", "seeds", "date", "commit", "device", "versions", "data", "command"]
-sources = everything.groupby("run", sort=False)[facts].first()
+facts = ["benchmark", "network", "accuracy", "seeds", "date", "commit", "device", "versions", "data", "command", "weights", "sets"]
+sources = everything.reindex(columns=["run", *facts]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map("{:.1%}".format)
 display(sources.T.fillna("").style.set_caption("Provenance: one column per run"))
 
@@ -207,7 +210,8 @@ display(sources.T.fillna("").style.set_caption("Provenance: one column per run")
 #
 # ```python
 # bench = ood.load_benchmark("cifar10")
-# ood.extract_benchmark(ood.adapt(my_model, normalize=bench.normalize), bench).save("bank")
+# seen = ood.extract_benchmark(ood.adapt(my_model, normalize=bench.normalize), bench)
+# seen.save("bank", weights="where they come from", sets="; ".join(bench.notes))
 # ```
 #
 # ```bash
