@@ -121,8 +121,7 @@ else:
     bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
     networks = {s: train_one(bench, s) for s in range(seed, seed + seeds)}
     table = pd.concat(judge(network, bench, s) for s, network in networks.items())
-    right = [ood.accuracy(n, bench.test, device=device) for n in networks.values()]
-    accuracy = sum(right) / seeds
+    accuracy = sum(ood.accuracy(n, bench.test) for n in networks.values()) / seeds
     data, notes = data_hash(bench), {"sets": "; ".join(bench.notes)}
     command = f"-p seeds {seeds} -p epochs {epochs}"
     label = name or f"small ResNet, {widths[-1]} features"
