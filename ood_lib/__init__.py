@@ -5,6 +5,7 @@ into one number per image, and larger always means further from the training dat
 """
 
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
+from ood_lib.compose import compose
 from ood_lib.data import BENCHMARKS, Benchmark, load_benchmark, load_ood_set
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
@@ -12,21 +13,25 @@ from ood_lib.distances import FDBD, KNN, SHE, NNGuide
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
+from ood_lib.heat import HEAT, ResidualEBM
+from ood_lib.langevin import DivergedError, sgld
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.networks import ResNet, adapt, pick_device
+from ood_lib.priors import GMMPrior, LogitPrior
 from ood_lib.rectify import ASH, SCALE, ReAct
 from ood_lib.sources import MissingDataError
 from ood_lib.training import History, accuracy, shift, train_classifier
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
-    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN", "GMM",
-    "GradNorm", "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError",
-    "NNGuide", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE", "ViM", "WeiPer",
-    "accuracy", "adapt", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm",
-    "load_benchmark", "load_ood_set", "max_logit", "msp", "odin", "pick_device", "run_benchmark", "shift",
-    "summarize", "train_classifier", "weiper_kld",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "DivergedError", "Energy", "FDBD", "Features",
+    "GEN", "GMM", "GMMPrior", "GradNorm", "HEAT", "History", "KLMatching", "KNN", "LogitPrior", "MSP", "Mahalanobis",
+    "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct",
+    "ResNet", "ResidualEBM", "SCALE", "SHE", "ViM", "WeiPer", "accuracy", "adapt", "compose", "energy", "evaluate",
+    "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm", "load_benchmark", "load_ood_set",
+    "max_logit", "msp", "odin", "pick_device", "run_benchmark", "sgld", "shift", "summarize", "train_classifier",
+    "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"
