@@ -77,9 +77,11 @@ class ResidualEBM(Detector):
         True
     """
 
+    grows = ("metric",)
     reads: tuple[str, ...]  # type: ignore[misc]
     t_p: Tensor
     length: Tensor
+    metric: Tensor
     positive: Tensor
 
     def __init__(
@@ -118,7 +120,7 @@ class ResidualEBM(Detector):
         self.average, self.seed = average, seed
         self.net: Any = self._network(1)
         self.history = Diagnostics()
-        self.metric: Tensor | None = None
+        self.register_buffer("metric", torch.empty(0))
         self.register_buffer("t_p", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("length", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("positive", torch.tensor(False))
@@ -192,7 +194,7 @@ class ResidualEBM(Detector):
             variance = overall.scatter.diagonal() / len(z)
             self.net.shift.copy_(overall.means[0])
             self.net.scale.copy_((variance + 1e-3 * variance.mean()).sqrt())
-        self.metric = _root(getattr(self.prior, "moments", overall)) if self.precondition else None
+        self.metric = _root(getattr(self.prior, "moments", overall)) if self.precondition else z.new_empty(0)
         self._train(z)
 
     def _network(self, width: int) -> ResidualNet:
@@ -246,7 +248,7 @@ class ResidualEBM(Detector):
         size = self.step_size or (0.1 * t_p if self.precondition else 0.01 * t_p * float(self.length) ** 2)
         return sgld(
             self.energy, start, self.steps, size, temperature=temperature, noise=self.noise, decay=self.decay,
-            metric=self.metric, project=self.project, generator=generator,
+            metric=self.metric if self.precondition else None, project=self.project, generator=generator,
         )  # fmt: skip
 
     @torch.enable_grad()
