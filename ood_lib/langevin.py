@@ -53,7 +53,7 @@ def sgld(
 ) -> Tensor:
     r"""Move points by stochastic gradient Langevin dynamics towards :math:`p \propto e^{-E/T}`.
 
-    With a metric M the step is :math:`z - s M M^\top \nabla E + \sqrt{2sT} M \xi`.  The density it draws from is the
+    With a metric M the step is :math:`z - s M M^\top \nabla E + \sqrt{2 s T}\, M \xi`.  The density it draws from is the
     same; narrow and wide directions are now walked in equally many steps.
 
     Args:
@@ -76,7 +76,7 @@ def sgld(
         DivergedError: an energy or a point is not finite.
 
     References:
-        Welling & Teh, Bayesian Learning via Stochastic Gradient Langevin Dynamics, ICML 2011.
+        Bayesian Learning via Stochastic Gradient Langevin Dynamics, ICML 2011.
 
     Example:
         >>> draw = torch.Generator().manual_seed(0)
