@@ -53,8 +53,8 @@ def sgld(
 ) -> Tensor:
     r"""Move points by stochastic gradient Langevin dynamics towards :math:`p \propto e^{-E/T}`.
 
-    With a metric M the step is :math:`z - s M M^\top \nabla E + \sqrt{2 s T}\, M \xi`.  The density it draws from is the
-    same; narrow and wide directions are now walked in equally many steps.
+    With a metric M the step is :math:`z - s M M^\top \nabla E + \sqrt{2 s T}\, M \xi`.  It draws from the same
+    density; narrow and wide directions are now walked in equally many steps.
 
     Args:
         energy: points (n, D) to energies (n,), differentiable.
