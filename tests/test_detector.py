@@ -5,6 +5,7 @@ import inspect
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ood_lib import (
     FDBD,
     GEN,
     GMM,
+    HEAT,
     KNN,
     MSP,
     ODIN,
@@ -28,19 +30,25 @@ from ood_lib import (
     Detector,
     Energy,
     Features,
+    GMMPrior,
     GradNorm,
     KLMatching,
+    LogitPrior,
     Mahalanobis,
     MaxLogit,
     NNGuide,
     NotFittedError,
     ReAct,
+    ResidualEBM,
     ViM,
     WeiPer,
+    compose,
     energy,
     msp,
 )
+from ood_lib.compose import Composed
 
+TRAINING: dict[str, Any] = {"updates": 6, "steps": 1, "hidden": (8, 8), "batch_size": 32}
 MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "MSP": lambda head: MSP(),
     "MaxLogit": lambda head: MaxLogit(),
@@ -83,11 +91,20 @@ MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "WeiPer react limit": lambda head: WeiPer(head, score="react", repeats=None),
     "WeiPer callable": lambda head: WeiPer(head, score=energy, repeats=50),
     "WeiPer callable limit": lambda head: WeiPer(head, score=energy, repeats=None),
+    "GMMPrior": lambda head: GMMPrior(),
+    "GMMPrior EM": lambda head: GMMPrior(components=CLASSES),
+    "LogitPrior": lambda head: LogitPrior(head),
+    "composed": lambda head: compose([Energy(), KNN(k=5), GMM()], beta=2.0),
+    "ResidualEBM": lambda head: ResidualEBM(GMM(), **TRAINING),
+    "ResidualEBM noise": lambda head: ResidualEBM(LogitPrior(head), **TRAINING),
+    "HEAT": lambda head: HEAT([GMMPrior(), LogitPrior(head)], **TRAINING),
 }
+TRAINED = ("ResidualEBM", "ResidualEBM noise", "HEAT")  # by batches, whose rows the order of the training set decides
 LEARNS = [name for name in MAKE if not MAKE[name](nn.Linear(UNITS, CLASSES)).fitted]
 
 every = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
 every_learner = pytest.mark.parametrize("make", [MAKE[name] for name in LEARNS], ids=LEARNS)
+CLOSED = [name for name in LEARNS if name not in TRAINED]
 
 
 def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -111,7 +128,7 @@ def spoil(features: Features, field: str, rows: list[int], value: float) -> Feat
 def test_every_exported_detector_is_subject_to_these_laws():
     exported = {thing for thing in vars(ood_lib).values() if inspect.isclass(thing) and issubclass(thing, Detector)}
     head = nn.Linear(UNITS, CLASSES)
-    assert {type(make(head)) for make in MAKE.values()} == exported - {Detector}
+    assert {type(make(head)) for make in MAKE.values()} == exported - {Detector} | {Composed}  # what `compose` returns
 
 
 # -- scores -----------------------------------------------------------------------------------------------------
@@ -153,7 +170,7 @@ def test_the_order_of_rows_changes_the_order_of_scores_and_nothing_else(make: Ca
     assert torch.allclose(detector.score(toy.test[order]), detector.score(toy.test)[order], rtol=0, atol=1e-9)
 
 
-@every_learner
+@pytest.mark.parametrize("make", [MAKE[name] for name in CLOSED], ids=CLOSED)
 def test_the_order_of_training_rows_does_not_matter(make: Callable, toy: Toy):
     order = torch.randperm(len(toy.train), generator=seeded())
     a, b = (make(toy.head).fit(train).score(toy.test) for train in (toy.train, toy.train[order]))
@@ -190,11 +207,14 @@ def test_detector_and_features_may_differ_in_precision(make: Callable, toy: Toy)
     assert fitted_high.score(cast(toy.test, torch.float32)).dtype == torch.float32
 
 
-@every
+@pytest.mark.parametrize("name", MAKE)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_scores_do_not_depend_on_the_device_and_come_back_where_the_features_are(make: Callable, toy: Toy):
-    on_cpu = make(toy.head).fit(toy.train)
-    on_gpu = make(toy.head).cuda().fit(toy.train)
+def test_scores_do_not_depend_on_the_device_and_come_back_where_the_features_are(name: str, toy: Toy):
+    on_cpu = MAKE[name](toy.head).fit(toy.train)
+    on_gpu = MAKE[name](toy.head).cuda().fit(toy.train)
+    if name in TRAINED:  # rounding grows from update to update: the fit is near, and what was learnt is what can move
+        assert torch.allclose(on_gpu.score(toy.test), on_cpu.score(toy.test), rtol=0, atol=0.05)
+        on_gpu = copy.deepcopy(on_cpu).cuda()
     assert on_gpu.score(toy.test).device.type == "cpu"
     assert torch.allclose(on_gpu.score(toy.test), on_cpu.score(toy.test), rtol=0, atol=1e-6)
     assert on_gpu.score(toy.test.to("cuda")).device.type == "cuda"
