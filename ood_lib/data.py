@@ -17,13 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ood_lib.extras import need
-from ood_lib.images import Frame, ImageArray, ImageSet, recolour
+from ood_lib.bundled import BUNDLED
+from ood_lib.images import Frame, ImageSet, divide
 from ood_lib.sources import MissingDataError, Shelf, subfolders
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set"]
@@ -77,63 +75,10 @@ class Benchmark:
         return "\n".join([head, f"{'role':<6} {'set':<{width}} {'images':>9}", *lines])
 
 
-def _stratify(labels: Tensor, shares: Sequence[float]) -> list[Tensor]:
-    """Indices of len(shares) disjoint parts, each class divided by `shares` (summing to 1); always the same ones."""
-    random, cuts = np.random.default_rng(0), np.cumsum(shares)[:-1]
-    pieces = []
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        pieces.append(np.split(members, np.rint(cuts * len(members)).astype(int)))
-    parts = [torch.from_numpy(np.sort(np.concatenate(part))) for part in zip(*pieces, strict=True)]
-    if not all(map(len, parts)):
-        raise ValueError(f"{len(labels)} images are too few to be divided into shares {shares}")
-    return parts
-
-
-def _digits(shelf: Shelf) -> Benchmark:
-    """Real 8x8 digits, complete inside scikit-learn: ID 0-6, near 7-9, far what is no digit.
-
-    far: "photos", random squares of two photographs in grey, area-averaged to 8x8; "inverted", "rotated" (by 90
-    degrees, without 0, which stays a 0) and "blurred" ID test digits; "noise".
-    """
-    digits = need("sklearn.datasets").load_digits()
-    images, labels = torch.tensor(digits.images[:, None] / 16).float(), torch.tensor(digits.target)
-    near, images, labels = images[labels > 6], images[labels < 7], labels[labels < 7]
-    sets = [ImageArray(images[part], labels[part]) for part in _stratify(labels, (0.55, 0.15, 0.30))]
-    test, random = sets[2].images, np.random.default_rng(0)
-    far = {
-        "photos": _photo_patches(random),
-        "inverted": 1 - test,
-        "rotated": test[sets[2].labels != 0].rot90(dims=(2, 3)),
-        "blurred": _blur(test),
-        "noise": random.random((500, 1, 8, 8), dtype=np.float32),
-    }
-    return _benchmark("digits", sets, {"digits7-9": ImageArray(near)}, {k: ImageArray(x) for k, x in far.items()})
-
-
-def _photo_patches(random: np.random.Generator) -> Tensor:
-    """(500, 1, 8, 8) squares of 16 to 256 pixels a side.
-
-    Squares of even sky or shadow (deviation under 0.05 after averaging, one in five) are drawn again: a blank tile says
-    nothing about photographs.
-    """
-    photos = need("sklearn.datasets").load_sample_images().images
-    grey = [recolour(torch.tensor(p).permute(2, 0, 1)[None] / 255, 1) for p in photos]
-    patches: list[Tensor] = []
-    while len(patches) < 500:
-        photo, side = grey[random.integers(len(grey))], int(random.integers(16, 257))
-        top, left = (int(random.integers(length - side + 1)) for length in photo.shape[-2:])
-        patch = F.adaptive_avg_pool2d(photo[..., top : top + side, left : left + side], 8)
-        patches += [patch] if patch.std() > 0.05 else []
-    return torch.cat(patches)
-
-
-def _blur(images: Tensor) -> Tensor:
-    """Gaussian blur, sigma 2 pixels; weights sum to 1 at the border too, so nothing darkens."""
-    place = torch.arange(images.shape[-1])
-    weights = torch.exp(-((place[:, None] - place) ** 2) / 8)
-    weights /= weights.sum(1, keepdim=True)
-    return (weights @ images @ weights.T).clamp(0, 1)
+def _bundled(name: str, shelf: Shelf) -> Benchmark:
+    """See `ood_lib.bundled`; nothing is looked for on the shelf."""
+    known, near, far = BUNDLED[name]()
+    return _benchmark(name, known, {**near}, {**far})
 
 
 class _Recipe(NamedTuple):
@@ -160,6 +105,14 @@ _RECIPES = {
         "val", ("ssb_hard", "ninco"), ("inaturalist", "textures", "openimage_o"), Frame(3, 224, 256),
         (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
     ),
+    "voc": _Recipe(
+        "val", (), ("imagenet22k", "textures"), Frame(3, 256, stretch=True),
+        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
+    ),
+    "coco": _Recipe(
+        "val", (), ("imagenet22k", "textures"), Frame(3, 256, stretch=True),
+        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
+    ),
 }  # fmt: skip
 
 
@@ -172,11 +125,14 @@ def _openood(name: str, shelf: Shelf) -> Benchmark:
     7,793 there for CIFAR-10, 6,526 for CIFAR-100) and in Places365 (36,500; 35,195 and 33,773).
     """
     recipe = _RECIPES[name]
-    train, rest = (shelf.known(name, split, recipe.frame) for split in ("train", recipe.held_out))
-    parts = [rest.subset(part) for part in _stratify(rest.labels, (0.1, 0.9))]
+    if whole := shelf.undivided(name, recipe.frame):
+        known: list[ImageSet] = [whole.subset(part) for part in divide(whole.labels, (0.6, 0.1, 0.3))]
+    else:
+        train, rest = (shelf.known(name, split, recipe.frame) for split in ("train", recipe.held_out))
+        known = [train, *(rest.subset(part) for part in divide(rest.labels, (0.1, 0.9)))]
     sets = shelf.unknown([*recipe.near, *recipe.far], recipe.frame)
     near, far = ({k: sets[k] for k in names if k in sets} for names in (recipe.near, recipe.far))
-    return _benchmark(name, [train, *parts], near, far, recipe)
+    return _benchmark(name, known, near, far, recipe)
 
 
 def _folder(name: str, place: Path, image_size: int | None, skip: bool) -> Benchmark:
@@ -211,21 +167,41 @@ def _benchmark(
 
 
 def _align(name: str, sets: Sequence[ImageSet], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Let the labels of all ID sets count the same classes: the training folders, or `classes`."""
-    classes = sets[0].classes or classes or tuple(str(i) for i in range(int(sets[0].labels.max()) + 1))
+    """Let the labels of all ID sets count the same classes: those of training, or `classes`."""
+    labels = sets[0].labels
+    count = labels.shape[1] if labels.ndim == 2 else int(labels.max()) + 1
+    classes = sets[0].classes or classes or tuple(map(str, range(count)))
     for data in sets:
         if strange := sorted(set(data.classes) - set(classes)):
-            raise ValueError(f"{name}: class folders {strange} are not among those of training")
-        if data.classes:
-            data.labels = torch.tensor([classes.index(c) for c in data.classes])[data.labels]
-            data.classes = classes
-        if data.labels.min() < 0 or data.labels.max() >= len(classes):
-            raise ValueError(f"{name}: labels must count the {len(classes)} classes from 0")
+            raise ValueError(f"{name}: classes {strange} are not among those of training")
+        align = _align_columns if labels.ndim == 2 else _align_indices
+        align(name, data, classes)
+        data.classes = classes if data.classes else ()
     return classes
 
 
+def _align_indices(name: str, data: ImageSet, classes: tuple[str, ...]) -> None:
+    if data.classes and data.labels.ndim == 1:
+        data.labels = torch.tensor([classes.index(c) for c in data.classes])[data.labels]
+    if data.labels.ndim != 1 or data.labels.min() < 0 or data.labels.max() >= len(classes):
+        raise ValueError(f"{name}: labels must count the {len(classes)} classes from 0, one for each image")
+
+
+def _align_columns(name: str, data: ImageSet, classes: tuple[str, ...]) -> None:
+    if data.labels.shape != (len(data), len(classes)):
+        raise ValueError(
+            f"{name}: labels of shape {tuple(data.labels.shape)}; expected a column of 0/1 for each of the "
+            f"{len(classes)} classes of training"
+        )
+    if data.classes:
+        data.labels = data.labels[:, [data.classes.index(c) for c in classes]]
+
+
 _OPENOOD = {name: partial(_openood, name) for name in _RECIPES}
-BENCHMARKS: Mapping[str, Callable[[Shelf], Benchmark]] = {"digits": _digits, **_OPENOOD}
+BENCHMARKS: Mapping[str, Callable[[Shelf], Benchmark]] = {
+    **{name: partial(_bundled, name) for name in BUNDLED},
+    **_OPENOOD,
+}
 
 
 def load_benchmark(

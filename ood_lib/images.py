@@ -1,7 +1,8 @@
 """A set of pictures as tensors: each item is (image, label), the image float32 (C, H, W) in [0, 1].
 
 Pixels stay in [0, 1]; standardisation belongs to the network, so that the same tensors serve for drawing and for
-gradients in pixel units.  An OOD image has no class here: its label is -1.
+gradients in pixel units.  A label is a class index, or a row of 0/1, one for each class that may be seen.  An OOD image
+has no class here: its label is -1.
 """
 
 import hashlib
@@ -18,27 +19,29 @@ from torch.utils.data import Dataset
 
 from ood_lib.extras import need
 
-__all__ = ["Frame", "ImageArray", "ImageFiles", "ImageSet", "recolour"]
+__all__ = ["Frame", "ImageArray", "ImageFiles", "ImageSet", "divide", "recolour"]
 
 
 @dataclass(frozen=True)
 class Frame:
     """The picture format of a benchmark: shorter side resized to `resize`, then a centre crop.
 
-    The rule of OpenOOD (bilinear with antialiasing); `resize=0` means `resize=size`, in pixels.
+    The rule of OpenOOD (bilinear with antialiasing); `resize=0` means `resize=size`, in pixels.  With `stretch` both
+    sides are resized to `size` instead, whatever the proportions: nothing is cut off that a label may name.
     """
 
     channels: int
     size: int
     resize: int = 0
+    stretch: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: (N, 1 or 3, H, W) in [0, 1] -> (N, channels, size, size)."""
-        images, short = recolour(images, self.channels), self.resize or self.size
-        sides = images.shape[-2:]
-        if min(sides) != short:
-            size = [short * side // min(sides) for side in sides]
-            images = F.interpolate(images, size, mode="bilinear", antialias=True).clamp(0, 1)
+        images, sides = recolour(images, self.channels), tuple(images.shape[-2:])
+        short = self.resize or self.size
+        wanted = (self.size, self.size) if self.stretch else tuple(short * side // min(sides) for side in sides)
+        if wanted != sides:
+            images = F.interpolate(images, wanted, mode="bilinear", antialias=True).clamp(0, 1)
         top, left = (round((side - self.size) / 2) for side in images.shape[-2:])
         return images[..., top : top + self.size, left : left + self.size]
 
@@ -49,32 +52,28 @@ def recolour(images: Tensor, channels: int) -> Tensor:
         return images
     if channels == 3:
         return images.expand(-1, 3, -1, -1)
-    weights = images.new_tensor([0.299, 0.587, 0.114])  # luma of ITU-R 601, as in Pillow
-    return torch.einsum("nchw,c->nhw", images, weights)[:, None]
+    red, green, blue = images.split(1, dim=1)
+    return 0.299 * red + 0.587 * green + 0.114 * blue  # luma of ITU-R 601, as in Pillow
 
 
-class _Images(Dataset[tuple[Tensor, int]]):
-    """What both kinds of set share: labels (N,), a frame, fetching by batch."""
+class _Images(Dataset[tuple[Tensor, int | Tensor]]):
+    """What both kinds of set share: labels (N,) or (N, C), a frame, fetching by batch."""
 
     def __init__(self, count: int, labels: Any, frame: Frame | None, classes: Sequence[str]) -> None:
-        labels = torch.full((count,), -1) if labels is None else _tensor(labels)
-        if labels.is_floating_point() or labels.shape != (count,):
-            raise ValueError(
-                f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected integers of shape ({count},), "
-                "one for each image"
-            )
-        self.labels, self.frame, self.classes = labels.long(), frame, tuple(classes)
+        self.labels = _checked_labels(torch.full((count,), -1) if labels is None else _tensor(labels), count)
+        self.frame, self.classes = frame, tuple(classes)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int | Tensor]]:
         """The items of one batch, converted together; a DataLoader calls this by itself."""
         chosen = torch.as_tensor(indices, dtype=torch.long)
-        return list(zip(self._fetch(chosen), self.labels[chosen].tolist(), strict=True))
+        labels = self.labels[chosen]
+        return list(zip(self._fetch(chosen), labels.tolist() if labels.ndim == 1 else labels, strict=True))
 
     @property
     def images(self) -> Tensor:
@@ -90,7 +89,7 @@ class ImageArray(_Images):
 
     Args:
         images: uint8 (N, H, W) or (N, H, W, 1 or 3), or float (N, 1 or 3, H, W) in [0, 1].
-        labels: integers (N,), or None for OOD images, which get -1.
+        labels: integers (N,), or 0/1 (N, C) when an image may show several classes, or None for OOD images: -1.
         frame: the shape to conform to; None leaves the images as they are.
         classes: what the labels count, where the source says so.
 
@@ -181,6 +180,44 @@ def _checked_images(images: Tensor) -> Tensor:
     if not as_bytes and not (images.min() >= 0 and images.max() <= 1):  # written so that NaN fails too
         raise ValueError("float images must lie in [0, 1]; divide 0..255 pixels by 255")
     return images if as_bytes else images.float()
+
+
+def _checked_labels(labels: Tensor, count: int) -> Tensor:
+    if labels.is_floating_point() or labels.ndim not in (1, 2) or len(labels) != count:
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected integers of shape ({count},), one for "
+            f"each image, or 0/1 of shape ({count}, classes)"
+        )
+    if labels.ndim == 2 and not ((labels == 0) | (labels == 1)).all():
+        wrong = labels[(labels != 0) & (labels != 1)][0].item()
+        raise ValueError(f"labels of shape {tuple(labels.shape)} hold {wrong}; expected 0 (absent) or 1 (present)")
+    return labels.long()
+
+
+def divide(labels: Tensor, shares: Sequence[float]) -> list[Tensor]:
+    """Indices of len(shares) disjoint parts, always the same ones.
+
+    Args:
+        labels: class indices (N,), each class being divided by `shares`; or 0/1 (N, C), divided as a whole.
+        shares: what each part gets; they sum to 1.
+
+    Raises:
+        ValueError: a part would be empty.
+
+    Example:
+        >>> divide(torch.tensor([0, 0, 1, 1]), (0.5, 0.5))[0].shape  # one of each class
+        torch.Size([2])
+    """
+    random, cuts = np.random.default_rng(0), np.cumsum(shares)[:-1]
+    strata = labels.numpy() if labels.ndim == 1 else np.zeros(len(labels))
+    pieces = []
+    for stratum in np.unique(strata):
+        members = random.permutation(np.flatnonzero(strata == stratum))
+        pieces.append(np.split(members, np.rint(cuts * len(members)).astype(int)))
+    parts = [torch.from_numpy(np.sort(np.concatenate(part))) for part in zip(*pieces, strict=True)]
+    if not all(map(len, parts)):
+        raise ValueError(f"{len(labels)} images are too few to be divided into shares {tuple(shares)}")
+    return parts
 
 
 def _decode(path: Path) -> np.ndarray:

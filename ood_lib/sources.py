@@ -3,7 +3,7 @@
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from ood_lib.extras import need
 from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet
+from ood_lib.listings import read_coco, read_table, read_voc
 
 __all__ = ["MissingDataError", "Shelf", "subfolders"]
 
@@ -34,12 +35,14 @@ class _Wanted(NamedTuple):
 
 
 class _Published(NamedTuple):
-    """A set that torchvision fetches and verifies by md5."""
+    """A set as torchvision unpacks it, or fetches it and verifies the archive by md5."""
 
     kind: str  # the class in torchvision.datasets
-    there: str  # what it leaves under its root
+    there: str  # what it reads under its root
+    fetched: bool = True
     options: Mapping[str, Any] | None = None  # None: the class takes train=True or False
     pictures: int = 0  # of a set that is a folder: shows whether unpacking was interrupted
+    read: Callable[[Path, str, Frame | None], ImageFiles] | None = None  # of multi-label pictures
 
 
 _PUBLISHED = {
@@ -48,11 +51,16 @@ _PUBLISHED = {
     "mnist": _Published("MNIST", "MNIST/raw"),
     "fashion_mnist": _Published("FashionMNIST", "FashionMNIST/raw"),
     "kmnist": _Published("KMNIST", "KMNIST/raw"),
-    "svhn": _Published("SVHN", "test_32x32.mat", {"split": "test"}),
-    "textures": _Published("DTD", "dtd/dtd/images", {"split": "test"}, 5640),
-    "places365": _Published("Places365", "val_256", {"split": "val", "small": True}, 36500),
+    "svhn": _Published("SVHN", "test_32x32.mat", options={"split": "test"}),
+    "textures": _Published("DTD", "dtd/dtd/images", options={"split": "test"}, pictures=5640),
+    "places365": _Published("Places365", "val_256", options={"split": "val", "small": True}, pictures=36500),
+    "voc": _Published("VOCDetection", "VOCdevkit/VOC2012", options={"year": "2012"}, read=read_voc),
+    "coco": _Published("CocoDetection", "annotations", fetched=False, read=read_coco),
 }
-_DIRECTORIES = {"tiny_imagenet": ("tiny_imagenet", "tiny_imagenet_val", "tiny-imagenet-200/val")}
+_DIRECTORIES = {
+    "tiny_imagenet": ("tiny_imagenet", "tiny_imagenet_val", "tiny-imagenet-200/val"),
+    "voc": ("voc", "voc2012"),
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,11 @@ class Shelf:
     def known(self, name: str, split: str, frame: Frame | None) -> ImageSet:
         """One split of an ID set, with labels."""
         return self._find(_Wanted(name, (split,), frame, known=True))
+
+    def undivided(self, name: str, frame: Frame | None) -> ImageFiles | None:
+        """A multi-label ID set that lies there in one piece, its labels.csv beside no split, if there is one."""
+        places = (self.root / folder for folder in _DIRECTORIES.get(name, (name,)))
+        return next((read_table(place, frame) for place in places if (place / "labels.csv").is_file()), None)
 
     def unknown(self, names: Sequence[str], frame: Frame) -> dict[str, ImageSet]:
         """OOD sets by name; with `skip`, absent ones are left out with one warning."""
@@ -103,7 +116,7 @@ class Shelf:
             except Exception as error:  # torchvision, tarfile, pickle: each fails its own way
                 tried[-1] += f" (there, but incomplete or damaged: {error})"
         try:
-            return _fetch_published(own, wanted) if self.download else None
+            return _fetch_published(own, wanted) if self.download and _PUBLISHED[wanted.name].fetched else None
         except Exception as error:
             kept = "nothing partial was kept: running again starts afresh"
             tried.append(f"a download ({type(error).__name__}: {error}; {kept})")
@@ -114,12 +127,13 @@ class Shelf:
         ways = [
             f"arrays: {place / split}.npz with images uint8 (N, H, W[, 3]) and labels (N,)",
             f"pictures: {place / split}/<class>/<picture>" if known else f"pictures: {place}/**/<picture>",
+            *([f"pictures of several classes: {place / split}/labels.csv, header image,<class>,..."] if known else []),
             "another folder of sets: root=... or the environment variable OOD_DATA",
         ]
         if wanted.name in _PUBLISHED:
-            kind, there = _PUBLISHED[wanted.name][:2]
-            ways.insert(2, f"what torchvision.datasets.{kind} unpacks: {self.root / there}")
-            ways += [] if self.download else ["download=True: torchvision fetches it"]
+            kind, there, fetched = _PUBLISHED[wanted.name][:3]
+            ways.insert(-1, f"what torchvision.datasets.{kind} reads: {self.root / there}")
+            ways += [] if self.download or not fetched else ["download=True: torchvision fetches it"]
         ways += [] if known else ['missing="skip": leaves absent OOD sets out']
         looked, helps = "\n  ".join(tried), "\n  ".join(ways)
         return f"no {wanted.name or 'images'} ({split}). Looked for\n  {looked}\nAny one of these helps:\n  {helps}"
@@ -132,7 +146,7 @@ def _read_local(place: Path, wanted: _Wanted, tried: list[str]) -> ImageSet | No
         tried.append(str(path))
         if path.is_file():
             return _read_arrays(path, wanted)
-    read, below = (_read_classes, "<class>/<picture>") if wanted.known else (_read_flat, "**/<picture>")
+    read, below = (_read_labelled, "<class>/<picture>, or labels.csv") if wanted.known else (_read_flat, "**/<picture>")
     for folder in [place / split for split in wanted.splits] + ([] if wanted.known else [place]):
         tried.append(f"{folder}/{below}")
         if found := read(folder, wanted.frame):
@@ -164,6 +178,12 @@ def _read_flat(folder: Path, frame: Frame | None) -> ImageFiles | None:
     return ImageFiles(folder, names, None, frame) if names else None
 
 
+def _read_labelled(folder: Path, frame: Frame | None) -> ImageFiles | None:
+    if (folder / "labels.csv").is_file():
+        return read_table(folder, frame)
+    return _read_classes(folder, frame)
+
+
 def _read_classes(folder: Path, frame: Frame | None) -> ImageFiles | None:
     classes = subfolders(folder)
     files = [[f"{name}/{file}" for file in _pictures(folder / name)] for name in classes]
@@ -191,10 +211,12 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _open_published(home: Path, wanted: _Wanted, download: bool = False) -> ImageSet:
-    kind, there, options, pictures = _PUBLISHED[wanted.name]
+    kind, there, _, options, pictures, read = _PUBLISHED[wanted.name]
     make = getattr(need("torchvision.datasets"), kind)
-    if download or not pictures:
+    if download or not (pictures or read):
         data = make(home, download=download, **(options or {"train": wanted.splits[0] == "train"}))
+    if read:
+        return read(home / there, wanted.splits[0], wanted.frame)
     if pictures:  # all of them, whatever split torchvision would make: an OOD set is only ever tested
         names = _pictures(home / there)
         if len(names) != pictures:

@@ -1,14 +1,12 @@
-"""Laws of the benchmarks: roles, splits and shapes, on digits and on files made here."""
+"""Laws of the benchmarks: roles, splits and shapes, on files made here."""
 
-import hashlib
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_images import draw, save_picture
+from test_listings import coco, table, voc
 from test_sources import CIFAR10, save_arrays
 from torch.utils.data import DataLoader
 
@@ -39,79 +37,6 @@ def _offline(root, name="cifar10", **options):
     return load_benchmark(name, root, download=False, **options)
 
 
-# --------------------------------------------------------------------------- digits
-
-
-def test_digits_roles_and_counts(digits):
-    assert [len(s) for s in (digits.train, digits.val, digits.test)] == [696, 189, 379]
-    assert list(digits.near) == ["digits7-9"] and len(digits.near["digits7-9"]) == 533
-    assert list(digits.far) == ["photos", "inverted", "rotated", "blurred", "noise"]
-    assert digits.classes == tuple("0123456") and digits.image_shape == (1, 8, 8)
-
-
-def test_digits_items(digits):
-    known = (digits.train, digits.val, digits.test)
-    for dataset in (*known, *digits.near.values(), *digits.far.values()):
-        image, label = dataset[0]
-        assert image.dtype == torch.float32 and image.shape == (1, 8, 8) and isinstance(label, int)
-        assert 0 <= dataset.images.min() and dataset.images.max() <= 1
-        assert set(dataset.labels.tolist()) == (set(range(7)) if dataset in known else {-1})
-
-
-def test_digits_are_the_same_every_time(digits):
-    again = load_benchmark("digits")
-    for name in ("train", "val", "test"):
-        assert getattr(digits, name).fingerprint() == getattr(again, name).fingerprint()
-    for mine, other in ((digits.near, again.near), (digits.far, again.far)):
-        assert [d.fingerprint() for d in mine.values()] == [d.fingerprint() for d in other.values()]
-
-
-def test_digits_splits_are_those_of_yesterday(digits):
-    """Pinned, so that a change of numpy or scikit-learn that moves an image does not go unseen."""
-    pixels = (digits.test.images * 16).round().byte().numpy()
-    assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == "da8b6f4a1a185c52"
-
-
-def test_digits_splits_are_disjoint_and_stratified(digits):
-    from sklearn.datasets import load_digits
-
-    raw = load_digits()
-    where = {image.tobytes(): i for i, image in enumerate(raw.images.astype(np.float32) / 16)}
-    indices = [{where[i.numpy().tobytes()] for i in s.images[:, 0]} for s in (digits.train, digits.val, digits.test)]
-    assert len(set.union(*indices)) == sum(map(len, indices)) == (raw.target < 7).sum()
-    for dataset, share in ((digits.train, 0.55), (digits.val, 0.15), (digits.test, 0.30)):
-        counts = torch.bincount(dataset.labels) / torch.from_numpy(np.bincount(raw.target)[:7])
-        assert (counts - share).abs().max() < 0.01
-    near = {where[i.numpy().tobytes()] for i in digits.near["digits7-9"].images[:, 0]}
-    assert set(raw.target[list(near)]) == {7, 8, 9} and len(near) == 533
-
-
-@pytest.mark.parametrize("name", ["photos", "inverted", "rotated", "blurred", "noise"])
-def test_far_digits_are_not_degenerate(digits, name):
-    images = digits.far[name].images
-    assert len(torch.unique(images.flatten(1), dim=0)) == len(images) >= 300
-    assert images.flatten(1).std(1).min() > 0.02  # no blank image
-    assert images.std(0).mean() > 0.05  # nor the same image over and over
-
-
-def test_far_digits_are_what_their_names_say(digits):
-    test, far = digits.test, {name: s.images for name, s in digits.far.items()}
-    assert torch.equal(far["inverted"], 1 - test.images)
-    upright = far["rotated"].flip(2).transpose(2, 3)  # a quarter turn back, written differently
-    assert torch.equal(upright, test.images[test.labels > 0])
-    assert (far["noise"].mean() - 0.5).abs() < 0.01 and (far["noise"].var() - 1 / 12).abs() < 0.002
-    neighbours = [torch.stack([x[..., 1:].flatten(), x[..., :-1].flatten()]).corrcoef()[0, 1] for x in far.values()]
-    assert neighbours[0] > 0.5 and neighbours[3] > 0.8 and abs(neighbours[4]) < 0.02  # photographs are smooth
-
-
-def test_blur_takes_the_class_away(digits):
-    def accuracy(images):
-        nearest = torch.cdist(images.flatten(1), digits.train.images.flatten(1)).argmin(1)
-        return (digits.train.labels[nearest] == digits.test.labels).float().mean()
-
-    assert accuracy(digits.test.images) > 0.97 and accuracy(digits.far["blurred"].images) < 0.5
-
-
 def test_normalize_standardises_and_lives_in_the_network(digits):
     out = digits.normalize(digits.train.images)
     assert out.mean().abs() < 1e-5 and (out.std() - 1).abs() < 1e-3
@@ -124,12 +49,6 @@ def test_normalize_standardises_and_lives_in_the_network(digits):
 def test_repr_is_a_table(digits):
     lines = repr(digits).splitlines()
     assert len(lines) == 2 + 3 + 1 + 5 and lines[2].split() == ["train", "digits", "696"]
-
-
-def test_digits_are_quick():
-    start = time.process_time()
-    load_benchmark("digits")
-    assert time.process_time() - start < 1
 
 
 # --------------------------------------------------------------------------- roles of CIFAR and ImageNet
@@ -268,6 +187,87 @@ def test_own_folder_needs_an_ood_set(tmp_path):
         load_benchmark(f"folder:{own}")
 
 
+# --------------------------------------------------------------------------- several labels
+
+
+def _labelled(root):
+    for split, count in (("train", 5), ("val", 3), ("test", 4)):
+        (root / split).mkdir(parents=True)
+        table(root / split, [(f"{i}.png", int(i % 3 == 1), int(i % 3 == 2)) for i in range(count)])
+    save_picture(root / "far" / "car" / "2.png", draw(20, 50))
+    return root
+
+
+def test_own_folder_of_several_labels(tmp_path):
+    own = _labelled(tmp_path)
+    bench = load_benchmark(f"folder:{own}")
+    assert bench.classes == ("cat", "dog") and bench.train.labels.tolist()[:3] == [[0, 0], [1, 0], [0, 1]]
+    assert bench.far["car"].labels.tolist() == [-1]
+    table(own / "test", [("0.png", 1, 0)], ("image", "dog", "cat"))  # another order of columns
+    assert load_benchmark(f"folder:{own}").test.labels.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    "header, says", [(("image", "cat", "dig"), "'dig'"), (("image", "cat"), "each of the 2 classes of training")]
+)
+def test_labels_of_all_splits_name_the_same_classes(tmp_path, header, says):
+    own = _labelled(tmp_path)
+    table(own / "val", [("0.png", *(0 for _ in header[1:]))], header)
+    with pytest.raises(ValueError, match=says):
+        load_benchmark(f"folder:{own}")
+
+
+def test_single_and_several_labels_do_not_mix(tmp_path):
+    own, other = _labelled(tmp_path / "own"), _own(tmp_path / "other")
+    (own / "val" / "labels.csv").unlink()
+    (own / "val" / "images").rename(own / "val" / "cat")
+    with pytest.raises(ValueError, match="column of 0/1"):
+        load_benchmark(f"folder:{own}")
+    table(other / "val", [("0.png", 1, 0)])
+    with pytest.raises(ValueError, match="one for each image"):
+        load_benchmark(f"folder:{other}")
+
+
+def _far_of_voc(root):
+    for name in ("imagenet22k", "textures"):
+        save_picture(root / name / "a" / "1.jpg", draw(30, 40, 3))
+
+
+@pytest.mark.parametrize("name", ["voc", "coco"])
+def test_voc_and_coco_as_published(tmp_path, name):
+    _far_of_voc(tmp_path)
+    for split, copies in (("train", 2), ("val", 10)):
+        voc(tmp_path / "VOCdevkit" / "VOC2012", split, copies)
+        coco(tmp_path / "coco", split, copies)
+    bench = _offline(tmp_path, name)
+    assert bench.classes == {"voc": ("cat", "dog"), "coco": ("cat", "dog", "brush")}[name]
+    assert [len(s) for s in (bench.train, bench.val, bench.test)] == [6, 3, 27]
+    assert bench.train.labels.shape == (6, len(bench.classes)) and bench.image_shape == (3, 256, 256)
+    assert not set(bench.val.names) & set(bench.test.names)
+    assert bench.near == {} and list(bench.far) == ["imagenet22k", "textures"]
+
+
+def test_voc_in_one_piece_or_in_splits(tmp_path):
+    _far_of_voc(tmp_path)
+    rows = [(f"{i}.png", i % 2, 1 - i % 2) for i in range(20)]
+    (tmp_path / "voc2012").mkdir()
+    table(tmp_path / "voc2012", rows)
+    bench = _offline(tmp_path, "voc")
+    assert [len(s) for s in (bench.train, bench.val, bench.test)] == [12, 2, 6]
+    for split in ("train", "val"):
+        (tmp_path / "coco" / split).mkdir(parents=True)
+        table(tmp_path / "coco" / split, rows)
+    bench = _offline(tmp_path, "coco")
+    assert [len(s) for s in (bench.train, bench.val, bench.test)] == [20, 2, 18]
+
+
+def test_a_damaged_annotation_is_told(tmp_path):
+    coco(tmp_path / "coco")
+    (tmp_path / "coco" / "train2014" / "10.jpg").unlink()
+    with pytest.raises(MissingDataError, match=r"coco/annotations \(there, but incomplete.*10\.jpg"):
+        _offline(tmp_path, "coco")
+
+
 # --------------------------------------------------------------------------- errors
 
 
@@ -288,9 +288,3 @@ def test_a_name_may_be_a_path(tmp_path, digits):
     assert repr(load_benchmark(Path(f"folder:{own}"))) == repr(load_benchmark(f"folder:{own}"))
     with pytest.raises(ValueError, match="unknown benchmark 'cifar-10'"):
         load_benchmark(Path("cifar-10"))
-
-
-def test_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"ood_lib\[plots\]"):
-        load_benchmark("digits")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ood_lib.images import Frame, ImageArray, ImageFiles
+from ood_lib.images import Frame, ImageArray, ImageFiles, divide
 
 
 def draw(*shape, seed=0):
@@ -29,6 +29,38 @@ def test_batches_equal_single_items():
     assert torch.equal(dataset[-1][0], dataset[6][0])
     with pytest.raises(IndexError):
         dataset[7]
+
+
+def test_several_labels_are_a_row(tmp_path):
+    labels = torch.eye(3, dtype=torch.long)[[0, 2, 1, 1]]
+    dataset = ImageArray(draw(4, 8, 8), labels)
+    assert torch.equal(dataset[1][1], labels[1]) and torch.equal(dataset.subset(torch.tensor([2])).labels, labels[2:3])
+    assert torch.equal(torch.cat([y for _, y in DataLoader(dataset, batch_size=3)]), labels)
+    assert dataset.fingerprint() != ImageArray(draw(4, 8, 8), labels.flip(1)).fingerprint()
+    assert torch.equal(ImageArray(draw(4, 8, 8), labels.bool().numpy()).labels, labels)
+
+
+def test_a_stretched_frame_cuts_nothing_off():
+    marked = np.zeros((1, 40, 80), np.uint8)
+    marked[:, :, :8] = marked[:, :, -8:] = 255
+    cut, whole = (ImageArray(marked, frame=Frame(1, 20, stretch=s)).images[0, 0] for s in (False, True))
+    assert whole.shape == cut.shape == (20, 20)
+    assert cut.max() == 0 and whole[:, [0, 1, -2, -1]].min() > 0.8 and whole[:, 4:-4].max() == 0
+    square = draw(1, 20, 20)
+    assert torch.equal(*(ImageArray(square, frame=Frame(1, 20, stretch=s)).images for s in (False, True)))
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.6, 0.1, 0.3)])
+def test_parts_are_disjoint_complete_and_stratified(shares):
+    labels = torch.arange(300) % 3
+    parts = divide(labels, shares)
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(300))
+    for part, share in zip(parts, shares, strict=True):
+        assert torch.bincount(labels[part]).tolist() == [round(100 * share)] * 3
+    whole = divide(torch.eye(3, dtype=torch.long)[labels], shares)
+    assert torch.equal(torch.cat(whole).sort().values, torch.arange(300))
+    with pytest.raises(ValueError, match="too few"):
+        divide(torch.arange(2), (0.9, 0.1))
 
 
 def test_values_are_bytes_over_255():
@@ -70,7 +102,7 @@ def test_frame_is_the_rule_of_torchvision_on_pillow(height, width):
         (np.full((2, 1, 4, 4), 255.0), None, "divide"),
         (np.full((2, 1, 4, 4), np.nan), None, "lie in"),
         (draw(2, 4, 4), np.arange(3), r"\(2,\)"),
-        (draw(2, 4, 4), np.zeros((2, 5), int), r"\(2,\)"),
+        (draw(2, 4, 4), np.full((2, 5), 2), "hold 2; expected 0"),
         (draw(2, 4, 4), np.array([0.5, 1.0]), "integers"),
     ],
 )
