@@ -32,8 +32,9 @@ def label_energies(logits: Tensor) -> Tensor:
         (..., C), nowhere positive.
 
     Example:
-        >>> label_energies(torch.tensor([[100.0, 0.0, -100.0]]))
-        tensor([[-100.0000,   -0.6931,   -0.0000]])
+        >>> import torch
+        >>> label_energies(torch.tensor([[100.0, 0.0, -9.0]]))
+        tensor([[-1.0000e+02, -6.9315e-01, -1.2340e-04]])
     """
     return -F.softplus(logits)
 
@@ -56,6 +57,7 @@ def joint_energy(logits: Tensor, top: int | None = None) -> Tensor:
         Wang, Liu, Bocchieri & Li, Can Multi-Label Classification Networks Know What They Don't Know?, NeurIPS 2021.
 
     Example:
+        >>> import torch
         >>> joint_energy(torch.tensor([[0.0, 0.0], [0.0, 200.0]]))  # log of 1/4; the second is sure of one label
         tensor([  -1.3863, -200.6931])
     """
@@ -78,6 +80,7 @@ def sum_prob(logits: Tensor) -> Tensor:
         Wang et al., NeurIPS 2021 (a baseline there).
 
     Example:
+        >>> import torch
         >>> sum_prob(torch.zeros(1, 4))
         tensor([-2.])
     """
@@ -99,6 +102,7 @@ def sum_logit(logits: Tensor) -> Tensor:
         Wang et al., NeurIPS 2021 (a baseline there).
 
     Example:
+        >>> import torch
         >>> sum_logit(torch.tensor([[1.0, 3.0]]))
         tensor([-4.])
     """

@@ -39,7 +39,7 @@ class Outlier(Detector):
         >>> known = Features(logits=torch.arange(40.0)[:, None])
         >>> detector = Outlier(LocalOutlierFactor(n_neighbors=3, novelty=True)).fit(known)
         >>> detector.score(Features(logits=torch.tensor([[20.5], [80.0]]))).round()
-        tensor([ 1., 20.])
+        tensor([ 1., 19.])
     """
 
     fits: ClassVar[Literal["train", "val"]] = "val"

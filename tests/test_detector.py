@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from conftest import CLASSES, UNITS, Toy, cast, seeded
+from sklearn.ensemble import IsolationForest
+from sklearn.neighbors import LocalOutlierFactor
 from torch import nn
 
 import ood_lib
@@ -26,12 +28,16 @@ from ood_lib import (
     Energy,
     Features,
     GradNorm,
+    JointEnergy,
     KLMatching,
     Mahalanobis,
     MaxLogit,
     NNGuide,
     NotFittedError,
+    Outlier,
     ReAct,
+    SumLogit,
+    SumProb,
     ViM,
     WeiPer,
     energy,
@@ -71,6 +77,12 @@ MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "GMM EM tied": lambda head: GMM(components=CLASSES),
     "GMM EM diagonal": lambda head: GMM(components=CLASSES, covariance="diagonal"),
     "GMM EM full": lambda head: GMM(components=CLASSES, covariance="full"),
+    "JointEnergy": lambda head: JointEnergy(),
+    "JointEnergy top": lambda head: JointEnergy(top=2),
+    "SumProb": lambda head: SumProb(),
+    "SumLogit": lambda head: SumLogit(),
+    "LOF": lambda head: Outlier(LocalOutlierFactor(n_neighbors=15, novelty=True)),
+    "Isolation forest": lambda head: Outlier(IsolationForest(n_estimators=50, max_samples=1.0, random_state=0), "penultimate"),
     "WeiPer kld": lambda head: WeiPer(head, repeats=50),
     "WeiPer kld limit": lambda head: WeiPer(head, repeats=None),
     "WeiPer kld drop": lambda head: WeiPer(head, repeats=50, overflow="drop"),
