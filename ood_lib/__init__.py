@@ -6,14 +6,16 @@ into one number per image, and larger always means further from the training dat
 
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
 from ood_lib.classical import classical_detectors
+from ood_lib.comparison import Comparison, compare
 from ood_lib.cost import measured
-from ood_lib.data import BENCHMARKS, Benchmark, load_benchmark, load_ood_set
+from ood_lib.data import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_ood_set
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, KNN, SHE, NNGuide
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
+from ood_lib.images import Frame, ImageArray, ImageFiles
 from ood_lib.labels import average_precision, count_labels
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
@@ -28,15 +30,16 @@ from ood_lib.training import History, accuracy, mean_average_precision, shift, t
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
-    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN", "GMM",
-    "GradNorm", "History", "JointEnergy", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics",
-    "MissingDataError", "NNGuide", "NotFittedError", "ODIN", "Outlier", "Perturbed", "RMDS", "ReAct", "ResNet",
-    "SCALE", "SHE", "SumLogit", "SumProb", "ViM", "WeiPer", "accuracy", "adapt", "average_precision",
-    "classical_detectors", "count_labels", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature",
-    "gen", "gradnorm", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load_benchmark",
-    "load_ood_set", "load_results", "max_logit", "mean_average_precision", "measured", "msp", "odin", "pick_device",
-    "provenance", "run_benchmark", "save_results", "shift", "spectral_normalize", "summarize", "train_classifier",
-    "train_multilabel", "weiper_kld",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Comparison", "Detector", "Energy", "FDBD", "Features",
+    "Frame", "GEN", "GMM", "GradNorm", "History", "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN",
+    "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError",
+    "ODIN", "Outlier", "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE", "SumLogit", "SumProb", "ViM",
+    "WeiPer", "accuracy", "adapt", "average_precision", "classical_detectors", "compare", "count_labels", "energy",
+    "evaluate", "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm", "joint_energy",
+    "label_energies", "leaderboard", "lipschitz_report", "load_benchmark", "load_ood_set", "load_results",
+    "max_logit", "mean_average_precision", "measured", "msp", "odin", "pick_device", "provenance", "run_benchmark",
+    "save_results", "shift", "spectral_normalize", "summarize", "train_classifier", "train_multilabel",
+    "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

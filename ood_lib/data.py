@@ -4,9 +4,6 @@ A benchmark is a promise about roles: the network is trained on `train`, thresho
 compared with each set in `near` (similar pictures, unseen classes) and `far` (other pictures).  All sets come in the ID
 set's shape, with pixels in [0, 1]; standardisation is the network's first layer (`Benchmark.normalize`).  An OOD image
 has no class here: its label is -1.
-
-Sources: digits, Alpaydin and Kaynak 1998, through scikit-learn.  The roles of CIFAR and ImageNet are those of OpenOOD
-v1.5, Zhang et al. 2023, arXiv:2306.09301.
 """
 
 import difflib
@@ -15,13 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from ood_lib.bundled import BUNDLED
 from ood_lib.images import Frame, ImageSet, divide
+from ood_lib.protocols import PROTOCOLS, Protocol, departures
 from ood_lib.sources import MissingDataError, Shelf, subfolders
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set"]
@@ -54,7 +52,10 @@ class Normalize(nn.Module):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Benchmark:
-    """Which set plays which role; every item is (image float32 (C, H, W) in [0, 1], label)."""
+    """Which set plays which role; every item is (image float32 (C, H, W) in [0, 1], label).
+
+    `notes` names, one by one, what departs from the published benchmark of that name on this machine.
+    """
 
     name: str
     train: ImageSet
@@ -65,6 +66,7 @@ class Benchmark:
     classes: tuple[str, ...]
     normalize: nn.Module
     image_shape: tuple[int, int, int]
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         roles = [(role, self.name, getattr(self, role)) for role in ("train", "val", "test")]
@@ -72,7 +74,8 @@ class Benchmark:
         width = max(len(name) for _, name, _ in roles)
         lines = [f"{role:<6} {name:<{width}} {len(data):>9,}" for role, name, data in roles]
         head = f"{self.name}: {len(self.classes)} classes, images {self.image_shape}"
-        return "\n".join([head, f"{'role':<6} {'set':<{width}} {'images':>9}", *lines])
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([head, f"{'role':<6} {'set':<{width}} {'images':>9}", *lines, *notes])
 
 
 def _bundled(name: str, shelf: Shelf) -> Benchmark:
@@ -81,58 +84,28 @@ def _bundled(name: str, shelf: Shelf) -> Benchmark:
     return _benchmark(name, known, {**near}, {**far})
 
 
-class _Recipe(NamedTuple):
-    held_out: str  # the split that is cut into ID val and ID test
-    near: tuple[str, ...]
-    far: tuple[str, ...]
-    frame: Frame
-    mean: Sequence[float]
-    std: Sequence[float]
-    classes: tuple[str, ...] = ()  # of arrays; folders and torchvision bring their own
+def _published(name: str, shelf: Shelf) -> Benchmark:
+    """By the rules of `ood_lib.protocols`; what departs from them is in the notes."""
+    rules = PROTOCOLS[name]
+    known, notes = _known(name, rules, shelf)
+    sets = shelf.unknown([*rules.near, *rules.far], rules.frame, rules.lists)
+    near, far = ({k: sets[k] for k in names if k in sets} for names in (rules.near, rules.far))
+    counts = {role: len(data) for role, data in {**dict(zip(("train", "val", "test"), known)), **sets}.items()}
+    return _benchmark(name, known, near, far, rules, (*notes, *departures(rules, counts)))
 
 
-_CIFAR_FAR = ("mnist", "svhn", "textures", "places365")
-_RECIPES = {
-    "cifar10": _Recipe(
-        "test", ("cifar100", "tiny_imagenet"), _CIFAR_FAR, Frame(3, 32), (0.4914, 0.4822, 0.4465),
-        (0.2470, 0.2435, 0.2616), tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
-    ),
-    "cifar100": _Recipe(
-        "test", ("cifar10", "tiny_imagenet"), _CIFAR_FAR, Frame(3, 32), (0.5071, 0.4867, 0.4408),
-        (0.2675, 0.2565, 0.2761),
-    ),
-    "imagenet": _Recipe(  # local only: imagenet/train|val/<wnid>/, ssb_hard/, ninco/, ...
-        "val", ("ssb_hard", "ninco"), ("inaturalist", "textures", "openimage_o"), Frame(3, 224, 256),
-        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
-    ),
-    "voc": _Recipe(
-        "val", (), ("imagenet22k", "textures"), Frame(3, 256, stretch=True),
-        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
-    ),
-    "coco": _Recipe(
-        "val", (), ("imagenet22k", "textures"), Frame(3, 256, stretch=True),
-        (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
-    ),
-}  # fmt: skip
-
-
-def _openood(name: str, shelf: Shelf) -> Benchmark:
-    """OpenOOD v1.5 roles.
-
-    Its image lists are not shipped, so the sets differ a little: ID val is a seeded class-balanced tenth of the
-    held-out split (as many images, not the same); CIFAR-100 as OOD keeps its 10,000 test images (9,000 there); MNIST
-    is the test split (10,000; all 70,000 there); classes that overlap with the ID set stay in Tiny-ImageNet (10,000;
-    7,793 there for CIFAR-10, 6,526 for CIFAR-100) and in Places365 (36,500; 35,195 and 33,773).
-    """
-    recipe = _RECIPES[name]
-    if whole := shelf.undivided(name, recipe.frame):
-        known: list[ImageSet] = [whole.subset(part) for part in divide(whole.labels, (0.6, 0.1, 0.3))]
-    else:
-        train, rest = (shelf.known(name, split, recipe.frame) for split in ("train", recipe.held_out))
-        known = [train, *(rest.subset(part) for part in divide(rest.labels, (0.1, 0.9)))]
-    sets = shelf.unknown([*recipe.near, *recipe.far], recipe.frame)
-    near, far = ({k: sets[k] for k in names if k in sets} for names in (recipe.near, recipe.far))
-    return _benchmark(name, known, near, far, recipe)
+def _known(name: str, rules: Protocol, shelf: Shelf) -> tuple[list[ImageSet], tuple[str, ...]]:
+    """ID train, val and test: by OpenOOD's lists, else cut by us; and what is to be said about it."""
+    listed = [shelf.listed(rules.lists.get(role, ""), rules.frame) for role in ("train", "val", "test")]
+    if all(listed):
+        return [data for data in listed if data], ()
+    if whole := shelf.undivided(name, rules.frame):
+        parts = divide(whole.labels, (0.6, 0.1, 0.3))
+        return [whole.subset(part) for part in parts], ("train, val and test are cut at random from one set, seed 0",)
+    train, rest = (shelf.known(name, split, rules.frame) for split in ("train", rules.held_out))
+    cut = f"val and test are cut from the {rules.held_out} split by us, one to nine, each class alike, seed 0"
+    instead = (f"{cut}: not the images of {rules.source}",) if rules.lists else rules.remarks
+    return [train, *(rest.subset(part) for part in divide(rest.labels, (0.1, 0.9)))], instead
 
 
 def _folder(name: str, place: Path, image_size: int | None, skip: bool) -> Benchmark:
@@ -152,18 +125,23 @@ def _folder(name: str, place: Path, image_size: int | None, skip: bool) -> Bench
 
 
 def _benchmark(
-    name: str, known: Sequence[ImageSet], near: _Sets, far: _Sets, recipe: _Recipe | None = None
+    name: str,
+    known: Sequence[ImageSet],
+    near: _Sets,
+    far: _Sets,
+    rules: Protocol | None = None,
+    notes: tuple[str, ...] = (),
 ) -> Benchmark:
-    """Put it together; what no recipe gives is taken from the training images."""
+    """Put it together; what no rules give is taken from the training images."""
     train, val, test = known
-    classes = _align(name, known, recipe.classes if recipe else ())
-    if recipe:
-        normalize = Normalize(recipe.mean, recipe.std)
+    classes = _align(name, known, rules.classes if rules else ())
+    if rules:
+        normalize = Normalize(rules.mean, rules.std)
     else:
         sample = torch.linspace(0, len(train) - 1, min(len(train), 1000)).round().long()
         normalize = Normalize.measured(train.subset(sample).images)
     channels, height, width = train[0][0].shape
-    return Benchmark(name, train, val, test, near, far, classes, normalize, (channels, height, width))
+    return Benchmark(name, train, val, test, near, far, classes, normalize, (channels, height, width), notes)
 
 
 def _align(name: str, sets: Sequence[ImageSet], classes: tuple[str, ...]) -> tuple[str, ...]:
@@ -197,10 +175,9 @@ def _align_columns(name: str, data: ImageSet, classes: tuple[str, ...]) -> None:
         data.labels = data.labels[:, [data.classes.index(c) for c in classes]]
 
 
-_OPENOOD = {name: partial(_openood, name) for name in _RECIPES}
 BENCHMARKS: Mapping[str, Callable[[Shelf], Benchmark]] = {
     **{name: partial(_bundled, name) for name in BUNDLED},
-    **_OPENOOD,
+    **{name: partial(_published, name) for name in PROTOCOLS},
 }
 
 
@@ -214,15 +191,16 @@ def load_benchmark(
 ) -> Benchmark:
     """All sets of a benchmark, in their roles.
 
-    A set NAME is looked for under `root` as arrays `NAME/SPLIT.npz` (`images` uint8 (N, H, W) or (N, H, W, 3),
-    `labels`), as pictures `NAME/SPLIT/<class>/` (OOD sets also `NAME/`, with or without classes), then as what
-    torchvision unpacks; at last torchvision may fetch it.
+    A set NAME is looked for under `root`: by OpenOOD's lists (`benchmark_imglist/`, `images_classic/` and
+    `images_largescale/`); as arrays `NAME/SPLIT.npz` (`images` uint8 (N, H, W) or (N, H, W, 3), `labels`); as pictures
+    `NAME/SPLIT/<class>/`, or several labels to a picture in `NAME/SPLIT/labels.csv` (OOD sets also in `NAME/`, with or
+    without classes); as what torchvision unpacks.  At last it may be fetched.
 
     Args:
-        name: one of `BENCHMARKS`, or `folder:PATH` for pictures of your own in `PATH/train|val|test/<class>/`,
-            `PATH/near/<name>/` and `PATH/far/<name>/`.
+        name: one of `BENCHMARKS`, or `folder:PATH` for pictures of your own in `PATH/train|val|test/<class>/` or
+            `PATH/train|val|test/labels.csv`, `PATH/near/<name>/` and `PATH/far/<name>/`.
         root: the folder of sets; by default the variable OOD_DATA, else ~/.cache/ood_lib.
-        download: whether torchvision may use the network for what is not under `root`.
+        download: whether the network may be used for what is not under `root`.
         missing: "skip" leaves absent OOD sets out, with a warning; ID sets are always needed.
         image_size: of `folder:PATH` alone, in pixels; by default the shorter side of the first training picture, at
             most 224.
@@ -255,7 +233,7 @@ def load_ood_set(name: str, bench: Benchmark, root: str | Path | None = None, *,
     """One more OOD set in the shape of `bench`, found as `load_benchmark` finds its own.
 
     Args:
-        name: what torchvision offers, such as "fashion_mnist", or the name of a folder of yours under `root`.
+        name: what torchvision offers, such as "fashion_mnist", or the name of a folder under `root`, such as "lsun".
         bench: whose image shape the set is brought to.
         root, download: as in `load_benchmark`.
 

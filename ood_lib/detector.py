@@ -50,11 +50,13 @@ class Detector(nn.Module):
 
     fitted: Tensor
     threshold: Tensor
+    calibration: Tensor  # scores it was set from, sorted
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("fitted", torch.tensor(not self.needs_fit))
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
+        self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
 
     # -- what a subclass writes -------------------------------------------------------------------------------
 
@@ -80,7 +82,7 @@ class Detector(nn.Module):
         self._fit(features)
         self.fitted.fill_(True)
         if self.needs_fit:
-            self.threshold.fill_(math.nan)  # it belonged to the former fit
+            self._forget()
         return self
 
     @torch.no_grad()
@@ -112,27 +114,65 @@ class Detector(nn.Module):
         return self.score(features)
 
     def calibrate(self, features: Features, tpr: float = 0.95) -> Self:
-        """Keep the smallest threshold that accepts at least a share ``tpr`` of held-out ID features.
+        r"""Set the threshold from n held-out ID features, so that a new ID image is accepted with probability >= tpr.
+
+        The threshold is the k-th smallest score, :math:`k = \lceil (n + 1)\,\mathrm{tpr} \rceil` (split conformal
+        prediction; the k-th of n, n tpr rounded up, would keep the promise on the held-out images only).  A new image
+        is one more draw: each rank among n + 1 scores is as likely as any other, so the promise holds for every n,
+        network and detector, as long as new ID images are like the held-out ones.  It is an average over calibration
+        sets: what one threshold accepts is, for scores without ties, distributed as Beta(k, n + 1 - k).  The n scores
+        are kept, 8 bytes each, for `p_values`.
 
         Raises:
-            ValueError: ``tpr`` is not in (0, 1].
+            ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr).
+
+        References:
+            Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., Distribution-Free
+            Predictive Inference for Regression, JASA 2018.
         """
-        if not 0 < tpr <= 1:
-            raise ValueError(f"tpr={tpr} was given; expected a share of ID images to accept, 0 < tpr <= 1")
-        scores = self.score(features).double().sort().values
+        if not 0 < tpr < 1:
+            raise ValueError(f"tpr={tpr} was given; expected a share of ID images to accept, 0 < tpr < 1")
+        scores = self.score(features).to(self.threshold.device).double().sort().values
+        rank = math.ceil(round((len(scores) + 1) * tpr, 9))
+        if rank > len(scores):
+            raise ValueError(
+                f"{len(scores)} held-out ID samples cannot promise tpr={tpr}; it takes at least "
+                f"{math.ceil(round(tpr / (1 - tpr), 9))} of them: hold out more, or ask for less"
+            )
         self._thaw()
-        self.threshold.copy_(scores[math.ceil(round(tpr * len(scores), 9)) - 1])
+        self.calibration = scores
+        self.threshold.copy_(scores[rank - 1])
         return self
 
     def is_ood(self, features: Features) -> Tensor:
-        """Decisions (N,), True = OOD: the score exceeds the calibrated threshold.
+        """Decisions (N,), True = OOD: the score exceeds the calibrated threshold, that is, the p-value is <= 1 - tpr.
 
         Raises:
             NotFittedError: `calibrate` has not been called.
         """
-        if self.threshold.isnan():
-            raise NotFittedError("no threshold yet: call .calibrate(validation_features, tpr=0.95) first")
-        return self.score(features) > self.threshold.item()
+        self._require_threshold()
+        scores = self.score(features)
+        return scores > self.threshold.to(scores.device, scores.dtype)
+
+    def p_values(self, features: Features) -> Tensor:
+        r"""Conformal p-values (N,): the share of the calibration scores, and of the score s itself, that are >= s.
+
+        .. math:: p = \frac{1 + \#\{i : s_i \ge s\}}{n + 1}
+
+        Of ID images, at most a share alpha gets p <= alpha, on average over calibration sets.  They share one
+        calibration set, so they are not independent (but positively dependent, which procedures such as
+        Benjamini-Hochberg allow).
+
+        Raises:
+            NotFittedError: `calibrate` has not been called.
+
+        References:
+            Bates et al., Testing for Outliers with Conformal p-Values, Annals of Statistics 2023.
+        """
+        self._require_threshold()
+        scores = self.score(features)
+        known = self.calibration.to(scores.device, scores.dtype)
+        return (1 + len(known) - torch.searchsorted(known, scores)).to(scores.dtype) / (len(known) + 1)
 
     # -- checks, devices, saving ------------------------------------------------------------------------------
 
@@ -140,6 +180,15 @@ class Detector(nn.Module):
         """Before scores: what is learnt must be there."""
         if not self.fitted:
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
+
+    def _require_threshold(self) -> None:
+        if self.threshold.isnan():
+            raise NotFittedError("no threshold yet: call .calibrate(validation_features, tpr=0.95) first")
+
+    def _forget(self) -> None:
+        """A threshold belongs to the fit that it was set for."""
+        self.threshold.fill_(math.nan)
+        self.calibration = self.calibration.new_empty(0)
 
     def _check(self, features: Features) -> None:
         name = type(self).__name__
@@ -187,7 +236,7 @@ class Detector(nn.Module):
         return Features(**{name: v.float() if v.dtype in low else v for name, v in moved.items()})
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        for name in self.grows:
+        for name in ("calibration", *self.grows):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -6,6 +6,7 @@ has no class here: its label is -1.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from torch.utils.data import Dataset
 
 from ood_lib.extras import need
 
-__all__ = ["Frame", "ImageArray", "ImageFiles", "ImageSet", "divide", "recolour"]
+__all__ = ["Frame", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "recolour"]
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,15 @@ class ImageArray(_Images):
         """The images at `indices` (n,), in that order."""
         return type(self)(self._raw[indices], self.labels[indices], self.frame, self.classes)
 
+    def unlabelled(self) -> Self:
+        """The same images as an OOD set."""
+        return type(self)(self._raw, None, self.frame)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """All images of several sets of one size and frame, unlabelled."""
+        return cls(torch.cat([part._raw for part in parts]), None, parts[0].frame)
+
     def fingerprint(self) -> str:
         """sha256 of pixels, labels and frame: equal content, equal fingerprint."""
         digest = hashlib.sha256(f"{self._raw.dtype}{tuple(self._raw.shape)}{self.frame}".encode())
@@ -144,6 +156,16 @@ class ImageFiles(_Images):
         """The pictures at `indices` (n,), in that order."""
         names = [self.names[i] for i in indices.tolist()]
         return type(self)(self.base, names, self.labels[indices], self.frame, self.classes)
+
+    def unlabelled(self) -> Self:
+        """The same pictures as an OOD set."""
+        return type(self)(self.base, self.names, None, self.frame)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """All pictures of several sets of one frame, unlabelled."""
+        names = [os.path.relpath(part.base / name, parts[0].base) for part in parts for name in part.names]
+        return cls(parts[0].base, names, None, parts[0].frame)
 
     def fingerprint(self) -> str:
         """sha256 of names, sizes, modification times, labels and frame; reads no picture."""
@@ -218,6 +240,16 @@ def divide(labels: Tensor, shares: Sequence[float]) -> list[Tensor]:
     if not all(map(len, parts)):
         raise ValueError(f"{len(labels)} images are too few to be divided into shares {tuple(shares)}")
     return parts
+
+
+def find_pictures(folder: Path) -> list[str]:
+    """Sorted relative names of all pictures below `folder`; links to folders are followed."""
+    return sorted(
+        os.path.relpath(os.path.join(where, file), folder)
+        for where, _, files in os.walk(folder, followlinks=True)
+        for file in files
+        if file.lower().endswith(PICTURES) and not file.startswith(".")
+    )
 
 
 def _decode(path: Path) -> np.ndarray:

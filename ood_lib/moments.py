@@ -213,7 +213,7 @@ class MomentDetector(Detector):
                 merge_moments(self.moments, new, self.kind) if len(self.counts) else Moments(*(x.clone() for x in new))
             )
             self.fitted.fill_(False)
-            self.threshold.fill_(float("nan"))  # it belonged to the former fit
+            self._forget()
         return self
 
     @torch.inference_mode(False)

@@ -5,6 +5,7 @@ second model or a baseline green.  The palette is Okabe & Ito's, which stays apa
 told by colour alone.
 """
 
+import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ __all__ = [
     "embedding",
     "images",
     "markdown_table",
+    "sortable_table",
     "theme",
 ]
 
@@ -198,3 +200,45 @@ def markdown_table(summary: "pd.DataFrame") -> str:
     head = [["detector", *(NAMES[group] for group in wide)], ["---", *("---:" for _ in wide.columns)]]
     lines = [*head, *([name, *row] for name, row in zip(wide.index, wide.to_numpy()))]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+# Sorts by what stands in data-key: numbers as numbers, empty cells last.  A page without scripts shows the same table.
+_SORT = """
+document.querySelectorAll("table.sortable:not([data-ready])").forEach((table) => {
+  table.dataset.ready = "yes";
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") !== "descending";
+    heads.forEach((other) => other.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = (row) => row.cells[column].dataset.key;
+    const compare = (a, b) => (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b) * (down ? -1 : 1);
+    const order = (a, b) => (key(a) === "") - (key(b) === "") || compare(key(a), key(b));
+    [...table.tBodies[0].rows].sort(order).forEach((row) => table.tBodies[0].append(row));
+  }));
+});
+"""
+
+
+def sortable_table(cells: "pd.DataFrame", keys: "pd.DataFrame", caption: str = "") -> Any:
+    """A table that its reader sorts by a click on a column head, also from the keyboard; for a page or a notebook.
+
+    Args:
+        cells: what is shown, as HTML.
+        keys: what is sorted by, in the shape of ``cells``: numbers or text, NaN last.
+        caption: above the table.
+    """
+    from IPython.display import HTML
+
+    heads = "".join(f'<th scope="col"><button type="button">{html.escape(str(c))}</button></th>' for c in cells.columns)
+    rows = "".join(
+        "<tr>" + "".join(f'<td data-key="{_key(k)}">{c}</td>' for c, k in zip(*line)) + "</tr>\n"
+        for line in zip(cells.to_numpy(), keys.to_numpy())
+    )
+    above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    table = f'<table class="sortable">{above}<thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table>'
+    return HTML(f"{table}<script>{_SORT}</script>")
+
+
+def _key(value: Any) -> str:
+    return "" if value is None or value != value else html.escape(str(value), quote=True)

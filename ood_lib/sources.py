@@ -1,23 +1,20 @@
-"""Where a set lies on disk, or is fetched from: arrays, pictures in folders, what torchvision unpacks or downloads."""
+"""Where a set lies on disk: OpenOOD's lists, arrays, pictures in folders, what torchvision unpacks.  Else, a fetch."""
 
-import os
-import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ood_lib.extras import need
-from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet
-from ood_lib.listings import read_coco, read_table, read_voc
+from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet, find_pictures
+from ood_lib.listings import read_openood, read_table
+from ood_lib.published import ORIGINS, PUBLISHED, fetch_published, fetch_tiny_imagenet, open_published
 
 __all__ = ["MissingDataError", "Shelf", "subfolders"]
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 OOD_SPLITS = ("test", "val", "train")  # an OOD set is only ever tested: any split will do
 
 
@@ -32,35 +29,14 @@ class _Wanted(NamedTuple):
     splits: tuple[str, ...]
     frame: Frame | None
     known: bool
+    listed: str = ""  # OpenOOD's list of its images
 
 
-class _Published(NamedTuple):
-    """A set as torchvision unpacks it, or fetches it and verifies the archive by md5."""
-
-    kind: str  # the class in torchvision.datasets
-    there: str  # what it reads under its root
-    fetched: bool = True
-    options: Mapping[str, Any] | None = None  # None: the class takes train=True or False
-    pictures: int = 0  # of a set that is a folder: shows whether unpacking was interrupted
-    read: Callable[[Path, str, Frame | None], ImageFiles] | None = None  # of multi-label pictures
-
-
-_PUBLISHED = {
-    "cifar10": _Published("CIFAR10", "cifar-10-batches-py"),
-    "cifar100": _Published("CIFAR100", "cifar-100-python"),
-    "mnist": _Published("MNIST", "MNIST/raw"),
-    "fashion_mnist": _Published("FashionMNIST", "FashionMNIST/raw"),
-    "kmnist": _Published("KMNIST", "KMNIST/raw"),
-    "svhn": _Published("SVHN", "test_32x32.mat", options={"split": "test"}),
-    "textures": _Published("DTD", "dtd/dtd/images", options={"split": "test"}, pictures=5640),
-    "places365": _Published("Places365", "val_256", options={"split": "val", "small": True}, pictures=36500),
-    "voc": _Published("VOCDetection", "VOCdevkit/VOC2012", options={"year": "2012"}, read=read_voc),
-    "coco": _Published("CocoDetection", "annotations", fetched=False, read=read_coco),
-}
 _DIRECTORIES = {
     "tiny_imagenet": ("tiny_imagenet", "tiny_imagenet_val", "tiny-imagenet-200/val"),
     "voc": ("voc", "voc2012"),
 }
+_WHOLE = ("mnist",)  # tested with all its splits, where they are
 
 
 @dataclass(frozen=True)
@@ -80,12 +56,21 @@ class Shelf:
         places = (self.root / folder for folder in _DIRECTORIES.get(name, (name,)))
         return next((read_table(place, frame) for place in places if (place / "labels.csv").is_file()), None)
 
-    def unknown(self, names: Sequence[str], frame: Frame) -> dict[str, ImageSet]:
-        """OOD sets by name; with `skip`, absent ones are left out with one warning."""
+    def listed(self, path: str, frame: Frame | None) -> ImageFiles | None:
+        """The images of an OpenOOD list, `path` being one below benchmark_imglist/, where both are there."""
+        file = self.root / "benchmark_imglist" / path
+        if not (path and file.is_file()):
+            return None
+        found = (read_openood(file, self.root / kind, frame) for kind in ("images_classic", "images_largescale"))
+        return next((data for data in found if (data.base / data.names[0]).is_file()), None)
+
+    def unknown(self, names: Sequence[str], frame: Frame, lists: Mapping[str, str] = {}) -> dict[str, ImageSet]:
+        """OOD sets by name, by OpenOOD's `lists` where they are there; with `skip`, absent ones are left out with one
+        warning."""
         found, absent = {}, []
         for name in names:
             try:
-                found[name] = self._find(_Wanted(name, OOD_SPLITS, frame, known=False))
+                found[name] = self._unknown(_Wanted(name, OOD_SPLITS, frame, False, lists.get(name, "")))
             except MissingDataError:
                 if not self.skip:
                     raise
@@ -96,62 +81,96 @@ class Shelf:
             warnings.warn(f"left out, not found: {', '.join(absent)} ({where})", stacklevel=4)
         return found
 
+    def _unknown(self, wanted: _Wanted) -> ImageSet:
+        if found := self.listed(wanted.listed, wanted.frame):
+            return found.unlabelled()
+        data = self._find(wanted).unlabelled()
+        return self._joined(wanted) or data if wanted.name in _WHOLE else data
+
+    def _joined(self, wanted: _Wanted) -> ImageSet | None:
+        """Training and test images together, where both are there in one form."""
+        parts, shelf = [], replace(self, download=False)
+        for split in ("train", "test"):
+            with suppress(MissingDataError):
+                parts.append(shelf._find(wanted._replace(splits=(split,))))
+        arrays = [part for part in parts if isinstance(part, ImageArray)]
+        files = [part for part in parts if isinstance(part, ImageFiles)]
+        if len(arrays) == 2:
+            return ImageArray.joined(arrays)
+        return ImageFiles.joined(files) if len(files) == 2 else None
+
     def _find(self, wanted: _Wanted) -> ImageSet:
         tried: list[str] = []
         for folder in _DIRECTORIES.get(wanted.name, (wanted.name,)):
             if found := _read_local(self.root / folder, wanted, tried):
                 return found
-        if wanted.name in _PUBLISHED and (found := self._published(wanted, tried)):
+        if wanted.name in PUBLISHED and (found := self._published(wanted, tried)):
+            return found
+        if wanted.name == "tiny_imagenet" and self.download and (found := self._tiny_imagenet(wanted, tried)):
             return found
         raise MissingDataError(self._advice(wanted, tried))
 
     def _published(self, wanted: _Wanted, tried: list[str]) -> ImageSet | None:
-        own = self.root / "torchvision" / wanted.name
-        for home in (self.root, self.root / wanted.name, own):
-            path = home / _PUBLISHED[wanted.name].there
+        name = wanted.name
+        split = "val" if PUBLISHED[name].read and not wanted.known else wanted.splits[0]  # test has no labels there
+        own = self.root / "torchvision" / name
+        for home in (self.root, self.root / name, own):
+            path = home / PUBLISHED[name].there
             tried.append(str(path))
             try:
                 if path.exists():
-                    return _open_published(home, wanted)
+                    return open_published(home, name, split, wanted.frame)
             except Exception as error:  # torchvision, tarfile, pickle: each fails its own way
                 tried[-1] += f" (there, but incomplete or damaged: {error})"
         try:
-            return _fetch_published(own, wanted) if self.download and _PUBLISHED[wanted.name].fetched else None
+            may = self.download and PUBLISHED[name].fetched
+            return fetch_published(own, name, split, wanted.frame) if may else None
         except Exception as error:
             kept = "nothing partial was kept: running again starts afresh"
             tried.append(f"a download ({type(error).__name__}: {error}; {kept})")
             return None
 
+    def _tiny_imagenet(self, wanted: _Wanted, tried: list[str]) -> ImageSet | None:
+        home = self.root / "tiny_imagenet"
+        try:
+            fetch_tiny_imagenet(home)
+        except (OSError, ValueError) as error:
+            tried.append(f"a download ({type(error).__name__}: {error})")
+            return None
+        return _read_local(home, wanted, tried)
+
     def _advice(self, wanted: _Wanted, tried: Sequence[str]) -> str:
-        place, split, known = self.root / wanted.name, wanted.splits[0], wanted.known
+        name, place, split, known = wanted.name, self.root / wanted.name, wanted.splits[0], wanted.known
         ways = [
             f"arrays: {place / split}.npz with images uint8 (N, H, W[, 3]) and labels (N,)",
             f"pictures: {place / split}/<class>/<picture>" if known else f"pictures: {place}/**/<picture>",
-            *([f"pictures of several classes: {place / split}/labels.csv, header image,<class>,..."] if known else []),
-            "another folder of sets: root=... or the environment variable OOD_DATA",
         ]
-        if wanted.name in _PUBLISHED:
-            kind, there, fetched = _PUBLISHED[wanted.name][:3]
-            ways.insert(-1, f"what torchvision.datasets.{kind} reads: {self.root / there}")
-            ways += [] if self.download or not fetched else ["download=True: torchvision fetches it"]
+        ways += [f"pictures of several classes: {place / split}/labels.csv, header image,<class>,..."] if known else []
+        if name in PUBLISHED:
+            ways.append(f"what torchvision.datasets.{PUBLISHED[name].kind} reads: {self.root / PUBLISHED[name].there}")
+        ways += [f"where to get it: {ORIGINS[name]}"] if name in ORIGINS else []
+        ways.append("another folder of sets: root=... or the environment variable OOD_DATA")
+        if not self.download and (name == "tiny_imagenet" or (name in PUBLISHED and PUBLISHED[name].fetched)):
+            ways.append("download=True: it is fetched")
         ways += [] if known else ['missing="skip": leaves absent OOD sets out']
         looked, helps = "\n  ".join(tried), "\n  ".join(ways)
-        return f"no {wanted.name or 'images'} ({split}). Looked for\n  {looked}\nAny one of these helps:\n  {helps}"
+        return f"no {name or 'images'} ({split}). Looked for\n  {looked}\nAny one of these helps:\n  {helps}"
 
 
 def _read_local(place: Path, wanted: _Wanted, tried: list[str]) -> ImageSet | None:
-    """Arrays, then folders; only an OOD set may lie in its folder without a split."""
+    """Arrays, then folders; only an OOD set of which any split will do may lie in its folder without one."""
+    splits = wanted.splits[0] if len(wanted.splits) == 1 else f"{{{','.join(wanted.splits)}}}"
+    tried.append(f"{place / splits}.npz")
     for split in wanted.splits:
-        path = place / f"{split}.npz"
-        tried.append(str(path))
-        if path.is_file():
+        if (path := place / f"{split}.npz").is_file():
             return _read_arrays(path, wanted)
     read, below = (_read_labelled, "<class>/<picture>, or labels.csv") if wanted.known else (_read_flat, "**/<picture>")
-    for folder in [place / split for split in wanted.splits] + ([] if wanted.known else [place]):
-        tried.append(f"{folder}/{below}")
+    anywhere = not wanted.known and len(wanted.splits) > 1
+    tried.append(f"{place if anywhere else place / splits}/{below}")
+    for folder in [place / split for split in wanted.splits] + ([place] if anywhere else []):
         if found := read(folder, wanted.frame):
             return found
-        tried[-1] += " (there, but without a picture)" if folder.is_dir() else ""
+    tried[-1] += " (there, but without a picture)" if (place if anywhere else place / splits).is_dir() else ""
     return None
 
 
@@ -167,14 +186,13 @@ def _read_arrays(path: Path, wanted: _Wanted) -> ImageArray:
         if key not in arrays:
             raise ValueError(f"{path} has no array {key!r}, only {sorted(arrays)}")
     try:
-        data = ImageArray(arrays["images"], arrays.get("labels"), wanted.frame)
+        return ImageArray(arrays["images"], arrays.get("labels"), wanted.frame)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
-    return data if wanted.known else ImageArray(arrays["images"], None, wanted.frame)
 
 
 def _read_flat(folder: Path, frame: Frame | None) -> ImageFiles | None:
-    names = _pictures(folder)
+    names = find_pictures(folder)
     return ImageFiles(folder, names, None, frame) if names else None
 
 
@@ -186,7 +204,7 @@ def _read_labelled(folder: Path, frame: Frame | None) -> ImageFiles | None:
 
 def _read_classes(folder: Path, frame: Frame | None) -> ImageFiles | None:
     classes = subfolders(folder)
-    files = [[f"{name}/{file}" for file in _pictures(folder / name)] for name in classes]
+    files = [[f"{name}/{file}" for file in find_pictures(folder / name)] for name in classes]
     if any(files) and [] in files:
         raise MissingDataError(f"{folder / classes[files.index([])]} holds no picture")
     names = [name for members in files for name in members]
@@ -198,53 +216,3 @@ def subfolders(folder: Path) -> list[str]:
     """Sorted names of the visible folders in `folder`, which need not exist."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(p.name for p in entries if p.is_dir() and not p.name.startswith("."))
-
-
-def _pictures(folder: Path) -> list[str]:
-    """Sorted relative names of all pictures below `folder`; links to folders are followed."""
-    return sorted(
-        os.path.relpath(os.path.join(where, file), folder)
-        for where, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(PICTURES) and not file.startswith(".")
-    )
-
-
-def _open_published(home: Path, wanted: _Wanted, download: bool = False) -> ImageSet:
-    kind, there, _, options, pictures, read = _PUBLISHED[wanted.name]
-    make = getattr(need("torchvision.datasets"), kind)
-    if download or not (pictures or read):
-        data = make(home, download=download, **(options or {"train": wanted.splits[0] == "train"}))
-    if read:
-        return read(home / there, wanted.splits[0], wanted.frame)
-    if pictures:  # all of them, whatever split torchvision would make: an OOD set is only ever tested
-        names = _pictures(home / there)
-        if len(names) != pictures:
-            raise RuntimeError(f"{len(names)} pictures instead of {pictures}")
-        return ImageFiles(home / there, names, None, wanted.frame)
-    images = np.moveaxis(data.data, 1, 3) if kind == "SVHN" else np.asarray(data.data)  # SVHN: channels first
-    known = (data.targets, wanted.frame, data.classes) if wanted.known else (None, wanted.frame)
-    return ImageArray(images, *known)
-
-
-def _fetch_published(home: Path, wanted: _Wanted) -> ImageSet:
-    """Download beside `home` and rename when complete: half a set is never taken for a whole.
-
-    torchvision checks archives by md5, but trusts any folder that an interrupted run unpacked.  A killed run leaves a
-    folder NAME-xxxx beside `home`, which nothing reads.
-    """
-    made = [folder for folder in home.parents if not folder.exists()]
-    home.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(prefix=f"{wanted.name}-", dir=home.parent) as stage:
-            fresh = Path(stage, "fresh")
-            fresh.mkdir()
-            _open_published(fresh, wanted, download=True)
-            if home.exists():
-                os.replace(home, Path(stage, "damaged"))
-            os.replace(fresh, home)
-    finally:
-        for folder in made:  # the innermost first; one that now holds a set stays
-            with suppress(OSError):
-                folder.rmdir()
-    return _open_published(home, wanted)

@@ -11,6 +11,8 @@ from test_sources import CIFAR10, save_arrays
 from torch.utils.data import DataLoader
 
 from ood_lib.data import Normalize, load_benchmark, load_ood_set
+from ood_lib.protocols import PROTOCOLS
+from ood_lib.published import ORIGINS, PUBLISHED
 from ood_lib.sources import MissingDataError
 
 OOD_OF_CIFAR10 = ("cifar100", "tiny_imagenet", "mnist", "svhn", "textures", "places365")
@@ -116,6 +118,58 @@ def test_absent_ood_sets_are_skipped_with_a_warning_where_the_reader_asked(tmp_p
         bench = load_benchmark("cifar10", tmp_path, download=False, missing="skip")
     assert list(bench.near) == [] and list(bench.far) == ["mnist"]
     assert [w.filename for w in caught] == [__file__]
+
+
+def test_notes_name_each_departure(tmp_path):
+    _whole_cifar10(tmp_path)
+    (tmp_path / "svhn" / "test.npz").unlink()
+    with pytest.warns(UserWarning, match="svhn"):
+        bench = _offline(tmp_path, missing="skip")
+    notes = "\n".join(bench.notes)
+    for part in ("cut from the test split by us", "train has 100 images, 50,000 in OpenOOD v1.5", "svhn is left out"):
+        assert part in notes
+    assert "mnist has 5 images, 70,000 in" in notes and len(bench.notes) == 1 + 3 + 6
+    assert all(note in repr(bench) for note in bench.notes)
+
+
+def _openood_home(root, name, sets):
+    """OpenOOD's own folder: its lists, and pictures that they name; `sets` is list -> (folder, labels)."""
+    for stem, (folder, labels) in sets.items():
+        path = root / "benchmark_imglist" / name / f"{stem}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        names = [f"{folder}/{label}/{i:04}.png" for i, label in enumerate(labels)]
+        path.write_text("".join(f"{file} {label}\n" for file, label in zip(names, labels)))
+        for i, file in enumerate(names):
+            save_picture(root / "images_classic" / file, draw(32, 32, 3, seed=i))
+
+
+def test_openood_lists_give_its_images_and_no_note(tmp_path, monkeypatch):
+    from ood_lib import protocols
+
+    known = {f"{role}_cifar10": (f"cifar10/{role}", [9, 0, 3, 3]) for role in ("train", "val", "test")}
+    others = {f"test_{stem}": (stem, [-1] * 2) for stem in "cifar100 tin mnist svhn texture places365".split()}
+    _openood_home(tmp_path, "cifar10", known | others)
+    bench = _offline(tmp_path)
+    assert [s.labels.tolist() for s in (bench.train, bench.val, bench.test)] == [[9, 0, 3, 3]] * 3
+    assert bench.test.names[0] == "cifar10/test/9/0000.png" and bench.classes == tuple(CIFAR10)
+    assert bench.near["tiny_imagenet"].names == ["tin/-1/0000.png", "tin/-1/0001.png"]
+    assert len(bench.notes) == 9 and not any("cut" in note for note in bench.notes)  # only that it is small
+    small = protocols.PROTOCOLS["cifar10"]._replace(
+        known=(4, 4, 4), near=dict.fromkeys(bench.near, 2), far=dict.fromkeys(bench.far, 2)
+    )
+    monkeypatch.setitem(protocols.PROTOCOLS, "cifar10", small)
+    assert _offline(tmp_path).notes == ()
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_protocols_are_complete(name):
+    rules = PROTOCOLS[name]
+    sets = [*rules.near, *rules.far]
+    assert all(data in PUBLISHED or data in ORIGINS for data in (name, *sets))  # a reader is told where to get it
+    assert not rules.lists or list(rules.lists) == ["train", "val", "test", *sets]
+    if rules.source.startswith("OpenOOD"):
+        val, test = rules.known[1:]
+        assert (val + test) % 10_000 == 0 and test == 9 * val
 
 
 def test_labels_count_the_classes(tmp_path):

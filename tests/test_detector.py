@@ -3,12 +3,14 @@
 import copy
 import inspect
 import io
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, UNITS, Toy, cast, seeded
-from sklearn.ensemble import IsolationForest
+from conftest import CLASSES, UNITS, Toy, cast, normal, seeded
+from scipy.stats import beta, betabinom, chisquare, kstest
 from sklearn.neighbors import LocalOutlierFactor
 from torch import nn
 
@@ -82,7 +84,6 @@ MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "SumProb": lambda head: SumProb(),
     "SumLogit": lambda head: SumLogit(),
     "LOF": lambda head: Outlier(LocalOutlierFactor(n_neighbors=15, novelty=True)),
-    "Isolation forest": lambda head: Outlier(IsolationForest(n_estimators=50, max_samples=1.0, random_state=0), "penultimate"),
     "WeiPer kld": lambda head: WeiPer(head, repeats=50),
     "WeiPer kld limit": lambda head: WeiPer(head, repeats=None),
     "WeiPer kld drop": lambda head: WeiPer(head, repeats=50, overflow="drop"),
@@ -335,29 +336,99 @@ def test_features_of_another_width_are_named(make: Callable, toy: Toy):
 
 
 @every
-@pytest.mark.parametrize("tpr", [0.01, 0.29, 0.55, 0.95, 1.0])
-def test_calibrate_keeps_the_smallest_threshold_that_accepts_the_share(make: Callable, toy: Toy, tpr: float):
+@pytest.mark.parametrize("tpr", [0.01, 0.29, 0.55, 0.95, 0.99])
+def test_the_threshold_is_the_smallest_one_that_accepts_the_share_of_one_image_more(make, toy: Toy, tpr: float):
     detector = make(toy.head).fit(toy.train).calibrate(toy.val, tpr=tpr)
-    scores = detector.score(toy.val)
-    assert (~detector.is_ood(toy.val)).double().mean() >= tpr
-    assert (scores < detector.threshold).double().mean() < tpr
+    scores, n = detector.score(toy.val), len(toy.val)
+    assert (scores <= detector.threshold).sum() >= tpr * (n + 1)
+    assert (scores < detector.threshold).sum() < tpr * (n + 1)
     assert torch.equal(detector.is_ood(toy.ood), detector.score(toy.ood) > detector.threshold)
+    assert torch.equal(detector.calibration, scores.sort().values)
+
+
+@every
+def test_p_values_count_the_calibration_scores_and_decide_as_the_threshold_does(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    for tpr in (0.1, 0.8, 0.95):
+        detector.calibrate(toy.val, tpr)
+        for features in (toy.test, toy.ood, toy.val):  # those of val tie with the calibration scores
+            p, scores = detector.p_values(features), detector.score(features)
+            known = detector.score(toy.val)
+            counted = (1 + (known >= scores[:, None]).sum(1)) / torch.tensor(101.0, dtype=torch.float64)
+            assert torch.equal(p, counted) and p.dtype == scores.dtype
+            assert torch.equal(detector.is_ood(features), p <= 1 - tpr)
+
+
+def lone(scores: torch.Tensor) -> Features:
+    """Features to which MaxLogit gives these scores."""
+    return Features(logits=-scores[:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_score_that_ties_with_the_threshold_is_accepted(dtype: torch.dtype):
+    scores = torch.arange(39, dtype=dtype).div(4).floor() / 3  # groups of four equal ones
+    detector = MaxLogit().calibrate(lone(scores.double()), tpr=0.9)  # k = 36, the last of the ninth group
+    asked = torch.tensor([8 / 3, 9 / 3], dtype=dtype)
+    assert detector.is_ood(lone(asked)).tolist() == [False, True]
+    assert detector.p_values(lone(asked)).tolist() == pytest.approx([8 / 40, 4 / 40], rel=1e-6)
+    assert torch.equal(detector.is_ood(lone(scores)), detector.p_values(lone(scores)) <= 1 - 0.9 + 1e-7)
+
+
+@pytest.mark.parametrize(("n", "tpr"), [(19, 0.95), (50, 0.9), (30, 0.29)])
+def test_what_a_threshold_accepts_has_the_beta_distribution_of_the_theory(n: int, tpr: float):
+    draws = torch.rand(1500, n, generator=seeded(), dtype=torch.float64)  # a uniform score: accepted share = threshold
+    accepted = [MaxLogit().calibrate(lone(scores), tpr).threshold.item() for scores in draws]
+    k = math.ceil(round((n + 1) * tpr, 9))
+    assert kstest(accepted, beta(k, n + 1 - k).cdf).pvalue > 0.01
+    assert np.mean(accepted) >= tpr - 3 * np.std(accepted) / 1500**0.5
+
+
+def test_over_repeated_splits_of_images_as_many_are_rejected_as_the_theory_says(toy: Toy):
+    pool = Features(logits=normal(120, CLASSES))
+    detector, rejected = MSP(), []
+    for seed in range(1500):
+        order = torch.randperm(len(pool), generator=seeded(seed))
+        rejected.append(int(detector.calibrate(pool[order[:80]], 0.9).is_ood(pool[order[80:]]).sum()))
+    law = betabinom(40, 81 - 73, 73)  # k = ceil(81 * 0.9)
+    observed, expected = np.bincount(rejected, minlength=41), 1500 * law.pmf(np.arange(41))
+    tail = expected[:12], expected[12:].sum()
+    assert chisquare([*observed[:12], observed[12:].sum()], [*tail[0], tail[1]]).pvalue > 0.01
+
+
+def test_conformal_p_values_of_id_images_are_super_uniform_also_with_ties():
+    for levels in (5, 10**9):
+        drawn = torch.randint(levels, (2000, 30), generator=seeded(levels)).double()
+        p = torch.cat([MaxLogit().calibrate(lone(row[1:]), 0.5).p_values(lone(row[:1])) for row in drawn])
+        for alpha in (1 / 30, 0.1, 0.3, 0.7):
+            assert (p <= alpha + 1e-9).double().mean() <= alpha + 3 * (alpha * (1 - alpha) / 2000) ** 0.5
+
+
+@pytest.mark.parametrize(("tpr", "needed"), [(0.95, 19), (0.99, 99), (0.5, 1), (0.9, 9)])
+def test_too_few_images_for_a_share_are_refused_and_enough_are_taken(tpr: float, needed: int):
+    MaxLogit().calibrate(lone(torch.rand(needed)), tpr)
+    if needed > 1:
+        with pytest.raises(ValueError, match=f"{needed - 1} held-out ID samples .* at least {needed} of them"):
+            MaxLogit().calibrate(lone(torch.rand(needed - 1)), tpr)
 
 
 @every
 def test_without_a_threshold_there_is_no_decision(make: Callable, toy: Toy):
     with pytest.raises(NotFittedError, match="calibrate"):
         make(toy.head).fit(toy.train).is_ood(toy.test)
+    with pytest.raises(NotFittedError, match="calibrate"):
+        make(toy.head).fit(toy.train).p_values(toy.test)
 
 
 @every_learner
 def test_a_new_fit_forgets_the_threshold_of_the_old_one(make: Callable, toy: Toy):
     detector = make(toy.head).fit(toy.train).calibrate(toy.val).fit(toy.val)
-    with pytest.raises(NotFittedError, match="calibrate"):
-        detector.is_ood(toy.test)
+    for ask in (detector.is_ood, detector.p_values):
+        with pytest.raises(NotFittedError, match="calibrate"):
+            ask(toy.test)
+    assert detector.calibration.numel() == 0
 
 
-@pytest.mark.parametrize("tpr", [0.0, -0.1, 1.01, float("nan")])
+@pytest.mark.parametrize("tpr", [0.0, -0.1, 1.0, 1.01, float("nan")])
 def test_a_share_outside_0_to_1_is_refused(toy: Toy, tpr: float):
     with pytest.raises(ValueError, match="tpr="):
         MSP().calibrate(toy.val, tpr=tpr)
@@ -379,6 +450,7 @@ def test_a_saved_state_makes_a_fresh_object_equal(make: Callable, toy: Toy, dtyp
     assert torch.equal(fresh.score(toy.test), detector.score(toy.test))
     assert torch.equal(fresh.threshold, detector.threshold)
     assert torch.equal(fresh.is_ood(toy.ood), detector.is_ood(toy.ood))
+    assert torch.equal(fresh.p_values(toy.test), detector.p_values(toy.test))
 
 
 def test_a_state_does_not_carry_the_hyperparameters(toy: Toy):

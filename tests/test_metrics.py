@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import normal, seeded
-from scipy.stats import norm
-from sklearn.metrics import average_precision_score, roc_auc_score
+from scipy.stats import binomtest, norm
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ood_lib.metrics import Metrics, aupr, auroc, evaluate, fpr_at_tpr
 
@@ -66,6 +66,25 @@ def test_fpr_agrees_with_a_moving_threshold_in_both_conventions(known, unknown, 
     assert value == pytest.approx(naive_fpr(known.numpy(), unknown.numpy(), tpr, positive), abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("levels", [3, 12, 10**9])
+def test_openoods_rate_is_that_of_roc_curve_which_may_be_larger_where_it_drops_points(levels: int, seed: int):
+    known, unknown = (torch.randint(levels, (n,), generator=seeded(seed + n)).double() for n in (40, 41))
+    labels, scores = np.r_[np.zeros(40), np.ones(41)], torch.cat([known, unknown]).numpy()
+    ours = fpr_at_tpr(known, unknown, positive="ood")[0]
+    for drop in (False, True):  # True: as OpenOOD calls it
+        fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=drop)
+        theirs = fpr[np.argmax(tpr >= 0.95)]
+        assert ours == pytest.approx(theirs, abs=1e-12) or (drop and levels < 10**9 and ours < theirs)
+
+
+def test_a_point_that_openood_drops():
+    known = unknown = torch.arange(40.0)  # every step of the curve goes one up and one to the right
+    fpr, tpr, _ = roc_curve(np.r_[np.zeros(40), np.ones(40)], torch.cat([known, unknown]).numpy())
+    assert fpr_at_tpr(known, unknown, positive="ood")[0] == 0.95
+    assert fpr[np.argmax(tpr >= 0.95)] == 1
+
+
 def test_the_two_conventions_differ_and_the_record_names_its_own():
     wide = 3 * normal(200, seed=4)
     a, b = evaluate(wide, OOD + 2), evaluate(wide, OOD + 2, positive="ood")
@@ -89,7 +108,7 @@ def test_swapping_the_roles_and_the_sign_swaps_the_names(known, unknown):
     assert a.auroc == pytest.approx(b.auroc, abs=1e-12)
     assert a.auroc_ci == pytest.approx(b.auroc_ci, abs=1e-9)
     assert (a.fpr95, a.fpr95_ci) == (b.fpr95, b.fpr95_ci)
-    assert (a.aupr_in, a.aupr_out) == (b.aupr_out, b.aupr_in)
+    assert (a.aupr_in, a.aupr_out) == pytest.approx((b.aupr_out, b.aupr_in), abs=1e-12)
 
 
 @pytest.mark.parametrize(("known", "unknown"), CASES)
@@ -127,6 +146,14 @@ def test_the_interval_of_the_area_covers_the_truth_as_often_as_promised():
     samples = normal(1500, 150, seed=2)
     inside = sum(low <= truth <= high for low, high in (auroc(s[:80], s[80:] + 1.2)[1] for s in samples)) / 1500
     assert 0.93 <= inside <= 0.97
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize(("n", "m"), [(10, 10), (20, 200), (300, 60)])
+def test_the_interval_of_the_area_covers_also_with_few_images_and_near_perfection(n: int, m: int, truth: float):
+    samples = normal(400, n + m, seed=7) + torch.tensor([0.0] * n + [2**0.5 * norm.ppf(truth)] * m).double()
+    inside = sum(low <= truth <= high for low, high in (auroc(s[:n], s[n:])[1] for s in samples))
+    assert binomtest(inside, 400, 0.95, alternative="less").pvalue > 0.005  # too wide it may be, near 1
 
 
 @pytest.mark.parametrize("positive", ["id", "ood"])
@@ -180,6 +207,13 @@ def test_perfect_separation_still_leaves_doubt(known, unknown):
     assert auroc(known, unknown)[1] == pytest.approx(expected)
 
 
+def test_a_detector_that_errs_once_is_not_promised_more_than_one_that_never_does():
+    known, unknown = torch.arange(30.0), torch.arange(30.0) + 29.5
+    once = torch.cat([unknown[1:], torch.tensor([28.5])])
+    assert auroc(known, once)[0] < auroc(known, unknown)[0] == 1
+    assert auroc(known, once)[1][0] <= auroc(known, unknown)[1][0]
+
+
 def test_more_images_and_less_confidence_make_narrower_intervals():
     def widths(metrics: Metrics) -> np.ndarray:
         return np.array([row["high"] - row["low"] for row in metrics.rows()])
@@ -202,14 +236,50 @@ def test_rows_are_one_record_per_number():
     assert m.rows()[1] == {"metric": "fpr95", "value": m.fpr95, "low": m.fpr95_ci[0], "high": m.fpr95_ci[1]}
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.empty(0), torch.zeros(3, 2), torch.tensor([0.0, float("nan")]), torch.tensor([float("inf")])]
-)
-def test_scores_that_are_none_are_refused_by_name(bad: torch.Tensor):
-    with pytest.raises(ValueError, match="id_scores"):
-        evaluate(bad, OOD)
+BAD = [torch.empty(0), torch.zeros(3, 2), torch.tensor([0.0, float("nan")]), torch.tensor([float("inf")])]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("judge", [evaluate, auroc, fpr_at_tpr])
+def test_scores_that_are_none_are_refused_by_name(judge, bad: torch.Tensor):
+    with pytest.raises(ValueError, match=r"id_scores has shape .* non-empty vector of finite scores"):
+        judge(bad, OOD)
     with pytest.raises(ValueError, match="ood_scores"):
-        evaluate(ID, bad)
+        judge(ID, bad)
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_aupr_names_its_scores_as_it_calls_them(bad: torch.Tensor):
+    with pytest.raises(ValueError, match="positives"):
+        aupr(bad, OOD)
+    with pytest.raises(ValueError, match="negatives"):
+        aupr(ID, bad)
+
+
+def test_arguments_out_of_range_are_named():
+    for call, name in (
+        (lambda: evaluate(ID, OOD, positive="OOD"), "positive="),
+        (lambda: evaluate(ID, OOD, confidence=95), "confidence="),
+        (lambda: auroc(ID, OOD, 1.0), "confidence="),
+        (lambda: fpr_at_tpr(ID, OOD, 0.0), "tpr="),
+        (lambda: fpr_at_tpr(ID, OOD, 95), "tpr="),
+    ):
+        with pytest.raises(ValueError, match=name):
+            call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int64, torch.uint8])
+def test_scores_of_any_precision_count_as_the_numbers_that_they_are(dtype: torch.dtype):
+    known, unknown = (s.to(dtype) for s in TIED[2])
+    assert evaluate(known, unknown) == evaluate(known.double(), unknown.double())
+    assert evaluate(known, unknown.double()) == evaluate(known.double(), unknown.double())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize(("known", "unknown"), CASES)
+def test_a_gpu_gives_the_same_numbers(known: torch.Tensor, unknown: torch.Tensor):
+    for a, b in zip(evaluate(known, unknown).rows(), evaluate(known.cuda(), unknown.cuda()).rows()):
+        assert [*b.values()][1:] == pytest.approx([*a.values()][1:], abs=1e-12)
 
 
 def test_aupr_of_a_single_positive_is_one_over_its_rank():

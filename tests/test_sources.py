@@ -4,19 +4,22 @@ import contextlib
 import functools
 import hashlib
 import http.server
+import io
 import pickle
 import sys
 import tarfile
 import threading
+import zipfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_images import draw, save_picture
+from test_listings import voc
 from torch.utils.data import DataLoader
 
-from ood_lib import sources
+from ood_lib import published
 from ood_lib.images import Frame, ImageArray, ImageFiles
 from ood_lib.sources import MissingDataError, Shelf
 
@@ -79,6 +82,44 @@ def test_ood_pictures_of_any_size_kind_and_depth(tmp_path):
     assert 0 <= images.min() and images.max() <= 1
 
 
+def test_mnist_is_tested_whole_where_it_is_whole(tmp_path):
+    save_arrays(tmp_path / "mnist" / "test.npz", draw(3, 28, 28), np.arange(3))
+    assert len(_ood(tmp_path, "mnist", GREY)) == 3
+    save_arrays(tmp_path / "mnist" / "train.npz", draw(4, 28, 28, seed=1), np.arange(4))
+    found = _ood(tmp_path, "mnist", GREY)
+    assert len(found) == 7 and found.labels.eq(-1).all() and len(torch.unique(found.images, dim=0)) == 7
+    for name in ("kmnist/train.npz", "kmnist/test.npz"):
+        save_arrays(tmp_path / name, draw(3, 28, 28))
+    assert len(_ood(tmp_path, "kmnist", GREY)) == 3  # by name, not by habit
+    for name in ("pictures/mnist/a.png", "splits/mnist/train/b.png", "splits/mnist/test/c.png"):
+        save_picture(tmp_path / name, draw(28, 28))
+    assert len(_ood(tmp_path / "pictures", "mnist", GREY)) == 1
+    assert len(_ood(tmp_path / "splits", "mnist", GREY).images) == 2
+
+
+def test_openood_lists_outrank_what_else_is_there(tmp_path):
+    save_arrays(tmp_path / "svhn" / "test.npz", draw(5, 32, 32, 3))
+    lists = tmp_path / "benchmark_imglist" / "cifar10"
+    lists.mkdir(parents=True)
+    (lists / "test_svhn.txt").write_text("svhn/test/b.png -1\nsvhn/test/a.png -1\n")
+    shelf, names = Shelf(tmp_path), {"svhn": "cifar10/test_svhn.txt"}
+    assert len(shelf.unknown(["svhn"], COLOUR, names)["svhn"]) == 5  # the list alone is of no use
+    for place in ("images_classic", "images_largescale"):
+        for name in "ab":
+            save_picture(tmp_path / place / "svhn" / "test" / f"{name}.png", draw(32, 32, 3))
+        found = shelf.unknown(["svhn"], COLOUR, names)["svhn"]
+        assert found.names == ["svhn/test/b.png", "svhn/test/a.png"] and found.base == tmp_path / place
+        (tmp_path / place).rename(tmp_path / "gone" if place == "images_classic" else tmp_path / "gone2")
+    assert len(_ood(tmp_path, "svhn")) == 5
+
+
+@pytest.mark.parametrize("name, says", [("ninco", "zenodo"), ("lsun", "odin"), ("imagenet22k", "multi-label-ood")])
+def test_what_cannot_be_fetched_is_told_where_to_get(tmp_path, name, says):
+    with pytest.raises(MissingDataError, match=says) as caught:
+        _ood(tmp_path, name, download=True)
+    assert "download=True" not in str(caught.value)
+
+
 def test_links_to_folders_are_followed(tmp_path):
     save_picture(tmp_path / "elsewhere" / "1.png", draw(8, 8))
     (tmp_path / "mine").mkdir()
@@ -98,10 +139,11 @@ def test_an_absent_set_is_told_with_every_path_and_every_remedy(tmp_path):
     with pytest.raises(MissingDataError) as caught:
         _ood(tmp_path, "svhn")
     said = str(caught.value)
-    for part in ("no svhn", "svhn/test.npz", "svhn/**/<picture>", "test_32x32.mat", "datasets.SVHN"):
+    for part in ("no svhn", "svhn/{test,val,train}.npz", "svhn/**/<picture>", "test_32x32.mat", "datasets.SVHN"):
         assert part in said
     for part in ("download=True", "OOD_DATA", 'missing="skip"', "without a picture", str(tmp_path)):
         assert part in said
+    assert "http://ufldl.stanford.edu/housenumbers/test_32x32.mat" in said
     assert isinstance(caught.value, FileNotFoundError)
 
 
@@ -226,8 +268,9 @@ def test_mnist_and_svhn_files_of_torchvision(tmp_path, monkeypatch):
         header = np.array([0x803, 6, 28, 28], ">i4").tobytes()
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
         (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(np.array([0x801, 6], ">i4").tobytes() + bytes(6))
-    found = _ood(tmp_path, "mnist", GREY)
-    assert torch.equal(found.images, ImageArray(images, frame=GREY).images)
+    found = _ood(tmp_path, "mnist", GREY)  # both splits: OpenOOD tests on all 70,000
+    assert torch.equal(found.images, ImageArray(images, frame=GREY).images.repeat(2, 1, 1, 1))
+    assert found.labels.eq(-1).all()
 
     colour = draw(6, 32, 32, 3)
     savemat(tmp_path / "test_32x32.mat", {"X": colour.transpose(1, 2, 3, 0), "y": np.full((6, 1), 10)})
@@ -237,16 +280,23 @@ def test_mnist_and_svhn_files_of_torchvision(tmp_path, monkeypatch):
     assert torch.equal(found.images, ImageArray(colour, frame=GREY).images)
 
     (raw / "t10k-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03cut short")
+    (raw / "train-images-idx3-ubyte").unlink()
     with pytest.raises(MissingDataError, match=r"MNIST/raw \(there, but incomplete or damaged"):
         _ood(tmp_path, "mnist", GREY)
+
+
+def test_voc_may_be_ood(tmp_path):
+    voc(tmp_path / "VOCdevkit" / "VOC2012", "val")
+    found = _ood(tmp_path, "voc")
+    assert len(found) == 3 and found.labels.tolist() == [-1] * 3
 
 
 def test_textures_half_unpacked_are_not_taken_for_the_set(tmp_path, monkeypatch):
     save_picture(tmp_path / "dtd" / "dtd" / "images" / "banded" / "1.jpg", draw(40, 40, 3))
     with pytest.raises(MissingDataError, match="1 pictures instead of 5640"):
         _ood(tmp_path, "textures")
-    whole = sources._PUBLISHED["textures"]._replace(pictures=1)
-    monkeypatch.setitem(sources._PUBLISHED, "textures", whole)
+    whole = published.PUBLISHED["textures"]._replace(pictures=1)
+    monkeypatch.setitem(published.PUBLISHED, "textures", whole)
     assert len(_ood(tmp_path, "textures")) == 1
 
 
@@ -288,6 +338,38 @@ def test_without_network_the_files_are_named(tmp_path, small_cifar, monkeypatch)
     assert "cifar10/train.npz" in str(caught.value)
 
 
+def _tiny_zip(folder, count=3):
+    folder.mkdir(parents=True)
+    pixels = io.BytesIO()
+    Image.fromarray(draw(64, 64, 3)).save(pixels, "jpeg")
+    with zipfile.ZipFile(folder / "tiny-imagenet-200.zip", "w") as packed:
+        packed.writestr("tiny-imagenet-200/val/val_annotations.txt", "val_0.JPEG\tn01")
+        packed.writestr("tiny-imagenet-200/train/n01/images/n01_0.JPEG", pixels.getvalue())
+        for i in range(count):
+            packed.writestr(f"tiny-imagenet-200/val/images/val_{i}.JPEG", pixels.getvalue())
+    return folder / "tiny-imagenet-200.zip"
+
+
+def test_tiny_imagenet_is_fetched_verified_and_unpacked(tmp_path, monkeypatch):
+    archive, root = _tiny_zip(tmp_path / "source"), tmp_path / "root"
+    with _served(archive.parent) as address:
+
+        def expect(digest, files):
+            monkeypatch.setattr(published, "TINY_IMAGENET", (f"{address}/{archive.name}", f"md5:{digest}", files))
+
+        expect("0" * 32, 4)
+        with pytest.raises(MissingDataError, match=r"expected 0000.*Nothing of it was kept"):
+            _ood(root, "tiny_imagenet", download=True)
+        expect(_md5(archive), 10001)
+        with pytest.raises(MissingDataError, match=r"holds 4 files.*expected 10001"):
+            _ood(root, "tiny_imagenet", download=True)
+        expect(_md5(archive), 4)
+        assert len(_ood(root, "tiny_imagenet", download=True)) == 3
+    found = _ood(root, "tiny_imagenet")  # the server is gone
+    assert found.names == [f"images/val_{i}.JPEG" for i in range(3)] and found.images.shape == (3, 3, 32, 32)
+    assert [path.name for path in root.iterdir()] == ["tiny_imagenet"]
+
+
 def test_download_false_never_asks_the_network(tmp_path, monkeypatch):
     import torchvision.datasets.utils as utils
 
@@ -296,5 +378,6 @@ def test_download_false_never_asks_the_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(utils, "_urlretrieve", refuse)
     monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("ood_lib.fetch.urlopen", refuse)
     with pytest.warns(UserWarning):
-        assert not Shelf(tmp_path, skip=True).unknown(list(sources._PUBLISHED), COLOUR)
+        assert not Shelf(tmp_path, skip=True).unknown([*published.PUBLISHED, *published.ORIGINS], COLOUR)

@@ -21,7 +21,7 @@ __all__ = ["Task", "hash_files", "plan", "profiles", "read_profile"]
 
 RUNNER = Path(__file__).parent
 LIBRARY = RUNNER.parent
-PATHS = {"benchmark": "(?<=^folder:).+", "data_dir": ".+"}  # the part of a parameter that is a path
+PATHS = {"benchmark": "(?<=^folder:).+", "data_dir": ".+", "bank": ".+"}  # the part of a parameter that is a path
 
 
 @dataclass(frozen=True)

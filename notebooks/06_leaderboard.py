@@ -1,0 +1,249 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Leaderboard
+#
+# ```{admonition} Before you start
+# :class: tip
+# **You will find** every detector of the library on every benchmark that has been run, with intervals, cost, and where each
+# number comes from; and how to add a line of your own.
+#
+# **You need** the words of [the protocol chapter](05_protocol): near, far, AUROC, FPR95.
+#
+# **It takes** five minutes. No GPU, no download.
+#
+# **The claim** of any leaderboard is that its first line is the best method. Do not believe it: read section 3 first.
+# ```
+
+# %% tags=["hide-input"]
+# On Colab this installs the book's library; where it is there already, it does nothing.
+import importlib.util
+import subprocess
+import sys
+
+SOURCE = "ood_lib[plots] @ git+https://github.com/ood-book/ood-book@main"
+if importlib.util.find_spec("ood_lib") is None:
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
+
+# %% [markdown]
+# These are the parameters of the page. By default it trains small networks on `digits` and measures everything live. With `bank` it
+# reads features that another network left on disk, whatever made them: `ood-book run leaderboard -p bank PATH`.
+
+# %% tags=["parameters"]
+benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet or folder:PATH
+data_dir: str = ""  # where local data lie; empty = the cache folder
+missing: str = "raise"  # an OOD set that is not there: raise or skip
+bank: str = ""  # folder written by BenchmarkFeatures.save; empty = train networks here
+name: str = ""  # what made the features, for the table; empty = the network trained here
+seeds: int = 5  # networks to train, each from its own seed
+seed: int = 0  # the first of these seeds
+device: str = "auto"  # where to train: auto, cpu, cuda
+epochs: int = 30  # of training
+learning_rate: float = 0.05  # peak of the learning-rate cycle
+widths: list = [32, 64]  # feature maps per stage; the last is the feature width K
+archive: str = "../book/results"  # folder with the result files of earlier runs
+results: str = ""  # folder for this run's result file; empty = do not write
+
+# %% tags=["hide-input"]
+import hashlib
+import html
+import json
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import torch
+from IPython.display import HTML, display
+
+import ood_lib as ood
+from ood_lib import plots
+from ood_lib.results import data_hash
+
+plots.theme()
+
+# %% [markdown]
+# ## 1. What is measured
+#
+# Every detector with its published settings, fitted on ID images alone; nothing is tuned. All see the same networks and the same images.
+# Seconds are those of scoring 1000 images whose features are there, memory is what fitting and scoring add to it. (ODIN
+# needs another forward and a backward pass through the network for each image, which these seconds do not hold.)
+
+# %%
+def everyone(x):
+    """Every detector of the library that reads the features of one classifier."""
+    found = ood.classical_detectors(x.head, x.train)
+    found |= {"GradNorm": ood.GradNorm(), "GMM, full": ood.GMM(covariance="full")}
+    found |= {"WeiPer+KLD": ood.WeiPer(x.head), "WeiPer+KLD, limit": ood.WeiPer(x.head, repeats=None)}
+    found |= {"WeiPer MSP": ood.WeiPer(x.head, "msp"), "WeiPer+ReAct": ood.WeiPer(x.head, "react")}
+    return found
+
+
+def train_one(bench, s):
+    """A network of the page's recipe from seed s."""
+    torch.manual_seed(s)
+    network = ood.ResNet(bench.image_shape[0], len(bench.classes), widths, normalize=bench.normalize)
+    pad = bench.image_shape[-1] // 8
+    ood.train_classifier(
+        network, bench.train, epochs=epochs, learning_rate=learning_rate, seed=s, device=device,
+        augment=lambda images, generator: ood.shift(images, pad, generator),
+    )  # fmt: skip
+    return network
+
+
+# %%
+def live():
+    """Networks trained here: their tables, accuracies and what was measured."""
+    bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
+    tables, accuracies = [], []
+    for s in range(seed, seed + seeds):
+        network = train_one(bench, s)
+        x = ood.extract_benchmark(network, bench, device=device)
+        moved = ood.extract_benchmark(ood.Perturbed(network), bench, device=device)
+        tables.append(ood.run_benchmark(everyone(x), x, seed=s))
+        tables.append(ood.run_benchmark({"ODIN": ood.ODIN()}, moved, seed=s))
+        accuracies.append(ood.accuracy(network, bench.test, device=device))
+    label = f"ResNet, {x.head.in_features} features, trained here"
+    return pd.concat(tables), sum(accuracies) / seeds, label, data_hash(bench)
+
+
+def from_bank():
+    """Features that lie on disk."""
+    x = ood.BenchmarkFeatures.load(bank)
+    right = x.test.logits.argmax(1) == x.test.labels
+    printed = Path(bank, "benchmark.json").read_bytes()
+    found = ood.run_benchmark(everyone(x), x, seed=seed)
+    return found, right.double().mean().item(), Path(bank).name, hashlib.sha256(printed).hexdigest()[:12]
+
+
+# %%
+table, accuracy, label, data = from_bank() if bank else live()
+command = f"ood-book run leaderboard -p bank {Path(bank).name}" if bank else (
+    f"ood-book run leaderboard -p benchmark {benchmark} -p seeds {seeds} -p epochs {epochs}"
+)  # fmt: skip
+origin = ood.provenance(command, data=data)
+folder = Path(results or tempfile.mkdtemp())
+file = folder / f"{'bank' if bank else benchmark.replace(':', '-').replace('/', '-')}.json"
+ood.save_results(
+    file, table, benchmark=benchmark, network=name or label, accuracy=accuracy, origin=origin
+)
+
+# %% [markdown]
+# ## 2. The board
+#
+# Click a column head to sort by it. Bold: the best mean of a column, and all within its interval. AUROC and FPR95 in percent; FPR95 is the
+# share of OOD images accepted when 95 % of ID images are (`positive="id"`).
+
+# %% tags=["hide-input"]
+def percent(row, column):
+    half = 50 * (row[f"{column}_high"] - row[f"{column}_low"])
+    return "" if row[column] != row[column] else f"{100 * row[column]:.1f} <small>± {half:.1f}</small>"
+
+
+def show(rows):
+    board, about = ood.leaderboard(rows), rows.iloc[0]
+    columns = {"near": "near AUROC", "far": "far AUROC", "near_fpr95": "near FPR95", "far_fpr95": "far FPR95"}
+    columns = {c: title for c, title in columns.items() if c in board and board[c].notna().any()}
+    cells = pd.DataFrame({"detector": board["detector"].map(html.escape)})
+    for column, title in columns.items():
+        least = column.endswith("fpr95")
+        best = board.loc[board[column].idxmin() if least else board[column].idxmax()]
+        ties = board[column].between(best[f"{column}_low"] - 1e-9, best[f"{column}_high"] + 1e-9)
+        text = [percent(row, column) for _, row in board.iterrows()]
+        cells[title] = [f"<strong>{t}</strong>" if tie else t for t, tie in zip(text, ties)]
+    cells["s / 1000 images"], cells["MB"] = board["seconds_per_1000"].map("{:.4f}".format), board["memory_mb"].map("{:.1f}".format)
+    order = (-board.get("far", board.get("near"))).argsort()
+    keys = board[["detector", *columns, "seconds_per_1000", "memory_mb"]]
+    kind = f"{about['seeds']} networks, ± 95 % over networks" if about["seeds"] > 1 else "one network, ± 95 % over test images"
+    caption = f"{about['benchmark']}, {about['network']}: {kind}"
+    display(plots.sortable_table(cells.iloc[order], keys.iloc[order], caption))
+
+
+# %% tags=["hide-input"]
+everything = ood.load_results(file, archive)
+everything["seeds"] = everything.groupby("run")["seed"].transform("nunique")
+for _, rows in everything.groupby("run", sort=False):
+    show(rows)
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "What a point costs: AUROC against the time to score 1000 images, this run. Up is better, left is cheaper.", "name": "fig-leaderboard-cost"}, "image": {"alt": "Two scatter plots of AUROC against seconds per 1000 images on a logarithmic axis, near-OOD left and far-OOD right, one labelled point per detector. Distances and densities reach the highest far values at a few milliseconds; WeiPer with random heads is the slowest."}}
+import matplotlib.pyplot as plt
+
+board = ood.leaderboard(everything[everything["run"] == file.stem])
+figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 3.6), sharex=True)
+for ax, role in zip(axes, ("near", "far")):
+    ax.semilogx(board["seconds_per_1000"], board[role], plots.MARKERS[role], color=plots.COLORS[role], ms=5)
+    for _, row in board.nlargest(5, role).iterrows():
+        ax.annotate(row["detector"], (row["seconds_per_1000"], row[role]), xytext=(4, -3), textcoords="offset points", fontsize=8)
+    ax.set(xlabel="seconds per 1000 images", title=plots.NAMES[role])
+axes[0].set_ylabel("AUROC")
+plt.show()
+
+# %% [markdown]
+# **Where the numbers come from:**
+
+# %% tags=["hide-input"]
+facts = ["benchmark", "network", "accuracy", "seeds", "date", "commit", "device", "versions", "data", "command"]
+sources = everything.groupby("run", sort=False)[facts].first()
+sources["accuracy"] = sources["accuracy"].map("{:.1%}".format)
+display(sources.T.fillna("").style.set_caption("Provenance: one column per run"))
+
+# %% [markdown]
+# ## 3. How to read it
+#
+# * **The order is the benchmark's, not the method's.** Sort by near, then by far: other names come first. Then look at another table.
+# * **Bold is not a medal.** All bold lines of a column are level as far as this run can tell.
+# * **The interval says what was drawn again**: networks, where there are several; test images, where there is one. A single network's interval
+#   is the mean of the intervals of its sets, which is too wide if anything, and says nothing of other networks.
+# * **Nobody was tuned.** A method with knobs may do better with knobs set on OOD validation images. The protocol chapter shows what that buys
+#   and what it costs.
+# * **Seconds and megabytes** are those of one process on the machine named under provenance, features given.
+#
+# ## 4. Add a line
+#
+# A detector: give it a line in `everyone` above and run the page again. A network of your own:
+#
+# ```python
+# bench = ood.load_benchmark("cifar10")
+# ood.extract_benchmark(ood.adapt(my_model, normalize=bench.normalize), bench).save("bank")
+# ```
+#
+# ```bash
+# ood-book run leaderboard -p benchmark cifar10 -p bank bank -p name "my model"
+# ```
+#
+# and copy the `.json` that the run leaves beside its notebook to `book/results/`.
+#
+# Every file in `book/results` is a table on this page. It holds the rows of `run_benchmark`, one number each, and the provenance; a run on the
+# same data with the same versions gives the same rows, apart from time and memory.
+#
+# ```{exercise-start} Read
+# :label: ex-leaderboard-read
+# ```
+# In the `digits` table, how many detectors are level with the best on far-OOD as far as this run can tell? Store the number. *Hint: bold, or
+# `ood.leaderboard(everything)`.*
+
+# %% tags=["exercise"]
+level = ...
+lowest = board.loc[board["far"].idxmax(), "far_low"]
+print("not answered yet" if level is ... else "correct" if level == (board["far"] >= lowest).sum() else "count again")
+
+# %% [markdown]
+# ```{exercise-end}
+# ```
+#
+# ```{solution-start} ex-leaderboard-read
+# :class: dropdown
+# ```
+
+# %% tags=["solution"]
+level = int((board["far"] >= lowest).sum())
+print(level, "of", len(board))
+
+# %% [markdown]
+# ```{solution-end}
+# ```

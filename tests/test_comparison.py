@@ -1,0 +1,172 @@
+"""Laws of the paired comparison: DeLong's covariance, antisymmetry, and intervals and p-values that keep their word."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import normal, seeded
+from scipy.stats import binomtest, norm
+from sklearn.metrics import roc_auc_score
+
+from ood_lib import compare
+from ood_lib.metrics import auroc, fpr_at_tpr
+
+METRICS = ["auroc", "fpr95"]
+
+
+def pair(n: int, m: int, shift_a: float, shift_b: float, seed: int = 0, alike: float = 0.8) -> list[torch.Tensor]:
+    """Scores of two detectors that find the same images hard: id_a, ood_a, id_b, ood_b."""
+    a, other = normal(2, n + m, seed=seed)
+    b = alike * a + (1 - alike**2) ** 0.5 * other
+    return [a[:n], a[n:] + shift_a, b[:n], b[n:] + shift_b]
+
+
+def delong(known: list[np.ndarray], unknown: list[np.ndarray]) -> np.ndarray:
+    """Covariance (2, 2) of the areas from all N x M pairs, as in DeLong et al. 1988."""
+    kernels = [(u[None] > k[:, None]) + 0.5 * (u[None] == k[:, None]) for k, u in zip(known, unknown)]
+    by_known, by_unknown = (np.cov([kernel.mean(axis) for kernel in kernels]) for axis in (1, 0))
+    return by_known / len(known[0]) + by_unknown / len(unknown[0])
+
+
+@pytest.mark.parametrize("rounded", [False, True], ids=["without ties", "with ties"])
+def test_the_difference_and_its_p_value_are_delongs(rounded: bool):
+    scores = [s.round() if rounded else s for s in pair(60, 90, 1.2, 0.9)]
+    id_a, ood_a, id_b, ood_b = (s.numpy() for s in scores)
+    labels = np.r_[np.zeros(60), np.ones(90)]
+    expected = roc_auc_score(labels, np.r_[id_a, ood_a]) - roc_auc_score(labels, np.r_[id_b, ood_b])
+    cov = delong([id_a, id_b], [ood_a, ood_b])
+    found = compare(*scores)
+    assert found.difference == pytest.approx(expected, abs=1e-12) == found.a - found.b
+    z = expected / (cov[0, 0] + cov[1, 1] - 2 * cov[0, 1]) ** 0.5
+    assert found.p_value == pytest.approx(2 * norm.sf(abs(z)), rel=1e-9)
+    assert found.correlation == pytest.approx(cov[0, 1] / (cov[0, 0] * cov[1, 1]) ** 0.5, rel=1e-9)
+
+
+def test_with_many_images_the_interval_is_the_plain_one_of_the_difference():
+    id_a, ood_a, id_b, ood_b = scores = pair(3000, 3000, 1.0, 0.9)
+    cov = delong([id_a.numpy(), id_b.numpy()], [ood_a.numpy(), ood_b.numpy()])
+    half = norm.ppf(0.975) * (cov[0, 0] + cov[1, 1] - 2 * cov[0, 1]) ** 0.5
+    found = compare(*scores)
+    assert (found.low, found.high) == pytest.approx((found.difference - half, found.difference + half), abs=0.02 * half)
+
+
+@pytest.mark.parametrize("positive", ["id", "ood"])
+def test_the_two_values_are_those_of_the_metric(positive: str):
+    id_a, ood_a, id_b, ood_b = scores = pair(50, 70, 1.5, 1.0)
+    found = compare(*scores, metric="fpr95", positive=positive)
+    assert found.a == fpr_at_tpr(id_a, ood_a, positive=positive)[0]
+    assert found.b == fpr_at_tpr(id_b, ood_b, positive=positive)[0]
+    assert (compare(*scores).a, compare(*scores).b) == (auroc(id_a, ood_a)[0], auroc(id_b, ood_b)[0])
+
+
+def test_the_bootstrap_of_fpr95_is_that_of_resampling_the_images():
+    id_a, ood_a, id_b, ood_b = scores = pair(40, 60, 1.5, 1.0)
+    random, rates = np.random.default_rng(0), []
+    for _ in range(3000):
+        known, unknown = random.integers(40, size=40), random.integers(60, size=60)
+        thresholds = [np.sort(s.numpy()[known])[37] for s in (id_a, id_b)]  # 38 = 0.95 * 40
+        rates.append([(s.numpy()[unknown] <= t).mean() for s, t in zip((ood_a, ood_b), thresholds)])
+    found = compare(*scores, metric="fpr95", draws=3000)
+    z = found.difference / np.diff(rates).std()
+    assert found.p_value == pytest.approx(2 * norm.sf(abs(z)), abs=0.03)
+    assert found.correlation == pytest.approx(np.corrcoef(np.transpose(rates))[0, 1], abs=0.07)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_exchanging_the_detectors_changes_the_sign(metric: str):
+    scores = pair(40, 60, 1.5, 1.0)
+    ab, ba = compare(*scores, metric=metric), compare(*scores[2:], *scores[:2], metric=metric)
+    assert (ab.difference, ab.low, ab.high) == pytest.approx((-ba.difference, -ba.high, -ba.low), abs=1e-9)
+    assert ab.p_value == pytest.approx(ba.p_value, rel=1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_detector_is_no_better_than_itself(metric: str):
+    id_a, ood_a = pair(40, 60, 1.5, 1.0)[:2]
+    found = compare(id_a, ood_a, id_a.exp(), ood_a.exp(), metric=metric)
+    assert (found.difference, found.p_value) == (0, 1)
+    assert found.low <= 0 <= found.high and found.correlation == pytest.approx(1)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_only_the_pairing_counts_not_the_order_of_images(metric: str):
+    scores = pair(40, 60, 1.5, 1.0)
+    orders = [torch.randperm(n, generator=seeded()) for n in (40, 60)] * 2
+    mixed = compare(*(s[order] for s, order in zip(scores, orders)), metric=metric)
+    found = compare(*scores, metric=metric)
+    assert mixed.difference == pytest.approx(found.difference, abs=1e-12)
+    assert (mixed.low, mixed.high) == pytest.approx((found.low, found.high), abs=1e-9 if metric == "auroc" else 0.03)
+    if metric == "auroc":  # one detector alone in another order: the pairs are torn, the interval is wider
+        torn = compare(scores[0][orders[0]], scores[1][orders[1]], *scores[2:])
+        assert torn.high - torn.low > 1.3 * (found.high - found.low)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_two_perfect_detectors_cannot_be_told_apart_but_leave_doubt(metric: str):
+    id_a, ood_a, id_b, ood_b = pair(40, 60, 20, 30)
+    found = compare(id_a, ood_a, id_b, ood_b, metric=metric)
+    assert (found.difference, found.p_value) == (0, 1)
+    assert -0.2 < found.low < -0.03 and 0.03 < found.high < 0.2
+
+
+def test_a_perfect_detector_beats_one_that_is_always_wrong():
+    id_a, ood_a, _, _ = pair(40, 60, 20, 0)
+    found = compare(id_a, ood_a, -id_a, -ood_a)
+    assert found.difference == found.high == 1 and found.low > 0.8 and 0 < found.p_value < 1e-10
+
+
+@pytest.mark.parametrize(("n", "m"), [(10, 10), (20, 200), (150, 150)])
+@pytest.mark.parametrize(("area_a", "area_b"), [(0.8, 0.75), (0.6, 0.6), (0.95, 0.9), (0.99, 0.97), (0.999, 0.999)])
+def test_the_interval_covers_the_true_difference_and_the_p_value_errs_as_seldom_as_it_says(n, m, area_a, area_b):
+    shifts = [2**0.5 * norm.ppf(area) for area in (area_a, area_b)]
+    found = [compare(*pair(n, m, *shifts, seed=seed)) for seed in range(400)]
+    inside = sum(c.low <= area_a - area_b <= c.high for c in found)
+    assert binomtest(inside, 400, 0.95, alternative="less").pvalue > 0.005
+    if area_a == area_b:
+        rejected = sum(c.p_value <= 0.05 for c in found)
+        assert binomtest(rejected, 400, 0.05, alternative="greater").pvalue > 0.005
+
+
+@pytest.mark.parametrize(("n", "m", "shift_a", "shift_b"), [(100, 100, 1.5, 1.0), (40, 200, 2.5, 2.5), (100, 50, 4, 3)])
+def test_the_interval_of_fpr95_covers_too(n: int, m: int, shift_a: float, shift_b: float):
+    truth = norm.cdf(norm.ppf(0.95) - shift_a) - norm.cdf(norm.ppf(0.95) - shift_b)
+    found = [compare(*pair(n, m, shift_a, shift_b, seed), metric="fpr95", draws=200) for seed in range(300)]
+    inside = sum(c.low <= truth <= c.high for c in found)
+    assert binomtest(inside, 300, 0.95, alternative="less").pvalue > 0.005
+
+
+def test_a_difference_that_two_single_intervals_hide_is_seen():
+    id_a, ood_a, id_b, ood_b = scores = pair(200, 200, 1.2, 1.0, alike=0.98)
+    assert auroc(id_a, ood_a)[1][0] < auroc(id_b, ood_b)[1][1]  # they overlap
+    assert compare(*scores).low > 0 and compare(*scores).p_value < 1e-3
+
+
+@pytest.mark.parametrize(("place", "names"), [(0, "id_a holds 49 .* id_b 50"), (3, "ood_a holds 70 .* ood_b 69")])
+def test_scores_of_different_images_are_refused(place: int, names: str):
+    scores = pair(50, 70, 1, 1)
+    scores[place] = scores[place][:-1]
+    with pytest.raises(ValueError, match=names + ".*same (ID|OOD) images, in the same order"):
+        compare(*scores)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("bad", [torch.empty(0), torch.full((50,), torch.nan)])
+def test_scores_that_are_none_are_named(place: int, bad: torch.Tensor):
+    scores = pair(50, 50, 1, 1)
+    scores[place] = bad
+    with pytest.raises(ValueError, match=["id_a", "ood_a", "id_b", "ood_b"][place]):
+        compare(*scores)
+
+
+def test_arguments_out_of_range_are_named():
+    scores = pair(50, 50, 1, 1)
+    for options in ({"metric": "auc"}, {"positive": "OOD"}, {"confidence": 1.0}, {"draws": 1}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            compare(*scores, **options)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_gpu_gives_the_same_comparison(metric: str):
+    scores = pair(50, 70, 1.5, 1.0)
+    here, there = compare(*scores, metric=metric), compare(*(s.cuda() for s in scores), metric=metric)
+    assert (there.low, there.high, there.p_value) == pytest.approx((here.low, here.high, here.p_value), abs=1e-9)

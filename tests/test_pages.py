@@ -1,0 +1,136 @@
+"""Laws of the pages on data: what they show runs, what they quote is said, what they list is there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_images import draw, save_picture
+from test_listings import table
+from test_sources import save_arrays
+
+import ood_lib as ood
+from ood_lib.protocols import PROTOCOLS
+from ood_lib.published import ORIGINS, PUBLISHED
+
+BOOK = Path(__file__).parents[1] / "book"
+SPLITS = (("train", 12), ("val", 10), ("test", 4))
+
+
+def page(name):
+    return (BOOK / name).read_text(encoding="utf-8")
+
+
+def blocks(text):
+    return re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+
+
+@pytest.fixture
+def somebody(tmp_path, monkeypatch):
+    """A folder as a reader would have it: pictures in two layouts, arrays, and a trained network."""
+    torchvision = pytest.importorskip("torchvision")
+    for split, count in SPLITS:
+        for label, name in enumerate(("cat", "dog")):
+            for i in range(count):
+                save_picture(tmp_path / "pictures" / split / name / f"{i}.png", draw(70, 80, 3, seed=100 * label + i))
+        (tmp_path / "labelled" / split).mkdir(parents=True)
+        table(tmp_path / "labelled" / split, [("a.png", 1, 0), ("b.png", 1, 1), ("c.png", 0, 0)])
+    for place in ("pictures/near/fox", "pictures/far/car", "labelled/far/car"):
+        for i in range(3):
+            save_picture(tmp_path / place / f"{i}.png", draw(90, 70, 3, seed=900 + i))
+    save_picture(tmp_path / "new.jpg", draw(100, 120, 3))
+    np.save(tmp_path / "pixels.npy", draw(5, 66, 66, 3))
+    np.save(tmp_path / "labels.npy", np.arange(5) % 2)
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(weights=None, num_classes=2)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_block_for_your_own_data_runs_in_order(somebody, capsys):
+    pytest.importorskip("timm")
+    names = {}
+    for block in blocks(page("own-data.md")):
+        exec(compile(block, "own-data.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert re.search(r"train +folder:pictures +24", said) and "fox: AUROC" in said and "car: AUROC" in said
+    assert isinstance(names["refuse"], bool) and ("out of" in said.splitlines()[-4] or "in dist" in said)
+    assert names["p"] in [pytest.approx(k / 21, abs=1e-6) for k in range(1, 22)]  # of 20 held out, and itself
+    assert names["refuse"] == (names["p"] <= 0.05)
+    assert names["several"].train.labels.tolist() == [[1, 0], [1, 1], [0, 0]]
+    assert len(names["bench"].train) == 24 and len(list(Path("features").iterdir())) == 5
+
+
+def messages():
+    """What fails, one thing for each row of the table of messages."""
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 64 * 64, 2))
+    features = ood.Features(penultimate=torch.rand(10, 3))
+    unsigned = torch.utils.data.TensorDataset(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(2))
+    softened = torch.nn.Sequential(*model, torch.nn.Softmax(1))
+
+    def change(path, act):
+        def load():
+            act(Path(path))
+            ood.load_benchmark(f"folder:{path.split('/')[0]}")
+
+        return load
+
+    def cut(path):
+        path.write_bytes(path.read_bytes()[:50])
+        ood.extract(model, ood.load_benchmark("folder:pictures", image_size=64).train, progress=False)
+
+    def apart(path):
+        for role in ("near", "far"):
+            (path / role).rename(path / f"no {role}")
+
+    return [
+        change("pictures/val/dog", lambda path: path.rename(path.with_name("dug"))),
+        change("labelled/val/labels.csv", lambda path: path.write_text("image,cat,dog\na.png,2,0\n")),
+        change("labelled/val/labels.csv", lambda path: path.write_text("image,cat,dog\nz.png,1,0\n")),
+        change("pictures/train/dog/1.png", cut),
+        change("pictures", apart),
+        lambda: ood.extract(model, unsigned, progress=False),
+        lambda: ood.extract(softened, [(torch.zeros(3, 64, 64), 0)] * 2, progress=False),
+        lambda: ood.KNN(k=2).fit(features).calibrate(features, tpr=0.95),
+        lambda: ood.KNN(k=2).score(features),
+    ]
+
+
+def test_every_message_that_is_explained_is_said(somebody):
+    explained = set(re.findall(r"^\* - `(.*?)`$", page("own-data.md"), re.M))
+    said = []
+    for fail in messages():
+        with pytest.raises((ValueError, FileNotFoundError, RuntimeError)) as caught:
+            fail()
+        said += [text for text in explained if text in str(caught.value)]
+        if (somebody / "pictures/val/dug").exists():
+            (somebody / "pictures/val/dug").rename(somebody / "pictures/val/dog")
+    assert sorted(said) == sorted(explained)
+
+
+def test_the_block_on_benchmarks_runs(tmp_path, capsys):
+    for name in ("cifar10/train", "cifar10/test", "mnist/test", "lsun/test"):
+        save_arrays(tmp_path / f"{name}.npz", draw(20, 32, 32, 3), np.arange(20) // 10)
+    names = {}
+    for block in blocks(page("data.md")):
+        with pytest.warns(UserWarning, match="svhn"):
+            exec(block.replace("/path/to/sets", str(tmp_path)).replace('"skip"', '"skip", download=False'), names)
+    assert "note: svhn is left out" in capsys.readouterr().out and len(names["lsun"]) == 20
+
+
+def test_the_page_on_data_lists_every_benchmark_and_every_set():
+    text = page("data.md")
+    named = set(re.findall(r"`([\w:]+)`", text))
+    assert {*ood.BENCHMARKS, "folder:PATH"} <= named
+    assert {*PUBLISHED, *ORIGINS} <= named
+    assert {name for rules in PROTOCOLS.values() for name in (*rules.near, *rules.far)} <= named
+
+
+def test_the_counts_on_the_page_are_those_of_the_protocols():
+    numbers = {int(n.replace(",", "")) for n in re.findall(r"\d+,\d{3}|\d{4,}", page("data.md"))}
+    for name in ("cifar10", "cifar100"):
+        rules = PROTOCOLS[name]
+        assert {*rules.known[1:], rules.near["tiny_imagenet"], rules.far["places365"], rules.far["mnist"]} <= numbers
+    assert {*PROTOCOLS["imagenet"].known[1:], PROTOCOLS["imagenet"].far["textures"]} <= numbers
