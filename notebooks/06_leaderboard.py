@@ -53,7 +53,6 @@ results: str = ""  # folder for this run's result file; empty = do not write
 # %% tags=["hide-input"]
 import hashlib
 import html
-import json
 import tempfile
 from pathlib import Path
 
@@ -77,61 +76,60 @@ plots.theme()
 # %%
 def everyone(x):
     """Every detector of the library that reads the features of one classifier."""
-    found = ood.classical_detectors(x.head, x.train)
+    head = x.head.cpu()
+    found = ood.classical_detectors(head, x.train)
     found |= {"GradNorm": ood.GradNorm(), "GMM, full": ood.GMM(covariance="full")}
-    found |= {"WeiPer+KLD": ood.WeiPer(x.head), "WeiPer+KLD, limit": ood.WeiPer(x.head, repeats=None)}
-    found |= {"WeiPer MSP": ood.WeiPer(x.head, "msp"), "WeiPer+ReAct": ood.WeiPer(x.head, "react")}
-    return found
+    found |= {f"WeiPer {score}": ood.WeiPer(head, score) for score in ("msp", "react")}
+    found |= {"WeiPer+KLD": ood.WeiPer(head)}
+    return found | {"WeiPer+KLD, limit": ood.WeiPer(head, repeats=None)}
+
+
+# %%
+def moved_by(pad):
+    return lambda images, generator: ood.shift(images, pad, generator)
 
 
 def train_one(bench, s):
     """A network of the page's recipe from seed s."""
     torch.manual_seed(s)
-    network = ood.ResNet(bench.image_shape[0], len(bench.classes), widths, normalize=bench.normalize)
-    pad = bench.image_shape[-1] // 8
-    ood.train_classifier(
-        network, bench.train, epochs=epochs, learning_rate=learning_rate, seed=s, device=device,
-        augment=lambda images, generator: ood.shift(images, pad, generator),
-    )  # fmt: skip
+    channels, side, _ = bench.image_shape
+    network = ood.ResNet(channels, len(bench.classes), widths, normalize=bench.normalize)
+    recipe = {"epochs": epochs, "learning_rate": learning_rate, "seed": s, "device": device}
+    ood.train_classifier(network, bench.train, augment=moved_by(side // 8), **recipe)
     return network
 
 
 # %%
-def live():
-    """Networks trained here: their tables, accuracies and what was measured."""
-    bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
-    tables, accuracies = [], []
-    for s in range(seed, seed + seeds):
-        network = train_one(bench, s)
-        x = ood.extract_benchmark(network, bench, device=device)
-        moved = ood.extract_benchmark(ood.Perturbed(network), bench, device=device)
-        tables.append(ood.run_benchmark(everyone(x), x, seed=s))
-        tables.append(ood.run_benchmark({"ODIN": ood.ODIN()}, moved, seed=s))
-        accuracies.append(ood.accuracy(network, bench.test, device=device))
-    label = f"ResNet, {x.head.in_features} features, trained here"
-    return pd.concat(tables), sum(accuracies) / seeds, label, data_hash(bench)
-
-
-def from_bank():
-    """Features that lie on disk."""
-    x = ood.BenchmarkFeatures.load(bank)
-    right = x.test.logits.argmax(1) == x.test.labels
-    printed = Path(bank, "benchmark.json").read_bytes()
-    found = ood.run_benchmark(everyone(x), x, seed=seed)
-    return found, right.double().mean().item(), Path(bank).name, hashlib.sha256(printed).hexdigest()[:12]
+def judge(network, bench, s):
+    """All detectors on one network; ODIN on features of its own."""
+    x = ood.extract_benchmark(network, bench, device=device)
+    moved = ood.extract_benchmark(ood.Perturbed(network), bench, device=device)
+    runs = [(everyone(x), x), ({"ODIN": ood.ODIN()}, moved)]
+    return pd.concat(ood.run_benchmark(*run, seed=s) for run in runs)
 
 
 # %%
-table, accuracy, label, data = from_bank() if bank else live()
-command = f"ood-book run leaderboard -p bank {Path(bank).name}" if bank else (
-    f"ood-book run leaderboard -p benchmark {benchmark} -p seeds {seeds} -p epochs {epochs}"
-)  # fmt: skip
+if bank:
+    x = ood.BenchmarkFeatures.load(bank)
+    table = ood.run_benchmark(everyone(x), x, seed=seed)
+    accuracy = (x.test.logits.argmax(1) == x.test.labels).double().mean().item()
+    data = hashlib.sha256(Path(bank, "benchmark.json").read_bytes()).hexdigest()[:12]
+    label, command = name or Path(bank).name, f"-p bank {Path(bank).name}"
+else:
+    bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
+    networks = {s: train_one(bench, s) for s in range(seed, seed + seeds)}
+    table = pd.concat(judge(network, bench, s) for s, network in networks.items())
+    right = [ood.accuracy(n, bench.test, device=device) for n in networks.values()]
+    accuracy = sum(right) / seeds
+    data, command = data_hash(bench), f"-p seeds {seeds} -p epochs {epochs}"
+    label = name or f"small ResNet, {widths[-1]} features"
+
+# %%
+command = f"ood-book run leaderboard -p benchmark {benchmark} {command}"
 origin = ood.provenance(command, data=data)
-folder = Path(results or tempfile.mkdtemp())
-file = folder / f"{'bank' if bank else benchmark.replace(':', '-').replace('/', '-')}.json"
-ood.save_results(
-    file, table, benchmark=benchmark, network=name or label, accuracy=accuracy, origin=origin
-)
+file = Path(results or tempfile.mkdtemp()) / "this-run.json"
+about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
+ood.save_results(file, table, origin=origin, **about)
 
 # %% [markdown]
 # ## 2. The board
@@ -161,7 +159,7 @@ def show(rows):
     keys = board[["detector", *columns, "seconds_per_1000", "memory_mb"]]
     kind = f"{about['seeds']} networks, ± 95 % over networks" if about["seeds"] > 1 else "one network, ± 95 % over test images"
     caption = f"{about['benchmark']}, {about['network']}: {kind}"
-    display(plots.sortable_table(cells.iloc[order], keys.iloc[order], caption))
+    display(HTML(plots.sortable_table(cells.iloc[order], keys.iloc[order], caption)))
 
 
 # %% tags=["hide-input"]
@@ -230,7 +228,9 @@ display(sources.T.fillna("").style.set_caption("Provenance: one column per run")
 # %% tags=["exercise"]
 level = ...
 lowest = board.loc[board["far"].idxmax(), "far_low"]
-print("not answered yet" if level is ... else "correct" if level == (board["far"] >= lowest).sum() else "count again")
+right = int((board["far"] >= lowest).sum())
+word = "correct" if level == right else "count again"
+print("not answered yet" if level is ... else word)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -241,7 +241,7 @@ print("not answered yet" if level is ... else "correct" if level == (board["far"
 # ```
 
 # %% tags=["solution"]
-level = int((board["far"] >= lowest).sum())
+level = right
 print(level, "of", len(board))
 
 # %% [markdown]

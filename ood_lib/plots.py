@@ -220,16 +220,14 @@ document.querySelectorAll("table.sortable:not([data-ready])").forEach((table) =>
 """
 
 
-def sortable_table(cells: "pd.DataFrame", keys: "pd.DataFrame", caption: str = "") -> Any:
-    """A table that its reader sorts by a click on a column head, also from the keyboard; for a page or a notebook.
+def sortable_table(cells: "pd.DataFrame", keys: "pd.DataFrame", caption: str = "") -> str:
+    """HTML of a table that its reader sorts by a click on a column head, also from the keyboard.
 
     Args:
         cells: what is shown, as HTML.
         keys: what is sorted by, in the shape of ``cells``: numbers or text, NaN last.
         caption: above the table.
     """
-    from IPython.display import HTML
-
     heads = "".join(f'<th scope="col"><button type="button">{html.escape(str(c))}</button></th>' for c in cells.columns)
     rows = "".join(
         "<tr>" + "".join(f'<td data-key="{_key(k)}">{c}</td>' for c, k in zip(*line)) + "</tr>\n"
@@ -237,7 +235,7 @@ def sortable_table(cells: "pd.DataFrame", keys: "pd.DataFrame", caption: str = "
     )
     above = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     table = f'<table class="sortable">{above}<thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table>'
-    return HTML(f"{table}<script>{_SORT}</script>")
+    return f"{table}<script>{_SORT}</script>"
 
 
 def _key(value: Any) -> str:

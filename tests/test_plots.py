@@ -183,3 +183,24 @@ def test_a_markdown_table_leaves_out_a_group_that_is_not_there():
 
 def test_everything_named_is_there():
     assert all(hasattr(plots, name) for name in plots.__all__)
+
+
+def sortable() -> str:
+    keys = pd.DataFrame({"name": ["a", "b<", "c"], "value": [0.5, np.nan, 0.25]})
+    cells = pd.DataFrame({"name": ["a", "b&lt;", "c"], "value": ["<b>50</b>", "", "25"]})
+    return plots.sortable_table(cells, keys, "x < y")
+
+
+def test_a_sortable_table_keeps_what_is_shown_apart_from_what_is_sorted_by():
+    page = sortable()
+    assert '<td data-key="0.5"><b>50</b></td>' in page and '<td data-key=""></td>' in page
+    assert 'data-key="b&lt;"' in page and "<caption>x &lt; y</caption>" in page
+    assert page.count("<tr>") == 4 and page.count('<button type="button">') == 2
+
+
+def test_a_sortable_table_is_a_table_without_its_script():
+    bs4 = pytest.importorskip("bs4")
+    page = bs4.BeautifulSoup(sortable().split("<script>")[0], "html.parser")
+    cells = [[cell.text for cell in row.find_all("td")] for row in page.tbody.find_all("tr")]
+    assert cells == [["a", "50"], ["b<", ""], ["c", "25"]]
+    assert [head["scope"] for head in page.find_all("th")] == ["col", "col"]
