@@ -113,7 +113,7 @@ def reshaped_norm(weight: Tensor) -> Tensor:
 
 
 @torch.inference_mode(False)
-def exact_norm(layer: nn.Module, shape: Sequence[int], tolerance: float = 1e-5, steps: int = 2000) -> float:
+def exact_norm(layer: nn.Module, shape: Sequence[int], tolerance: float = 1e-4, steps: int = 2000) -> float:
     """Spectral norm of a linear layer or convolution as it acts on an input of a given size, from below.
 
     Args:

