@@ -40,7 +40,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run snojoe -p coefficient 3 -p seeds 5`.
 
 # %% tags=["parameters"]
-benchmark: str = "scenes"  # several labels: scenes, voc, coco, or folder:PATH with labels.csv
+benchmark: str = "scenes"  # multi-label: scenes, voc, coco, or folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 image_size: int = 0  # of folder:PATH, in pixels; 0 = that of its first picture
@@ -536,7 +536,8 @@ small = replace(bench, train=bench.val)  # where nothing is fitted on the traini
 features = {}
 for kind, group in networks.items():
     sets = bench if kind == "plain" else small
-    features[kind] = [ood.extract_benchmark(n, sets, device=device, progress=False) for n in group]
+    options = {"device": device, "progress": False}
+    features[kind] = [ood.extract_benchmark(network, sets, **options) for network in group]
 f = features["plain"][0]  # the one we look into
 precision = {
     kind: torch.stack([ood.average_precision(x.test.logits, x.test.labels) for x in group])
@@ -720,7 +721,8 @@ def slope(network, images):
 
 
 slopes = {
-    kind: [slope(n, pictures).median().item() for n in group] for kind, group in networks.items()
+    kind: [slope(network, pictures).median().item() for network in group]
+    for kind, group in networks.items()
 }
 
 # %% tags=["hide-input"]
@@ -961,14 +963,15 @@ comparison.style.hide(axis="index").set_caption("FPR95 / AUROC in %, ID recalled
 # %%
 def at_top(x, ood_sets, k):
     """Mean AUROC over some sets when the k largest labels are summed."""
-    own = ood.joint_energy(x.test.logits, k)
-    return np.mean([auroc(own, ood.joint_energy(z.logits, k))[0] for z in ood_sets.values()])
+    own, *others = (ood.joint_energy(z.logits, k) for z in (x.test, *ood_sets.values()))
+    return np.mean([auroc(own, other)[0] for other in others])
 
 
 tops = [k for k in (1, 2, 3, 4, 5, 7, 10, 20, 40, 80) if k <= C]
 by_top = {
     group: pd.DataFrame(
-        [[at_top(x, x.groups()[group], k) for x in features["plain"]] for k in tops], index=tops
+        [[at_top(x, x.groups()[group], k) for x in features["plain"]] for k in tops],
+        index=tops,
     )
     for group in ("near", "far")
     if f.groups()[group]
@@ -1004,7 +1007,8 @@ rows = {}
 for c, name in enumerate(labels):
     own = S[alone & (f.test.labels[:, c] == 1)]
     middle = own.median().item() if len(own) else math.nan
-    rows[name] = {"trained on": report.per_class[c], "alone": len(own), "median S alone": middle}
+    counts = {"trained on": report.per_class[c], "alone in test": len(own)}
+    rows[name] = counts | {"median S alone": middle}
 pd.DataFrame(rows).T.sort_values("median S alone").round(1).tail(5)
 
 # %% [markdown]
@@ -1230,7 +1234,8 @@ alarmed = np.mean([auroc(judge(x.test.logits), judge(z))[0] for judge, x, z in p
 assert alarmed > np.mean(page)
 print(f"gratings: joint energy {np.mean(page):.2f}, two-sided {alarmed:.2f}")
 for name, z in (f.near | f.far).items():
-    one, two = (auroc(s(f.test.logits), s(z.logits))[0] for s in (ood.joint_energy, judges[0]))
+    pair = ood.joint_energy, judges[0]
+    one, two = (auroc(s(f.test.logits), s(z.logits))[0] for s in pair)
     print(f"{name}: joint energy {one:.2f}, two-sided {two:.2f}")
 
 # %% [markdown]
