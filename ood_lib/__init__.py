@@ -11,7 +11,7 @@ from ood_lib.cost import measured
 from ood_lib.data import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_ood_set
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
-from ood_lib.distances import FDBD, KNN, SHE, NNGuide
+from ood_lib.distances import FDBD, SHE
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
@@ -20,6 +20,7 @@ from ood_lib.labels import average_precision, count_labels
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.multilabel import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
+from ood_lib.neighbours import KNN, NNGuide
 from ood_lib.networks import ResNet, adapt, pick_device
 from ood_lib.outliers import Outlier
 from ood_lib.rectify import ASH, SCALE, ReAct

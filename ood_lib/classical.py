@@ -4,10 +4,11 @@ from torch import nn
 
 from ood_lib.density import GMM
 from ood_lib.detector import Detector
-from ood_lib.distances import FDBD, KNN, SHE, NNGuide
+from ood_lib.distances import FDBD, SHE
 from ood_lib.features import Features
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit
+from ood_lib.neighbours import KNN, NNGuide
 from ood_lib.rectify import ASH, SCALE, ReAct
 
 __all__ = ["FAMILIES", "classical_detectors"]

@@ -109,11 +109,14 @@ def _known(name: str, rules: Protocol, shelf: Shelf) -> tuple[list[ImageSet], tu
 
 
 def _folder(name: str, place: Path, image_size: int | None, skip: bool) -> Benchmark:
-    """A reader's own pictures; the shape follows the first training picture."""
+    """A reader's own pictures; the shape follows the first training picture.
+
+    Pictures of several classes are stretched, so that nothing is cut off that a label names.
+    """
     shelf = Shelf(place, skip=skip)
     known = [shelf.known("", split, None) for split in ("train", "val", "test")]
     channels, height, width = known[0][0][0].shape
-    frame = Frame(channels, image_size or min(height, width, 224))
+    frame = Frame(channels, image_size or min(height, width, 224), stretch=known[0].labels.ndim == 2)
     for data in known:
         data.frame = frame
     names = [f"{role}/{entry}" for role in ("near", "far") for entry in subfolders(place / role)]

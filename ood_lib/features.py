@@ -4,25 +4,31 @@ Detectors never see images or networks, only this record.  It is made by one pas
 rest on disk as a safetensors file (no pickle; read back memory-mapped).
 """
 
-import hashlib
+import math
 import os
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ood_lib.networks import Network, adapt, pick_device
+from ood_lib.bank import Bank, map_tensors
+from ood_lib.distributed import team
+from ood_lib.forward import data_hash, forward, network_hash
+from ood_lib.networks import Network, pick_device
 
 __all__ = ["Features", "extract"]
+
+_BLOCKS = 1024  # of a bank at most: what a kill costs, and how evenly processes share
+_SAMPLE = 64  # items by which a data set without a fingerprint is known again at a path of the reader's choice
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,26 +94,33 @@ class Features:
         """Write a safetensors file; it appears whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        partial.touch(exist_ok=False)
-        mode = partial.stat().st_mode  # as the umask wants it: safetensors makes files that only the owner can read
+        fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+        fresh.touch(exist_ok=False)
+        mode = fresh.stat().st_mode  # as the umask wants it: safetensors makes files that only the owner can read
         try:
-            save_file(_apart(self.tensors()), partial)
-            partial.chmod(mode)
-            os.replace(partial, path)
+            save_file(_apart(self.tensors()), fresh)
+            fresh.chmod(mode)
+            os.replace(fresh, path)
         finally:
-            partial.unlink(missing_ok=True)
+            fresh.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Features":
-        """Read what `save` wrote.
+        """What `save` or `extract` wrote, memory-mapped: rows are read when they are looked at.
+
+        The file may be larger than the memory; a small one is read at once.  It does not change with the tensors.
 
         Raises:
+            FileNotFoundError: there is no such file, or it is still being made.
             ValueError: the file is truncated or is no features file.
         """
         try:
-            return cls(**load_file(path))
-        except (SafetensorError, TypeError) as error:
+            return cls(**map_tensors(Path(path)))
+        except FileNotFoundError as error:
+            if not (work := Path(f"{path}.partial")).is_dir():
+                raise
+            raise FileNotFoundError(f"{path} is not finished: call extract again, it goes on from {work}") from error
+        except (SafetensorError, TypeError, KeyError) as error:
             raise ValueError(
                 f"{path} is not a complete features file ({error}); delete it and extract again"
             ) from error
@@ -132,122 +145,94 @@ def extract(
     batch_size: int = 256,
     device: str | torch.device = "auto",
     cache: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] | None = None,
     num_workers: int = 0,
     progress: bool = True,
+    dtype: torch.dtype | None = None,
+    autocast: torch.dtype | None = None,
+    channels_last: bool = False,
+    compile: bool = False,
 ) -> Features:
     """Run a frozen network once over a data set and keep what it computes.
+
+    With ``out`` or ``cache`` the result is a file.  It is made block by block, so that a run that was killed is taken
+    up again, and by all processes that ``torchrun`` starts (or an initialised process group holds) together: each calls
+    this, runs the network over its share, and gets the whole.
 
     Args:
         network: answers ``represent`` (see `ood_lib.networks`); any other classifier goes through `adapt`.
         dataset: items (image (channels, H, W), label).
         batch_size: images in flight; the result does not depend on it.
-        device: where the network runs; ``"auto"`` takes a GPU when there is one.
+        device: where the network runs; ``"auto"`` takes a GPU when there is one, each process of a machine its own.
         cache: folder that keeps the result under a name made from the network's weights and the data.
+        out: path of the result, where you want to name it yourself.
         num_workers: processes that load images.
         progress: show a bar.
+        dtype: store features in this precision, float16 for instance; None = as computed.
+        autocast: run the network in this precision where that is safe, bfloat16 or float16.
+        channels_last: give images to the network with the channel as the last index in memory.
+        compile: put the network through ``torch.compile``.
 
     Returns:
-        Features on the CPU, row i belonging to ``dataset[i]``.
+        Features on the CPU, row i belonging to ``dataset[i]``; memory-mapped when they are in a file.
 
     Raises:
-        ValueError: the data set is empty, or has no labels.
+        ValueError: the data set is empty, or has no labels; ``out`` holds features of another network or data set.
+        OSError: the disk is full; what was made so far stays, and counts.
     """
-    if isinstance(dataset, DataLoader) or not hasattr(dataset, "__len__"):
+    _check(dataset, batch_size, (dtype, autocast), out, cache)
+    ranks, rows = team(), len(dataset)  # type: ignore[arg-type]
+    run = partial(
+        forward,
+        network,
+        dataset,
+        batch_size=batch_size,
+        device=ranks.device(pick_device(device)),
+        num_workers=num_workers,
+        progress=progress and ranks.rank == 0,
+        dtype=dtype,
+        autocast=autocast,
+        channels_last=channels_last,
+        compile=compile,
+    )
+    if out is None and cache is None:
+        if ranks.size > 1:
+            advice = "name a file with out= or a folder with cache=, and they share the work"
+            warnings.warn(f"each of {ranks.size} processes looks at all {rows} images: {advice}", stacklevel=2)
+        (found,) = run([range(rows)])
+        return Features(**found)
+    identity = {
+        "network": network_hash(network),
+        "data": data_hash(dataset, _SAMPLE if cache is None else None, num_workers),
+        "precision": _precision(dtype, autocast),
+    }
+    path = Path(cache) / _cached_name(**identity) if cache is not None else Path(str(out))
+    block = batch_size * math.ceil(rows / batch_size / _BLOCKS)  # whole batches: the same ones for any number of ranks
+    Bank(path, identity, rows, anonymous=out is None).fill(run, block, ranks)
+    return Features.load(path)
+
+
+def _check(dataset: Any, batch_size: int, precisions: Iterable[torch.dtype | None], *places: object) -> None:
+    if isinstance(dataset, DataLoader | IterableDataset) or not hasattr(dataset, "__len__"):
         raise TypeError(
             f"a {type(dataset).__name__} was given; expected a data set with a length: of a DataLoader pass "
-            "loader.dataset, and batch_size and num_workers to extract"
+            "loader.dataset, and batch_size and num_workers to extract; put a stream into a list first"
         )
     if len(dataset) == 0:
         raise ValueError("the data set is empty: expected at least one (image, label) item to extract from")
-    if cache is None:
-        return _run(network, dataset, batch_size, device, num_workers, progress)
-    path = Path(cache) / f"{_network_hash(network)[:16]}-{_data_hash(dataset)[:16]}.safetensors"
-    if (kept := _load_or_warn(path)) is not None:
-        return kept
-    features = _run(network, dataset, batch_size, device, num_workers, progress)
-    features.save(path)
-    return features
+    for given in precisions:
+        if given is not None and not given.is_floating_point:
+            raise ValueError(f"{given} was given as a precision; expected a floating-point one, such as torch.float16")
+    if None not in places:
+        raise ValueError("both out and cache were given; expected one place for the result")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} was given; expected a number of images, >= 1")
 
 
-def _load_or_warn(path: Path) -> Features | None:
-    if not path.exists():
-        return None
-    try:
-        return Features.load(path)
-    except ValueError as error:
-        warnings.warn(f"cached features are damaged and are made again: {error}", stacklevel=3)
-        return None
+def _precision(dtype: torch.dtype | None, autocast: torch.dtype | None) -> str:
+    given = {"computed": autocast, "stored": dtype}
+    return "-".join(f"{how}-{str(kind).removeprefix('torch.')}" for how, kind in given.items() if kind)
 
 
-@torch.no_grad()  # not inference_mode: its tensors could not be trained on
-def _run(
-    network: Any,
-    dataset: Dataset,
-    batch_size: int,
-    device: str | torch.device,
-    num_workers: int,
-    progress: bool,
-) -> Features:
-    network = network if hasattr(network, "represent") else adapt(network)
-    where = pick_device(device)
-    modes = [(module, module.training) for module in network.modules()]  # each its own: a part may be frozen
-    network.to(where).eval()
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    loader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_labelled)
-    total = len(dataset)  # type: ignore[arg-type]
-    rows: dict[str, Tensor] = {}  # filled in place: nothing is held twice
-    start = 0
-    try:
-        with tqdm(total=total, unit="image", desc="features", disable=not progress, leave=False) as bar:
-            for images, labels in loader:
-                seen = network.represent(_floating(images).to(where, dtype))._asdict() | {"labels": labels}
-                for name, value in seen.items():
-                    if value is not None:
-                        rows.setdefault(name, torch.empty(total, *value.shape[1:], dtype=value.dtype, device="cpu"))
-                        rows[name][start : start + len(images)] = value
-                start += len(images)
-                bar.update(len(images))
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return Features(**rows)
-
-
-def _labelled(items: list[Any]) -> Any:
-    """The items of a batch together; without this check the images of a batch of two would pass for images, labels."""
-    for item in items:
-        parts = [type(part).__name__ for part in item] if isinstance(item, tuple | list) else []
-        if len(parts) != 2 or item[1] is None:
-            given = f"({', '.join(parts)})" if parts else type(item).__name__
-            raise ValueError(
-                f"the data set has no labels: an item is {given}; expected (image, label), with the label -1 where no "
-                "class is known"
-            )
-    return default_collate(items)
-
-
-def _floating(images: Tensor) -> Tensor:
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = getattr(images, "dtype", type(images).__name__)
-        raise ValueError(f"the data set yields images of {kind}; expected floating-point tensors (C, H, W) in [0, 1]")
-    return images
-
-
-def _network_hash(network: Any) -> str:
-    digest = hashlib.sha256(str(network).encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _data_hash(dataset: Dataset) -> str:
-    """The data set's own fingerprint when it has one, otherwise a hash over all its items."""
-    if fingerprint := getattr(dataset, "fingerprint", None):
-        return fingerprint()
-    digest = hashlib.sha256()
-    for images, labels in DataLoader(dataset, 256, collate_fn=_labelled):
-        for part in (images, torch.as_tensor(labels)):
-            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _cached_name(network: str, data: str, precision: str) -> str:
+    return "-".join(filter(None, (network[:16], data[:16], precision))) + ".safetensors"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ood_lib.detector import Detector, FrozenHead
 from ood_lib.features import Features
 from ood_lib.logits import energy
-from ood_lib.moments import MomentDetector, Moments, pooled, rounding
+from ood_lib.moments import MomentDetector, Moments, gram, pooled, rounding
 
 __all__ = ["RMDS", "Mahalanobis", "ViM", "mahalanobis", "relative_mahalanobis", "vim", "whitening"]
 
@@ -108,6 +108,10 @@ def vim(logits: Tensor, residual: Tensor, alpha: float) -> Tensor:
 class Mahalanobis(MomentDetector):
     """Distance to the nearest class mean under one covariance shared by all classes, see `mahalanobis`.
 
+    Classes are the true labels, the covariance is a sum over N samples divided by N.  As in OpenOOD's "MDS" it reads
+    the penultimate feature alone; the paper adds the scores of earlier layers, weighed with OOD or adversarial
+    samples, and a step on the image.
+
     Raises:
         ValueError: labels are missing, or a class has no sample, or no feature varies inside a class.
     """
@@ -200,25 +204,29 @@ class ViM(Detector):
     def _fit(self, features: Features) -> None:
         self.head.check_width(features.penultimate)
         origin = -torch.linalg.pinv(self.head.weight.double()) @ self.head.bias.double()
-        total = sum((away.T @ away for _, away in self._centred(features, origin)), torch.zeros(()))
+        total = sum((gram(z.double() - origin) for z in self._pieces(features)), torch.zeros(()))
         vectors = torch.linalg.eigh(total).eigenvectors  # in ascending order of the eigenvalues
         residual = vectors[:, : len(vectors) - self.main_dimensions()].contiguous()
         rows = [
-            torch.stack([(away @ residual).norm(dim=1), self.head(z).double().amax(1)])
-            for z, away in self._centred(features, origin)
+            torch.stack([self._outside(z, origin, residual).norm(dim=1), self.head(z).amax(1)])
+            for z in self._pieces(features)
         ]
-        length, logit = torch.cat(rows, 1).mean(1).tolist()
-        self._check_scale(length, logit, total.diagonal().sum().div(len(features)).sqrt().item())
+        length, logit = torch.cat(rows, 1).double().mean(1).tolist()
+        size = total.diagonal().sum().div(len(features)).sqrt().item()
+        self._check_scale(length, logit, size * max(1e-9, 2 * torch.finfo(rows[0].dtype).eps))
         self.origin, self.residual = origin, residual
         self.alpha.fill_(logit / length)
 
-    def _centred(self, features: Features, origin: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pieces(self, features: Features) -> Iterator[Tensor]:
         for chunk in features.split(self.chunk):
-            z = self._prepare(Features(penultimate=chunk.penultimate)).penultimate
-            yield z, z.double() - origin
+            yield self._prepare(Features(penultimate=chunk.penultimate)).penultimate
 
-    def _check_scale(self, residual: float, logit: float, size: float) -> None:
-        if residual <= 1e-9 * size:
+    @staticmethod
+    def _outside(z: Tensor, origin: Tensor, residual: Tensor) -> Tensor:
+        return (z - origin.to(z.dtype)) @ residual.to(z.dtype)
+
+    def _check_scale(self, residual: float, logit: float, rounding: float) -> None:
+        if residual <= rounding:
             raise ValueError(
                 f"the training features lie in {self.main_dimensions()} directions: nothing is left of them outside; "
                 "choose a smaller dim"
@@ -232,5 +240,4 @@ class ViM(Detector):
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
         logits = self.head(z)
-        away = (z.double() - self.origin.double()) @ self.residual.double()
-        return vim(logits, away, self.alpha.item()).to(z.dtype)
+        return vim(logits, self._outside(z, self.origin, self.residual), self.alpha.item())

@@ -41,7 +41,7 @@ def odin_images(
         network: images to logits (N, C), in eval mode.
         images: (N, channels, H, W).
         temperature: T of the softmax.
-        epsilon: size of the step, in units of the pixels in [0, 1].
+        epsilon: size of the step, in units of the pixels in [0, 1]; the papers chose theirs with OOD images.
         std: sigma, by which each channel was divided when the images arrive standardised; None when they are in [0, 1]
             (the networks of this library standardise inside).
         multilabel: independent labels: the loss is the binary cross-entropy of the largest logit against its own

@@ -116,9 +116,16 @@ def read_coco(annotations: Path, split: str, frame: Frame | None = None) -> Imag
 
 
 def read_openood(path: Path, base: Path, frame: Frame | None = None) -> ImageFiles:
-    """The pictures of one of OpenOOD's lists, whose lines are `<picture below base> <label>`."""
-    pairs = [line.rsplit(maxsplit=1) for line in _lines(path)]
-    return ImageFiles(base, [name for name, _ in pairs], torch.tensor([int(label) for _, label in pairs]), frame)
+    """The pictures of one of OpenOOD's lists, whose lines are `<picture below base> <label>`.
+
+    Raises:
+        ValueError: the list is empty, or a line is not of this form.
+    """
+    try:
+        names, labels = zip(*(line.rsplit(maxsplit=1) for line in _lines(path)))
+        return ImageFiles(base, list(names), torch.tensor([int(label) for label in labels]), frame)
+    except ValueError as error:
+        raise ValueError(f"{path} is no list with lines <picture> <label>: {error}") from error
 
 
 def _lines(path: Path) -> list[str]:

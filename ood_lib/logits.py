@@ -13,18 +13,9 @@ from ood_lib.features import Features
 from ood_lib.moments import MomentDetector, Moments, class_moments
 
 __all__ = [
-    "GEN",
-    "MSP",
-    "Energy",
-    "KLMatching",
-    "MaxLogit",
-    "energy",
-    "fit_temperature",
-    "gen",
-    "kl_matching",
-    "max_logit",
+    "GEN", "MSP", "Energy", "KLMatching", "MaxLogit", "energy", "fit_temperature", "gen", "kl_matching", "max_logit",
     "msp",
-]
+]  # fmt: skip
 
 
 def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -141,7 +132,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     The loss is convex in 1/T, so there is one minimum; L-BFGS finds it over log T in float64.
 
     Args:
-        logits: (N, C) of ID validation samples (training samples would make the network look better than it is).
+        logits: (N, C) of held-out ID samples (on training samples a network looks better than it is).
         labels: (N,) their classes.
 
     Raises:

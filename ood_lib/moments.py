@@ -20,7 +20,7 @@ from ood_lib.detector import Detector, class_indices
 from ood_lib.features import Features
 from ood_lib.labels import label_matrix, present
 
-__all__ = ["MomentDetector", "Moments", "class_moments", "merge_moments", "pooled", "rounding"]
+__all__ = ["MomentDetector", "Moments", "class_moments", "gram", "merge_moments", "pooled", "rounding"]
 
 Kind = Literal["none", "tied", "diagonal", "full"]
 
@@ -63,7 +63,16 @@ def class_moments(z: Tensor, labels: Tensor, kind: Kind = "tied", classes: int =
         return Moments(counts, means, torch.stack([rows.T @ rows for rows in own]))
     if kind == "diagonal":
         return Moments(counts, means, torch.zeros_like(means).index_add_(0, labels, centred.square()))
-    return Moments(counts, means, centred.T @ centred if kind == "tied" else z.new_zeros(0))
+    return Moments(counts, means, gram(centred) if kind == "tied" else z.new_zeros(0))
+
+
+def gram(z: Tensor) -> Tensor:
+    """Products of all pairs of columns, z^T z, (N, K) to (K, K); those below the diagonal are copied, not computed."""
+    if z.shape[1] <= 128:
+        return z.T @ z
+    left, right = z.tensor_split(2, 1)
+    between = left.T @ right
+    return torch.cat([torch.cat([gram(left), between], 1), torch.cat([between.T, gram(right)], 1)])
 
 
 def merge_moments(a: Moments, b: Moments, kind: Kind = "tied") -> Moments:

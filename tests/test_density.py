@@ -12,7 +12,8 @@ from sklearn.mixture import GaussianMixture
 from torch.autograd import gradcheck
 
 from ood_lib import GMM, Features, Mahalanobis, NotFittedError
-from ood_lib.density import expectation_maximization, kmeans, mixture, mixture_log_prob, soft_moments
+from ood_lib.clusters import kmeans
+from ood_lib.density import expectation_maximization, mixture, mixture_log_prob, soft_moments
 from ood_lib.moments import class_moments
 
 KINDS = ["tied", "diagonal", "full"]

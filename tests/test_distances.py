@@ -7,7 +7,7 @@ from conftest import normal
 from torch import nn
 
 from ood_lib import FDBD, KNN, SHE, Features, NNGuide
-from ood_lib.distances import balanced_subset, knn_distance
+from ood_lib.neighbours import balanced_subset, knn_distance
 
 BANK, QUERIES = normal(120, 9), 1.5 * normal(40, 9, seed=1)
 
@@ -32,10 +32,31 @@ def test_a_farther_neighbour_is_not_nearer():
     assert (distances.diff(dim=0) >= 0).all()
 
 
-def test_a_training_point_is_its_own_neighbour_up_to_the_precision_of_a_matrix_product():
-    # |x|^2 - 2xy + |y|^2 loses half of the digits where x = y: 1e-8 in float64, 1e-3 in float32
-    assert knn_distance(BANK, BANK, 1).max() < 1e-6
-    assert knn_distance(BANK.float(), BANK.float(), 1).max() < 5e-3
+def test_a_training_point_is_its_own_neighbour():
+    assert knn_distance(BANK, BANK, 1).max() == 0
+    assert knn_distance(BANK.float(), BANK.float(), 1).max() == 0
+
+
+@pytest.mark.parametrize("k", [1, 3, 40])
+@pytest.mark.parametrize(("rows", "block"), [(700, 512), (1003, 7), (1003, 1)])  # more than 16 k of them: in groups
+def test_neighbours_found_in_groups_are_those_of_a_full_sort(k: int, rows: int, block: int):
+    bank, queries = normal(rows, 5).round(decimals=1), normal(30, 5, seed=1).round(decimals=1)  # with ties
+    pairs = np.linalg.norm(queries.numpy()[:, None] - bank.numpy()[None], axis=2)
+    expected = np.sort(pairs, axis=1)[:, k - 1]
+    assert np.allclose(knn_distance(queries, bank, k, block=block), expected, rtol=1e-12)
+    assert np.allclose(knn_distance(queries, bank, k, chunk=900, block=block), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_tiny_distance_keeps_its_digits(dtype: torch.dtype):
+    bank = normal(300, 9).to(dtype)
+    step = torch.finfo(dtype).eps ** 0.5 * torch.eye(9, dtype=dtype)[0]
+    assert torch.allclose(knn_distance(bank + step, bank, 1), ((bank + step) - bank).norm(dim=1), rtol=1e-5)
+
+
+def test_a_feature_of_zeros_has_no_direction_and_is_no_trap():
+    zero = Features(penultimate=torch.zeros(1, 9).double())
+    assert KNN(k=3).fit(Features(penultimate=BANK)).score(zero).item() == pytest.approx(1)
 
 
 def test_normalized_knn_reads_directions_only():

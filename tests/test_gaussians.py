@@ -213,8 +213,9 @@ def test_vim_refuses_what_has_no_scale():
     flat = BANK.clone()
     flat[:, 3:] = 0
     head = nn.Linear(9, 3, bias=False).double()  # its origin lies in the plane of the features
-    with pytest.raises(ValueError, match=r"lie in 4 directions.*smaller dim"):
-        ViM(head).fit(Features(penultimate=flat))
+    for dtype in (torch.float64, torch.float32):
+        with pytest.raises(ValueError, match=r"lie in 4 directions.*smaller dim"):
+            ViM(head).fit(Features(penultimate=flat.to(dtype)))
     low = nn.Linear(9, 3).double()
     with torch.no_grad():
         low.bias.fill_(-100)

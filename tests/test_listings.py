@@ -128,4 +128,8 @@ def test_openood_lists(tmp_path):
     (tmp_path / "list.txt").write_text("x/c.png 4\nx/a b.png -1\n")
     found = read_openood(tmp_path / "list.txt", tmp_path)
     assert found.names == ["x/c.png", "x/a b.png"] and found.labels.tolist() == [4, -1]
+    for text in ("", "x/c.png\n", "x/c.png four\n"):
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(ValueError, match=r"list\.txt is no list with lines"):
+            read_openood(tmp_path / "list.txt", tmp_path)
     assert np.allclose(found.images[0].permute(1, 2, 0) * 255, draw(8, 8, 3, seed=1), atol=1e-4)

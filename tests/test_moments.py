@@ -7,7 +7,7 @@ from conftest import Toy, normal
 from test_detector import MAKE, same_state, state_of
 
 from ood_lib import KNN, Detector, Features, Mahalanobis, NotFittedError
-from ood_lib.moments import MomentDetector, class_moments, merge_moments, pooled
+from ood_lib.moments import MomentDetector, class_moments, gram, merge_moments, pooled
 
 Z, LABELS = 3 + normal(90, 5), torch.arange(90) % 4
 KINDS = ["none", "tied", "diagonal", "full"]
@@ -47,6 +47,12 @@ def test_classes_that_one_part_has_not_seen_come_from_the_other(kind: str):
     order = LABELS.argsort(stable=True)
     parts = [class_moments(z, labels, kind) for z, labels in zip(Z[order].split(30), LABELS[order].split(30))]
     assert close(merge_moments(merge_moments(*parts[:2], kind), parts[2], kind), class_moments(Z, LABELS, kind))
+
+
+@pytest.mark.parametrize("width", [1, 128, 129, 300, 515])
+def test_half_of_the_products_are_enough(width: int):
+    z = normal(20, width)
+    assert torch.allclose(gram(z), z.T @ z, rtol=1e-12, atol=1e-12)
 
 
 def test_pooled_moments_forget_the_classes():

@@ -1,0 +1,205 @@
+"""Detectors that look for the most similar training features: KNN, NNGuide.  Larger = more OOD."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ood_lib.detector import Detector
+from ood_lib.features import Features
+from ood_lib.logits import energy
+
+__all__ = ["KNN", "NNGuide", "balanced_subset", "knn_distance", "nnguide"]
+
+
+def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 32768, block: int = 512) -> Tensor:
+    r"""Euclidean distance to the k-th nearest row of the bank; larger = more OOD.
+
+    Neighbours are found by :math:`\langle q, x \rangle - \lVert x \rVert^2 / 2`, one matrix product per tile of
+    ``block`` queries and ``chunk`` bank rows, and the k best are carried along: memory is O(chunk x (block + K)) beside
+    input and result, whatever the size of the bank.  The distance itself is that of the rows, so it keeps its digits
+    also near zero.
+
+    Args:
+        queries: (N, K).
+        bank: (M, K), M >= k.
+        k: which neighbour, 1 = the nearest.
+        chunk: bank rows compared at once.
+        block: queries compared at once.
+
+    Returns:
+        (N,)
+
+    References:
+        Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022.
+
+    Example:
+        >>> knn_distance(torch.tensor([[0.0]]), torch.tensor([[1.0], [3.0]]), k=2)
+        tensor([3.])
+    """
+    with torch.no_grad():
+        rows = _nearest(queries, bank, k, chunk, block)[:, k - 1]
+    pairs = zip(queries.split(block), rows.split(block))
+    return torch.cat([(q - bank[found].to(q.dtype)).norm(dim=1) for q, found in pairs])
+
+
+def _nearest(queries: Tensor, bank: Tensor, k: int, chunk: int, block: int) -> Tensor:
+    """Bank rows (N, k) of the k nearest neighbours, the nearest first."""
+    widened = F.pad(queries, (0, 1), value=1.0)  # 1 in a further column adds the last column of the bank
+    tile = queries.new_empty(0)
+    best, where = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long, device=bank.device)
+    for start, rows in zip(range(0, len(bank), chunk), bank.to(queries.dtype).split(chunk)):
+        columns = torch.cat([rows, rows.square().sum(1, keepdim=True) / -2], 1).T
+        found = []
+        for q in widened.split(block):
+            torch.mm(q, columns, out=tile.resize_(len(q), len(rows)))
+            found.append(_largest(tile, min(k, len(rows))))
+        values, places = (torch.cat(parts) for parts in zip(*found))
+        best, where = torch.cat([best, values], 1), torch.cat([where, places + start], 1)
+        best, order = best.topk(min(k, best.shape[1]), dim=1)
+        where = where.gather(1, order)
+    return where
+
+
+def _largest(values: Tensor, k: int, group: int = 16) -> tuple[Tensor, Tensor]:
+    """The k largest entries of each row and their places: they lie in the k groups with the largest maxima."""
+    n, width = values.shape
+    step = width // group  # a group: every step-th entry
+    if step <= k:
+        return values.topk(k, dim=1)
+    maxima = values[:, : step * group].view(n, group, step).amax(1)
+    groups = maxima.topk(k, dim=1, sorted=False).indices
+    members = (groups[:, None] + step * torch.arange(group, device=values.device)[:, None]).flatten(1)
+    left = torch.arange(step * group, width, device=values.device).expand(n, -1)  # what fills no group
+    places = torch.cat([members, left], 1)
+    found = values.gather(1, places).topk(k, dim=1)
+    return found.values, places.gather(1, found.indices)
+
+
+class KNN(Detector):
+    """Distance to the k-th nearest training feature on the unit sphere, see `knn_distance`.
+
+    The released code returns the squared distance, which ranks alike, and adds 1e-10 to each length; here a feature of
+    zeros, which has no direction, stays zero and lies at distance 1 from the sphere.
+
+    Args:
+        k: which neighbour (the paper's CIFAR script: 50).
+        normalize: divide features by their length first, as the paper does.
+
+    Raises:
+        ValueError: ``k`` < 1, or more than there are training features.
+    """
+
+    chunk = 4096
+    grows = ("bank", "centre")
+    bank: Tensor
+    centre: Tensor
+
+    def __init__(self, k: int = 50, normalize: bool = True) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k={k} was given; expected a neighbour to look at, k >= 1")
+        self.k, self.normalize = k, normalize
+        self.register_buffer("bank", torch.empty(0, 0))
+        self.register_buffer("centre", torch.empty(0))
+
+    def _place(self, z: Tensor) -> Tensor:
+        # distances do not see a shift, rounding does: |a|^2 + |b|^2 - 2ab loses what a and b share
+        return F.normalize(z, dim=1) if self.normalize else z - self.centre.to(z.dtype)
+
+    def _fit(self, features: Features) -> None:
+        if len(features) < self.k:
+            raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
+        z = self._prepare(Features(penultimate=features.penultimate)).penultimate
+        self.centre = z.mean(0)
+        self.bank = self._place(z)
+
+    def _score(self, features: Features) -> Tensor:
+        self._check_width(features.penultimate, self.bank.shape[1])
+        return knn_distance(self._place(features.penultimate), self.bank, self.k)
+
+
+def balanced_subset(labels: Tensor, fraction: float, generator: torch.Generator) -> Tensor:
+    """Rows of a random subset that holds the same share of every class, rounded up: (N,) to (M,), sorted.
+
+    Example:
+        >>> labels = torch.tensor([0, 1, 1, 0, 1, 1, 2])
+        >>> labels[balanced_subset(labels, 0.5, torch.Generator().manual_seed(0))].bincount()
+        tensor([1, 2, 1])
+    """
+    labels = labels.cpu()
+    kept = []
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        count = math.ceil(round(fraction * len(rows), 9))
+        kept.append(rows[torch.randperm(len(rows), generator=generator, device="cpu")[:count]])
+    return torch.cat(kept).sort().values
+
+
+def nnguide(z: Tensor, logits: Tensor, bank: Tensor, k: int) -> Tensor:
+    r"""Energy guided by similar training features, :math:`-G(z)\,\log\sum_j e^{\ell_j}`; larger = more OOD.
+
+    The guidance G is the mean of the k largest inner products :math:`\langle v_n, \hat z \rangle` with
+    :math:`\hat z = z / \lVert z \rVert`; bank vectors :math:`v_n = \hat z_n \log\sum_j e^{\ell_{nj}}` are directions of
+    training features, as long as their network is confident.
+
+    Args:
+        z: (N, K).
+        logits: (N, C).
+        bank: v, (M, K), M >= k.
+        k: number of neighbours.
+
+    Returns:
+        (N,)
+
+    References:
+        Park, Jung & Teoh, Nearest Neighbor Guidance for Out-of-Distribution Detection, ICCV 2023.
+    """
+    guidance = (F.normalize(z, dim=1) @ bank.T).topk(k, dim=1).values.mean(1)
+    return guidance * energy(logits)
+
+
+class NNGuide(Detector):
+    """Energy guided by the nearest training features, see `nnguide`.
+
+    The bank is a random subset, the same share of every class (a plain slice of data sorted by class would hold one
+    class only).  The subset depends on ``seed`` and on the order of the training features.
+
+    Args:
+        k: number of neighbours.
+        fraction: share of each class kept in the bank, rounded up.
+        seed: of the subset.
+
+    Raises:
+        ValueError: ``k`` < 1, or more than the bank holds; ``fraction`` not in (0, 1]; labels are missing.
+    """
+
+    reads = ("penultimate", "logits")
+    chunk = 512
+    grows = ("bank",)
+    bank: Tensor
+
+    def __init__(self, k: int = 10, fraction: float = 0.01, seed: int = 0) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k={k} was given; expected a number of neighbours, k >= 1")
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction={fraction} was given; expected a share of each class, 0 < fraction <= 1")
+        self.k, self.fraction, self.seed = k, fraction, seed
+        self.register_buffer("bank", torch.empty(0, 0))
+
+    def _fit(self, features: Features) -> None:
+        rows = balanced_subset(self._labels(features), self.fraction, torch.Generator().manual_seed(self.seed))
+        if len(rows) < self.k:
+            raise ValueError(
+                f"a share of {self.fraction} of each class makes a bank of {len(rows)} features, less than k={self.k}: "
+                f"take a larger fraction of the {len(features)} training features, or a smaller k"
+            )
+        kept = self._prepare(features[rows.to(features.penultimate.device)])
+        self.bank = -energy(kept.logits)[:, None] * F.normalize(kept.penultimate, dim=1)
+
+    def _score(self, features: Features) -> Tensor:
+        z = features.penultimate
+        self._check_width(z, self.bank.shape[1])
+        return nnguide(z, features.logits.to(z.dtype), self.bank.to(z.dtype), self.k)
