@@ -18,27 +18,33 @@ from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
 from ood_lib.heat import HEAT, ResidualEBM
 from ood_lib.images import Frame, ImageArray, ImageFiles
+from ood_lib.labels import average_precision, count_labels
 from ood_lib.langevin import DivergedError, sgld
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
+from ood_lib.multilabel import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
 from ood_lib.neighbours import KNN, NNGuide
 from ood_lib.networks import ResNet, adapt, pick_device
+from ood_lib.outliers import Outlier
 from ood_lib.priors import GMMPrior, LogitPrior
 from ood_lib.rectify import ASH, SCALE, ReAct
 from ood_lib.results import leaderboard, load_results, provenance, save_results
 from ood_lib.sources import MissingDataError
-from ood_lib.training import History, accuracy, shift, train_classifier
+from ood_lib.spectral import lipschitz_report, spectral_normalize
+from ood_lib.training import History, accuracy, mean_average_precision, shift, train_classifier, train_multilabel
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Comparison", "Detector", "DivergedError", "Energy",
     "FDBD", "Features", "Frame", "GEN", "GMM", "GMMPrior", "GradNorm", "HEAT", "History", "ImageArray",
-    "ImageFiles", "KLMatching", "KNN", "LogitPrior", "MSP", "Mahalanobis", "MaxLogit", "Metrics",
-    "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct", "ResNet",
-    "ResidualEBM", "SCALE", "SHE", "ViM", "WeiPer", "accuracy", "adapt", "classical_detectors", "compare",
-    "compose", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm",
-    "leaderboard", "load_benchmark", "load_ood_set", "load_results", "max_logit", "measured", "msp", "odin",
-    "pick_device", "provenance", "run_benchmark", "save_results", "sgld", "shift", "summarize", "train_classifier",
+    "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSP", "Mahalanobis", "MaxLogit", "Metrics",
+    "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN", "Outlier", "Perturbed", "RMDS", "ReAct",
+    "ResNet", "ResidualEBM", "SCALE", "SHE", "SumLogit", "SumProb", "ViM", "WeiPer", "accuracy", "adapt",
+    "average_precision", "classical_detectors", "compare", "compose", "count_labels", "energy", "evaluate",
+    "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm", "joint_energy", "label_energies",
+    "leaderboard", "lipschitz_report", "load_benchmark", "load_ood_set", "load_results", "max_logit",
+    "mean_average_precision", "measured", "msp", "odin", "pick_device", "provenance", "run_benchmark",
+    "save_results", "sgld", "shift", "spectral_normalize", "summarize", "train_classifier", "train_multilabel",
     "weiper_kld",
 ]  # fmt: skip
 

@@ -27,6 +27,7 @@ def odin_images(
     temperature: float = 1000.0,
     epsilon: float = 0.0014,
     std: Sequence[float] | None = None,
+    multilabel: bool = False,
 ) -> Tensor:
     r"""Images moved a small step towards the class they are taken for.
 
@@ -43,6 +44,8 @@ def odin_images(
         epsilon: size of the step, in units of the pixels in [0, 1]; the papers chose theirs with OOD images.
         std: sigma, by which each channel was divided when the images arrive standardised; None when they are in [0, 1]
             (the networks of this library standardise inside).
+        multilabel: independent labels: the loss is the binary cross-entropy of the largest logit against its own
+            decision, :math:`\log(1 + e^{-|\ell_{\max}|})`, and T plays no part (as in the code of JointEnergy).
 
     Returns:
         (N, channels, H, W)
@@ -52,8 +55,11 @@ def odin_images(
         ICLR 2018.
     """
     images = images.detach().clone().requires_grad_()
-    logits = network(images) / temperature
-    loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum")
+    logits = network(images)
+    if multilabel:
+        loss = F.softplus(-logits.amax(1).abs()).sum()
+    else:
+        loss = F.cross_entropy(logits / temperature, logits.detach().argmax(1), reduction="sum")
     (gradient,) = torch.autograd.grad(loss, images)
     step = epsilon if std is None else epsilon / images.new_tensor(std)[:, None, None]
     return images.detach() - step * (2.0 * (gradient >= 0) - 1)
@@ -86,7 +92,10 @@ class Perturbed(nn.Module):
 
     Args:
         network: answers ``represent`` (see `ood_lib.networks`); any other classifier goes through `adapt`.
-        temperature, epsilon, std: see `odin_images`.
+        temperature, epsilon, std, multilabel: see `odin_images`.
+
+    With ``multilabel=True`` score the features by `ood_lib.logits.MaxLogit`: the largest label probability ranks as the
+    largest logit does, at any temperature.
 
     Raises:
         ValueError: ``temperature`` is not positive, or ``epsilon`` is negative.
@@ -105,6 +114,7 @@ class Perturbed(nn.Module):
         temperature: float = 1000.0,
         epsilon: float = 0.0014,
         std: Sequence[float] | None = None,
+        multilabel: bool = False,
     ) -> None:
         super().__init__()
         if not (temperature > 0 and epsilon >= 0):
@@ -112,7 +122,7 @@ class Perturbed(nn.Module):
                 f"temperature={temperature}, epsilon={epsilon} were given; expected T > 0 and epsilon >= 0"
             )
         self.network: Any = network if hasattr(network, "represent") else adapt(network)
-        self.temperature, self.epsilon, self.std = temperature, epsilon, std
+        self.temperature, self.epsilon, self.std, self.multilabel = temperature, epsilon, std, multilabel
 
     @property
     def head(self) -> nn.Linear:
@@ -121,7 +131,8 @@ class Perturbed(nn.Module):
 
     def represent(self, images: Tensor) -> Representation:
         """What the network computes for the moved images."""
-        return self.network.represent(odin_images(self.network, images, self.temperature, self.epsilon, self.std))
+        options = (self.temperature, self.epsilon, self.std, self.multilabel)
+        return self.network.represent(odin_images(self.network, images, *options))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of the moved images."""
@@ -129,7 +140,8 @@ class Perturbed(nn.Module):
 
     def extra_repr(self) -> str:
         """The step, which `extract` also reads to tell caches apart."""
-        return f"temperature={self.temperature}, epsilon={self.epsilon}, std={self.std}"
+        step = f"temperature={self.temperature}, epsilon={self.epsilon}, std={self.std}"
+        return step + (", multilabel=True" if self.multilabel else "")
 
 
 class ODIN(MSP):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ood_lib.detector import Detector, class_indices
 from ood_lib.features import Features
+from ood_lib.labels import label_matrix, present
 
 __all__ = ["MomentDetector", "Moments", "class_moments", "gram", "merge_moments", "pooled", "rounding"]
 
@@ -155,8 +156,12 @@ class MomentDetector(Detector):
     # -- what a subclass writes -------------------------------------------------------------------------------
 
     def _measure(self, chunk: Features) -> Moments:
-        """Moments of one chunk that lies on the detector's device."""
-        return class_moments(chunk.penultimate, self._labels(chunk), self.kind)
+        """Moments of one chunk that lies on the detector's device; an image of several labels counts once for each."""
+        z, labels = chunk.penultimate, chunk.labels
+        if labels is None or labels.ndim == 1:
+            return class_moments(z, self._labels(chunk), self.kind)
+        rows, classes = present(label_matrix(labels, len(z)))
+        return class_moments(z[rows], classes, self.kind, classes=labels.shape[1])
 
     def _finish(self, moments: Moments) -> None:
         """Work out what scores need and store it in buffers; raise ValueError before that if it cannot be done."""

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import CLASSES, UNITS, Toy, cast, normal, seeded
 from scipy.stats import beta, betabinom, chisquare, kstest
+from sklearn.neighbors import LocalOutlierFactor
 from torch import nn
 
 import ood_lib
@@ -32,14 +33,18 @@ from ood_lib import (
     Features,
     GMMPrior,
     GradNorm,
+    JointEnergy,
     KLMatching,
     LogitPrior,
     Mahalanobis,
     MaxLogit,
     NNGuide,
     NotFittedError,
+    Outlier,
     ReAct,
     ResidualEBM,
+    SumLogit,
+    SumProb,
     ViM,
     WeiPer,
     compose,
@@ -82,6 +87,11 @@ MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "GMM EM tied": lambda head: GMM(components=CLASSES),
     "GMM EM diagonal": lambda head: GMM(components=CLASSES, covariance="diagonal"),
     "GMM EM full": lambda head: GMM(components=CLASSES, covariance="full"),
+    "JointEnergy": lambda head: JointEnergy(),
+    "JointEnergy top": lambda head: JointEnergy(top=2),
+    "SumProb": lambda head: SumProb(),
+    "SumLogit": lambda head: SumLogit(),
+    "LOF": lambda head: Outlier(LocalOutlierFactor(n_neighbors=15, novelty=True)),
     "WeiPer kld": lambda head: WeiPer(head, repeats=50),
     "WeiPer kld limit": lambda head: WeiPer(head, repeats=None),
     "WeiPer kld drop": lambda head: WeiPer(head, repeats=50, overflow="drop"),

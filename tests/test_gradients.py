@@ -43,6 +43,24 @@ def test_a_step_makes_the_network_more_confident(network: ResNet):
         assert (moved < plain).all()
 
 
+def test_the_multilabel_step_raises_the_largest_logit_where_it_is_positive_and_lowers_it_where_not(network: ResNet):
+    for shift in (-5.0, 5.0):
+        moved = odin_images(lambda x, s=shift: network(x) + s, IMAGES, epsilon=1e-4, multilabel=True)
+        gained = (network(moved) - network(IMAGES)).gather(1, network(IMAGES).argmax(1, keepdim=True))
+        assert (gained * shift > 0).all()
+
+
+def test_the_multilabel_step_is_that_of_the_binary_cross_entropy_of_the_largest_logit(network: ResNet):
+    x = IMAGES.clone().requires_grad_()
+    largest = network(x).amax(1)
+    F.binary_cross_entropy_with_logits(largest, (largest >= 0).float(), reduction="sum").backward()
+    moved = IMAGES - 0.01 * x.grad.sign()
+    network.zero_grad()
+    assert torch.allclose(odin_images(network, IMAGES, epsilon=0.01, multilabel=True), moved, atol=1e-7)
+    features = extract(Perturbed(network, 1, 0.01, multilabel=True), [(x, 0) for x in IMAGES], progress=False)
+    assert torch.allclose(features.logits, network(moved).detach(), atol=1e-6)
+
+
 def test_the_step_of_a_linear_network_is_known():
     weight = normal(2, 3 * 8 * 8, seed=1).float()
     images = torch.rand(1, 3, 8, 8)

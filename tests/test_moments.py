@@ -160,3 +160,23 @@ def test_bad_pieces_are_refused_and_change_nothing(toy: Toy):
     with pytest.raises(ValueError, match="cannot be merged"):
         detector.partial_fit(Features(penultimate=toy.train.penultimate[:, :5], labels=toy.train.labels))
     assert same_state(state_of(detector), before)
+
+
+def test_an_image_of_several_labels_counts_once_for_each():
+    labels = torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 1, 1], [1, 0, 0]])
+    z = Z[:6]
+    rows, classes = labels.nonzero(as_tuple=True)
+    single = Mahalanobis().fit(Features(penultimate=z[rows], labels=classes))
+    several = Mahalanobis().fit(Features(penultimate=z, labels=labels))
+    assert close(several.moments, single.moments)
+    assert torch.allclose(several.score(Features(penultimate=Z)), single.score(Features(penultimate=Z)))
+    pieces = Mahalanobis().partial_fit(Features(penultimate=z[:2], labels=labels[:2]))
+    assert close(pieces.partial_fit(Features(penultimate=z[2:], labels=labels[2:])).moments, several.moments)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [(torch.eye(90, 3) * 2, "hold 2"), (torch.eye(90, 3), "none of class|constant|covariance")]
+)
+def test_a_label_matrix_is_checked(labels: torch.Tensor, said: str):
+    with pytest.raises(ValueError, match=said):
+        Mahalanobis().fit(Features(penultimate=Z, labels=labels.long()))

@@ -6,7 +6,7 @@ from conftest import normal, seeded
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ood_lib import ResNet, accuracy, shift, train_classifier
+from ood_lib import ResNet, accuracy, mean_average_precision, shift, train_classifier, train_multilabel
 
 
 def stripes(count: int = 48, side: int = 6) -> TensorDataset:
@@ -106,6 +106,101 @@ def test_a_rate_that_diverges_is_named():
 def test_the_accuracy_on_no_image_is_refused():
     with pytest.raises(ValueError, match=r"data set is empty.*\(image, label\)"):
         accuracy(linear(), TensorDataset(torch.empty(0, 1, 6, 6), torch.empty(0)), device="cpu")
+
+
+# -- several labels ---------------------------------------------------------------------------------------------
+
+
+def corners(count: int = 64, side: int = 6) -> TensorDataset:
+    """Label c is present where quarter c is bright; some images carry none."""
+    labels = (torch.rand(count, 4, generator=seeded()) < 0.4).long()
+    x = 0.1 * torch.rand(count, 1, side, side, generator=seeded(1))
+    half = side // 2
+    for c in range(4):
+        rows, columns = slice(c // 2 * half, (c // 2 + 1) * half), slice(c % 2 * half, (c % 2 + 1) * half)
+        x[labels[:, c] == 1, :, rows, columns] += 0.8
+    return TensorDataset(x, labels)
+
+
+class Flat(nn.Module):
+    """A network whose head is known by its name."""
+
+    def __init__(self, outputs: int = 4):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU()), nn.Linear(16, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x))
+
+
+def train_corners(network: nn.Module, data=None, **options):
+    options = {"epochs": 3, "batch_size": 16, "device": "cpu", "progress": False} | options
+    return train_multilabel(network, corners() if data is None else data, **options)
+
+
+def test_every_label_is_learnt_also_from_images_without_any():
+    data, network = corners(), Flat()
+    assert (data.tensors[1].sum(1) == 0).any()
+    history = train_corners(network, data, val=data, epochs=30, learning_rate=0.02)
+    assert sum(history.loss[-3:]) < 0.2 * sum(history.loss[:3])
+    assert history.accuracy[-1] == mean_average_precision(network, data, device="cpu") > 0.999
+
+
+def test_the_loss_is_the_mean_of_the_binary_cross_entropies():
+    data, network = corners(16), Flat()
+    p, y = network(data.tensors[0]).sigmoid(), data.tensors[1]
+    expected = -(y * p.log() + (1 - y) * (1 - p).log()).mean().item()
+    assert train_corners(network, data, epochs=1).loss[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_same_seed_trains_the_same_multilabel_network():
+    (a, loss_a), (b, loss_b), (_, loss_c) = ((n := Flat(), train_corners(n, seed=s).loss) for s in (0, 0, 1))
+    assert torch.equal(weights(a), weights(b)) and loss_a == loss_b != loss_c
+
+
+def test_the_backbone_may_learn_at_another_rate():
+    still, tenth = Flat(), Flat()
+    before = weights(still.body)
+    train_corners(still, backbone_rate=1e-12, learning_rate=0.01)
+    train_corners(tenth, backbone_rate=1e-3, learning_rate=0.01)
+    assert torch.allclose(weights(still.body), before, atol=1e-8)
+    moved = (weights(tenth.body) - before).abs().mean() / (weights(tenth.head) - weights(Flat().head)).abs().mean()
+    assert 0 < moved < 0.5
+
+
+def test_training_mode_is_restored_at_the_start_of_every_epoch():
+    modes = []
+
+    class Watched(Flat):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            modes.append(self.training)
+            return super().forward(x)
+
+    network = Watched()
+    train_corners(network, val=corners(), epochs=3)
+    assert modes == 3 * (4 * [True] + [False]) and not network.training
+
+
+def test_a_class_that_no_training_image_carries_is_named():
+    data = corners()
+    data.labels = data.tensors[1] * torch.tensor([1, 1, 0, 1])
+    with pytest.warns(UserWarning, match=r"classes \[2\]"):
+        train_corners(Flat(), data)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [(torch.ones(8, 3), r"\(8, 3\); expected \(8, 4\)"), (torch.full((8, 4), 2), "hold 2"), (torch.ones(8), r"\(8,\)")],
+)
+def test_labels_that_do_not_fit_the_logits_are_named(labels: torch.Tensor, said: str):
+    with pytest.raises(ValueError, match=said):
+        train_corners(Flat(), TensorDataset(torch.rand(8, 1, 6, 6), labels))
+
+
+def test_the_map_on_no_image_is_refused():
+    with pytest.raises(ValueError, match=r"data set is empty.*\(image, labels\)"):
+        mean_average_precision(Flat(), TensorDataset(torch.empty(0, 1, 6, 6), torch.empty(0, 4)), device="cpu")
 
 
 # -- shift ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,366 @@
+r"""Spectral normalisation, and the report that tells what it bounds.
+
+The spectral norm :math:`\sigma_{\max}` of a linear map is the most by which it can stretch a vector.  Divide the weight
+of every layer by it and, so the hope, the network cannot jump.  Three things decide whether that is true, and all three
+are here to be looked at: whether the weight is always divided (*hard*) or only where it is too large (*bounded*);
+whether the norm is that of the weight *reshaped* to a matrix or the *exact* one of the convolution; and the BatchNorm
+that follows, whose gain undoes any scale of the weight before it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrize import register_parametrization
+
+from ood_lib.extras import need
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+__all__ = [
+    "BoundedGain",
+    "SpectralNorm",
+    "batchnorm_gain",
+    "exact_norm",
+    "lipschitz_report",
+    "power_iteration",
+    "reshaped_norm",
+    "spectral_normalize",
+]
+
+Linear = Callable[[Tensor], Tensor]
+Norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+WARM_UP = 15  # steps before the first use, as in PyTorch
+DENSE = 64  # up to so many inputs or outputs the whole matrix is decomposed
+
+
+# ------------------------------------------------------------------------------------------------ norms
+
+
+@torch.no_grad()
+def power_iteration(apply: Linear, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    r"""Singular vectors u, v of the largest singular value: :math:`\sigma_{\max} = \langle u, A v\rangle` in the limit.
+
+    .. math:: u \leftarrow A v / \lVert A v\rVert, \qquad v \leftarrow A^\top u / \lVert A^\top u\rVert
+
+    The error of the value shrinks by :math:`(\sigma_2/\sigma_1)^4` per step or slower, and never makes it too large.
+
+    Args:
+        apply: the linear map A; its adjoint is taken from automatic differentiation.
+        v: where to start, in the shape that A takes.
+        steps: at least 1.
+
+    Returns:
+        u and v, each of length 1.
+
+    Example:
+        >>> a = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+        >>> u, v = power_iteration(lambda x: x @ a.T, torch.ones(2), steps=8)
+        >>> torch.dot(u, v @ a.T)
+        tensor(3.)
+    """
+    for _ in range(steps):
+        with torch.enable_grad():  # A is linear, so its gradient is A^T, wherever it is taken
+            v = v.detach().requires_grad_()
+            out = apply(v)
+            u = _unit(out.detach())
+            (back,) = torch.autograd.grad(out, v, u)
+        v = _unit(back)
+    return u, v
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / x.norm().clamp_min(1e-12)
+
+
+def _start(shape: Sequence[int], like: Tensor) -> Tensor:
+    """A random direction, always the same."""
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0), device="cpu")
+    return _unit(drawn.to(like.device, like.dtype))
+
+
+def _matrix(weight: Tensor, v: Tensor) -> Tensor:
+    return F.linear(v, weight.flatten(1))
+
+
+def _operator(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """The map (weight, v) -> A v that a layer applies to a batch of one, without its bias."""
+    if isinstance(layer, nn.Linear):
+        return _matrix
+    if not isinstance(layer, nn.Conv2d) or layer.padding_mode != "zeros":
+        raise ValueError(f"{layer} has no exact norm here; expected nn.Linear, or nn.Conv2d with padding_mode='zeros'")
+    options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+    return partial(_convolve, **options)
+
+
+def _convolve(weight: Tensor, v: Tensor, **options: Any) -> Tensor:
+    return F.conv2d(v, weight, **options)
+
+
+def reshaped_norm(weight: Tensor) -> Tensor:
+    r"""Largest singular value of a weight as a matrix (outputs, everything else), ().
+
+    For a convolution this is not its norm :math:`\lVert A\rVert`: a pixel enters several patches, at most
+    :math:`n = \lceil k_h/s\rceil\lceil k_w/s\rceil` (kernel size over stride), so
+    :math:`\sigma_{\max} \le \lVert A\rVert \le \sqrt{n}\,\sigma_{\max}` (the first where one whole patch fits in).
+
+    Example:
+        >>> reshaped_norm(torch.ones(1, 1, 3, 3)).round()  # root of nine
+        tensor(3.)
+    """
+    return torch.linalg.matrix_norm(weight.flatten(1), 2)
+
+
+@torch.inference_mode(False)
+def exact_norm(layer: nn.Module, shape: Sequence[int], tolerance: float = 1e-6) -> float:
+    """Spectral norm of a linear layer or convolution as it acts on an input of a given size.
+
+    Computed in float64 on the CPU, by the Lanczos method of ARPACK, which needs far fewer steps than `power_iteration`.
+
+    Args:
+        layer: nn.Linear, or nn.Conv2d with zero padding.
+        shape: of one input, (channels, H, W), or (features,).
+        tolerance: relative.
+
+    Raises:
+        ValueError: another layer.
+
+    Example:
+        >>> blur = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+        >>> _ = nn.init.ones_(blur.weight)
+        >>> round(exact_norm(blur, (1, 32, 32)), 1)  # it sums up nine pixels, and its reshaped norm is 3
+        8.9
+    """
+    apply = partial(_operator(layer), layer.weight.detach().cpu().double())  # type: ignore[operator]
+    width = math.prod(shape)
+    height = apply(torch.zeros(1, *shape, dtype=torch.float64)).numel()
+    if min(width, height) <= DENSE:
+        pixels = torch.eye(width, dtype=torch.float64).reshape(width, *shape)
+        return torch.linalg.matrix_norm(apply(pixels).flatten(1), 2).item()
+
+    def forward(x: "np.ndarray") -> "np.ndarray":
+        return apply(torch.from_numpy(x).reshape(1, *shape)).flatten().numpy()
+
+    def adjoint(y: "np.ndarray") -> "np.ndarray":
+        with torch.enable_grad():
+            v = torch.zeros(1, *shape, dtype=torch.float64, requires_grad=True)
+            out = apply(v)
+            return torch.autograd.grad(out, v, torch.from_numpy(y).reshape(out.shape))[0].flatten().numpy()
+
+    sparse = need("scipy.sparse.linalg")
+    operator = sparse.LinearOperator((height, width), matvec=forward, rmatvec=adjoint, dtype="float64")
+    start = torch.randn(min(width, height), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = sparse.svds(operator, k=1, tol=tolerance, v0=start.numpy(), return_singular_vectors=False)
+    return float(found[0])
+
+
+def batchnorm_gain(layer: nn.Module) -> Tensor:
+    r"""The most by which a BatchNorm stretches in eval mode, :math:`\max_c |\gamma_c| / \sqrt{v_c + \epsilon}`.
+
+    Args:
+        layer: a BatchNorm that keeps a running variance v.
+
+    Returns:
+        ()
+    """
+    return _gain(layer, layer.weight)  # type: ignore[arg-type]
+
+
+def _gain(layer: Any, gamma: Tensor | None) -> Tensor:
+    if layer.running_var is None:
+        raise ValueError(f"{layer} keeps no running variance, so its gain follows the batch and has no bound")
+    std = (layer.running_var + layer.eps).sqrt()
+    return (1 / std if gamma is None else gamma.abs() / std).amax()
+
+
+# ------------------------------------------------------------------------------------------------ normalisation
+
+
+class SpectralNorm(nn.Module):
+    r"""Parametrization of a weight by its spectral norm; made by `spectral_normalize`.
+
+    Each time the weight is used in training mode one step of `power_iteration` follows it; in eval mode u and v rest,
+    and :math:`\hat\sigma = \langle u, A v\rangle` is the norm only as long as the weight rests too.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, layer: nn.Module, mode: str, coefficient: float, norm: str) -> None:
+        super().__init__()
+        self.mode, self.coefficient, self.norm = mode, coefficient, norm
+        self.apply_layer = _operator(layer) if norm == "exact" else _matrix
+        self.register_buffer("u", torch.empty(0))
+        self.register_buffer("v", torch.empty(0))
+        if norm == "reshaped" or isinstance(layer, nn.Linear):
+            self.begin(layer.weight, layer.weight[0].numel())  # type: ignore[arg-type, index]
+
+    def begin(self, weight: Tensor, *shape: int) -> None:
+        """Find singular vectors from scratch, for inputs of a given shape."""
+        apply = partial(self.apply_layer, weight.detach())
+        self.u, self.v = power_iteration(apply, _start((1, *shape), weight), WARM_UP)
+
+    def see(self, weight: Tensor, shape: Sequence[int]) -> None:
+        """Learn the size of the input, on which the exact norm of a convolution depends; in eval mode only once."""
+        if len(self.v) == 0 or (self.training and self.v.shape[1:] != shape):
+            self.begin(weight, *shape)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The normalised weight."""
+        if len(self.v) == 0:  # a convolution that has not seen an input yet
+            return weight
+        if self.training:
+            self.u, self.v = power_iteration(partial(self.apply_layer, weight.detach()), self.v, 1)
+        sigma = (self.u * self.apply_layer(weight, self.v)).sum()
+        scale = sigma / self.coefficient
+        return weight / (scale if self.mode == "hard" else scale.clamp_min(1))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("u", "v"):  # their shape is learnt
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """How the weight is normalised."""
+        return f"mode={self.mode!r}, coefficient={self.coefficient:g}, norm={self.norm!r}"
+
+
+class BoundedGain(nn.Module):
+    r"""Parametrization of a BatchNorm's :math:`\gamma` that keeps `batchnorm_gain` at a bound c or below it."""
+
+    def __init__(self, layer: nn.Module, coefficient: float) -> None:
+        super().__init__()
+        self.coefficient = coefficient
+        object.__setattr__(self, "layer", layer)  # to read its running variance; not a part of this module
+
+    def forward(self, gamma: Tensor) -> Tensor:
+        """The bounded gamma (channels,)."""
+        return gamma / (_gain(self.layer, gamma) / self.coefficient).clamp_min(1)
+
+    def extra_repr(self) -> str:
+        """The bound."""
+        return f"coefficient={self.coefficient:g}"
+
+
+def spectral_normalize(
+    module: nn.Module,
+    mode: Literal["hard", "bounded"] = "hard",
+    coefficient: float = 1.0,
+    norm: Literal["reshaped", "exact"] = "reshaped",
+    *,
+    layers: type | tuple[type, ...] = nn.Conv2d,
+    batchnorm: float | None = None,
+) -> nn.Module:
+    r"""Divide the weights of a network by their spectral norm, from now on and while it is trained.
+
+    Hard: :math:`W \to c\,W / \hat\sigma`, larger or smaller, so that the norm is c.  Bounded:
+    :math:`W \to W / \max(1, \hat\sigma / c)`, so that it is at most c.  The defaults are what the released code of
+    SNoJoE does: hard, c = 1, reshaped, all convolutions, BatchNorm left alone (and then nothing is bounded).
+
+    Args:
+        module: a layer or a whole network; changed in place (parametrizations on ``weight``; they are in the
+            ``state_dict``, so normalise a fresh network the same way before you load one).
+        mode: always divide, or only what is too large.
+        coefficient: c > 0.
+        norm: of the weight as a matrix, or of the convolution on the inputs that it meets (measured from the first
+            image that passes; until then the weight is left alone).
+        layers: types to normalise, among nn.Conv2d and nn.Linear.
+        batchnorm: also bound the gain of each BatchNorm by this; None = leave them alone.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: an argument out of its range, no such layer in the module, or one that is normalised already.
+
+    References:
+        Miyato et al., Spectral Normalization for Generative Adversarial Networks, ICLR 2018 (hard); Gouk et al.,
+        Regularisation of Neural Networks by Enforcing Lipschitz Continuity, Machine Learning 2021 (bounded); van
+        Amersfoort et al., On Feature Collapse and Deep Kernel Learning, 2021 (BatchNorm).
+
+    Example:
+        >>> layer = spectral_normalize(nn.Linear(4, 3), layers=nn.Linear)
+        >>> 0.99 < reshaped_norm(layer.weight).item() < 1.01  # nearer to 1 with every update
+        True
+    """
+    _check_options(mode, coefficient, norm, batchnorm)
+    chosen: list[nn.Module] = [m for m in module.modules() if isinstance(m, layers)]
+    if not chosen:
+        raise ValueError(f"{type(module).__name__} has no layer of {layers} to normalise")
+    if done := [name for name, m in module.named_modules() if m in chosen and hasattr(m, "parametrizations")]:
+        raise ValueError(f"{done} are normalised already; build the network afresh to normalise it otherwise")
+    for layer in chosen:
+        register_parametrization(layer, "weight", SpectralNorm(layer, mode, coefficient, norm))
+        if norm == "exact" and not isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(_show_input)
+    if batchnorm is not None:
+        for layer in [m for m in module.modules() if isinstance(m, Norms) and m.affine]:
+            register_parametrization(layer, "weight", BoundedGain(layer, batchnorm))
+    return module
+
+
+def _check_options(mode: str, coefficient: float, norm: str, batchnorm: float | None) -> None:
+    if mode not in ("hard", "bounded") or norm not in ("reshaped", "exact"):
+        raise ValueError(
+            f"mode={mode!r}, norm={norm!r} were given; expected 'hard' or 'bounded', and 'reshaped' or 'exact'"
+        )
+    for name, bound in (("coefficient", coefficient), ("batchnorm", 1.0 if batchnorm is None else batchnorm)):
+        if not 0 < bound < float("inf"):
+            raise ValueError(f"{name}={bound} was given; expected a positive bound")
+
+
+def _show_input(layer: Any, inputs: tuple[Tensor, ...]) -> None:
+    held = layer.parametrizations.weight
+    held[0].see(held.original, inputs[0].shape[1:])
+
+
+# ------------------------------------------------------------------------------------------------ report
+
+
+@torch.no_grad()
+def lipschitz_report(network: nn.Module, images: Tensor) -> "pd.DataFrame":
+    """Layer by layer, in the order they run: how much each stretches at most, and the BatchNorm that follows it.
+
+    Args:
+        network: convolutions with zero padding, linear layers, BatchNorms; looked at in eval mode.
+        images: (N, channels, H, W), a few, to see the sizes that the layers work on.
+
+    Returns:
+        One row per convolution or linear layer: layer (its name), reshaped (`reshaped_norm`), exact (`exact_norm`),
+        gain (`batchnorm_gain` of a BatchNorm that reads its output directly, else 1) and product (exact x gain).  The
+        product over a chain of layers bounds its Lipschitz constant; branches add.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    made: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # the output is held, so that its id stays its own
+
+    def look(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(layer, Norms):
+            if (found := made.get(id(inputs[0]))) is not None:
+                found[1]["gain"] = batchnorm_gain(layer).item()
+            return
+        sigma, exact = reshaped_norm(layer.weight).item(), exact_norm(layer, inputs[0].shape[1:])  # type: ignore[arg-type]
+        rows.append({"layer": name, "reshaped": sigma, "exact": exact, "gain": 1.0})
+        made[id(output)] = output, rows[-1]
+
+    kinds = (nn.Conv2d, nn.Linear, *Norms)
+    seen = {name: m for name, m in network.named_modules() if isinstance(m, kinds)}
+    handles = [m.register_forward_hook(partial(look, name)) for name, m in seen.items()]
+    modes = [(m, m.training) for m in network.modules()]
+    try:
+        network.eval()(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes:
+            module.training = mode
+    table = pd.DataFrame(rows, columns=["layer", "reshaped", "exact", "gain"])
+    return table.assign(product=table["exact"] * table["gain"])
