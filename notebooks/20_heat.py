@@ -63,7 +63,7 @@ standardize: bool = True  # the residual network sees standardised features
 shared: bool = False  # one weight matrix for all inner layers, as in the released code
 keep_starts: bool = False  # the starts of the chains are negatives too
 hidden: list = [128, 128, 128]  # widths of the residual network
-residual_updates: list = [200, 200, 200]  # of Adam, for each residual
+residual_updates: list = [150, 150, 150]  # of Adam, for each residual
 batch_size: list = [128, 128, 128]  # features per update, and negatives
 residual_rate: float = 0.001  # learning rate of the residuals
 average: float = 0.99  # decay of the moving average of the weights; 0 = last weights
@@ -78,6 +78,7 @@ results: str = ""  # folder for what other pages show; empty = do not write
 import base64
 import math
 import tempfile
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -328,7 +329,7 @@ for (lam_, net), role in zip(learned.items(), ("id", "near", "other")):
     ax.plot(z_axis[::8], law[::8], plots.MARKERS[role], color=plots.COLORS[role], ms=4)
 ax.plot(z_axis, -log_ratio, "--", color=plots.COLORS["grey"], lw=1, label="−log p/q")
 ax.set(xlabel="z", ylabel="residual energy $E_θ$", ylim=(-2.3, 2.3))
-ax.legend(ncols=4, loc="upper center")
+ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 plt.show()
 assert max(deviation.values()) < 0.25
 
@@ -694,7 +695,7 @@ with warnings.catch_warnings():
 
     points = umap.UMAP(n_neighbors=20, min_dist=0.2, random_state=seed).fit_transform(seen.penultimate)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "One embedding, seven colourings. First panel: the roles. Then the three priors, and below the composition and two residuals. Yellow = high energy. Look where a residual is yellow and its prior is not: there it changes the ranking.", "name": "fig-heat-umap"}, "image": {"alt": "Six scatter plots of the same two-dimensional embedding. The first shows blue ID islands with orange near-OOD and pink far-OOD points between and beside them. In the others colour is the rank of an energy: the mixtures are dark on the ID islands and bright elsewhere, the logit prior leaves some far-OOD points dark, the residual of the logits brightens them."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "One embedding, six colourings. Top: the roles, and two priors. Bottom: the composition, and the residuals of these two priors. Yellow = high energy. Look where a residual is yellow and its prior is not: there it changes the ranking.", "name": "fig-heat-umap"}, "image": {"alt": "Six scatter plots of the same two-dimensional embedding. The first shows blue ID islands with orange near-OOD and pink far-OOD points between and beside them. In the others colour is the rank of an energy: the mixtures are dark on the ID islands and bright elsewhere, the logit prior leaves some far-OOD points dark, the residual of the logits brightens them."}}
 figure, axes = plt.subplots(2, 3, figsize=(plots.FULL, 4.9))
 plots.embedding(points, {k: groups == k for k in ("far", "near", "id")}, ax=axes[0, 0])
 axes[0, 0].legend(fontsize=8, markerscale=2, loc="best", handletextpad=0)
@@ -868,13 +869,13 @@ def sweep(knob, values, k):
 # %%
 style, logits = 1, 2
 swept = {
-    ("steps", "GMM style"): sweep("steps", [0, 2, 5, 12], style),
-    ("steps", "logits"): sweep("steps", [0, 2, 5, 12], logits),
+    ("steps", "GMM style"): sweep("steps", [0, 3, 10], style),
+    ("steps", "logits"): sweep("steps", [0, 3, 10], logits),
     ("lam", "GMM style"): sweep("lam", [0.05, 0.25, 1.0, 4.0], style),
     ("lam", "logits"): sweep("lam", [0.05, 0.25, 1.0, 4.0], logits),
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Hybrids on style and on logits while the chain grows (left) and the penalty grows (right). The thin lines are the priors alone, which a large λ must approach. Mean and range over networks.", "name": "fig-heat-knobs"}, "image": {"alt": "Four panels of AUROC with near-OOD and far-OOD curves and bands: the style hybrid and the logit hybrid over the number of steps 0 to 12, and over lambda 0.05 to 4. Horizontal lines mark the priors."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Hybrids on style and on logits while the chain grows (left) and the penalty grows (right). The thin lines are the priors alone, which a large λ must approach. Mean and range over networks.", "name": "fig-heat-knobs"}, "image": {"alt": "Four panels of AUROC with near-OOD and far-OOD curves and bands: the style hybrid and the logit hybrid over the number of steps 0 to 10, and over lambda 0.05 to 4. Horizontal lines mark the priors."}}
 alone = {
     name: pd.DataFrame([group_auroc(priors(heads[n])[k].fit(features[n].train), features[n]) for n in nets]).mean()
     for k, name in enumerate(names)
@@ -946,7 +947,7 @@ low_data = pd.DataFrame(low_data)
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC against the number of training images per class, mean over networks. The covariance of a mixture needs more images than features; below that it is the ridge that decides.", "name": "fig-heat-data"}, "image": {"alt": "Two panels, near-OOD and far-OOD. Each has AUROC over 5, 10, 20 and 50 images per class for the mixture prior, the prior with a larger ridge, its hybrid and KNN."}}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 2.6))
 for ax, group in zip(axes, ("near", "far")):
-    for name, role in (("prior GMM", "id"), ("prior, ridge 0.1", "near"), ("hybrid GMM", "other"), ("KNN", "grey")):
+    for name, role in (("prior GMM", "id"), ("prior, ridge 0.1", "far"), ("hybrid GMM", "other"), ("KNN", "grey")):
         means = low_data[low_data["detector"] == name].groupby("size")[group].mean()
         ax.plot(range(len(sizes)), means, plots.MARKERS[role] + plots.LINES[role], color=plots.COLORS[role], label=name)
     ax.set(xticks=range(len(sizes)), xticklabels=sizes, xlabel="images per class", title=f"{group}-OOD")
@@ -1080,7 +1081,7 @@ for lam_ in (0.02, 0.1, 0.25, 1.0):
     rows[lam_] = [own.item(), held.item(), near]
 frame = pd.DataFrame(rows, ["training", "held out", "near AUROC"]).T.rename_axis("λ")
 caption = "Mean residual as a share of its bound, after 300 updates"
-frame.style.format("{:.2f}").set_caption(caption)
+frame.style.format("{:.2f}").format_index("{:g}").set_caption(caption)
 
 # %% [markdown]
 # **Divergence** is noticed. Take a learning rate that is far too large:
@@ -1089,7 +1090,7 @@ frame.style.format("{:.2f}").set_caption(caption)
 try:
     ood.ResidualEBM(ood.GMMPrior(), **options(0, learning_rate=100.0)).fit(f.train)
 except ood.DivergedError as error:
-    print(error)
+    print(textwrap.fill(str(error), 80))
 
 # %% [markdown]
 # **What the features forgot.** HEAT reads features. If two images have the same feature, no energy tells them apart. And the mixtures read
