@@ -462,9 +462,9 @@ plt.show()
 # You train five kinds of network, each from the same seeds:
 #
 # * **plain**: no normalisation; JointEnergy's side of the comparison;
-# * **hard**: every convolution hard-normalised by its reshaped norm, BatchNorm free; SNoJoE as released;
+# * **hard**: every convolution hard-normalised by its reshaped norm, BatchNorm free; SNoJoE as it is meant;
 # * **bounded**: exact norms at most $c$ *and* BatchNorm gains bounded; here the name keeps its promise;
-# * **plain, eval** and **hard, eval**: the first two with the defect of the released training loops.
+# * **plain, eval** and **hard, eval**: the first two with a defect of the released training loops of both papers.
 #
 # The defect: after each epoch the released loops measure the validation set in eval mode, and never switch back. From
 # the second epoch on BatchNorm no longer sees batches, and power iteration stands still, so $\hat\sigma=u^\top Wv$ with frozen
