@@ -12,7 +12,7 @@
 # ```{admonition} Before you start
 # :class: tip
 # **You will learn** how to ask a network with many labels whether it knows *anything* in an image, why the answer is a
-# sum of softplus functions and three other things at once, what a spectral norm is, what spectral normalisation bounds
+# sum of softplus functions and two other things at once, what a spectral norm is, what spectral normalisation bounds
 # in a network with BatchNorm (less than its name says), and what both together are worth.
 #
 # **You need** the sigmoid, singular values, and enough PyTorch to read a convolution.
@@ -121,7 +121,7 @@ scores = {
     "softmax": ood.msp,
     "sum of logits": sum_logit,
 }
-pd.DataFrame({name: S(toy) for name, S in scores.items()}, index=list(seen)).round(2)
+pd.DataFrame({name: S(toy) + 0.0 for name, S in scores.items()}, index=list(seen)).round(2)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Four scores on the plane of two logits; darker = more OOD, each on its own scale. The joint energy is bright wherever one label is sure; the softmax is dark along the whole diagonal; the sum of logits lets an absent dog cancel a present cat.", "name": "fig-snojoe-toy"}, "image": {"alt": "Four maps over the logits of two labels, with the same four marked images. Joint energy and largest logit are dark in the lower left quadrant only; the softmax is dark along the diagonal, where both labels agree; the sum of logits darkens towards the lower left in straight diagonal bands."}}
 figure, axes = plt.subplots(1, 4, figsize=(plots.FULL, 2.2), sharey=True)
@@ -138,7 +138,7 @@ figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", 
 plt.show()
 
 # %% tags=["hide-input"]
-values = {name: dict(zip(seen, S(toy).tolist())) for name, S in scores.items()}
+values = {name: dict(zip(seen, (S(toy) + 0.0).tolist())) for name, S in scores.items()}
 soft, total = values["softmax"], values["sum of logits"]
 assert math.isclose(soft["both"], soft["neither"]) and math.isclose(total["cat alone"], total["undecided"])
 display(Markdown(
@@ -367,7 +367,7 @@ for mode, bound in (("hard", 1.0), ("bounded", c)):
 # $$\mathrm{BN}\left(\tfrac1{\hat\sigma}\,W x\right) = \mathrm{BN}(W x)\qquad\text{(up to the tiny } \varepsilon
 # \text{ under the root)}.$$
 #
-# In eval mode the running variance $v$ has learned the scale. The layer pair stretches by at most
+# In eval mode the running variance $v$ has learned the scale. The pair of layers stretches by at most
 # $\lVert W\rVert\cdot\max_c|\gamma_c|/\sqrt{v_c+\varepsilon}$, norm times *gain*, and whatever you take from the first factor
 # goes to the second.
 
@@ -462,9 +462,9 @@ plt.show()
 # You train five kinds of network, each from the same seeds:
 #
 # * **plain**: no normalisation; JointEnergy's side of the comparison;
-# * **hard**: every convolution hard-normalised by its reshaped norm, BatchNorm free; SNoJoE as released;
+# * **hard**: every convolution hard-normalised by its reshaped norm, BatchNorm free; SNoJoE as it is meant;
 # * **bounded**: exact norms at most $c$ *and* BatchNorm gains bounded; here the name keeps its promise;
-# * **plain, eval** and **hard, eval**: the first two with the defect of the released training loops.
+# * **plain, eval** and **hard, eval**: the first two with a defect of the released training loops of both papers.
 #
 # The defect: after each epoch the released loops measure the validation set in eval mode, and never switch back. From
 # the second epoch on BatchNorm no longer sees batches, and power iteration stands still, so $\hat\sigma=u^\top Wv$ with frozen
