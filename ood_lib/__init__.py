@@ -9,6 +9,7 @@ from ood_lib.data import BENCHMARKS, Benchmark, load_benchmark, load_ood_set
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, KNN, SHE, NNGuide
+from ood_lib.feature_flow import FeatureFlow
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
@@ -21,12 +22,12 @@ from ood_lib.training import History, accuracy, shift, train_classifier
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
-    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "Features", "GEN", "GMM",
-    "GradNorm", "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError",
-    "NNGuide", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE", "ViM", "WeiPer",
-    "accuracy", "adapt", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm",
-    "load_benchmark", "load_ood_set", "max_logit", "msp", "odin", "pick_device", "run_benchmark", "shift",
-    "summarize", "train_classifier", "weiper_kld",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Detector", "Energy", "FDBD", "FeatureFlow", "Features",
+    "GEN", "GMM", "GradNorm", "History", "KLMatching", "KNN", "MSP", "Mahalanobis", "MaxLogit", "Metrics",
+    "MissingDataError", "NNGuide", "NotFittedError", "ODIN", "Perturbed", "RMDS", "ReAct", "ResNet", "SCALE", "SHE",
+    "ViM", "WeiPer", "accuracy", "adapt", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature",
+    "gen", "gradnorm", "load_benchmark", "load_ood_set", "max_logit", "msp", "odin", "pick_device", "run_benchmark",
+    "shift", "summarize", "train_classifier", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

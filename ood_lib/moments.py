@@ -19,7 +19,7 @@ from torch import Tensor
 from ood_lib.detector import Detector, class_indices
 from ood_lib.features import Features
 
-__all__ = ["MomentDetector", "Moments", "class_moments", "merge_moments", "pooled", "rounding"]
+__all__ = ["Kind", "MomentDetector", "Moments", "class_moments", "merge_moments", "pooled", "rounding"]
 
 Kind = Literal["none", "tied", "diagonal", "full"]
 
