@@ -188,8 +188,13 @@ class FeatureFlow(Detector):
         finally:  # a likelihood that was lost leaves the last good state
             self.density, self.history = density.eval().requires_grad_(False), training.history
             self.shape = self.shape.new_tensor([z.shape[1], classes])
-            self.usual.fill_(training.log_prob(held if len(held) else rows[:MOST]))
             self.fitted.fill_(True)
+            self.usual.fill_(self._mean_log_prob(features, held if len(held) else rows[:MOST]))
+
+    def _mean_log_prob(self, features: Features, rows: Tensor) -> float:
+        """Of some rows as `score` sees them: without noise."""
+        parts = (self._prepare(Features(features.penultimate[part])).penultimate for part in rows.split(self.chunk))
+        return sum(self.log_prob(z).sum().item() for z in parts) / len(rows)
 
     def _build(self, dim: int, classes: int) -> Flow:
         """The flow before it has seen data."""
