@@ -13,6 +13,7 @@ from ood_lib.data import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, SHE
+from ood_lib.feature_flow import FeatureFlow
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
@@ -36,10 +37,10 @@ from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Comparison", "Detector", "DivergedError", "Energy",
-    "FDBD", "Features", "Frame", "GEN", "GMM", "GMMPrior", "GradNorm", "HEAT", "History", "ImageArray",
-    "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSP", "Mahalanobis", "MaxLogit", "Metrics",
-    "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN", "Outlier", "Perturbed", "RMDS", "ReAct",
-    "ResNet", "ResidualEBM", "SCALE", "SHE", "SumLogit", "SumProb", "ViM", "WeiPer", "accuracy", "adapt",
+    "FDBD", "FeatureFlow", "Features", "Frame", "GEN", "GMM", "GMMPrior", "GradNorm", "HEAT", "History",
+    "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSP", "Mahalanobis", "MaxLogit",
+    "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN", "Outlier", "Perturbed", "RMDS",
+    "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "SumLogit", "SumProb", "ViM", "WeiPer", "accuracy", "adapt",
     "average_precision", "classical_detectors", "compare", "compose", "count_labels", "energy", "evaluate",
     "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm", "joint_energy", "label_energies",
     "leaderboard", "lipschitz_report", "load_benchmark", "load_ood_set", "load_results", "max_logit",

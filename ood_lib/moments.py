@@ -20,7 +20,7 @@ from ood_lib.detector import Detector, class_indices
 from ood_lib.features import Features
 from ood_lib.labels import label_matrix, present
 
-__all__ = ["MomentDetector", "Moments", "class_moments", "gram", "merge_moments", "pooled", "rounding"]
+__all__ = ["Kind", "MomentDetector", "Moments", "class_moments", "gram", "merge_moments", "pooled", "rounding"]
 
 Kind = Literal["none", "tied", "diagonal", "full"]
 
