@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ood_lib.networks import pick_device
 
-__all__ = ["History", "accuracy", "shift", "train_classifier"]
+__all__ = ["History", "accuracy", "check_loss", "shift", "train_classifier"]
 
 
 @dataclass
@@ -81,7 +81,7 @@ def train_classifier(
                 logits = network(images.to(where))
                 _check_labels(labels, logits.shape[1])
                 loss = F.cross_entropy(logits, labels.to(where))
-                _check_loss(loss, learning_rate)
+                check_loss(loss, learning_rate)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -104,7 +104,8 @@ def _check_labels(labels: Tensor, classes: int) -> None:
         )
 
 
-def _check_loss(loss: Tensor, learning_rate: float) -> None:
+def check_loss(loss: Tensor, learning_rate: float) -> None:
+    """Raise ValueError when training has diverged: the loss is NaN or infinite."""
     if not loss.isfinite():
         raise ValueError(f"the loss became {loss.item()}: try a learning_rate below {learning_rate}")
 

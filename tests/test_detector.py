@@ -17,6 +17,7 @@ from ood_lib import (
     GEN,
     GMM,
     KNN,
+    MSMA,
     MSP,
     ODIN,
     RMDS,
@@ -36,6 +37,7 @@ from ood_lib import (
     WeiPer,
     energy,
     msp,
+    noise_scales,
 )
 
 MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
@@ -65,6 +67,8 @@ MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "SCALE": lambda head: SCALE(head),
     "ODIN": lambda head: ODIN(),
     "GradNorm": lambda head: GradNorm(),
+    "MSMA": lambda head: MSMA(lambda x, sigma: -x, GMM(1, "full"), noise_scales(count=UNITS)),
+    "MSMA KNN": lambda head: MSMA(lambda x, sigma: -x, KNN(k=5, normalize=False), noise_scales(count=UNITS)),
     "GMM tied": lambda head: GMM(),
     "GMM diagonal": lambda head: GMM(covariance="diagonal"),
     "GMM full": lambda head: GMM(covariance="full"),
