@@ -290,11 +290,11 @@ def test_the_network_is_saved_with_the_detector():
 
 
 def test_few_rows_are_said_to_be_few_and_fewer_than_components_refused():
-    with pytest.warns(UserWarning, match="29 rows for a density of 3 score norms"):
-        make(GMM(1, "full")).fit(TRAIN[:29])
+    with pytest.warns(UserWarning, match="14 rows for a density of 3 score norms"):
+        make(GMM(1, "full")).fit(TRAIN[:14])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        make(GMM(1, "full")).fit(TRAIN[:30])
+        make(GMM(1, "full")).fit(TRAIN[:15])
     with pytest.raises(ValueError, match="40 components were asked for, and 30 samples given"):
         make(GMM(40, "full")).fit(TRAIN[:30])
 
