@@ -148,7 +148,7 @@ assert abs(low - 30.2974) < 1e-4
 display(Markdown(f"All 27 entries agree with an independent computation to four digits. Even the middle has a blind spot: "
                  f"the unblurred score vanishes at $x={low:.4f}$, where the density is smallest."))  # fmt: skip
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The toy of the paper with exact scores. Left: the density at three blurs. Middle: length of the score; every curve has zeros, at different places. Right: two scales as coordinates. Seen along either axis the small mode covers the inliers; in the plane they lie on different lines.", "name": "fig-msma-line"}, "image": {"alt": "Left, three densities over x from 0 to 60 on a logarithmic axis: two hills at 10 and 50 for the smallest blur, one hill for the largest. Middle, length of the score times sigma over x for the three blurs, with zeros at the hills. Right, scatter plot of the lengths at sigma 0.1 and 10: inliers lie on a steep straight line from the origin, points of the small mode on flatter ones."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The toy of the paper with exact scores. Left: the density at three blurs. Middle: length of the score; every curve has zeros, at different places. Right: two scales as coordinates; seen along either axis the small mode covers the inliers; in the plane they lie on different lines.", "name": "fig-msma-line"}, "image": {"alt": "Left, three densities over x from 0 to 60 on a logarithmic axis: two hills at 10 and 50 for the smallest blur, one hill for the largest. Middle, length of the score times sigma over x for the three blurs, with zeros at the hills. Right, scatter plot of the lengths at sigma 0.1 and 10: inliers lie on a steep straight line from the origin, points of the small mode on flatter ones."}}
 figure, (density, length, plane) = plt.subplots(1, 3, figsize=(plots.FULL, 2.7))
 x = torch.linspace(0, 60, 601).double()[:, None]
 for sigma, (role, style) in zip((0.1, 10.0, 20.0), list(plots.LINES.items())):
@@ -166,7 +166,7 @@ for (name, points), role in zip(({"inliers": inliers} | outliers).items(), ("id"
     eta = ood.score_norms(line, points, [10.0, 0.1])
     plane.plot(eta[:, 1], eta[:, 0], plots.MARKERS[role], color=plots.COLORS[role], ms=3, alpha=0.6, mew=0, label=name)
 plane.set(xlabel="norm at σ = 0.1", ylabel="norm at σ = 10", xlim=(-0.005, 0.16), ylim=(-0.02, 0.75))
-plane.text(0.155, 0.02, "(the middle lies far above)", fontsize=8, ha="right", color=plots.COLORS["grey"])
+plane.text(0.155, 0.06, "middle: far above", fontsize=8, ha="right", color=plots.COLORS["grey"])
 plane.legend(*[x[::2] for x in plane.get_legend_handles_labels()], fontsize=8, markerscale=2, loc="upper right", handletextpad=0)
 plt.show()
 
@@ -549,7 +549,8 @@ for ax, (name, (x, role)) in zip(axes.flat, others.items()):
     profile(ax, x, role)
     ax.axhline(D**0.5, color=plots.COLORS["grey"], ls=":", lw=1)
     ax.set_title(name, color=plots.COLORS[role], fontsize=10)
-    ax.yaxis.set_major_formatter(plt.ScalarFormatter())
+    ax.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"], minor=False)
+    ax.yaxis.set_minor_formatter(plt.NullFormatter())
 for ax in axes.flat[len(others) :]:
     ax.axis("off")
 figure.supxlabel("noise scale σ", fontsize=11)
@@ -1123,7 +1124,8 @@ for ax, name in zip(axes.flat, names):
     for norms, style, mark in ((original_norms, "-", "s"), (rounded_norms, "--", "D")):
         ax.loglog(sigmas, norms[name].penultimate.median(0).values, style, marker=mark, ms=3, color=plots.COLORS["far"])
     ax.set_title(name, fontsize=10)
-    ax.yaxis.set_major_formatter(plt.ScalarFormatter())
+    ax.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"], minor=False)
+    ax.yaxis.set_minor_formatter(plt.NullFormatter())
 for ax in axes.flat[len(names) :]:
     ax.axis("off")
 figure.supxlabel("noise scale σ", fontsize=11)
