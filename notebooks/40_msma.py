@@ -939,7 +939,7 @@ def noised_input(network, x):
 inputs = {}
 for n, net in enumerate(networks):
     for name, wrap in (("clean", clean_input), ("noised", noised_input)):
-        inputs[name, n] = groups_of(net, sigmas, ood.GMM(1, "full"), wrap, 300)
+        inputs[name, n] = groups_of(net, sigmas, ood.GMM(1, "full"), wrap, 150)
 inputs = 100 * pd.DataFrame(inputs).T.groupby(level=0).mean()
 inputs.style.format("{:.1f}").set_caption("AUROC in %, mean over networks")
 
@@ -960,7 +960,7 @@ count = len(fine)
 
 def fine_norms(network):
     def read(data):
-        return ood.score_norms(network, some(data, 400), fine)
+        return ood.score_norms(network, some(data, 250), fine)
 
     ood_norms = {k: [read(v) for v in sets.values()] for k, sets in groups.items()}
     return {"fit": read(held_out), "test": read(bench.test)} | ood_norms
@@ -1080,7 +1080,7 @@ by_steps[score_steps] = network
 lengths = {
     steps: {"error at σ₁": ood.denoising_error(n, sides["test"], sigmas)[0].item(),
             "error at σ_L": ood.denoising_error(n, sides["test"], sigmas)[-1].item(),
-            **groups_of(n, sigmas, ood.GMM(1, "full"), n=300)}
+            **groups_of(n, sigmas, ood.GMM(1, "full"), n=150)}
     for steps, n in by_steps.items()
 }  # fmt: skip
 pd.DataFrame(lengths).T.rename_axis("updates").style.format("{:.3f}")

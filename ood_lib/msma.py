@@ -145,7 +145,7 @@ class ScoreNorms(nn.Module):
 
 
 def select_gmm(
-    features: Features, components: Sequence[int] = (1, 2, 4, 8), folds: int = 5, quantile: float | None = None
+    features: Features, components: Sequence[int] = (1, 2, 4), folds: int = 3, quantile: float | None = None
 ) -> GMM:
     """The Gaussian mixture, not yet fitted, that gives held-out rows the largest log-density; full covariances.
 
