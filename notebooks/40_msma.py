@@ -1116,7 +1116,7 @@ change = {
     for k in affected
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Median norm of the original images (solid) and of the same images rounded to the ID grey levels (dashed), with the ID test images (blue). Where the two part, the network had read the number format.", "name": "fig-msma-rounded"}, "image": {"alt": "Six panels of median norm over noise scale for sets before and after rounding. At large scales both lines coincide. At the smallest scales the rounded images have much shorter scores for some sets and come close to the ID line."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Median norm of the original images (solid) and of the same images rounded to the ID grey levels (dashed), with the ID test images (blue). Where the two part, the network had read the number format.", "name": "fig-msma-rounded"}, "image": {"alt": "Six panels of median norm over noise scale for sets before and after rounding. At large scales both lines coincide; where they part at small scales, the grey levels made the difference."}}
 names = [k for k, v in change.items() if not torch.equal(rounded(affected[k]).images, some(affected[k], 400))][:6]
 figure, axes = plt.subplots(math.ceil(len(names) / 3), 3, figsize=(plots.FULL, 2.1 * math.ceil(len(names) / 3)), sharex=True, sharey=True, squeeze=False)
 for ax, name in zip(axes.flat, names):
@@ -1364,7 +1364,7 @@ print(f"best single column {cheated:.3f}, all {count} columns {everything:.3f}")
 # ```{exercise-start} Open: make it blind to the number format
 # :label: ex-msma-open
 # ```
-# Section 7.1 found that grey levels give images away. Build a detector from the same network that cannot use them, without
+# Section 7.1 asked whether grey levels give images away. Build a detector from the same network that cannot use them, without
 # retraining, and store the largest difference, over the far sets, between its AUROC on the original and on the rounded images.
 # *Hint: what could you do to every image, ID ones too, before the network sees it? Or which columns could you leave out?*
 
@@ -1411,7 +1411,7 @@ assert difference < 0.02
 # * It is learned by guessing noise. Loss and norm are tied by Pythagoras: check that they fit.
 # * No single scale and no one-sided threshold is right. Outliers may have shorter scores, and the information can lie in how the
 #   scales go together.
-# * It needs no labels and sees textures and contrast well, classes badly, and number formats better than you would wish.
+# * It needs no labels and sees textures and contrast well and classes badly. Section 7.1 tells whether it read the number format as well.
 # * Which of the two failed on near-OOD, representation or energy? A nearest neighbour on pixels finds these digits. Ten norms
 #   forget *where* in the image the score is long: the representation, then.
 #
