@@ -23,6 +23,7 @@ from ood_lib.labels import average_precision, count_labels
 from ood_lib.langevin import DivergedError, sgld
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
+from ood_lib.msma import MSMA, ScoreNorms, score_norms, select_gmm
 from ood_lib.multilabel import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
 from ood_lib.neighbours import KNN, NNGuide
 from ood_lib.networks import ResNet, adapt, pick_device
@@ -30,23 +31,26 @@ from ood_lib.outliers import Outlier
 from ood_lib.priors import GMMPrior, LogitPrior
 from ood_lib.rectify import ASH, SCALE, ReAct
 from ood_lib.results import leaderboard, load_results, provenance, save_results
+from ood_lib.score_matching import denoising_error, dsm_loss, train_score_network
+from ood_lib.score_network import DiffusersBody, ScoreNetwork, UNet, noise_scales
 from ood_lib.sources import MissingDataError
 from ood_lib.spectral import lipschitz_report, spectral_normalize
 from ood_lib.training import History, accuracy, mean_average_precision, shift, train_classifier, train_multilabel
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
-    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Comparison", "Detector", "DivergedError", "Energy",
-    "FDBD", "FeatureFlow", "Features", "Frame", "GEN", "GMM", "GMMPrior", "GradNorm", "HEAT", "History",
-    "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSP", "Mahalanobis", "MaxLogit",
-    "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN", "Outlier", "Perturbed", "RMDS",
-    "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "SumLogit", "SumProb", "ViM", "WeiPer", "accuracy", "adapt",
-    "average_precision", "classical_detectors", "compare", "compose", "count_labels", "energy", "evaluate",
-    "extract", "extract_benchmark", "fit_temperature", "gen", "gradnorm", "joint_energy", "label_energies",
-    "leaderboard", "lipschitz_report", "load_benchmark", "load_ood_set", "load_results", "max_logit",
-    "mean_average_precision", "measured", "msp", "odin", "pick_device", "provenance", "run_benchmark",
-    "save_results", "sgld", "shift", "spectral_normalize", "summarize", "train_classifier", "train_multilabel",
-    "weiper_kld",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Comparison", "Detector", "DiffusersBody",
+    "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "Frame", "GEN", "GMM", "GMMPrior", "GradNorm",
+    "HEAT", "History", "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP",
+    "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
+    "Outlier", "Perturbed", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
+    "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "average_precision", "classical_detectors",
+    "compare", "compose", "count_labels", "denoising_error", "dsm_loss", "energy", "evaluate", "extract",
+    "extract_benchmark", "fit_temperature", "gen", "gradnorm", "joint_energy", "label_energies", "leaderboard",
+    "lipschitz_report", "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision",
+    "measured", "msp", "noise_scales", "odin", "pick_device", "provenance", "run_benchmark", "save_results",
+    "score_norms", "select_gmm", "sgld", "shift", "spectral_normalize", "summarize", "train_classifier",
+    "train_multilabel", "train_score_network", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

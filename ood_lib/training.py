@@ -14,7 +14,9 @@ from tqdm import tqdm
 from ood_lib.labels import average_precision, count_labels, label_matrix
 from ood_lib.networks import pick_device
 
-__all__ = ["History", "accuracy", "mean_average_precision", "shift", "train_classifier", "train_multilabel"]
+__all__ = [
+    "History", "accuracy", "check_loss", "mean_average_precision", "shift", "train_classifier", "train_multilabel",
+]  # fmt: skip
 
 
 @dataclass
@@ -157,7 +159,7 @@ def _train(
             for images, labels in loader:
                 images = images if task.augment is None else task.augment(images, generator)
                 loss = task.loss(network(images.to(where)), labels)
-                _check_loss(loss, peaks[0])
+                check_loss(loss, peaks[0])
                 task.optimizer.zero_grad()
                 loss.backward()
                 task.optimizer.step()
@@ -190,7 +192,8 @@ def _check_labels(labels: Tensor, classes: int) -> None:
         )
 
 
-def _check_loss(loss: Tensor, learning_rate: float) -> None:
+def check_loss(loss: Tensor, learning_rate: float) -> None:
+    """Raise ValueError when training has diverged: the loss is NaN or infinite."""
     if not loss.isfinite():
         raise ValueError(f"the loss became {loss.item()}: try a learning_rate below {learning_rate}")
 

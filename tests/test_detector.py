@@ -23,6 +23,7 @@ from ood_lib import (
     GMM,
     HEAT,
     KNN,
+    MSMA,
     MSP,
     ODIN,
     RMDS,
@@ -51,6 +52,7 @@ from ood_lib import (
     compose,
     energy,
     msp,
+    noise_scales,
 )
 from ood_lib.compose import Composed
 
@@ -82,6 +84,8 @@ MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "SCALE": lambda head: SCALE(head),
     "ODIN": lambda head: ODIN(),
     "GradNorm": lambda head: GradNorm(),
+    "MSMA": lambda head: MSMA(lambda x, sigma: -x, GMM(1, "full"), noise_scales(count=UNITS)),
+    "MSMA KNN": lambda head: MSMA(lambda x, sigma: -x, KNN(k=5, normalize=False), noise_scales(count=UNITS)),
     "GMM tied": lambda head: GMM(),
     "GMM diagonal": lambda head: GMM(covariance="diagonal"),
     "GMM full": lambda head: GMM(covariance="full"),

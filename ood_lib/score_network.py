@@ -1,0 +1,237 @@
+r"""Score networks: an image and a noise scale to the gradient of the log-density of the data, blurred at that scale.
+
+A score network is any callable ``network(x, sigma)`` that returns a vector as large as x, an estimate of
+:math:`\nabla_x \log q_\sigma(x)` with :math:`q_\sigma = p_{data} * N(0, \sigma^2 I)`; sigma is a number, or one per
+image.  `ScoreNetwork` is one that is small enough to read: a U-Net that corrects the score of a Gaussian.  Any other
+module may do the correction; `DiffusersBody` fits one of the package diffusers in.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["DiffusersBody", "Residual", "ScoreNetwork", "UNet", "checked_images", "checked_scales", "noise_scales"]
+
+
+def noise_scales(largest: float = 1.0, smallest: float = 0.01, count: int = 10) -> Tensor:
+    r"""Geometric noise scales :math:`\sigma_1 > \dots > \sigma_L`, (L,) in float64; the defaults are the paper's.
+
+    Raises:
+        ValueError: not 0 < smallest <= largest, or a count below 1 (below 2 where they differ).
+
+    Example:
+        >>> noise_scales(count=3)
+        tensor([1.0000, 0.1000, 0.0100], dtype=torch.float64)
+    """
+    if not 0 < smallest <= largest or count < 1 + (smallest < largest):
+        raise ValueError(
+            f"largest={largest}, smallest={smallest}, count={count} were given; expected 0 < smallest <= largest and "
+            "at least 2 scales, or one scale twice"
+        )
+    return torch.logspace(math.log10(largest), math.log10(smallest), count, dtype=torch.float64)
+
+
+def checked_scales(sigmas: Tensor | Sequence[float]) -> Tensor:
+    """Noise scales (L,) in float64.
+
+    Raises:
+        ValueError: they are not finite, positive and strictly decreasing.
+    """
+    scales = torch.as_tensor(sigmas, dtype=torch.float64)
+    ordered = scales.ndim == 1 and len(scales) > 0 and bool((scales.diff() < 0).all())
+    if not ordered or not 0 < scales[-1] <= scales[0] < math.inf:
+        raise ValueError(
+            f"sigmas={scales.tolist()} were given; expected positive noise scales from the largest to the smallest, "
+            "such as noise_scales(1.0, 0.01, 10)"
+        )
+    return scales
+
+
+def checked_images(images: Tensor) -> Tensor:
+    """The images (N, C, H, W), as they are.
+
+    Raises:
+        ValueError: a pixel lies outside [0, 1], or is NaN.
+    """
+    if not ((images >= 0) & (images <= 1)).all():
+        low, high = images.amin().item(), images.amax().item()
+        raise ValueError(
+            f"images reach from {low:.3g} to {high:.3g}; expected pixels in [0, 1], not standardised, because noise "
+            "scales are counted in these units"
+        )
+    return images
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions added to a shortcut; the noise scale shifts and stretches the maps between them."""
+
+    def __init__(self, inputs: int, outputs: int, embedded: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = (nn.GroupNorm(math.gcd(4, c), c) for c in (inputs, outputs))
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.film = nn.Linear(embedded, 2 * outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, h: Tensor, e: Tensor) -> Tensor:
+        """Maps (N, inputs, H, W) and embedded noise scale (N or 1, embedded) to (N, outputs, H, W)."""
+        stretch, shift = self.film(e)[..., None, None].chunk(2, 1)  # FiLM (Perez et al., AAAI 2018)
+        inner = self.norm2(self.conv1(F.silu(self.norm1(h)))) * (1 + stretch) + shift
+        return self.shortcut(h) + self.conv2(F.silu(inner))
+
+
+class UNet(nn.Module):
+    """Image and log sigma to an image: the trainable part of a `ScoreNetwork`.
+
+    Args:
+        channels: image channels (1 grey, 3 colour).
+        widths: feature maps per resolution; each after the first halves it.
+        patch: side of the pixel blocks that become channels first; 2 quarters the work (for 28 pixels and more).
+        levels: None embeds log sigma by sines and cosines; noise scales give each a vector of its own, as the paper
+            does, and no scale between them has a meaning.
+
+    Raises:
+        ValueError: on call, other channels, or a side that the halvings do not divide.
+    """
+
+    log_levels: Tensor
+    frequencies: Tensor
+
+    def __init__(
+        self, channels: int, widths: Sequence[int] = (16, 32), patch: int = 1, levels: Sequence[float] | None = None
+    ) -> None:
+        super().__init__()
+        self.channels, self.patch, self.multiple = channels, patch, patch * 2 ** (len(widths) - 1)
+        embedded, inside = 4 * widths[0], channels * patch**2
+        self.register_buffer("log_levels", torch.tensor(levels or [], dtype=torch.float64).log().float())
+        self.register_buffer("frequencies", torch.logspace(-1, 1, widths[0] // 2))  # radians per unit of log sigma
+        self.own = nn.Embedding(len(levels), widths[0]) if levels else None
+        self.embed = nn.Sequential(nn.Linear(widths[0] // 2 * 2, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
+        self.stem = nn.Conv2d(inside, widths[0], 3, padding=1)
+        ins = [widths[0], *widths[:-1]]
+        self.down = nn.ModuleList(Residual(i, o, embedded) for i, o in zip(ins, widths))
+        self.middle = Residual(widths[-1], widths[-1], embedded)
+        self.up = nn.ModuleList(Residual(2 * o, i, embedded) for i, o in reversed([*zip(ins, widths)]))
+        self.norm = nn.GroupNorm(math.gcd(4, ins[0]), ins[0])
+        self.out = nn.Conv2d(ins[0], inside, 3, padding=1)
+        for parameter in self.out.parameters():  # begin with no correction at all
+            nn.init.zeros_(parameter)
+
+    def embedding(self, log_sigma: Tensor) -> Tensor:
+        """Noise scales (N,) or (1,) to (N or 1, embedded)."""
+        if self.own is not None:
+            return self.embed(self.own((log_sigma[:, None] - self.log_levels).abs().argmin(1)))
+        angles = log_sigma[:, None] * self.frequencies
+        return self.embed(torch.cat([angles.sin(), angles.cos()], 1))
+
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
+        """Images (N, channels, H, W), scales (N,) or (1,) to (N, channels, H, W)."""
+        if x.ndim != 4 or x.shape[1] != self.channels or any(side % self.multiple for side in x.shape[2:]):
+            raise ValueError(
+                f"images of shape {tuple(x.shape)} were given; expected (N, {self.channels}, H, W) with sides that "
+                f"{self.multiple} divides: pad them, or build it with other channels, widths or patch"
+            )
+        e = self.embedding(log_sigma)
+        h = self.stem(F.pixel_unshuffle(x, self.patch))
+        skips = []
+        for level, block in enumerate(self.down):
+            h = block(F.avg_pool2d(h, 2) if level else h, e)
+            skips.append(h)
+        h = self.middle(h, e)
+        for level, block in enumerate(self.up):
+            h = block(torch.cat([F.interpolate(h, scale_factor=2.0) if level else h, skips.pop()], 1), e)
+        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
+
+
+class DiffusersBody(nn.Module):
+    """A UNet of the package diffusers in the place of `UNet`.
+
+    Args:
+        unet: ``UNet2DModel`` or what is called alike: ``unet(sample, timestep).sample``.  Its timestep becomes
+            1000 + 200 log sigma, so that scales from 0.01 to 1 fill the range its embedding was made for.
+
+    Example:
+        >>> class Stand(nn.Module):  # the interface, without the package
+        ...     def forward(self, sample, timestep):
+        ...         return type("Output", (), {"sample": 0 * sample})
+        >>> network = ScoreNetwork(3, body=DiffusersBody(Stand()))
+        >>> network(torch.zeros(2, 3, 8, 8), 0.5).shape
+        torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
+        """Images (N, channels, H, W), scales (N,) or (1,) to (N, channels, H, W)."""
+        return self.unet(x, 1000 + 200 * log_sigma).sample
+
+
+class ScoreNetwork(nn.Module):
+    r"""Noise-conditional score of images in [0, 1]: that of a Gaussian around mid-grey, and a learned correction.
+
+    .. math:: \sigma\, s_\theta(x, \sigma) = -\frac{\sigma\,(x - \frac12)}{\sigma^2 + \sigma_d^2}
+        + \frac{\sigma_d}{\sqrt{\sigma^2 + \sigma_d^2}}\,
+        F_\theta\Bigl(\frac{x - \frac12}{\sqrt{\sigma^2 + \sigma_d^2}}, \log\sigma\Bigr)
+
+    An untrained network is that Gaussian exactly (F = 0), input and target of F have unit size at every scale, and
+    :math:`x + \sigma^2 s` is the denoiser of the reference, there preconditioned in the same way.
+
+    Args:
+        channels, widths, patch: of the `UNet` F.
+        sigma_range: smallest and largest noise scale, those that it is trained for, in units of the pixels.
+        sigma_data: sigma_d, standard deviation of a pixel around mid-grey, roughly.
+        precondition: False gives sigma s = F(x - 1/2, log sigma), as in NCSNv2 (Song & Ermon, NeurIPS 2020).
+        levels: decreasing noise scales, each with an embedding of its own (Mahmood et al., ICLR 2021); only these can
+            be asked for, and ``sigma_range`` follows from them.
+        body: any module F(x, log sigma) in the place of the U-Net, for instance a `DiffusersBody`.
+
+    Raises:
+        ValueError: scales that are not positive or not in order; on call, images that the U-Net does not take.
+
+    References:
+        Karras, Aittala, Aila & Laine, Elucidating the Design Space of Diffusion-Based Generative Models, NeurIPS 2022.
+
+    Example:
+        >>> network = ScoreNetwork(channels=1)
+        >>> network(torch.rand(5, 1, 8, 8), torch.tensor(0.1)).shape
+        torch.Size([5, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        widths: Sequence[int] = (16, 32),
+        patch: int = 1,
+        sigma_range: tuple[float, float] = (0.01, 1.0),
+        sigma_data: float = 0.5,
+        precondition: bool = True,
+        levels: Sequence[float] | None = None,
+        body: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not sigma_data > 0:
+            raise ValueError(f"sigma_data={sigma_data} was given; expected the spread of the pixels, > 0")
+        self.levels = None if levels is None else tuple(checked_scales(levels).tolist())
+        high, low = checked_scales(self.levels or sigma_range[::-1])[[0, -1]].tolist()
+        self.sigma_range, self.sigma_data, self.precondition = (low, high), sigma_data, precondition
+        self.body = body or UNet(channels, widths, patch, self.levels)
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Scores of images (N, channels, H, W) at one noise scale, or one each (N,), in the shape of the images."""
+        sigma = torch.as_tensor(sigma).to(x).reshape(-1)
+        log_sigma, sigma = sigma.log(), sigma[:, None, None, None]
+        if not self.precondition:
+            return self.body(x - 0.5, log_sigma) / sigma
+        total = (sigma**2 + self.sigma_data**2).sqrt()
+        x = (x - 0.5) / total
+        return self.sigma_data / total / sigma * self.body(x, log_sigma) - x / total
+
+    def extra_repr(self) -> str:
+        """What the weights do not tell."""
+        scales = f"sigma_range={self.sigma_range}" if self.levels is None else f"levels={self.levels}"
+        return f"{scales}, sigma_data={self.sigma_data}, precondition={self.precondition}"
