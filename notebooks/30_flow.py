@@ -991,7 +991,7 @@ assert abs(measured - difference) < 0.01 * abs(difference)
 # %% tags=["exercise"]
 toy_z = torch.randn(50, 6, generator=generator)
 error = ...
-check(error, lambda a: a < 1e-3, "s and t come from the half that stayed; b = y_b exp(s) + t")
+check(error, lambda a: a < 1e-3, "s, t come from the half that stayed; b = y_b exp(s) + t")
 
 # %% [markdown]
 # ```{exercise-end}
