@@ -52,7 +52,7 @@ widths: list = [32, 64]  # feature maps per stage; the last is the feature width
 updates: int = 400  # of each flow on features, in batches of 250
 noise: float = 0.1  # in training, as a share of the root mean variance of the features
 paper_updates: int = 128  # of the paper's flow
-paper_rate: float = 4e-4  # its learning rate; updates x rate is what the paper has: 5125 x 1e-5
+paper_rate: float = 4e-4  # its learning rate; updates x rate as in the paper, 5125 x 1e-5
 toy_updates: int = 600  # of each flow in the plane
 curves: int = 3  # networks on which training is watched
 umap_points: int = 1500  # images and samples in the UMAP picture
@@ -262,7 +262,8 @@ def couple(z):
 
 z = torch.randn(5, K, generator=generator)
 y, log_det = couple(z)
-J = torch.stack([torch.autograd.functional.jacobian(lambda r: couple(r[None])[0][0], r) for r in z])
+jacobian = torch.autograd.functional.jacobian
+J = torch.stack([jacobian(lambda r: couple(r[None])[0][0], r) for r in z])
 assert torch.allclose(log_det, torch.linalg.slogdet(J).logabsdet, atol=1e-5)
 assert torch.allclose(y, layer(z)[0]) and torch.allclose(layer.inverse(y), z, atol=1e-4)
 
@@ -302,7 +303,8 @@ plt.show()
 # covariance inside the classes, the start is the tied Gaussian mixture. Both are exact, and both can be tested:
 
 # %%
-made_up = torch.randn(500, K, generator=generator).double() @ torch.randn(K, K, generator=generator).double()
+rows, mix = (torch.randn(n, K, generator=generator).double() for n in (500, K))
+made_up = rows @ mix
 labels = torch.arange(500) % 3
 train, one = ood.Features(made_up, labels=labels), ood.Features(made_up, labels=0 * labels)
 start = {"normalize": False, "noise": 0.0, "updates": 0}
@@ -342,7 +344,8 @@ def climb(sigma, steps=10):
     moments = class_moments(circle, torch.zeros(2000, dtype=torch.long))
     flow.initialize(training.batch(0)[0], moments)
     values = [training.run(toy_updates // steps) for _ in range(steps)]
-    return values, -math.log(2 * math.pi) - 0.5 * math.log(2 * math.pi * math.e * max(sigma, 1e-9) ** 2)
+    across = 0.5 * math.log(2 * math.pi * math.e * max(sigma, 1e-9) ** 2)
+    return values, -math.log(2 * math.pi) - across
 
 
 climbs = {sigma: climb(sigma) for sigma in (0.0, 0.05, 0.1)}
@@ -399,7 +402,8 @@ def train_network(s, **recipe):
     torch.manual_seed(s)
     channels, classes = bench.image_shape[0], len(bench.classes)
     network = ood.ResNet(channels, classes, widths, normalize=bench.normalize)
-    given = {"epochs": epochs, "augment": shift_by_an_eighth, "learning_rate": learning_rate}
+    given = {"epochs": epochs, "augment": shift_by_an_eighth}
+    given["learning_rate"] = learning_rate
     ood.train_classifier(network, bench.train, seed=s, device=device, **given | recipe)
     return network
 
@@ -429,10 +433,10 @@ def group_auroc(score, f):
 # %%
 @torch.no_grad()
 def watch(f, blur, whiten, looks=16):
-    """One row per look: update, likelihood of training and held-out rows, AUROC."""
     z = F.normalize(f.train.penultimate, dim=1)
     held, rows = torch.randperm(len(z), generator=generator).tensor_split([len(z) // 10])
-    flow, sigma = coupling_flow(z.shape[1], whiten=whiten), blur * z.var(0).mean().sqrt().item()
+    flow = coupling_flow(z.shape[1], whiten=whiten)
+    sigma = blur * z.var(0).mean().sqrt().item()
     training = FlowTraining(flow, z, rows=rows, held=held, noise=sigma, seed=seed)
     moments = class_moments(z, torch.zeros(len(z), dtype=torch.long))
     flow.initialize(training.batch(0)[0], moments, sigma)
@@ -440,14 +444,16 @@ def watch(f, blur, whiten, looks=16):
     for look in range(looks + 1):
         training.look(training.run(updates // looks) if look else None)
         found = group_auroc(lambda z: -flow.log_prob(F.normalize(z, dim=1)), f)
-        table.append([training.update, training.history.train[-1], training.history.val[-1], *found.values()])
+        table.append([c[-1] for c in vars(training.history).values()] + [*found.values()])
     return pd.DataFrame(table, columns=["update", "train", "val", "near", "far"])
 
 
 # %%
-ways = {"no noise": (0.0, False), f"noise {noise:g}": (noise, True)}  # as the paper; as here
+ways = {"no noise": (0.0, False), f"noise {noise:g}": (noise, True)}
 watched = {
-    name: pd.concat([watch(f, *way).assign(network=n) for n, f in enumerate(features[:curves])])
+    name: pd.concat(
+        [watch(f, *way).assign(network=n) for n, f in enumerate(features[:curves])]
+    )
     for name, way in ways.items()
 }
 
@@ -600,7 +606,8 @@ def pixels(images):
 
 images = stack(bench.test)
 average = stack(bench.train).mean(0)
-bland = {"half-way to the average": (images + average) / 2, "mean of two images": (images + images.roll(1, 0)) / 2}
+bland = {"half-way to the average": (images + average) / 2}
+bland["mean of two images"] = (images + images.roll(1, 0)) / 2
 asked = {n: stack(d) for n, d in (bench.near | bench.far).items()} | bland
 in_pixels = ood.FeatureFlow(normalize=False, updates=updates, noise=noise)
 in_pixels.fit(pixels(stack(bench.train)))
@@ -616,7 +623,7 @@ rows = {
     for name, x in asked.items()
 }  # fmt: skip
 paradox = pd.DataFrame(rows, ["flow on pixels", "flow on features"]).T
-paradox.style.format("{:.1f}").set_caption("AUROC in %; below 50: more likely than ID images")
+paradox.style.format("{:.1f}").set_caption("AUROC in %; below 50: likelier than ID images")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The likelihood paradox. Log-density of ID test images, near-OOD images and bland images (ID images half-way to the average) under a flow on pixels (left) and on features (right). On pixels bland images are likelier than real ones.", "name": "fig-flow-paradox"}, "image": {"alt": "Two panels with densities of the log-likelihood. Left, on pixels: the green curve of bland images lies to the right of the blue ID curve, at higher likelihood, and the orange near-OOD curve overlaps it. Right, on features: the ID curve lies to the right of both others."}}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 2.7))
@@ -669,7 +676,9 @@ def contestants(head):
         "Flow": ood.FeatureFlow(updates=updates, **common),
         "Flow + classes, untrained": ood.FeatureFlow(updates=0, class_base=True, **common),
         "Flow + classes": ood.FeatureFlow(updates=updates, class_base=True, **common),
-        "Flow, paper": ood.FeatureFlow("paper", updates=paper_updates, learning_rate=paper_rate),
+        "Flow, paper": ood.FeatureFlow(
+            "paper", updates=paper_updates, learning_rate=paper_rate
+        ),
     }
 
 
@@ -771,7 +780,8 @@ for n, blur in settings:
     for steps, state in ((0, "untrained"), (updates // 2, "trained")):
         key = ("length 1" if n else "raw length", blur)
         options = {"normalize": n, "noise": blur, "updates": steps}
-        rows.setdefault(key, {}).update({(state, g): v for g, v in knob_row(options).items()})
+        found = {(state, g): v for g, v in knob_row(options).items()}
+        rows.setdefault(key, {}).update(found)
 knobs = pd.DataFrame(rows).T.rename_axis(["features", "noise"])
 
 # %% tags=["hide-input"]
@@ -799,7 +809,8 @@ for name, make, see in (("pixels", in_pixels, pixels), ("features", flow, None))
     for set_name, x in asked.items():
         log_prob = -make.score(see(x) if see else seen[set_name])
         both = auroc((id_log_prob - usual).abs(), (log_prob - usual).abs())[0]
-        rows.setdefault(set_name, {})[name, "one-sided"] = 100 * auroc(-id_log_prob, -log_prob)[0]
+        one = auroc(-id_log_prob, -log_prob)[0]
+        rows.setdefault(set_name, {})[name, "one-sided"] = 100 * one
         rows[set_name][name, "two-sided"] = 100 * both
 pd.DataFrame(rows).T.style.format("{:.1f}").set_caption("AUROC in %, first network")
 
@@ -919,8 +930,8 @@ borrowed = inside + F.normalize(swapped, dim=1) * rest.norm(dim=1, keepdim=True)
 forged = ood.Features(borrowed, heads[0](borrowed).detach())
 judges = {"Energy": ood.Energy(), "Mahalanobis": ood.Mahalanobis(), "KNN": ood.KNN(k=10)}
 judges = {name: d.fit(F1.train) for name, d in judges.items()} | {"Flow": flow}
-caught = {n: round(100 * auroc(d.score(F1.test), d.score(forged))[0], 1) for n, d in judges.items()}
-print("AUROC in %, forged against original features:", caught)
+caught = {n: auroc(d.score(F1.test), d.score(forged))[0] for n, d in judges.items()}
+print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 
 # %% [markdown]
 # ## 8. Exercises
@@ -947,7 +958,8 @@ def check(answer, good, hint):
 
 # %% tags=["exercise"]
 difference = ...  # in nats, hers minus yours
-check(difference, lambda a: abs(a + K * math.log(1000)) < 0.1, "a linear map z → cz has determinant c to the K")
+right = -K * math.log(1000)
+check(difference, lambda a: abs(a - right) < 0.1, "z → cz has determinant c to the K")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -959,7 +971,8 @@ check(difference, lambda a: abs(a + K * math.log(1000)) < 0.1, "a linear map z �
 
 # %% tags=["solution"]
 difference = -K * math.log(1000)
-scaled = {c: ood.FeatureFlow(normalize=False, updates=0).fit(ood.Features(c * F1.train.penultimate)) for c in (1, 1000)}
+units = {c: ood.Features(c * F1.train.penultimate) for c in (1, 1000)}
+scaled = {c: ood.FeatureFlow(normalize=False, updates=0).fit(x) for c, x in units.items()}
 measured = (scaled[1000].usual - scaled[1].usual).item()
 assert abs(measured - difference) < 0.01 * abs(difference)
 
@@ -978,7 +991,7 @@ assert abs(measured - difference) < 0.01 * abs(difference)
 # %% tags=["exercise"]
 toy_z = torch.randn(50, 6, generator=generator)
 error = ...
-check(error, lambda a: a < 1e-3, "compute s and t from the half that stayed, then b = y_b exp(s) + t")
+check(error, lambda a: a < 1e-3, "s, t come from the half that stayed; b = y_b exp(s) + t")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1030,7 +1043,7 @@ check(too_much, lambda a: near_auroc(a) < 0.95, "try values above 0.3")
 # ```
 
 # %% tags=["solution"]
-too_much = next(blur for blur in (0.3, 0.5, 1.0, 2.0, 5.0, 20.0) if near_auroc(blur) < min(0.95, near_auroc(0.0)))
+too_much = next(b for b in (0.3, 0.5, 1.0, 2.0, 5.0, 20.0) if near_auroc(b) < 0.95)
 print(too_much, near_auroc(too_much))
 
 # %% [markdown]
@@ -1055,7 +1068,8 @@ r = (ball + 0.05 * torch.randn(ball.shape, generator=generator)).norm(dim=1)
 s2 = 0.05**2  # the exact density of a blurred sphere, from an integral over the angle
 exact = -((r - 1) ** 2) / (2 * s2) - torch.log(4 * math.pi * r)
 exact -= 0.5 * math.log(2 * math.pi * s2)
-check(ceiling, lambda a: abs(a - exact.mean().item()) < 0.02, "one direction is across: K − d = 1")
+near_exact = lambda a: abs(a - exact.mean().item()) < 0.02  # noqa: E731
+check(ceiling, near_exact, "one direction is across: K − d = 1")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1123,7 +1137,7 @@ assert gap < 0
 # %% tags=["exercise"]
 together = ...
 single = group_auroc(lambda z: flow.score(ood.Features(z)), F1)["near"]
-check(together, lambda a: a > single, "standardise each flow's scores on its validation set, then take the mean")
+check(together, lambda a: a > single, "standardise scores on validation sets, then average")
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1137,7 +1151,8 @@ check(together, lambda a: a > single, "standardise each flow's scores on its val
 def standardised(f):
     detector = ood.FeatureFlow(updates=updates, noise=noise, seed=seed).fit(f.train)
     centre, width = detector.score(f.val).mean(), detector.score(f.val).std()
-    return {n: (detector.score(x) - centre) / width for n, x in ({"id": f.test} | f.near).items()}
+    sets = {"id": f.test} | f.near
+    return {n: (detector.score(x) - centre) / width for n, x in sets.items()}
 
 
 votes = [standardised(f) for f in features]
