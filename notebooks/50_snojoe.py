@@ -1282,7 +1282,8 @@ for name, z in (f.near | f.far).items():
 # * The joint energy is the log-probability that no known label is present: a log-partition over $2^C$ label sets for the
 #   price of $C$ softplus functions.
 # * A softmax over labels and a sum of logits ask the wrong question of a multi-label network.
-# * Labels can vouch, none can accuse. Too much evidence passes as known.
+# * Labels can vouch, none can accuse. Too much evidence passes as known, and several doubts add up to a voucher: the sum
+#   helps images with many labels at the cost of those with one.
 # * The reshaped norm is not the norm of the convolution, and the norm of the convolution is not what a layer with BatchNorm
 #   does. Spectral normalisation of convolutions alone changes the path of training and bounds nothing.
 # * Representation or energy? On gratings, the energy: the feature held the evidence, for a distance finds it. On an empty
