@@ -72,7 +72,8 @@ plots.theme()
 #
 # Every detector with its published settings, fitted on ID images alone; nothing is tuned. All see the same networks and the same images.
 # Seconds are those of scoring 1000 images whose features are there, memory is what fitting and scoring add to it. (ODIN
-# needs another forward and a backward pass through the network for each image, which these seconds do not hold.)
+# needs another forward and a backward pass through the network for each image, which these seconds do not hold.) MSMA looks
+# at images through a network of its own, and SNoJoE asks of several labels; their chapters have their tables.
 
 # %%
 def everyone(x):
@@ -82,7 +83,9 @@ def everyone(x):
     found |= {"GradNorm": ood.GradNorm(), "GMM, full": ood.GMM(covariance="full")}
     found |= {f"WeiPer {score}": ood.WeiPer(head, score) for score in ("msp", "react")}
     found |= {"WeiPer+KLD": ood.WeiPer(head)}
-    return found | {"WeiPer+KLD, limit": ood.WeiPer(head, repeats=None)}
+    found |= {"WeiPer+KLD, limit": ood.WeiPer(head, repeats=None)}
+    found |= {"HEAT": ood.HEAT([ood.GMMPrior(), ood.LogitPrior(head)])}
+    return found | {"feature flow": ood.FeatureFlow()}
 
 
 # %%
