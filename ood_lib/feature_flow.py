@@ -166,6 +166,8 @@ class FeatureFlow(Detector):
 
     def _score(self, features: Features) -> Tensor:
         found = self.log_prob(features.penultimate)
+        least = torch.finfo(found.dtype).min
+        found = found.nan_to_num(nan=least, neginf=least)  # far out an unclamped flow overflows: no density there
         return (found - self.usual.to(found.dtype)).abs() if self.two_sided else -found
 
     # -- fitting ----------------------------------------------------------------------------------------------

@@ -241,3 +241,23 @@ def test_wrong_arguments_are_named():
             FeatureFlow(**{name: value})
     with pytest.raises(ValueError, match="class_base=True needs a flow of this library"):
         FeatureFlow(Diagonal(), class_base=True)
+
+
+class Brittle(nn.Module):
+    """A density that overflows beyond length 10, as an unclamped flow does."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def log_prob(self, x):
+        far = x.norm(dim=1) > 10
+        return torch.where(far, torch.full_like(x[:, 0], float("nan")), -(self.scale * x).square().sum(1))
+
+
+def test_where_the_density_overflows_a_feature_is_as_strange_as_can_be():
+    z = normal(200, 4, dtype=torch.float32)
+    detector = FeatureFlow(Brittle(), normalize=False, updates=0).fit(Features(penultimate=z))
+    scores = detector.score(Features(penultimate=torch.cat([z[:5], 100 * z[5:10]])))
+    assert scores.isfinite().all() and (scores[5:] == torch.finfo(torch.float32).max).all()
+    assert scores[:5].max() < 100
