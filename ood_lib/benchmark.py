@@ -121,7 +121,8 @@ def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **opti
         return extract(seeing, data, **options)
 
     near, far = ({name: run(data) for name, data in sets.items()} for sets in (benchmark.near, benchmark.far))
-    return BenchmarkFeatures(run(benchmark.train), run(benchmark.val), run(benchmark.test), near, far, seeing.head)
+    head = getattr(seeing, "head", None)  # score norms, say, have none
+    return BenchmarkFeatures(run(benchmark.train), run(benchmark.val), run(benchmark.test), near, far, head)
 
 
 def run_benchmark(
