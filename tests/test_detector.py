@@ -230,7 +230,7 @@ def test_detector_and_features_may_differ_in_precision(make: Callable, toy: Toy)
 def test_scores_do_not_depend_on_the_device_and_come_back_where_the_features_are(name: str, toy: Toy):
     on_cpu = MAKE[name](toy.head).fit(toy.train)
     on_gpu = MAKE[name](toy.head).cuda().fit(toy.train)
-    if name.startswith(TRAINED):  # rounding grows from update to update: the fit is near, and what was learnt is what can move
+    if name.startswith(TRAINED):  # rounding grows from update to update: the fit is near, what was learnt can move
         assert torch.allclose(on_gpu.score(toy.test), on_cpu.score(toy.test), rtol=0, atol=0.05)
         on_gpu = copy.deepcopy(on_cpu).cuda()
     assert on_gpu.score(toy.test).device.type == "cpu"
