@@ -17,7 +17,8 @@ from ood_lib.feature_flow import FeatureFlow
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
-from ood_lib.heat import HEAT, ResidualEBM
+from ood_lib.heat import HEAT
+from ood_lib.hybrid import ResidualEBM
 from ood_lib.images import Frame, ImageArray, ImageFiles
 from ood_lib.labels import average_precision, count_labels
 from ood_lib.langevin import DivergedError, sgld

@@ -3,7 +3,7 @@ r"""The residual: a small network that learns what a simple density gets wrong, 
 .. math:: E_h(z) = E_{\text{prior}}(z) / T_p + E_\theta(z), \qquad p_h(z) \propto e^{-E_h(z)}
 
 Larger energy = more OOD.  The network is pushed down on training features and up on *negatives*: features that the
-hybrid itself draws.  `ood_lib.heat` draws them and turns the wheel.
+hybrid itself draws.  `ood_lib.hybrid` draws them and turns the wheel.
 """
 
 import itertools
@@ -28,7 +28,7 @@ def residual_loss(data: Tensor, negatives: Tensor, lam: float) -> Tensor:
     Args:
         data: residual energies of training features, (n,).
         negatives: residual energies of negatives, (m,).
-        lam: lambda; :math:`1/2\lambda` bounds the residual.
+        lam: lambda; :math:`1/2\lambda` bounds the best residual.
 
     References:
         Lafon et al., HEAT, ICML 2023, eq. 6.
