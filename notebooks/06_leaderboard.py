@@ -59,7 +59,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from IPython.display import HTML, display
+from IPython.display import HTML, Markdown, display
 
 import ood_lib as ood
 from ood_lib import plots
@@ -172,6 +172,23 @@ everything = ood.load_results(file, archive)
 everything["seeds"] = everything.groupby("run")["seed"].transform("nunique")
 for _, rows in everything.groupby("run", sort=False):
     show(rows)
+
+# %% tags=["hide-input"]
+def leaders(rows, group):
+    board = ood.leaderboard(rows).dropna(subset=[group])
+    if board.empty:
+        return f"no {group} set"
+    best = board.loc[board[group].idxmax()]
+    level = board[(board[group] >= best[f"{group}_low"]) & (board["detector"] != best["detector"])]["detector"]
+    others = f", level with {', '.join(level)}" if len(level) else ", alone"
+    return f"{group}: **{best['detector']}** {100 * best[group]:.1f}{others}"
+
+
+lines = [
+    f"* {rows['benchmark'].iloc[0]}, {rows['network'].iloc[0]}: {leaders(rows, 'near')}; {leaders(rows, 'far')}."
+    for _, rows in everything.groupby("run", sort=False)
+]
+display(Markdown("Who leads, and who is level as far as the run can tell:\n\n" + "\n".join(lines)))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "What a point costs: AUROC against the time to score 1000 images, this run. Up is better, left is cheaper.", "name": "fig-leaderboard-cost"}, "image": {"alt": "Two scatter plots of AUROC against seconds per 1000 images on a logarithmic axis, near-OOD left and far-OOD right, one labelled point per detector. Distances and densities reach the highest far values at a few milliseconds; WeiPer with random heads is the slowest."}}
 import matplotlib.pyplot as plt
