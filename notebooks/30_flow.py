@@ -374,7 +374,7 @@ plt.show()
 #
 # How much noise? No likelihood can choose it: more noise is another question, not a better answer. The default of 0.1 was
 # chosen after a look at the *near-OOD AUROC of `digits`* with 0, 0.03, 0.1 and 0.3. So on this benchmark the flows with
-# noise carry a choice that saw near-OOD data. Other benchmarks do not have this flaw.
+# noise carry a choice that saw near-OOD data. Other benchmarks took no part in it.
 #
 # ### 2.6 What a density does not tell
 #
