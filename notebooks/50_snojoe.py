@@ -1041,7 +1041,8 @@ plt.show()
 
 # %% [markdown]
 # A second and a third label may still say something, for an image may carry as many. In our default run the near curve rises
-# to two labels and then sinks a little, and the far curve sinks from the first; the ranges are wider than either. Where OOD images excite *many* labels, every label in the sum can make it worse.
+# to two labels and then sinks a little, and the far curve sinks from the first; the ranges are wider than either.
+# Where OOD images excite *many* labels, every label in the sum can make it worse.
 #
 # ### 7.2 A list of failures
 #

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-__all__ = ["batchnorm_gain", "exact_norm", "lipschitz_report", "reshaped_norm"]
+__all__ = [
+    "BATCHNORMS",
+    "batchnorm_gain",
+    "exact_norm",
+    "gain",
+    "linear_map",
+    "lipschitz_report",
+    "matrix_map",
+    "reshaped_norm",
+]
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 DENSE = 64  # up to so many inputs or outputs the whole matrix is decomposed
