@@ -22,6 +22,7 @@ from ood_lib.hybrid import ResidualEBM
 from ood_lib.images import Frame, ImageArray, ImageFiles
 from ood_lib.labels import average_precision, count_labels
 from ood_lib.langevin import DivergedError, sgld
+from ood_lib.lipschitz import lipschitz_report
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.msma import MSMA, ScoreNorms, score_norms, select_gmm
@@ -35,7 +36,7 @@ from ood_lib.results import leaderboard, load_results, provenance, save_results
 from ood_lib.score_matching import denoising_error, dsm_loss, train_score_network
 from ood_lib.score_network import DiffusersBody, ScoreNetwork, UNet, noise_scales
 from ood_lib.sources import MissingDataError
-from ood_lib.spectral import lipschitz_report, spectral_normalize
+from ood_lib.spectral import spectral_normalize
 from ood_lib.training import History, accuracy, mean_average_precision, shift, train_classifier, train_multilabel
 from ood_lib.weiper import WeiPer, weiper_kld
 

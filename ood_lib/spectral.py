@@ -1,4 +1,4 @@
-r"""Spectral normalisation, and the report that tells what it bounds.
+r"""Spectral normalisation: hard or bounded, reshaped or exact, with or without the BatchNorm.
 
 The spectral norm :math:`\sigma_{\max}` of a linear map is the most by which it can stretch a vector.  Divide the weight
 of every layer by it and, so the hope, the network cannot jump.  Three things decide whether that is true, and all three
@@ -7,40 +7,25 @@ whether the norm is that of the weight *reshaped* to a matrix or the *exact* one
 that follows, whose gain undoes any scale of the weight before it.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.parametrize import register_parametrization
 
-from ood_lib.extras import need
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
+from ood_lib.lipschitz import BATCHNORMS, gain, linear_map, matrix_map
 
 __all__ = [
     "BoundedGain",
     "SpectralNorm",
-    "batchnorm_gain",
-    "exact_norm",
-    "lipschitz_report",
     "power_iteration",
-    "reshaped_norm",
     "spectral_normalize",
 ]
 
 Linear = Callable[[Tensor], Tensor]
-Norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 WARM_UP = 15  # steps before the first use, as in PyTorch
-DENSE = 64  # up to so many inputs or outputs the whole matrix is decomposed
-
-
-# ------------------------------------------------------------------------------------------------ norms
 
 
 @torch.no_grad()
@@ -85,103 +70,6 @@ def _start(shape: Sequence[int], like: Tensor) -> Tensor:
     return _unit(drawn.to(like.device, like.dtype))
 
 
-def _matrix(weight: Tensor, v: Tensor) -> Tensor:
-    return F.linear(v, weight.flatten(1))
-
-
-def _operator(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """The map (weight, v) -> A v that a layer applies to a batch of one, without its bias."""
-    if isinstance(layer, nn.Linear):
-        return _matrix
-    if not isinstance(layer, nn.Conv2d) or layer.padding_mode != "zeros":
-        raise ValueError(f"{layer} has no exact norm here; expected nn.Linear, or nn.Conv2d with padding_mode='zeros'")
-    options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-    return partial(_convolve, **options)
-
-
-def _convolve(weight: Tensor, v: Tensor, **options: Any) -> Tensor:
-    return F.conv2d(v, weight, **options)
-
-
-def reshaped_norm(weight: Tensor) -> Tensor:
-    r"""Largest singular value of a weight as a matrix (outputs, everything else), ().
-
-    For a convolution this is not its norm :math:`\lVert A\rVert`: a pixel enters several patches, at most
-    :math:`n = \lceil k_h/s\rceil\lceil k_w/s\rceil` (kernel size over stride), so
-    :math:`\sigma_{\max} \le \lVert A\rVert \le \sqrt{n}\,\sigma_{\max}` (the first where one whole patch fits in).
-
-    Example:
-        >>> reshaped_norm(torch.ones(1, 1, 3, 3)).round()  # root of nine
-        tensor(3.)
-    """
-    return torch.linalg.matrix_norm(weight.flatten(1), 2)
-
-
-@torch.inference_mode(False)
-def exact_norm(layer: nn.Module, shape: Sequence[int], tolerance: float = 1e-6) -> float:
-    """Spectral norm of a linear layer or convolution as it acts on an input of a given size.
-
-    Computed in float64 on the CPU, by the Lanczos method of ARPACK, which needs far fewer steps than `power_iteration`.
-
-    Args:
-        layer: nn.Linear, or nn.Conv2d with zero padding.
-        shape: of one input, (channels, H, W), or (features,).
-        tolerance: relative.
-
-    Raises:
-        ValueError: another layer.
-
-    Example:
-        >>> blur = nn.Conv2d(1, 1, 3, padding=1, bias=False)
-        >>> _ = nn.init.ones_(blur.weight)
-        >>> round(exact_norm(blur, (1, 32, 32)), 1)  # it sums up nine pixels, and its reshaped norm is 3
-        8.9
-    """
-    apply = partial(_operator(layer), layer.weight.detach().cpu().double())  # type: ignore[operator]
-    width = math.prod(shape)
-    height = apply(torch.zeros(1, *shape, dtype=torch.float64)).numel()
-    if min(width, height) <= DENSE:
-        pixels = torch.eye(width, dtype=torch.float64).reshape(width, *shape)
-        return torch.linalg.matrix_norm(apply(pixels).flatten(1), 2).item()
-
-    def forward(x: "np.ndarray") -> "np.ndarray":
-        return apply(torch.from_numpy(x).reshape(1, *shape)).flatten().numpy()
-
-    def adjoint(y: "np.ndarray") -> "np.ndarray":
-        with torch.enable_grad():
-            v = torch.zeros(1, *shape, dtype=torch.float64, requires_grad=True)
-            out = apply(v)
-            return torch.autograd.grad(out, v, torch.from_numpy(y).reshape(out.shape))[0].flatten().numpy()
-
-    sparse = need("scipy.sparse.linalg")
-    operator = sparse.LinearOperator((height, width), matvec=forward, rmatvec=adjoint, dtype="float64")
-    start = torch.randn(min(width, height), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = sparse.svds(operator, k=1, tol=tolerance, v0=start.numpy(), return_singular_vectors=False)
-    return float(found[0])
-
-
-def batchnorm_gain(layer: nn.Module) -> Tensor:
-    r"""The most by which a BatchNorm stretches in eval mode, :math:`\max_c |\gamma_c| / \sqrt{v_c + \epsilon}`.
-
-    Args:
-        layer: a BatchNorm that keeps a running variance v.
-
-    Returns:
-        ()
-    """
-    return _gain(layer, layer.weight)  # type: ignore[arg-type]
-
-
-def _gain(layer: Any, gamma: Tensor | None) -> Tensor:
-    if layer.running_var is None:
-        raise ValueError(f"{layer} keeps no running variance, so its gain follows the batch and has no bound")
-    std = (layer.running_var + layer.eps).sqrt()
-    return (1 / std if gamma is None else gamma.abs() / std).amax()
-
-
-# ------------------------------------------------------------------------------------------------ normalisation
-
-
 class SpectralNorm(nn.Module):
     r"""Parametrization of a weight by its spectral norm; made by `spectral_normalize`.
 
@@ -195,7 +83,7 @@ class SpectralNorm(nn.Module):
     def __init__(self, layer: nn.Module, mode: str, coefficient: float, norm: str) -> None:
         super().__init__()
         self.mode, self.coefficient, self.norm = mode, coefficient, norm
-        self.apply_layer = _operator(layer) if norm == "exact" else _matrix
+        self.apply_layer = linear_map(layer) if norm == "exact" else matrix_map
         self.register_buffer("u", torch.empty(0))
         self.register_buffer("v", torch.empty(0))
         if norm == "reshaped" or isinstance(layer, nn.Linear):
@@ -242,7 +130,7 @@ class BoundedGain(nn.Module):
 
     def forward(self, gamma: Tensor) -> Tensor:
         """The bounded gamma (channels,)."""
-        return gamma / (_gain(self.layer, gamma) / self.coefficient).clamp_min(1)
+        return gamma / (gain(self.layer, gamma) / self.coefficient).clamp_min(1)
 
     def extra_repr(self) -> str:
         """The bound."""
@@ -286,6 +174,7 @@ def spectral_normalize(
         Amersfoort et al., On Feature Collapse and Deep Kernel Learning, 2021 (BatchNorm).
 
     Example:
+        >>> from ood_lib.lipschitz import reshaped_norm
         >>> layer = spectral_normalize(nn.Linear(4, 3), layers=nn.Linear)
         >>> 0.99 < reshaped_norm(layer.weight).item() < 1.01  # nearer to 1 with every update
         True
@@ -301,7 +190,7 @@ def spectral_normalize(
         if norm == "exact" and not isinstance(layer, nn.Linear):
             layer.register_forward_pre_hook(_show_input)
     if batchnorm is not None:
-        for layer in [m for m in module.modules() if isinstance(m, Norms) and m.affine]:
+        for layer in [m for m in module.modules() if isinstance(m, BATCHNORMS) and m.affine]:
             register_parametrization(layer, "weight", BoundedGain(layer, batchnorm))
     return module
 
@@ -319,48 +208,3 @@ def _check_options(mode: str, coefficient: float, norm: str, batchnorm: float | 
 def _show_input(layer: Any, inputs: tuple[Tensor, ...]) -> None:
     held = layer.parametrizations.weight
     held[0].see(held.original, inputs[0].shape[1:])
-
-
-# ------------------------------------------------------------------------------------------------ report
-
-
-@torch.no_grad()
-def lipschitz_report(network: nn.Module, images: Tensor) -> "pd.DataFrame":
-    """Layer by layer, in the order they run: how much each stretches at most, and the BatchNorm that follows it.
-
-    Args:
-        network: convolutions with zero padding, linear layers, BatchNorms; looked at in eval mode.
-        images: (N, channels, H, W), a few, to see the sizes that the layers work on.
-
-    Returns:
-        One row per convolution or linear layer: layer (its name), reshaped (`reshaped_norm`), exact (`exact_norm`),
-        gain (`batchnorm_gain` of a BatchNorm that reads its output directly, else 1) and product (exact x gain).  The
-        product over a chain of layers bounds its Lipschitz constant; branches add.
-    """
-    import pandas as pd
-
-    rows: list[dict[str, Any]] = []
-    made: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # the output is held, so that its id stays its own
-
-    def look(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(layer, Norms):
-            if (found := made.get(id(inputs[0]))) is not None:
-                found[1]["gain"] = batchnorm_gain(layer).item()
-            return
-        sigma, exact = reshaped_norm(layer.weight).item(), exact_norm(layer, inputs[0].shape[1:])  # type: ignore[arg-type]
-        rows.append({"layer": name, "reshaped": sigma, "exact": exact, "gain": 1.0})
-        made[id(output)] = output, rows[-1]
-
-    kinds = (nn.Conv2d, nn.Linear, *Norms)
-    seen = {name: m for name, m in network.named_modules() if isinstance(m, kinds)}
-    handles = [m.register_forward_hook(partial(look, name)) for name, m in seen.items()]
-    modes = [(m, m.training) for m in network.modules()]
-    try:
-        network.eval()(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes:
-            module.training = mode
-    table = pd.DataFrame(rows, columns=["layer", "reshaped", "exact", "gain"])
-    return table.assign(product=table["exact"] * table["gain"])

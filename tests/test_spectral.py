@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ood_lib import ResNet, lipschitz_report, spectral_normalize
-from ood_lib.spectral import batchnorm_gain, exact_norm, power_iteration, reshaped_norm
+from ood_lib.lipschitz import batchnorm_gain, exact_norm, reshaped_norm
+from ood_lib.spectral import power_iteration
 
 
 def conv(inputs: int = 3, outputs: int = 4, kernel: int = 3, seed: int = 0, **options) -> nn.Conv2d:
