@@ -63,6 +63,7 @@ results: str = ""  # folder for what other pages show; empty = do not write
 
 # %% tags=["hide-input"]
 import math
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -84,6 +85,7 @@ from ood_lib.sphere import tolerance, uniformity
 from ood_lib.toys import ring_and_arcs
 
 plots.theme()
+warnings.filterwarnings("ignore", message=".* never vary")  # dead units, blank pixels: we know
 torch.manual_seed(seed)
 generator = torch.Generator().manual_seed(seed)
 bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
