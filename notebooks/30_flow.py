@@ -88,6 +88,8 @@ plots.theme()
 warnings.filterwarnings("ignore", message=".* never vary")  # dead units, blank pixels: we know
 torch.manual_seed(seed)
 generator = torch.Generator().manual_seed(seed)
+
+# %% tags=["hide-input"]
 bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
 if not (bench.near and bench.far):
     raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
@@ -538,8 +540,6 @@ dreams = F.normalize(flow.sample(umap_points // 4, generator), dim=1)
 flow.density.layers[:4]  # the first of its layers
 
 # %% tags=["hide-input"]
-import warnings
-
 ood_all = {g: torch.cat([x.penultimate for x in sets.values()]) for g, sets in F1.groups().items()}
 by_group = {"far": ood_all["far"], "near": ood_all["near"], "id": F1.test.penultimate}
 picked = {k: v[torch.randperm(len(v), generator=generator)[: umap_points // 4]] for k, v in by_group.items()}
