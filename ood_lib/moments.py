@@ -20,7 +20,17 @@ from ood_lib.detector import Detector, class_indices
 from ood_lib.features import Features
 from ood_lib.labels import label_matrix, present
 
-__all__ = ["Kind", "MomentDetector", "Moments", "class_moments", "gram", "merge_moments", "pooled", "rounding", "spread"]
+__all__ = [
+    "Kind",
+    "MomentDetector",
+    "Moments",
+    "class_moments",
+    "gram",
+    "merge_moments",
+    "pooled",
+    "rounding",
+    "spread",
+]
 
 Kind = Literal["none", "tied", "diagonal", "full"]
 
