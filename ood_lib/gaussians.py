@@ -1,10 +1,11 @@
 """Detectors that see each class as a Gaussian or the features as a subspace: Mahalanobis, RMDS, ViM.
 
-Larger = more OOD.  All fits run in float64.  A direction in which the training features do not vary (a dead unit, a
+Larger = more OOD.  All fits add up in float64.  A direction in which the training features do not vary (a dead unit, a
 copy of another one) has no scale to measure by, and is left out, as a pseudo-inverse does.
 """
 
 from collections.abc import Iterator
+from functools import partial, reduce
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ood_lib.detector import Detector, FrozenHead
 from ood_lib.features import Features
 from ood_lib.logits import energy
-from ood_lib.moments import MomentDetector, Moments, gram, pooled, rounding
+from ood_lib.moments import MomentDetector, Moments, merge_moments, pooled, rounding, spread
 
 __all__ = ["RMDS", "Mahalanobis", "ViM", "mahalanobis", "relative_mahalanobis", "vim", "whitening"]
 
@@ -204,7 +205,9 @@ class ViM(Detector):
     def _fit(self, features: Features) -> None:
         self.head.check_width(features.penultimate)
         origin = -torch.linalg.pinv(self.head.weight.double()) @ self.head.bias.double()
-        total = sum((gram(z.double() - origin) for z in self._pieces(features)), torch.zeros(()))
+        seen = reduce(partial(merge_moments, kind="tied"), map(spread, self._pieces(features)))
+        away = seen.means - origin
+        total = seen.scatter + seen.counts * away.T @ away
         vectors = torch.linalg.eigh(total).eigenvectors  # in ascending order of the eigenvalues
         residual = vectors[:, : len(vectors) - self.main_dimensions()].contiguous()
         rows = [

@@ -13,11 +13,11 @@ from ood_lib.logits import energy
 __all__ = ["KNN", "NNGuide", "balanced_subset", "knn_distance", "nnguide"]
 
 
-def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 32768, block: int = 512) -> Tensor:
+def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block: int = 1024) -> Tensor:
     r"""Euclidean distance to the k-th nearest row of the bank; larger = more OOD.
 
     Neighbours are found by :math:`\langle q, x \rangle - \lVert x \rVert^2 / 2`, one matrix product per tile of
-    ``block`` queries and ``chunk`` bank rows, and the k best are carried along: memory is O(chunk x (block + K)) beside
+    ``block`` queries and ``chunk`` bank rows, and the k best are carried along: memory is O(chunk x block + N k) beside
     input and result, whatever the size of the bank.  The distance itself is that of the rows, so it keeps its digits
     also near zero.
 
@@ -39,42 +39,46 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 32768, bloc
         tensor([3.])
     """
     with torch.no_grad():
-        rows = _nearest(queries, bank, k, chunk, block)[:, k - 1]
+        rows = _nearest(queries, bank, k, chunk, block)
     pairs = zip(queries.split(block), rows.split(block))
     return torch.cat([(q - bank[found].to(q.dtype)).norm(dim=1) for q, found in pairs])
 
 
-def _nearest(queries: Tensor, bank: Tensor, k: int, chunk: int, block: int) -> Tensor:
-    """Bank rows (N, k) of the k nearest neighbours, the nearest first."""
-    widened = F.pad(queries, (0, 1), value=1.0)  # 1 in a further column adds the last column of the bank
+def _nearest(queries: Tensor, bank: Tensor, k: int, chunk: int, block: int, group: int = 8) -> Tensor:
+    """Bank row (N,) of the k-th nearest neighbour."""
+    best = queries.new_full((len(queries), k), torch.finfo(queries.dtype).min)
+    where = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
     tile = queries.new_empty(0)
-    best, where = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.long, device=bank.device)
     for start, rows in zip(range(0, len(bank), chunk), bank.to(queries.dtype).split(chunk)):
-        columns = torch.cat([rows, rows.square().sum(1, keepdim=True) / -2], 1).T
-        found = []
-        for q in widened.split(block):
-            torch.mm(q, columns, out=tile.resize_(len(q), len(rows)))
-            found.append(_largest(tile, min(k, len(rows))))
-        values, places = (torch.cat(parts) for parts in zip(*found))
-        best, where = torch.cat([best, values], 1), torch.cat([where, places + start], 1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1)
-        where = where.gather(1, order)
-    return where
+        halves, step = rows.square().sum(1) / -2, math.ceil(len(rows) / group)
+        for q, values, places in zip(queries.split(block), best.split(block), where.split(block)):
+            tile.resize_(len(q), step * group)[:, len(rows) :] = -math.inf  # fills the last groups
+            torch.addmm(halves, q, rows.T, out=tile[:, : len(rows)])
+            _improve(values, places, tile.view(len(q), group, step), start)
+    return where.gather(1, best.argmin(1, keepdim=True)).squeeze(1)
 
 
-def _largest(values: Tensor, k: int, group: int = 16) -> tuple[Tensor, Tensor]:
-    """The k largest entries of each row and their places: they lie in the k groups with the largest maxima."""
-    n, width = values.shape
-    step = width // group  # a group: every step-th entry
-    if step <= k:
-        return values.topk(k, dim=1)
-    maxima = values[:, : step * group].view(n, group, step).amax(1)
-    groups = maxima.topk(k, dim=1, sorted=False).indices
-    members = (groups[:, None] + step * torch.arange(group, device=values.device)[:, None]).flatten(1)
-    left = torch.arange(step * group, width, device=values.device).expand(n, -1)  # what fills no group
-    places = torch.cat([members, left], 1)
-    found = values.gather(1, places).topk(k, dim=1)
-    return found.values, places.gather(1, found.indices)
+def _improve(best: Tensor, where: Tensor, groups: Tensor, start: int) -> None:
+    """Put what a tile (n, group, step) holds in its columns start, start + 1, ... among the k best (n, k) of each row.
+
+    Few groups have a maximum that reaches the k-th best so far; the others are not looked into.
+    """
+    k, maxima = best.shape[1], groups.amax(1)
+    bar = best.amin(1)
+    if start == 0 and maxima.shape[1] > k:  # nothing is known yet, but k groups have a maximum as large as this
+        bar = maxima.topk(k, dim=1, sorted=False).values.amin(1)
+    row, column = (maxima >= bar[:, None]).nonzero(as_tuple=True)
+    values = groups[row, :, column]
+    hit, member = (values >= bar[row, None]).nonzero(as_tuple=True)
+    row, column, values = row[hit], start + member * maxima.shape[1] + column[hit], values[hit, member]
+
+    counts = row.bincount(minlength=len(best))
+    slot = k + torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]  # in a table of equal rows
+    more = int(counts.amax())
+    found = F.pad(best, (0, more), value=-math.inf).index_put_((row, slot), values)
+    columns = F.pad(where, (0, more)).index_put_((row, slot), column)
+    best[:], order = found.topk(k, dim=1, sorted=False)
+    where[:] = columns.gather(1, order)
 
 
 class KNN(Detector):
@@ -91,7 +95,7 @@ class KNN(Detector):
         ValueError: ``k`` < 1, or more than there are training features.
     """
 
-    chunk = 4096
+    chunk = 16384
     grows = ("bank", "centre")
     bank: Tensor
     centre: Tensor

@@ -198,6 +198,17 @@ def test_the_virtual_logit_is_on_average_as_large_as_the_largest_logit():
     assert torch.isclose(virtual.mean(), HEAD(BANK).amax(1).mean())
 
 
+def test_a_fit_of_vim_in_single_precision_tells_directions_apart_that_hardly_vary():
+    lengths = torch.logspace(0, -4, 32).double()  # a network whose classes have collapsed, far from the origin
+    z = (normal(6000, 32) * lengths @ torch.linalg.qr(normal(32, 32, seed=1)).Q + 1).float()
+    head = nn.Linear(32, 3)
+    with torch.no_grad():
+        head.bias.fill_(9)
+    single, double = (ViM(head).fit(Features(penultimate=x)) for x in (z, z.double()))
+    residuals = [((z.double() - d.origin) @ d.residual).norm(dim=1) for d in (single, double)]
+    assert torch.allclose(*residuals, rtol=1e-3)
+
+
 @pytest.mark.parametrize(("width", "dim"), [(9, 4), (512, 256), (768, 512), (1024, 512), (2048, 1000)])
 def test_the_number_of_main_dimensions_follows_the_paper(width: int, dim: int):
     assert ViM(nn.Linear(width, 2)).main_dimensions() == dim
