@@ -32,6 +32,7 @@ from ood_lib.multilabel import JointEnergy, SumLogit, SumProb, joint_energy, lab
 from ood_lib.neighbours import KNN, NNGuide
 from ood_lib.networks import ResNet, adapt, pick_device
 from ood_lib.outliers import Outlier
+from ood_lib.pretrained import load_bank, pretrained
 from ood_lib.priors import GMMPrior, LogitPrior
 from ood_lib.rectify import ASH, SCALE, ReAct
 from ood_lib.results import leaderboard, load_results, provenance, save_results
@@ -51,10 +52,10 @@ __all__ = [
     "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented", "average_precision",
     "classical_detectors", "compare", "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy",
     "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm", "joint_energy",
-    "label_energies", "leaderboard", "lipschitz_report", "load_benchmark", "load_ood_set", "load_results",
-    "max_logit", "mean_average_precision", "measured", "msp", "noise_scales", "odin", "pick_device", "provenance",
-    "run_benchmark", "save_results", "score_norms", "select_gmm", "sgld", "shift", "spectral_normalize",
-    "summarize", "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
+    "label_energies", "leaderboard", "lipschitz_report", "load_bank", "load_benchmark", "load_ood_set",
+    "load_results", "max_logit", "mean_average_precision", "measured", "msp", "noise_scales", "odin", "pick_device",
+    "pretrained", "provenance", "run_benchmark", "save_results", "score_norms", "select_gmm", "sgld", "shift",
+    "spectral_normalize", "summarize", "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

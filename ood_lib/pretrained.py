@@ -1,0 +1,234 @@
+"""Networks trained by us on real images, and banks of what they know of a benchmark: shipped, and verified by hash.
+
+A network is two files: NAME.safetensors, its weights in half precision, and NAME.json, its card (recipe, seed,
+accuracy, hash, origin).  A bank is a folder, see `BenchmarkFeatures.save`.  ``python -m ood_lib.pretrained NAME`` makes
+both again.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ood_lib.augment import augmented
+from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark
+from ood_lib.data import Benchmark, Normalize, load_benchmark
+from ood_lib.features import Features
+from ood_lib.loop import History
+from ood_lib.networks import ResNet
+from ood_lib.training import accuracy, train_classifier
+
+__all__ = ["RECIPES", "Recipe", "card", "load_bank", "make_bank", "pretrained", "shrink", "train_recipe"]
+
+SHIPPED = Path(__file__).parent / "shipped"
+ROWS = {"train": 5000, "val": 1000, "test": 2500}  # of a bank; of every OOD set as many as `val`
+
+
+class Recipe(NamedTuple):
+    """All that it takes to train a network again, but the images and the seed."""
+
+    benchmark: str
+    widths: tuple[int, ...]
+    blocks: int
+    options: dict[str, Any]  # of `train_classifier`
+    hole: int = 0  # side of the hole in each training image, see `ood_lib.augment`
+
+    def network(self, classes: int, mean: Sequence[float], std: Sequence[float]) -> ResNet:
+        """The network before training, for images with these statistics per channel."""
+        return ResNet(len(mean), classes, self.widths, self.blocks, Normalize(mean, std))
+
+
+_SGD = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
+RECIPES = {
+    # 4.9 million parameters, 512 features; under two hours on one CPU core that multiplies in bfloat16
+    "cifar10-resnet10": Recipe("cifar10", (64, 128, 256, 512), 1, _SGD | {"epochs": 20, "average": 0.998}, hole=8),
+    # as OpenOOD v1.5 trains its ResNet-18 (100 epochs, crop and flip): 11 million parameters, for a GPU
+    "cifar10-resnet18": Recipe("cifar10", (64, 128, 256, 512), 2, _SGD | {"epochs": 100}),
+}
+
+
+# -- networks -----------------------------------------------------------------------------------------------------
+
+
+def pretrained(name: str, folder: str | os.PathLike[str] | None = None) -> ResNet:
+    """A trained network, in eval mode and single precision; its card is `card`.
+
+    Args:
+        name: one of those that `RECIPES` names and the folder holds, such as "cifar10-resnet10".
+        folder: where its two files lie; None = those that come with the library.
+
+    Raises:
+        ValueError: there is no network of that name, or its weights are not those of the card.
+
+    Example:
+        >>> network = pretrained("cifar10-resnet10")
+        >>> network.represent(torch.rand(2, 3, 32, 32)).penultimate.shape
+        torch.Size([2, 512])
+    """
+    about, file = card(name, folder), Path(folder or SHIPPED, f"{name}.safetensors")
+    if not file.is_file() or (found := _sha256(file)) != about["sha256"]:
+        said = f"has sha256 {found[:12]}..." if file.is_file() else "is missing"
+        raise ValueError(f"{file} {said}; its card says {about['sha256'][:12]}...: copy it again, or train it again")
+    recipe = RECIPES[about["recipe"]]
+    network = recipe.network(len(about["classes"]), *about["normalize"])
+    network.load_state_dict({key: _single(x) for key, x in load_file(file).items()})
+    return network.eval().requires_grad_(False)
+
+
+def card(name: str, folder: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What is said of a network: recipe, seed, classes, accuracy, sha256 of the weights, origin.
+
+    Raises:
+        ValueError: there is no network of that name.
+    """
+    file = Path(folder or SHIPPED, f"{name}.json")
+    if not file.is_file():
+        there = sorted(p.stem for p in file.parent.glob("*.safetensors"))
+        advice = f"; train it with `python -m ood_lib.pretrained {name}`" if name in RECIPES else ""
+        raise ValueError(f"no network {name!r} in {file.parent}, where there are {there}{advice}")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def train_recipe(
+    name: str, bench: Benchmark, folder: str | os.PathLike[str], *, seed: int = 0,
+    origin: Mapping[str, str] | None = None, **options: Any,
+) -> tuple[ResNet, History]:  # fmt: skip
+    """Train a network by its recipe and write its two files; an interrupted training goes on where it was.
+
+    Args:
+        name: of the recipe.
+        bench: its benchmark.
+        folder: where the files go; with a seed other than 0 they are called NAME-seedN.
+        seed: of the first weights, the order and the augmentation.
+        origin: put on the card, see `ood_lib.results.provenance`.
+        options: of `train_classifier`, such as device or epochs, instead of the recipe's.
+    """
+    recipe, folder = RECIPES[name], Path(folder)
+    file = folder / f"{name}{f'-seed{seed}' if seed else ''}.safetensors"
+    chosen = recipe.options | {"autocast": torch.bfloat16, "channels_last": True} | options
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = recipe.network(len(bench.classes), *_statistics(bench))
+    start = time.monotonic()
+    history = train_classifier(
+        network, bench.train, val=bench.val, seed=seed, augment=augmented(hole=recipe.hole),
+        checkpoint=file.with_suffix(".checkpoint"), **chosen,
+    )  # fmt: skip
+    about = {"seed": seed, "seconds": round(time.monotonic() - start), "origin": dict(origin or {})}
+    save_network(file, network, bench, {"recipe": name, "epochs": chosen["epochs"]} | about)
+    return pretrained(file.stem, folder), history
+
+
+def save_network(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, Any]) -> None:
+    """Round the weights to half precision, measure what is left of the accuracy, write the file and its card."""
+    half = {key: _half(x.detach().cpu()) for key, x in network.state_dict().items()}
+    network.load_state_dict({key: _single(x) for key, x in half.items()})
+    partial = file.with_suffix(".partial")
+    save_file(half, partial)
+    os.replace(partial, file)
+    facts = {
+        "benchmark": bench.name,
+        "classes": list(bench.classes),
+        "normalize": _statistics(bench),
+        "accuracy": accuracy(network, bench.test),
+        "sha256": _sha256(file),
+    }
+    partial.write_text(json.dumps(dict(about) | facts, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, file.with_suffix(".json"))
+
+
+def _statistics(bench: Benchmark) -> list[list[float]]:
+    return [bench.normalize.get_buffer(name).flatten().tolist() for name in ("mean", "std")]
+
+
+def _half(x: Tensor) -> Tensor:
+    return x.half().contiguous() if x.is_floating_point() else x
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.is_floating_point() else x
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# -- banks --------------------------------------------------------------------------------------------------------
+
+
+def load_bank(name: str, folder: str | os.PathLike[str] | None = None) -> BenchmarkFeatures:
+    """What a trained network knows of a benchmark, without the images and without the network.
+
+    Args:
+        name: of the bank, such as "cifar10-bank".
+        folder: of banks; None = those that come with the library.
+
+    Raises:
+        ValueError: there is no bank of that name, or a file of it is not the one that was saved.
+    """
+    home = Path(folder or SHIPPED)
+    if not (home / name / "benchmark.json").is_file():
+        there = sorted(p.parent.name for p in home.glob("*/benchmark.json"))
+        raise ValueError(f"no bank {name!r} in {home}, where there are {there}")
+    return BenchmarkFeatures.load(home / name)
+
+
+def make_bank(x: BenchmarkFeatures, folder: str | os.PathLike[str], *, seed: int = 0, **about: Any) -> None:
+    """Write a bank small enough to ship: `ROWS` of each set, drawn evenly over the classes, in half precision.
+
+    Args:
+        x: the whole benchmark, from `extract_benchmark`.
+        folder: of the bank.
+        seed: of the draw.
+        about: see `BenchmarkFeatures.save`.
+    """
+    near, far = ({n: shrink(f, ROWS["val"], seed) for n, f in sets.items()} for sets in (x.near, x.far))
+    train, val, test = (shrink(getattr(x, role), rows, seed) for role, rows in ROWS.items())
+    BenchmarkFeatures(train, val, test, near, far, x.head).save(folder, **about)
+
+
+def shrink(features: Features, rows: int, seed: int = 0) -> Features:
+    """So many rows at most, as many of each label as there are, in half precision and in their order."""
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    known = features.labels is not None and features.labels.ndim == 1
+    labels = features.labels if known else torch.zeros(len(features))
+    rank = torch.empty(len(features), dtype=torch.long)  # of each row among those of its label
+    for label in labels.unique():
+        mine = order[labels[order] == label]
+        rank[mine] = torch.arange(len(mine))
+    kept = torch.argsort(rank, stable=True)[:rows].sort().values
+    return Features(**{name: _half(x) for name, x in features[kept].tensors().items()})
+
+
+def main() -> None:
+    """Train a network and write it, and its bank, into a folder."""
+    from ood_lib.results import data_hash, provenance
+
+    parser = argparse.ArgumentParser(prog="python -m ood_lib.pretrained", description=main.__doc__)
+    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("--root", help="folder of the images; see the page on data")
+    parser.add_argument("--missing", choices=["raise", "skip"], default="raise", help="what to do without an OOD set")
+    parser.add_argument("--out", type=Path, default=Path("pretrained"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    bench = load_benchmark(RECIPES[given.name].benchmark, root=given.root, missing=given.missing)
+    command = f"python -m ood_lib.pretrained {given.name} --seed {given.seed}"
+    origin = provenance(command, data=data_hash(bench))
+    network, _ = train_recipe(given.name, bench, given.out, seed=given.seed, origin=origin, device=given.device)
+    seen = extract_benchmark(network, bench, device=given.device)
+    seen.save(given.out / f"{bench.name}-features", **origin)
+    make_bank(seen, given.out / f"{bench.name}-bank", seed=0, **origin)
+
+
+if __name__ == "__main__":
+    main()
