@@ -1238,9 +1238,9 @@ assert abs(ceiling - exact.mean().item()) < 0.02
 # ```{exercise-start} Turn the order round
 # :label: ex-flow-ruler
 # ```
-# Two points, $z_1=0$ and $z_2=1$, under a standard normal: $z_1$ is likelier. Find an increasing map $g$ of the line, for
-# instance $g(z)=z+c\,z^3$, such that under the density of $y=g(z)$ the image of $z_2$ is likelier. Store
-# $\log p_y(g(0))-\log p_y(g(1))$. No information was lost: what does that say about "OOD = unlikely"?
+# Two points, $z_1=0$ and $z_2=1$, under a standard normal: $z_1$ is likelier. Find an increasing map $g$ of the line such
+# that under the density of $y=g(z)$ the image of $z_2$ is likelier. Try $g(z)=z+c\,z^3$ first: why does it fail for every
+# $c>0$? Store $\log p_y(g(0))-\log p_y(g(1))$. No information was lost: what does that say about "OOD = unlikely"?
 # *Hint: $\log p_y(g(z)) = \log p_z(z) - \log g'(z)$; you want $g'$ large where the density was high.*
 
 # %% tags=["exercise"]
@@ -1264,9 +1264,9 @@ gap = log_density(0.0) - log_density(1.0)
 assert gap < 0
 
 # %% [markdown]
-# With $g(z)=z+5\tanh z$ the middle is stretched six-fold and thinned out. (The cubic stretches the outside and cannot do
-# it.) A density ranks points *in given coordinates*. What makes one set of coordinates right has to come from elsewhere:
-# here, from a network trained to tell classes apart.
+# With $g(z)=z+5\tanh z$ the middle is stretched six-fold and thinned out. (The cubic leaves the middle as it is, $g'(0)=1$,
+# and stretches the outside, so it widens the gap.) A density ranks points *in given coordinates*. What makes one set of
+# coordinates right has to come from elsewhere: here, from a network trained to tell classes apart.
 # ```{solution-end}
 # ```
 
