@@ -8,6 +8,7 @@ import torch
 from conftest import normal
 from torch import nn
 
+from ood_lib import ResNet, extract, load_benchmark, train_classifier
 from ood_lib.checkpoint import Checkpoint
 from ood_lib.flow import coupling_flow, glow
 from ood_lib.flow_training import FlowTraining
@@ -119,12 +120,17 @@ def test_no_update_leaves_the_start():
 
 
 def test_two_thousand_updates_at_a_thousandth_stay_finite():
-    """On features of the kind that broke unclamped flows: rectified, on the sphere, some units dead."""
-    z = (normal(700, 32, seed=3) @ normal(32, 32, seed=4)).relu().float()
-    z[:, :4] = 0
-    flow = coupling_flow(32, 2, [16])
+    """On the default benchmark, whose features broke unclamped flows: rectified, on the sphere, some units dead."""
+    bench = load_benchmark("digits")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ResNet(1, len(bench.classes), [8, 32], normalize=bench.normalize)
+    train_classifier(network, bench.train, epochs=2, progress=False)
+    z = extract(network, bench.train, progress=False).penultimate
+    z[:, :2] = 0
+    flow = coupling_flow(32, 3)
     t = FlowTraining(flow, z, normalize=True, noise=0.02, learning_rate=1e-3, batch_size=64)
-    flow.initialize(t.batch(0)[0], class_moments(z, torch.zeros(700).long(), "diagonal"))
+    flow.initialize(t.batch(0)[0], class_moments(z, torch.zeros(len(z)).long(), "diagonal"))
     before = t.log_prob(t.rows)
     t.run(2000)  # raises when it is lost
     assert t.log_prob(t.rows) > before and weights(flow).isfinite().all()
