@@ -605,7 +605,7 @@ plt.show()
 #
 # The norm adds up a whole vector field. Before it is added up, the score is an image itself: $\sigma s_\theta$ says for every
 # pixel whether the denoiser wants it brighter or darker, in standard deviations of the noise. Here for the image with the
-# median norm (at the middle scale) of four sets.
+# median norm (at the middle scale) of some sets.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The score as an image, σ s(x, σ): orange pixels should become darker, purple ones brighter, white ones may stay; one colour scale for all. The number above each map is its norm. Rows: the image with the median norm of its set.", "name": "fig-msma-fields"}, "image": {"alt": "A grid of small maps. Each row begins with a picture and continues with its score at five noise scales from large to small. For the ID digit the maps are pale. For the near-OOD digit a few strokes are coloured at middle scales. For far-OOD pictures most pixels are strongly coloured at small and middle scales."}}
 picks = {"ID": bench.test, **bench.near, **bench.far}
@@ -873,7 +873,7 @@ row = {name: 100 * summary.query("detector == @name").set_index("group")["value"
 for group in ("near", "far"):
     ours = [round(row[name][group], 1) for name in row]
     published.loc[len(published)] = [f"this run: {benchmark}", f"mean of the {group} sets, {fit_on} images for the density", *ours]
-published.style.format("{:.5g}", subset=published.columns[2:], na_rep="").hide(axis="index").set_caption("MSMA, AUROC in %")
+published.style.format("{:.6g}", subset=published.columns[2:], na_rep="").hide(axis="index").set_caption("MSMA, AUROC in %")
 
 # %% [markdown]
 # Two warnings about the source. Its "FPR95" is the share of *ID* flagged when 95 % of OOD are caught (`positive="ood"`
