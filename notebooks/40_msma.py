@@ -55,9 +55,13 @@ patch: int = 1  # side of the pixel blocks it turns into channels; 2 for 28 pixe
 score_steps: int = 1500  # updates of a score network
 score_batch: int = 64  # images per update
 score_rate: float = 2e-3  # peak of the learning-rate cycle
+flip: bool = False  # train the score networks on mirrored images as well
+half: bool = False  # in bfloat16: for GPUs; for CPUs with AMX, from 28 pixels on
+images_per_set: int = 0  # fit and judge detectors on so many images of a set; 0 = all
 fit_on: str = "val"  # ID images for the density of the norms: val (held out) or train
 epochs: int = 15  # of the classifiers that MSMA is compared with
 widths: list = [32, 64]  # feature maps per stage of these classifiers
+updates: int = 400  # of the flow on the norms, at most
 umap_points: int = 1500  # images in the UMAP picture
 results: str = ""  # folder for what other pages show; empty = do not write
 
@@ -74,19 +78,35 @@ import numpy as np
 import pandas as pd
 import torch
 from IPython.display import Markdown, display
+from matplotlib.ticker import LogLocator
 from torch.nn import functional as F
 
 import ood_lib as ood
 from ood_lib import plots
 from ood_lib.images import ImageArray
 from ood_lib.metrics import auroc
-from ood_lib.networks import Representation
+from ood_lib.networks import Representation, pick_device
 
 plots.theme()
 torch.manual_seed(seed)
 bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
 if not (bench.near and bench.far):
     raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
+
+# %% tags=["hide-input"]
+where = pick_device(device)
+how = {"channels_last": half, "autocast": torch.bfloat16 if half else None}  # to run score networks
+
+
+def some(data, n=1000):
+    """At most n images, evenly spread over the set; 0 = all."""
+    return data.subset(torch.linspace(0, len(data) - 1, min(n or len(data), len(data))).long())
+
+
+learn = bench.train  # networks learn from all of it
+fewer = {name: some(getattr(bench, name), images_per_set) for name in ("train", "test")}
+fewer |= {g_: {k: some(v, images_per_set) for k, v in getattr(bench, g_).items()} for g_ in ("near", "far")}
+bench = dataclasses.replace(bench, **fewer)
 
 # %% [markdown]
 # ## 1. The idea on a toy
@@ -208,7 +228,7 @@ on_ring = circle[torch.randint(200, (800,), generator=g)] + scatter((0.0, 0.0), 
 off_ring = {"centre": scatter((0.0, 0.0), 0.2), "corner": scatter((7.0, 7.0), 0.3)}
 ruler = [4.0, 2.0, 1.0, 0.5, 0.2, 0.05]
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score field of a ring: direction (arrows, all drawn equally long) and length (colour, logarithmic, clipped at 0.01 and 30) at three blurs, with ring and centre points. With the blur the ridge turns into a hill, whose top is the centre.", "name": "fig-msma-ring"}, "image": {"alt": "Three maps of the plane with arrows. At sigma 0.2 the arrows point to the circle from both sides and the centre is bright, with long scores. At sigma 1 the centre is a small dark spot. At sigma 4 all arrows point to the centre, which is the darkest place, so that the ring has longer scores than its centre."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Score field of a ring: direction (arrows, all drawn equally long) and length (colour, logarithmic, clipped at 0.01 and 30) at three blurs, with ring and centre points. With the blur the ridge turns into a hill, whose top is the centre.", "name": "fig-msma-ring"}, "image": {"alt": "Three maps of the plane with arrows. At sigma 0.2 the arrows point to the circle from both sides and the centre is bright, with long scores. At sigma 1 the ring is still the darkest. At sigma 4 all arrows point to the centre, which is the darkest place, so that the ring has longer scores than its centre."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.6), sharex=True, sharey=True)
 side = torch.linspace(-5, 5, 101).double()
 grid = torch.cartesian_prod(side, side)
@@ -366,9 +386,9 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.7))
 sigma = torch.logspace(-1.5, 1, 60).double()
 for tau, (role, style) in zip((0.1, 0.5, 2.0), plots.LINES.items()):
     left.semilogx(sigma, sigma / (tau**2 + sigma**2), style, color=plots.COLORS[role])
-    left.annotate(f"τ = {tau:g}", (tau, 0.5 / tau), xytext=(4, 3), textcoords="offset points", color=plots.COLORS[role])
+    left.annotate(f"τ = {tau:g}", (tau, 8), xytext=(4, 0), textcoords="offset points", va="center", color=plots.COLORS[role])
     left.axvline(tau, color=plots.COLORS[role], lw=0.8, ls=":")
-left.set(xlabel="noise scale σ", ylabel="norm", yscale="log", ylim=(0.02, 12))
+left.set(xlabel="noise scale σ", ylabel="norm", yscale="log", ylim=(0.02, 14))
 spots = {"on the ring": (3.0, "id"), "radius 2": (2.0, "near"), "radius 4.5": (4.5, "other"), "centre": (0.02, "far")}
 for name, (radius, role) in spots.items():
     point = torch.tensor([[radius, 0.0]]).double()
@@ -442,6 +462,11 @@ sigmas = ood.noise_scales(largest, smallest, scales)
 levels = sigmas.tolist() if conditioning == "levels" else None
 
 
+def mirror(images, generator):
+    heads = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
+    return images.where(heads, images.flip(-1))
+
+
 def train_one(seed, steps=score_steps):
     torch.manual_seed(seed)
     network = ood.ScoreNetwork(
@@ -449,8 +474,8 @@ def train_one(seed, steps=score_steps):
         precondition=precondition, levels=levels,
     )  # fmt: skip
     options = {"steps": steps, "batch_size": score_batch, "learning_rate": score_rate}
-    options |= {"seed": seed, "device": device}
-    return network, ood.train_score_network(network, bench.train, **options)
+    options |= {"augment": mirror if flip else None, "seed": seed, "device": device, **how}
+    return network, ood.train_score_network(network, learn, **options)
 
 
 networks, histories = zip(*[train_one(s) for s in range(seed, seed + seeds)])
@@ -468,26 +493,27 @@ networks, histories = zip(*[train_one(s) for s in range(seed, seed + seeds)])
 # by scale, on training images and on images it has not seen.
 
 # %%
-def some(data, n=1000):
-    """At most n images, evenly spread over the set."""
-    rows = torch.linspace(0, len(data) - 1, min(n, len(data))).long()
-    return data.subset(rows).images
-
-
 def noised(network, epsilon):  # a score network of noised input; section 6.1 uses it again
-    return lambda x, sigma: network(x + sigma * epsilon[: len(x)], sigma)
+    return lambda x, sigma: network(x + sigma * epsilon[: len(x)].to(x), sigma)
 
 
-networks = [network.cpu() for network in networks]
-sides = {"train": some(bench.train), "test": some(bench.test)}
-error = {k: [ood.denoising_error(n, x, sigmas) for n in networks] for k, x in sides.items()}
-error = {k: torch.stack(v).numpy() for k, v in error.items()}  # (seeds, L)
+def norms_of(network, images, sigmas=sigmas):
+    """The library's `score_norms`, on the device and in the precision of this page."""
+    with torch.autocast(where.type, torch.bfloat16, enabled=half):
+        return ood.score_norms(network, images.to(where), sigmas, batch_size=256).cpu()
+
+
+sides = {"train": some(bench.train).images, "test": some(bench.test).images}
+error = {  # (seeds, L)
+    k: np.stack([ood.denoising_error(n, x.to(where), sigmas) for n in networks])
+    for k, x in sides.items()
+}
 
 # %%
 x, D = sides["test"], math.prod(bench.image_shape)
 epsilon = torch.randn(x.shape, generator=g)
-squares = ood.score_norms(noised(networks[0], epsilon), x, sigmas)
-measured = (squares**2).mean(0) / D  # must be 1 - ℓ
+lengths = norms_of(noised(networks[0], epsilon), x)
+found = (lengths**2).mean(0) / D  # must be 1 - ℓ
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: training loss, mean of 50 updates, one line per seed. Middle: share of the noise that stays unexplained, per scale; a gap between training and test images would mean learning by heart. Right: the identity of section 2.5 on held-out images; the marks should lie on the diagonal.", "name": "fig-msma-training"}, "image": {"alt": "Left, training loss as a share of D/2 falling over the updates. Middle, the error against sigma on a logarithmic axis for training and test images: it falls from about one half at small sigma to a few percent at sigma one, and the test curve lies slightly above the training curve. Right, mean squared norm per pixel against one minus the error, with marks along the diagonal."}}
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(plots.FULL, 2.6))
@@ -500,16 +526,16 @@ for name, role in (("train", "other"), ("test", "id")):
 middle.set(xlabel="noise scale σ", ylabel="error ℓ(σ)", ylim=(0, 1))
 middle.legend()
 right.plot([0, 1], [0, 1], color=plots.COLORS["grey"], lw=1)
-right.plot(1 - error["test"][0], measured, "o", color=plots.COLORS["id"], ms=4)
+right.plot(1 - error["test"][0], found, "o", color=plots.COLORS["id"], ms=4)
 right.set(xlabel="1 − ℓ(σ)", ylabel="mean norm² / D, noised", xlim=(0, 1.05), ylim=(0, 1.05), aspect="equal")
 plt.show()
 
 # %% tags=["hide-input"]
 gap = (error["test"] - error["train"]).mean(0)
-off = (measured - (1 - torch.tensor(error["test"][0]))).abs()
+off = (found - (1 - torch.tensor(error["test"][0]))).abs()
 display(Markdown(
     f"The largest gap between test and training error is {gap.max():.3f}, at σ = {sigmas[gap.argmax()]:.2g}. The identity is "
-    f"missed by at most {off.max():.3f} (at σ = {sigmas[off.argmax()]:.2g}). At σ = {smallest:g} the network explains "
+    f"missed by at most {off.max():.3f} (at σ = {sigmas[off.argmax()]:.2g}); a network at its optimum would miss it by chance alone. At σ = {smallest:g} the network explains "
     f"{1 - error['test'][:, -1].mean():.0%} of the noise, at σ = {largest:g} {1 - error['test'][:, 0].mean():.0%}."
 ))  # fmt: skip
 
@@ -530,11 +556,11 @@ display(Markdown(
 # %%
 held_out = {"val": bench.val, "train": bench.train}[fit_on]
 plain = [
-    ood.extract_benchmark(ood.ScoreNorms(n, sigmas), bench, device=device) for n in networks
+    ood.extract_benchmark(ood.ScoreNorms(n, sigmas), bench, device=device, **how)
+    for n in networks
 ]
 # densities are fitted on `train`: let that be the images of fit_on
 features = [dataclasses.replace(x, train=getattr(x, fit_on)) for x in plain]
-networks = [network.cpu() for network in networks]
 network, f = networks[0], features[0]  # the first one is the one we look into
 f.test
 
@@ -548,6 +574,13 @@ def profile(ax, x, role, label=None):
     ax.fill_between(sigmas, low, high, color=plots.COLORS[role], alpha=0.2, lw=0)
 
 
+def ruled(ax):
+    """Powers of two on a logarithmic axis."""
+    ax.yaxis.set_major_locator(LogLocator(2))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(plt.NullFormatter())
+
+
 others = {name: (x, "near") for name, x in f.near.items()} | {name: (x, "far") for name, x in f.far.items()}
 figure, axes = plt.subplots(math.ceil(len(others) / 3), 3, figsize=(plots.FULL, 2.2 * math.ceil(len(others) / 3)), sharex=True, sharey=True, squeeze=False)
 for ax, (name, (x, role)) in zip(axes.flat, others.items()):
@@ -555,8 +588,7 @@ for ax, (name, (x, role)) in zip(axes.flat, others.items()):
     profile(ax, x, role)
     ax.axhline(D**0.5, color=plots.COLORS["grey"], ls=":", lw=1)
     ax.set_title(name, color=plots.COLORS[role], fontsize=10)
-    ax.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"], minor=False)
-    ax.yaxis.set_minor_formatter(plt.NullFormatter())
+    ruled(ax)
 for ax in axes.flat[len(others) :]:
     ax.axis("off")
 figure.supxlabel("noise scale σ", fontsize=11)
@@ -573,7 +605,7 @@ plt.show()
 #
 # The norm adds up a whole vector field. Before it is added up, the score is an image itself: $\sigma s_\theta$ says for every
 # pixel whether the denoiser wants it brighter or darker, in standard deviations of the noise. Here for the image with the
-# median norm (at the middle scale) of four sets.
+# median norm (at the middle scale) of some sets.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The score as an image, σ s(x, σ): orange pixels should become darker, purple ones brighter, white ones may stay; one colour scale for all. The number above each map is its norm. Rows: the image with the median norm of its set.", "name": "fig-msma-fields"}, "image": {"alt": "A grid of small maps. Each row begins with a picture and continues with its score at five noise scales from large to small. For the ID digit the maps are pale. For the near-OOD digit a few strokes are coloured at middle scales. For far-OOD pictures most pixels are strongly coloured at small and middle scales."}}
 picks = {"ID": bench.test, **bench.near, **bench.far}
@@ -581,14 +613,14 @@ picks = dict(list(picks.items())[:3] + list(picks.items())[-2:])
 columns = torch.linspace(0, scales - 1, min(scales, 5)).long()
 figure, axes = plt.subplots(len(picks), 1 + len(columns), figsize=(plots.FULL, 1.28 * len(picks)), squeeze=False)
 for row, (name, data) in zip(axes, picks.items()):
-    pool = some(data, 200)
-    ranks = ood.score_norms(network, pool, sigmas)[:, scales // 2].argsort()
+    pool = some(data, 200).images
+    ranks = norms_of(network, pool)[:, scales // 2].argsort()
     x = pool[ranks[len(pool) // 2]][None]
     row[0].imshow(x[0].permute(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
     row[0].text(-0.1, 0.5, name, transform=row[0].transAxes, ha="right", va="center", color=plots.COLORS[roles[name]])
     for ax, sigma in zip(row[1:], sigmas[columns].tolist()):
         with torch.no_grad():
-            field = sigma * network(x, sigma)[0]
+            field = sigma * network(x.to(where), sigma)[0].cpu()
         ax.imshow(field.mean(0), cmap="PuOr", vmin=-1.5, vmax=1.5)
         ax.set_title(f"{field.norm():.1f}", fontsize=9, pad=2)
         if row is axes[-1]:
@@ -601,7 +633,7 @@ plt.show()
 # %% [markdown]
 # ### 4.3 What each scale sees
 #
-# The sets of the benchmark are far away at every scale. Make gentler strangers out of the ID test images: half the
+# The far sets are far away at every scale. Make gentler strangers out of the ID test images: half the
 # contrast, the mean of two images, a slight blur, one white pixel. Then ask each scale alone, "longer means OOD", and
 # compare with the plain sum of all norms and with the density on the vector.
 
@@ -632,7 +664,7 @@ class Norm(ood.Detector):
 
 
 def seen(network, data):
-    return ood.extract(ood.ScoreNorms(network, sigmas), data, device="cpu")
+    return ood.Features(penultimate=norms_of(network, data.images))
 
 
 strangers = [{name: seen(n, data) for name, data in made.items()} for n in networks]
@@ -647,7 +679,7 @@ for name, judge in judges.items():
     columns[name] = {k: 100 * auroc(own, judge(v))[0] for k, v in sets.items()}
 by_scale = pd.DataFrame(columns)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC in % of the norm at each scale, of the sum of the norms, and of one Gaussian on the vector (first network). Below 50 (purple) the outliers have the shorter scores. White is blind.", "name": "fig-msma-scales"}, "image": {"alt": "Heat map with one row per OOD set and one column per noise scale, then the sum and the joint density. Far sets are at 100 in nearly all columns. The near set is best in the middle scales. Half contrast is far below 50 at the largest scales and near 100 at the smallest ones; the joint column is high for all rows."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC in % of the norm at each scale, of the sum of the norms, and of one Gaussian on the vector (first network). Below 50 (purple) the outliers have the shorter scores. White is blind.", "name": "fig-msma-scales"}, "image": {"alt": "Heat map with one row per OOD set and one column per noise scale, then the sum and the joint density. Far sets are at 100 in nearly all columns. The near set is best at middle and large scales. The mean of two images is far below 50 at the largest scale and near 100 at the smallest ones, a slight blur begins near 50; sum and joint are high in all rows."}}
 figure, ax = plt.subplots(figsize=(plots.FULL, 0.9 + 0.3 * len(by_scale)))
 ax.imshow(by_scale, cmap="PuOr_r", vmin=0, vmax=100, aspect="auto")
 for (i, j), value in np.ndenumerate(by_scale.to_numpy()):
@@ -670,9 +702,10 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# On the benchmark's own sets a single scale or the sum does as well as the density. The density earns its keep where the
-# *direction* is unknown: half the contrast makes the coarse norms shorter (section 2.6: they measure contrast), and a
-# detector that counts length is turned upside down.
+# Some strangers have shorter scores at coarse scales: the mean of two images lies closer to the mean image than either does, and that is
+# what the coarse norms measure (section 2.6). Yet their fine norms are longer, and in the sum these win. Section 1 asked what would
+# change our mind, and here it is: **on these sets a sum of the norms would do.** It has nothing to fit, while the density has to
+# estimate a covariance from the images it is given. Section 5.3 shows sets on which the same sum is at 5 %.
 #
 # ### 4.4 A map of the vectors
 #
@@ -733,7 +766,8 @@ def train_classifier(s):
         return ood.shift(images, images.shape[-1] // 8, generator)
 
     options = {"epochs": epochs, "learning_rate": 0.05, "augment": augment, "seed": s}
-    ood.train_classifier(network, bench.train, device=device, **options)
+    with torch.autocast(where.type, torch.bfloat16, enabled=half):
+        ood.train_classifier(network, learn, device=device, **options)
     return network
 
 
@@ -748,7 +782,7 @@ class Pixels(torch.nn.Module):
 classifiers = [train_classifier(s) for s in range(seed, seed + seeds)]
 learned = [ood.extract_benchmark(c, bench, device=device) for c in classifiers]
 raw = ood.extract_benchmark(Pixels(), bench, device="cpu")
-accuracies = [100 * ood.accuracy(c, bench.test, device="cpu") for c in classifiers]
+accuracies = [100 * ood.accuracy(c, bench.test, device=device) for c in classifiers]
 
 
 def auxiliaries(network):
@@ -757,7 +791,7 @@ def auxiliaries(network):
         "MSMA, mixture": None,  # as many components as held-out rows want
         "MSMA, Gaussian": ood.GMM(1, "full"),
         "MSMA, KNN": ood.KNN(5, normalize=False),
-        # any other density of the library goes here
+        "MSMA, flow": ood.FeatureFlow(normalize=False, updates=updates, seed=seed),
     }
     return {name: ood.MSMA(network, d, sigmas) for name, d in densities.items()}
 
@@ -795,21 +829,25 @@ def against(one, other, group):
     """Paired over networks: difference of group means in points, its t interval, and the word for it."""
     wide = table[(table["metric"] == "auroc") & (table["group"] == group)].pivot_table("value", "seed", "detector", "mean")
     gap = 100 * (wide[one] - wide[other])
-    half = ood.metrics.student(len(gap)) * gap.std() / len(gap) ** 0.5
-    word = "better" if gap.mean() > half else "worse" if gap.mean() < -half else "no clear difference"
-    return f"**{gap.mean():+.1f} ± {half:.1f}** ({word})"
+    reach = ood.metrics.student(len(gap)) * gap.std() / len(gap) ** 0.5
+    if min(wide[one].mean(), wide[other].mean()) >= 0.9995:  # both are shown as 100.0
+        return "no difference (both at 100)"
+    word = "better" if gap.mean() > reach else "worse" if gap.mean() < -reach else "no difference"
+    return f"**{gap.mean():+.1f} ± {reach:.1f}** ({word if len(gap) > 1 else 'one network: no interval'})"
 
 
-duels = [("MSMA, mixture", "pixels, KNN"), ("MSMA, mixture", "sum of norms"), ("MSMA, mixture", "KNN"), ("MSMA, mixture", "MSP")]
+rivals = ("MSMA, KNN", "MSMA, flow", "sum of norms", "pixels, KNN", "KNN", "MSP")
+duels = [("MSMA, mixture", name) for name in rivals]
 lines = [f"* {one} against {two}: near {against(one, two, 'near')}; far {against(one, two, 'far')}." for one, two in duels]
 display(Markdown(f"The classifiers are right on {np.mean(accuracies):.1f} % of the test images. Differences in points of AUROC, "
                  "paired over networks, ± 95 %:\n\n" + "\n".join(lines)))  # fmt: skip
 
 # %% [markdown]
-# Compare this with the claim. MSMA finds every far set, and needs no label for it. So does a nearest neighbour on raw pixels
-# here, which says more about these sets than about either method. And near-OOD is the wrong question for it: an 8 is
-# an unusual class but a very usual *drawing*, made of the same strokes as the known digits. A classifier is trained to care
-# about the difference, a score network is not.
+# Compare this with the claim. MSMA finds every far set, and needs no label for it. So do the plain sum of the norms and a nearest
+# neighbour on raw pixels, which says more about these sets than about any method. On the near set none of the densities on the
+# vector is above the sum, and a nearest neighbour does better on pixels or on classifier features than on norms. An 8 is made of the
+# same strokes as the known digits, in other places, and ten lengths cannot say *where* a score is long. (Where the held-out images
+# want a single component, the mixture is the Gaussian, and the first two rows are one.)
 
 # %% [markdown]
 # ### 5.2 The paper beside this page
@@ -831,11 +869,11 @@ published = pd.DataFrame(
     ],
     columns=["ID", "OOD", "mixture", "flow", "5th neighbour"],
 )
-row = {name: 100 * summary.query("detector == @name").set_index("group")["value"] for name in ("MSMA, mixture", "MSMA, KNN")}
+row = {name: 100 * summary.query("detector == @name").set_index("group")["value"] for name in ("MSMA, mixture", "MSMA, flow", "MSMA, KNN")}
 for group in ("near", "far"):
-    ours = [row["MSMA, mixture"][group], None, row["MSMA, KNN"][group]]
+    ours = [round(row[name][group], 1) for name in row]
     published.loc[len(published)] = [f"this run: {benchmark}", f"mean of the {group} sets, {fit_on} images for the density", *ours]
-published.style.format("{:.5g}", subset=published.columns[2:], na_rep="").hide(axis="index").set_caption("MSMA, AUROC in %")
+published.style.format("{:.6g}", subset=published.columns[2:], na_rep="").hide(axis="index").set_caption("MSMA, AUROC in %")
 
 # %% [markdown]
 # Two warnings about the source. Its "FPR95" is the share of *ID* flagged when 95 % of OOD are caught (`positive="ood"`
@@ -919,11 +957,11 @@ def area(detector, own, sets):
     return np.mean([auroc(own, detector(x))[0] for x in sets])
 
 
-def groups_of(network, sigmas, density, wrap=None, n=10**9):
+def groups_of(network, sigmas, density, wrap=None, n=0):
     """Mean AUROC over near, far and made-to-order sets, for norms at the given scales."""
     def read(data):
-        x = some(data, n)
-        norms = ood.score_norms(wrap(network, x) if wrap else network, x, sigmas)
+        x = some(data, n).images
+        norms = norms_of(wrap(network, x) if wrap else network, x, sigmas)
         return ood.Features(penultimate=norms)
 
     detector = ood.MSMA(network, density, sigmas)
@@ -950,7 +988,7 @@ inputs = 100 * pd.DataFrame(inputs).T.groupby(level=0).mean()
 inputs.style.format("{:.1f}").set_caption("AUROC in %, mean over networks")
 
 # %% [markdown]
-# Clean wins, and section 2.5 says why. On noised input the norm is $\sqrt{D(1-\ell)}$ whatever the image: at large $\sigma$ the
+# Clean wins on the near set, and section 2.5 says why. On noised input the norm is $\sqrt{D(1-\ell)}$ whatever the image: at large $\sigma$ the
 # network sees the noise, and the noise is the same for everybody. The clean image is an extrapolation, and a useful one. But
 # it also means that no training loss tells you how good the features will be.
 #
@@ -966,7 +1004,7 @@ count = len(fine)
 
 def fine_norms(network):
     def read(data):
-        return ood.score_norms(network, some(data, 250), fine)
+        return norms_of(network, some(data, 250).images, fine)
 
     ood_norms = {k: [read(v) for v in sets.values()] for k, sets in groups.items()}
     return {"fit": read(held_out), "test": read(bench.test)} | ood_norms
@@ -1015,6 +1053,14 @@ axes[0].set_ylabel("AUROC")
 axes[0].legend(fontsize=8)
 plt.show()
 
+# %% tags=["hide-input"]
+near = by_count.groupby("value")["near"].mean()
+coarse = by_largest.groupby("value")["near"].mean()
+display(Markdown(
+    f"Near sets, mean over networks: {near.iloc[0]:.3f} with the middle scale alone, {near.iloc[-1]:.3f} with all {near.index[-1]}; "
+    f"{coarse.iloc[0]:.3f} when nothing above σ = {coarse.index[0]:.2g} is read."
+))  # fmt: skip
+
 # %% [markdown]
 # Beside it the author's ablation, with networks trained anew for each point, OOD being the five pooled sets. The values are
 # read off a plot:
@@ -1034,6 +1080,10 @@ pd.DataFrame(values, ["mixture", "5th neighbour"]).style.format("{:.1f}").set_ca
 # The norms of a training image may be shorter than those of a new image of the same kind, because the network has met it.
 # Then a density fitted to training images calls every new image a little odd. The AUROC of training against test
 # images tells; one half is healthy. On the other hand there are more training images than held-out ones.
+#
+# The densities are those of the paper, with the book's own [flow](30_flow) in the place of its autoregressive one. Ours begins as the
+# Gaussian of its rows, and a tenth of the rows, set apart, decides which update is kept. The author's began from nothing, on norms as
+# they are: fitted to 2,000 images of CIFAR-10.1, it came out at 20.6 % on SVHN.
 
 # %%
 densities = {
@@ -1042,11 +1092,11 @@ densities = {
     "4 components": lambda: ood.GMM(4, "full"),
     "KNN, k = 1": lambda: ood.KNN(1, normalize=False),
     "KNN, k = 5": lambda: ood.KNN(5, normalize=False),
-    # a flow on the vectors goes here: "flow": lambda: ood.FeatureFlow(...),
+    "flow": lambda: ood.FeatureFlow(normalize=False, updates=updates, seed=seed),
 }
 
 # %%
-pieces = []
+pieces, kept = [], {"train": [], "val": []}
 for n, (net, x) in enumerate(zip(networks, plain)):
     for side in ("train", "val"):
         for name, make in densities.items():
@@ -1055,6 +1105,8 @@ for n, (net, x) in enumerate(zip(networks, plain)):
             near = area(detector, own, x.near.values())
             gentle = area(detector, own, strangers[n].values())
             pieces.append((name, side, near, gentle, auroc(detector(x.train), own)[0]))
+        look = detector.density.history  # of the flow, which comes last
+        kept[side].append(look.update[np.argmax(look.val)])
 
 # %% tags=["hide-input"]
 columns = ["density", "fitted on", "near", "made to order", "train against test (50 = healthy)"]
@@ -1066,10 +1118,16 @@ display(by_density.unstack().style.format("{:.1f}").set_caption("AUROC in %, mea
 display(Markdown(
     f"Fitted on {len(bench.train)} training or {len(bench.val)} held-out images. Chosen numbers of components on the held-out ones, "
     f"network by network: {chosen['mean']} by the mean log-density, {chosen['10 % quantile']} by its 10 % quantile (the author's "
-    "later rule)."
+    f"later rule). The flow kept update {kept['train']} of {updates} on the training images, {kept['val']} on the held-out ones; "
+    "0 is the Gaussian that it begins as."
 ))  # fmt: skip
 
 # %% [markdown]
+# The last columns show what the network remembers: fitted on its training images, every density takes new images for odder than them.
+# (The nearest neighbour of a training image is the image itself, hence the 100 for $k=1$. With $k=5$ it still counts as one of the
+# five.) And yet the near sets are ranked better so, because there are more rows to fit. Both effects are real; a threshold, though,
+# has to come from held-out images.
+#
 # The paper's recipe fits both parts on the same training images. Its repository shows train-against-test AUROCs of 69 to 74
 # on FashionMNIST and on brain images. A threshold set on such training images would alarm on normal ones.
 #
@@ -1081,17 +1139,21 @@ display(Markdown(
 by_steps = {}
 for steps in (score_steps // 20, score_steps // 5):
     short, _ = train_one(seed, max(steps, 2))
-    by_steps[max(steps, 2)] = short.cpu()
+    by_steps[max(steps, 2)] = short
 by_steps[score_steps] = network
+x = sides["test"].to(where)
 lengths = {
-    steps: {"error at σ₁": ood.denoising_error(n, sides["test"], sigmas)[0].item(),
-            "error at σ_L": ood.denoising_error(n, sides["test"], sigmas)[-1].item(),
+    steps: {"error at σ₁": ood.denoising_error(n, x, sigmas[:1]).item(),
+            "error at σ_L": ood.denoising_error(n, x, sigmas[-1:]).item(),
             **groups_of(n, sigmas, ood.GMM(1, "full"), n=150)}
     for steps, n in by_steps.items()
 }  # fmt: skip
 pd.DataFrame(lengths).T.rename_axis("updates").style.format("{:.3f}")
 
 # %% [markdown]
+# On `digits` the two still go together: the near set gains from the first update to the last. It is one network; do not stop it by a
+# number that has seen OOD images.
+#
 # ## 7. When it fails
 #
 # ### 7.1 The artefact test
@@ -1101,14 +1163,17 @@ pd.DataFrame(lengths).T.rename_axis("updates").style.format("{:.3f}")
 # levels, which changes no pixel by more than $\frac1{32}$ and which hardly any eye would notice, and score again at each scale.
 
 # %%
+grey = round(1 / some(learn, 500).images.unique().diff().min().item())  # steps from 0 to 1
+
+
 def rounded(data):
     """The images with grey levels of the ID set."""
-    return ImageArray((some(data, 400) * 16).round() / 16)
+    return ImageArray((some(data, 400).images * grey).round() / grey)
 
 
 affected = {**{k: v for k, v in bench.far.items()}, **made}
 rounded_norms = {k: seen(network, rounded(v)) for k, v in affected.items()}
-original_norms = {k: seen(network, ImageArray(some(v, 400))) for k, v in affected.items()}
+original_norms = {k: seen(network, some(v, 400)) for k, v in affected.items()}
 own = f.test.penultimate
 
 
@@ -1123,15 +1188,15 @@ change = {
 }
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Median norm of the original images (solid) and of the same images rounded to the ID grey levels (dashed), with the ID test images (blue). Where the two part, the network had read the number format.", "name": "fig-msma-rounded"}, "image": {"alt": "Six panels of median norm over noise scale for sets before and after rounding. At large scales both lines coincide; where they part at small scales, the grey levels made the difference."}}
-names = [k for k, v in change.items() if not torch.equal(rounded(affected[k]).images, some(affected[k], 400))][:6]
-figure, axes = plt.subplots(math.ceil(len(names) / 3), 3, figsize=(plots.FULL, 2.1 * math.ceil(len(names) / 3)), sharex=True, sharey=True, squeeze=False)
+names = [k for k, v in change.items() if not torch.equal(rounded(affected[k]).images, some(affected[k], 400).images)][:6]
+rows = max(1, math.ceil(len(names) / 3))  # none: all sets have the ID grey levels
+figure, axes = plt.subplots(rows, 3, figsize=(plots.FULL, 2.1 * rows), sharex=True, sharey=True, squeeze=False)
 for ax, name in zip(axes.flat, names):
     ax.loglog(sigmas, own.median(0).values, color=plots.COLORS["id"])
     for norms, style, mark in ((original_norms, "-", "s"), (rounded_norms, "--", "D")):
         ax.loglog(sigmas, norms[name].penultimate.median(0).values, style, marker=mark, ms=3, color=plots.COLORS["far"])
     ax.set_title(name, fontsize=10)
-    ax.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"], minor=False)
-    ax.yaxis.set_minor_formatter(plt.NullFormatter())
+    ruled(ax)
 for ax in axes.flat[len(names) :]:
     ax.axis("off")
 figure.supxlabel("noise scale σ", fontsize=11)
@@ -1144,11 +1209,17 @@ base = detector(f.test)
 joint_change = {k: (100 * auroc(base, detector(original_norms[k]))[0], 100 * auroc(base, detector(rounded_norms[k]))[0]) for k in names}
 rows = {k: [*pair, change[k][-1], change[k][0]] for k, pair in joint_change.items()}
 columns = ["joint, original", "joint, rounded", f"change at σ = {smallest:g} alone", f"change at σ = {largest:g} alone"]
-pd.DataFrame(rows, columns).T.style.format("{:.1f}").set_caption("AUROC in %, first network, and its change by rounding in points")
+medians = {k: (rounded_norms[k].penultimate.median(0).values / original_norms[k].penultimate.median(0).values - 1).abs() for k in names}
+most = max(medians, key=lambda k: medians[k].max(), default=None)
+display(pd.DataFrame(rows, columns).T.style.format("{:.1f}").set_caption("AUROC in %, first network, and its change by rounding in points"))
+if most:
+    display(Markdown(f"The largest change of a median norm is {medians[most].max():.0%}, {most} at σ = {sigmas[medians[most].argmax()]:.2g}."))
 
 # %% [markdown]
-# Where a number falls by rounding, an artefact was at work; where it stays, it was not. Do this test with any OOD set that went through another pipeline than the ID set:
-# another resize, another JPEG quality, another bit depth. And with any method that looks at pixels as closely as $\sigma=0.01$.
+# Where the curves part by rounding, and the AUROC falls, an artefact was at work. An AUROC that is full before and after says only that
+# rounding does not hide the set; then the curves decide. Here they hardly part: the network saw strange pictures.
+#
+# Do this test with any OOD set that went through another pipeline than the ID set: another resize, another JPEG quality, another bit depth. And with any method that looks at pixels as closely as $\sigma=0.01$.
 # (The step between grey levels here is larger than $\sigma_L$; `-p smallest 0.05` asks no scale below it.)
 #
 # ### 7.2 What it costs
@@ -1157,27 +1228,45 @@ pd.DataFrame(rows, columns).T.style.format("{:.1f}").set_caption("AUROC in %, fi
 # nothing:
 
 # %%
-def seconds(run, repeats=3):
-    run()  # warm up
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return min(times)
+def clock():
+    """Seconds: of this process on a CPU, of the wall on a GPU."""
+    if where.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
-x = some(bench.test, 256)
+def fastest(*runs, repeats=7):
+    """Seconds of each, the best of some rounds in which they take turns."""
+    times = torch.zeros(repeats, len(runs))
+    for i, j in np.ndindex(*times.shape):
+        start = clock()
+        runs[j]()
+        times[i, j] = clock() - start
+    return times.amin(0).tolist()
+
+
+# %%
+x = some(bench.test, 256).images.to(where)
+
+
+def bare():
+    for sigma in sigmas.float().to(where):
+        network(x, sigma[None])
+
+
 with torch.no_grad():
-    bare = seconds(lambda: [network(x, torch.tensor([s])) for s in sigmas.float()])
-ours = seconds(lambda: ood.score_norms(network, x, sigmas))
-one = seconds(lambda: classifiers[0].cpu().represent(x))
+    bare_s, norms_s, classifier_s = fastest(
+        bare,
+        lambda: ood.score_norms(network, x, sigmas),
+        lambda: classifiers[0].represent(x),
+    )
 
 # %% tags=["hide-input"]
 near = {name: 100 * summary.query("detector == @name and group == 'near'")["value"].iloc[0] for name in ("MSMA, mixture", "pixels, KNN", "KNN")}
 display(Markdown(
-    f"For {len(x)} images: {scales} bare passes {bare:.2f} s of CPU time, `score_norms` {ours:.2f} s ({bare / ours:.0%} of it is the "
-    f"network), one pass through the classifier {one:.2f} s.\n\n"
+    f"For {len(x)} images: {scales} bare passes {bare_s:.2f} s, `score_norms` {norms_s:.2f} s ({min(1, bare_s / norms_s):.0%} of it is the "
+    f"network), one pass through the classifier {classifier_s:.3f} s.\n\n"
     f"On the near set MSMA with a mixture reaches {near['MSMA, mixture']:.1f} %, a nearest neighbour on pixels "
     f"{near['pixels, KNN']:.1f} %, a nearest neighbour on classifier features {near['KNN']:.1f} %."
 ))  # fmt: skip
@@ -1288,9 +1377,9 @@ check(ratio, lambda a: 0.7 < a < 1.3, "at σ_1 the network sees little but noise
 # ```
 
 # %% tags=["solution"]
-x = some(list(bench.far.values())[-1], 300)
+x = some(list(bench.far.values())[-1], 300).images
 epsilon = torch.randn(x.shape, generator=g)
-noisy = ood.score_norms(noised(network, epsilon), x, sigmas[:1])
+noisy = norms_of(noised(network, epsilon), x, sigmas[:1])
 ratio = noisy.mean().item() / math.sqrt(D * (1 - error["test"][0][0]))
 assert 0.7 < ratio < 1.3
 
@@ -1357,7 +1446,7 @@ check(cheated, lambda a: a > everything, "try single columns first")
 # %% tags=["solution"]
 tries = [torch.tensor([a]) for a in range(count)]
 cheated = max(judge_columns(rulers[0], c, ood.GMM(1, "full"))["near"] for c in tries)
-assert cheated > everything
+assert cheated > everything or benchmark != "digits"  # elsewhere look at pairs, too
 print(f"best single column {cheated:.3f}, all {count} columns {everything:.3f}")
 
 # %% [markdown]
@@ -1388,11 +1477,11 @@ check(difference, lambda a: a < 0.02, "round every image, ID ones too")
 
 # %% tags=["solution"]
 def rounding(x, sigma):
-    return network((x * 16).round() / 16, sigma)
+    return network((x * grey).round() / grey, sigma)
 
 
 def blind(data):
-    return ood.Features(penultimate=ood.score_norms(rounding, some(data, 400), sigmas))
+    return seen(rounding, some(data, 400))
 
 
 detector = ood.MSMA(rounding, ood.GMM(1, "full"), sigmas).fit(blind(held_out))
@@ -1417,7 +1506,8 @@ assert difference < 0.02
 # * It is learned by guessing noise. Loss and norm are tied by Pythagoras: check that they fit.
 # * No single scale and no one-sided threshold is right. Outliers may have shorter scores, and the information can lie in how the
 #   scales go together.
-# * It needs no labels and sees textures and contrast well and classes badly. Section 7.1 tells whether it read the number format as well.
+# * Where all outliers are longer, as on this page's photographs, blurs and noise, a sum of the norms is enough. You do not know it in advance.
+# * It needs no labels, sees textures and contrast well, and new classes less well than a nearest neighbour does. Section 7.1 tells whether it read the number format as well.
 # * Which of the two failed on near-OOD, representation or energy? A nearest neighbour on pixels finds these digits. Ten norms
 #   forget *where* in the image the score is long: the representation, then.
 #

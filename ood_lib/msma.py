@@ -191,7 +191,8 @@ class MSMA(Detector):
     Args:
         network: score network, see `score_norms`.
         density: energy of the standardised norms; None = a Gaussian mixture with as many components as `select_gmm`
-            finds.  With few rows take ``GMM(1, "full")`` or ``KNN(k=5, normalize=False)``.
+            finds.  With few rows take ``GMM(1, "full")`` or ``KNN(k=5, normalize=False)``; the paper's third is a
+            flow, here ``FeatureFlow(normalize=False)``.  (On the sphere, their default, lengths would be lost.)
         sigmas, extrapolate: see `ScoreNorms`.
 
     Raises:

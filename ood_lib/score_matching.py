@@ -100,6 +100,8 @@ def train_score_network(
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
+    autocast: torch.dtype | None = None,
+    channels_last: bool = False,
     progress: bool = True,
 ) -> History:
     """Train a score network by denoising score matching: Adam, one learning-rate cycle, averaged weights.
@@ -113,6 +115,10 @@ def train_score_network(
         augment: changes a batch of images, given a seeded generator.
         seed: of images, scales and noise, the same on every device.
         device: where to train.
+        autocast: run the network in this precision where that is safe: bfloat16, whose range needs no scaling of the
+            loss.  Several times faster on a GPU, and on a CPU with matrix units (AMX) for images of 28 pixels and more;
+            slower on other CPUs.  The loss itself and the weights keep theirs.
+        channels_last: give images to the network with the channel as the last index in memory; it goes with autocast.
         progress: show a bar.
 
     Returns:
@@ -126,9 +132,10 @@ def train_score_network(
     where, history = pick_device(device), History()
     generator = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(train, num_samples=steps * batch_size, generator=generator)  # type: ignore[arg-type]
-    network.to(where).train()
+    form: Any = {"memory_format": torch.channels_last if channels_last else torch.preserve_format}
+    network.to(where, **form).train()
     mean = ema(network, decay)
-    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+    optimizer = torch.optim.Adam(network.parameters(), learning_rate, fused=where.type in ("cpu", "cuda"))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
     loader = DataLoader(train, batch_size, sampler=sampler, generator=generator)
     for images, _ in tqdm(loader, "training", leave=False, disable=not progress):
@@ -136,7 +143,8 @@ def train_score_network(
         checked_images(images)
         sigma = draw_scales(network, len(images), generator).to(images)
         noise = torch.randn(images.shape, generator=generator, device="cpu")
-        loss = dsm_loss(network, *(value.to(where) for value in (images, sigma, noise))).mean()
+        with torch.autocast(where.type, autocast or torch.bfloat16, enabled=autocast is not None):
+            loss = dsm_loss(network, images.to(where, **form), sigma.to(where), noise.to(where, **form)).mean()
         check_loss(loss, learning_rate)
         optimizer.zero_grad()
         loss.backward()

@@ -86,6 +86,9 @@ MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "GradNorm": lambda head: GradNorm(),
     "MSMA": lambda head: MSMA(lambda x, sigma: -x, GMM(1, "full"), noise_scales(count=UNITS)),
     "MSMA KNN": lambda head: MSMA(lambda x, sigma: -x, KNN(k=5, normalize=False), noise_scales(count=UNITS)),
+    "MSMA flow": lambda head: MSMA(
+        lambda x, sigma: -x, FeatureFlow(normalize=False, updates=4, check_every=2), noise_scales(count=UNITS)
+    ),
     "GMM tied": lambda head: GMM(),
     "GMM diagonal": lambda head: GMM(covariance="diagonal"),
     "GMM full": lambda head: GMM(covariance="full"),
@@ -117,7 +120,7 @@ MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
     "ResidualEBM noise": lambda head: ResidualEBM(LogitPrior(head), **TRAINING),
     "HEAT": lambda head: HEAT([GMMPrior(), LogitPrior(head)], **TRAINING),
 }
-TRAINED = ("ResidualEBM", "HEAT", "FeatureFlow")  # by batches, whose rows the order of the training set decides
+TRAINED = ("ResidualEBM", "HEAT", "FeatureFlow", "MSMA flow")  # by batches, which the order of the training set decides
 LEARNS = [name for name in MAKE if not MAKE[name](nn.Linear(UNITS, CLASSES)).fitted]
 
 every = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())

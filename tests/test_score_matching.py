@@ -150,6 +150,21 @@ def test_the_same_seed_trains_the_same_network_and_leaves_the_global_random_numb
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
 
 
+@pytest.mark.parametrize("options", [{"autocast": torch.bfloat16}, {"channels_last": True}])
+def test_precision_and_memory_format_change_the_speed_and_hardly_the_network(options: dict):
+    data, networks = ImageArray(grey(400, 0)), [small(), small()]
+    plain, other = (
+        train_score_network(network, data, steps=60, learning_rate=0.01, progress=False, **given)
+        for network, given in zip(networks, ({}, options))
+    )
+    weight = networks[1].body.middle.conv1.weight
+    assert plain.loss != other.loss or weight.is_contiguous(memory_format=torch.channels_last)  # it was done
+    assert other.loss == pytest.approx(plain.loss, rel=0.03)
+    assert {p.dtype for p in networks[1].parameters()} == {torch.float32}
+    scores = [network(grey(50, 1), 0.1).detach() for network in networks]
+    assert (scores[0] - scores[1]).norm() < 0.05 * scores[0].norm()
+
+
 def test_more_images_than_the_set_has_are_drawn_in_rounds_and_augmented():
     seen = []
 
