@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ood_lib import data
-from ood_lib.book import cli, plan, runner
+from ood_lib.book import cli, plan, work
 
 pytest.importorskip("papermill")
 pytest.importorskip("jupytext")
@@ -161,7 +162,7 @@ def test_run_fills_results_records_itself_and_uses_this_interpreter(book, capsys
     assert cli.main(["run", "alpha", "-j", "1"]) == 0
     text = output_of(book, "10_alpha")
     assert "seeds=2 rate=0.5" in text
-    assert f"python={sys.executable} threads={runner._cores()}" in text
+    assert f"python={sys.executable} threads={work.cores()}" in text
     assert (book / "_build/run/default/10_alpha/numbers.md").read_text() == "seeds 2"
     record = json.loads(text)["metadata"]["ood_book"]
     assert record["parameters"] == {"seeds": 2, "rate": 0.5, "repeats": 2}
@@ -230,6 +231,39 @@ while not Path("{book}/{other}.here").exists():
 """
         write_notebook(book, name, "delta: float = 1.0\nseeds: int = 1", meet)
     assert cli.main(["run", "-j", "2"]) == 0
+
+
+def test_two_runs_of_one_notebook_at_once_do_not_meet(book):
+    meet = """
+# %%
+import os, time
+from pathlib import Path
+Path(f"../here-{os.getpid()}").touch()
+start = time.time()
+while len(list(Path("..").glob("here-*"))) < 2:
+    assert time.time() - start < 60, "alone"
+    time.sleep(0.05)
+_ = (Path(results) / "numbers.md").write_text("whole")
+"""
+    write_notebook(book, "10_alpha", ALPHA, meet)
+    command = [sys.executable, "-c", "import sys; from ood_lib.book.cli import main; sys.exit(main())", "run", "alpha"]
+    both = [subprocess.Popen(command, cwd=book) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    folder = book / "_build/run/default"
+    assert sorted(p.name for p in folder.iterdir()) == ["10_alpha", "10_alpha.ipynb"]
+    assert (folder / "10_alpha/numbers.md").read_text() == "whole"
+
+
+def test_a_draft_that_nobody_writes_any_more_is_removed_and_one_in_use_is_not(book):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = (f".10_alpha.{platform.node()}.{pid}.partial" for pid in (gone.pid, os.getpid()))
+    dead, used = ((book / "_build/run/default" / name) for name in names)
+    dead.mkdir(parents=True)
+    used.mkdir()
+    (task,) = plan.plan(book, "default", {}, ["alpha"])[1]
+    work.clear(task)
+    assert used.is_dir() and not dead.exists()
 
 
 def process_is_alive(pid: int) -> bool:

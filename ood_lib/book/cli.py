@@ -13,10 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ood_lib import data
+from ood_lib.book.cluster import run_on_cluster
+from ood_lib.book.compare import write_comparison
 from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, sources
 from ood_lib.book.pages import build_pages
 from ood_lib.book.plan import plan, profiles, read_profile
 from ood_lib.book.runner import run_side_by_side
+from ood_lib.book.sweep import collect, factors, plan_sweep, reserve
 from ood_lib.extras import MissingExtraError, need
 
 __all__ = ["main"]
@@ -35,6 +38,22 @@ def _run(args: argparse.Namespace) -> int:
         print(f"\n{len(failures)} of {len(todo)} failed: {', '.join(failures)}", file=sys.stderr)
     print(f"runs are in {out}")
     return 1 if failures else 0
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    values = factors(args.parameters, args.grid)
+    sweep = plan_sweep(find_root(args.root), args.notebook, values, args.seeds, args.profile, args.out)
+    todo = [] if args.collect else [task for task in sweep.tasks if not task.is_done]
+    failures = {}
+    if todo:
+        reserve(sweep)
+        print(f"{len(todo)} of {len(sweep.tasks)} runs to do", flush=True)
+        failures = run_on_cluster(todo, args.dask) if args.dask else run_side_by_side(todo, args.jobs)
+    for name, message in failures.items():
+        print(f"\n{name} failed in {message}", file=sys.stderr)
+    table = collect(sweep, failures)
+    print(f"runs are in {sweep.out}\nopen {write_comparison(sweep, table, args.line)}")
+    return 0 if set(table["status"]) == {"done"} else 1
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -92,8 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ood-book", description="Run and build the book.")
     root = argparse.ArgumentParser(add_help=False)
     root.add_argument("--root", type=Path, help="folder of the book (default: found from here)")
-    values = argparse.ArgumentParser(add_help=False)
-    values.add_argument("--profile", default="default", help="name, or path of a YAML file")
+    profile = argparse.ArgumentParser(add_help=False)
+    profile.add_argument("--profile", default="default", help="name, or path of a YAML file")
+    values = argparse.ArgumentParser(add_help=False, parents=[profile])
     option = values.add_argument("-p", dest="parameters", nargs=2, action="append", default=[])
     option.metavar, option.help = ("NAME", "VALUE"), "overrides a parameter; may be repeated"
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -104,6 +124,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="folder of the runs (default: _build/run/PROFILE)")
     run.add_argument("--force", action="store_true", help="run also what is up to date")
     run.set_defaults(command=_run)
+
+    sweep = commands.add_parser("sweep", parents=[root, profile], help="run one notebook at many values and seeds")
+    sweep.add_argument("notebook", metavar="NOTEBOOK")
+    several = sweep.add_argument("-p", dest="parameters", nargs=2, action="append", default=[])
+    several.metavar, several.help = ("NAME", "VALUE,VALUE"), "values of a parameter; several of them are combined"
+    sweep.add_argument("--grid", type=Path, metavar="FILE", help="YAML: name: [values], or a list of combinations")
+    sweep.add_argument("--seeds", type=_positive, metavar="N", help="runs of each combination, from different seeds")
+    where = sweep.add_mutually_exclusive_group()
+    where.add_argument("-j", "--jobs", type=_positive, help="runs at a time on this machine")
+    where.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster, or its scheduler file")
+    sweep.add_argument("--out", help="folder of the runs, or an address that papermill can write (s3://, gs://, ...)")
+    sweep.add_argument("--collect", action="store_true", help="run nothing, only tabulate what is complete")
+    sweep.set_defaults(command=_sweep)
 
     build = commands.add_parser("build", parents=[root, values], help="build the pages of the runs with these values")
     build.add_argument("--out", type=Path, help="where the pages go (default: _build/html)")
@@ -121,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 is success, 1 a failed notebook or page, 2 refused input."""
     args = _parser().parse_args(argv)
+    args.line = shlex.join(["ood-book", *(sys.argv[1:] if argv is None else argv)])
     try:
         return args.command(args)
     except (Refused, MissingExtraError) as refusal:
