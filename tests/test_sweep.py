@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,15 @@ def planned(book: Path, *given: tuple[str, str], seeds: int | None = None, grid:
         (book / "grid.yaml").write_text(grid)
     factors = sweep.factors(given, book / "grid.yaml" if grid else None)
     return [task.parameters for task in sweep.plan_sweep(book, "tiny", factors, seeds, "default").tasks]
+
+
+PAGE = Path(__file__).parents[1] / "book/scale.md"
+
+
+def shown(name: str) -> str:
+    """A block of code of the page on sweeps, made for the tiny notebook."""
+    code = re.search(rf":name: code-{name}\n\n(.*?)^```", PAGE.read_text(), re.M | re.S)[1]
+    return code.replace("weiper", "tiny").replace("delta", "rate").replace("1.2,1.8,2.4", "1")
 
 
 def ran(book: Path) -> list[list[str]]:
@@ -164,7 +174,7 @@ def test_each_run_has_a_folder_of_its_own_and_doubles_run_once(book):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
-def test_a_sweep_killed_on_the_way_leaves_no_process_and_is_taken_up_where_it_was(book, capsys):
+def test_a_sweep_killed_on_the_way_leaves_no_process_and_is_taken_up_where_it_was(book, capsys, monkeypatch):
     command = [sys.executable, "-c", "from ood_lib.book.cli import main; main()"]
     arguments = ["sweep", "tiny", "-p", "rate", "1,2", "--seeds", "2", "--jobs", "1"]
     (book / "hold").write_text("2 0")  # the third of four
@@ -194,7 +204,11 @@ def test_a_sweep_killed_on_the_way_leaves_no_process_and_is_taken_up_where_it_wa
     for link in ("rate=1,seed=0/10_tiny.ipynb", "table.csv"):
         assert f'href="{link}"' in page and (folder / link).is_file()
 
+    monkeypatch.chdir(folder)
     capsys.readouterr()
+    exec(shown("table"), {})
+    assert "ours     1.0   0.665" in capsys.readouterr().out  # detector, rate, mean of four networks
+    monkeypatch.chdir(book)
     assert cli.main(arguments) == 0 and len(ran(book)) == 5
     assert "runs to do" not in capsys.readouterr().out
 
@@ -262,6 +276,31 @@ def test_two_dask_workers_finish_a_sweep_though_one_is_killed_midway(book):
         (r, s): 1 + ((r, s) == (rate, seed)) for r in ("1", "2") for s in ("0", "2")
     }
     assert_complete(book / "_build/sweep/10_tiny-default-rate+seed", (1, 2), (0, 2))
+
+
+SBATCH = """#!/bin/sh
+cp "$1" job.sh  # as Slurm does: the file is gone when this returns
+nohup setsid sh job.sh > job.log 2>&1 < /dev/null &
+echo $! >> jobs
+echo "Submitted batch job $!"
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
+def test_the_script_for_slurm_runs_where_jobs_are_started_at_once(book, monkeypatch):
+    pytest.importorskip("dask_jobqueue")
+    (book / "bin").mkdir()
+    tools = {"sbatch": SBATCH, "scancel": '#!/bin/sh\nfor job; do kill -- "-$job" 2> /dev/null; done; true\n'}
+    tools["ood-book"] = f'#!/bin/sh\nexec {sys.executable} -c "from ood_lib.book.cli import main; exit(main())" "$@"\n'
+    for name, text in tools.items():
+        (book / "bin" / name).write_text(text)
+        (book / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{book / 'bin'}:{os.environ['PATH']}")
+    script = shown("slurm").replace('"--seeds", "5"', '"--seeds", "1"').replace("jobs=8", "jobs=1")
+    (book / "cluster.py").write_text(script)
+    assert subprocess.run([sys.executable, "cluster.py"], timeout=120).returncode == 0
+    assert_complete(book / "_build/sweep/10_tiny-default-rate+seed", [1], [0])
+    wait_for(lambda: not any(alive(pid) for pid in (book / "jobs").read_text().split()), 20)
 
 
 def test_a_cluster_that_does_not_answer_is_refused(book, capsys):

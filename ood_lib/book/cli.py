@@ -15,6 +15,7 @@ from pathlib import Path
 from ood_lib import data
 from ood_lib.book.cluster import run_on_cluster
 from ood_lib.book.compare import write_comparison
+from ood_lib.book.metadata import about, generated
 from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, sources
 from ood_lib.book.pages import build_pages
 from ood_lib.book.plan import plan, profiles, read_profile
@@ -74,11 +75,14 @@ def _build(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     root = find_root(args.root)
+    entries = about(root)
     print("Notebooks")
     for name, source in sources(root).items():
         headings = (re.search(r"^# (.+)", c.source, re.M) for c in load(source).cells)
         title = next((h[1] for h in headings if h), "")
         print(f"  {name:<24} {title}")
+        if name in entries:
+            print(f"      {entries[name].goal}\n      {entries[name].cost}, data: {entries[name].data}")
         for key, p in parameters_of(source).items():
             print(f"      {f'{key}: {ast.unparse(p.kind)} = {p.default!r}':<36} {p.help}")
     print("Profiles")
@@ -90,15 +94,18 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    differing = False
-    for source in sources(find_root(args.root)).values():
-        target, text = source.with_suffix(".ipynb"), need("jupytext", "book").writes(load(source), "ipynb") + "\n"
-        if not target.is_file() or target.read_text(encoding="utf-8") != text:
-            differing = True
-            print(f"{target}: {'differs from' if args.check else 'written from'} {source.name}")
-            if not args.check:
-                target.write_text(text, encoding="utf-8")
+    root, write = find_root(args.root), need("jupytext", "book").writes
+    wanted = {s.with_suffix(".ipynb"): write(load(s), "ipynb") + "\n" for s in sources(root).values()} | generated(root)
+    differing = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    for path in differing:
+        print(f"{path}: {'differs from' if args.check else 'written from'} {_origin(path)}")
+        if not args.check:
+            path.write_text(wanted[path], encoding="utf-8")
     return 1 if differing and args.check else 0
+
+
+def _origin(path: Path) -> str:
+    return path.with_suffix(".py").name if path.suffix == ".ipynb" else "notebooks/notebooks.yaml"
 
 
 def _positive(text: str) -> int:
@@ -145,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", parents=[root], help="notebooks, parameters, profiles")
     listing.set_defaults(command=_list)
 
-    sync = commands.add_parser("sync", parents=[root], help="write each .ipynb from its .py")
+    sync = commands.add_parser("sync", parents=[root], help="write each .ipynb, and what else is made of the notebooks")
     sync.add_argument("--check", action="store_true", help="only say which differ (exit code 1)")
     sync.set_defaults(command=_sync)
     return parser

@@ -192,8 +192,13 @@ def _detectors(done: "pd.DataFrame", names: Sequence[str]) -> str:
         "In percent, mean over the sets of a group ± half of the 95 % interval over seeds. AUROC: larger is better; "
         "FPR95, the share of OOD images accepted where 95 % of ID images are: smaller. A click on a head sorts."
     )
-    table = need("ood_lib.plots").sortable_table(pd.DataFrame(cells).fillna(""), pd.DataFrame(keys), caption)
-    return f'<div class="wide" tabindex="0" role="region" aria-label="Every detector">{table}</div>'
+    table = need("ood_lib.plots").sortable_table(pd.DataFrame(cells).fillna(""), pd.DataFrame(keys))
+    return f'<p class="quiet">{caption}</p>{_wide(table, "Every detector")}'
+
+
+def _wide(table: str, label: str) -> str:
+    """A table that scrolls by itself where the page is narrow, also from the keyboard."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{label}">{table}</div>'
 
 
 def _percent(line: "pd.Series") -> str:
@@ -212,4 +217,4 @@ def _runs(runs: "pd.DataFrame", names: Sequence[str], links: dict[str, str]) -> 
     cells = keys.astype(object).where(keys.notna(), "").map(_cell)
     cells["run"] = [f'<a href="{html.escape(links[x], quote=True)}">{html.escape(x)}</a>' for x in keys["run"]]
     table = need("ood_lib.plots").sortable_table(cells, keys)
-    return f'<div class="wide" tabindex="0" role="region" aria-label="Every run">{table}</div>'
+    return _wide(table, "Every run")

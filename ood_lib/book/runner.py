@@ -53,7 +53,7 @@ def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str
 def say(line: str) -> None:
     """Print a line where no bars are drawn."""
     if not bars():
-        print(line, flush=True)
+        print(line + "\n", end="", flush=True)  # in one piece: others may be printing
 
 
 def run_in_process(
