@@ -344,7 +344,7 @@ def test_sync_writes_what_other_files_say_of_the_notebooks_and_nothing_around_it
     (asking / "notebooks/notebooks.yaml").write_text(ASKS.replace("run: 3", "run: 30"))
     assert cli.main(["sync", "--check"]) == 1
     assert "README.md: differs from notebooks/notebooks.yaml" in capsys.readouterr().out
-    assert cli.main(["list"]) == 0 and "6 min to read, 30 min to run, 0.8 GB" in capsys.readouterr().out
+    assert cli.main(["list"]) == 0 and "6 min to read, 30 min to run; 0.8 GB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

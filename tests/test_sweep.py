@@ -86,7 +86,7 @@ def ran(book: Path) -> list[list[str]]:
     return [line.split() for line in (book / "ran").read_text().splitlines()] if (book / "ran").exists() else []
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=240):  # long: the machine may be busy
     deadline = time.time() + seconds
     while not condition():
         assert time.time() < deadline, "waited in vain"
@@ -179,10 +179,12 @@ def test_a_sweep_killed_on_the_way_leaves_no_process_and_is_taken_up_where_it_wa
     arguments = ["sweep", "tiny", "-p", "rate", "1,2", "--seeds", "2", "--jobs", "1"]
     (book / "hold").write_text("2 0")  # the third of four
     process = subprocess.Popen([*command, *arguments], stdout=subprocess.DEVNULL)
-    wait_for(lambda: len(ran(book)) == 3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    wait_for(lambda: not alive(ran(book)[2][2]), 20)
+    try:
+        wait_for(lambda: len(ran(book)) == 3)
+    finally:
+        process.kill()  # SIGKILL: it cannot clean up
+        process.wait()
+    wait_for(lambda: not alive(ran(book)[2][2]))
     (book / "hold").unlink()
 
     folder = book / "_build/sweep/10_tiny-default-rate+seed"
@@ -268,9 +270,9 @@ def test_two_dask_workers_finish_a_sweep_though_one_is_killed_midway(book):
         (rate, seed, kernel, worker), other = ran(book)
         assert worker != other[3] and {int(worker), int(other[3])} == {w.pid for w in cluster.workers.values()}
         os.kill(int(worker), signal.SIGKILL)
-        wait_for(lambda: not alive(kernel), 20)
+        wait_for(lambda: not alive(kernel))
         (book / "hold").unlink()
-        thread.join(90)
+        thread.join(240)
     assert codes == [0]
     assert Counter(tuple(line[:2]) for line in ran(book)) == {
         (r, s): 1 + ((r, s) == (rate, seed)) for r in ("1", "2") for s in ("0", "2")
@@ -296,11 +298,11 @@ def test_the_script_for_slurm_runs_where_jobs_are_started_at_once(book, monkeypa
         (book / "bin" / name).write_text(text)
         (book / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{book / 'bin'}:{os.environ['PATH']}")
-    script = shown("slurm").replace('"--seeds", "5"', '"--seeds", "1"').replace("jobs=8", "jobs=1")
+    script = shown("slurm").replace("--seeds 5", "--seeds 1").replace("jobs=8", "jobs=1")
     (book / "cluster.py").write_text(script)
-    assert subprocess.run([sys.executable, "cluster.py"], timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "cluster.py"], timeout=240).returncode == 0
     assert_complete(book / "_build/sweep/10_tiny-default-rate+seed", [1], [0])
-    wait_for(lambda: not any(alive(pid) for pid in (book / "jobs").read_text().split()), 20)
+    wait_for(lambda: not any(alive(pid) for pid in (book / "jobs").read_text().split()))
 
 
 def test_a_cluster_that_does_not_answer_is_refused(book, capsys):

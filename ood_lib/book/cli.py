@@ -82,7 +82,7 @@ def _list(args: argparse.Namespace) -> int:
         title = next((h[1] for h in headings if h), "")
         print(f"  {name:<24} {title}")
         if name in entries:
-            print(f"      {entries[name].goal}\n      {entries[name].cost}, data: {entries[name].data}")
+            print(f"      {entries[name].goal}\n      {entries[name].cost}; {entries[name].data}")
         for key, p in parameters_of(source).items():
             print(f"      {f'{key}: {ast.unparse(p.kind)} = {p.default!r}':<36} {p.help}")
     print("Profiles")

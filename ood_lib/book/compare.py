@@ -127,19 +127,25 @@ def _figure(done: "pd.DataFrame", name: str, others: Sequence[str]) -> str:
     spread = summary.groupby(["detector", "group"])["value"].agg(lambda v: 100 * (v.max() - v.min()))
     moves = spread.groupby("detector").max().sort_values(ascending=False, kind="stable")
     shown, rest = list(moves.index[:PANELS]), moves.iloc[PANELS:]
-    picture = base64.b64encode(_draw(summary, shown, name, [str(v) for v in values])).decode()
+    picture = base64.b64encode(_draw(summary, shown, name, [_tick(str(v)) for v in values])).decode()
     alt = (
         f"{len(shown)} panels, one per detector ({', '.join(shown)}). "
         f"Horizontal axis: {name} at {', '.join(map(str, values))}. "
         "Vertical axis: AUROC in percent; near-OOD as orange triangles, far-OOD as pink squares. "
         f"{shown[0]} moves most, by {moves.iloc[0]:.1f} points."
     )
-    caption = "Mean AUROC over the sets of a group, with 95 % intervals over seeds"
+    caption = "Mean AUROC over the sets of a group"
+    caption += ", with 95 % intervals over seeds" if summary["low"].notna().any() else "; one seed, so no interval"
     caption += f", all values of {' and '.join(others)} taken together" if others else ""
     caption += f"; the {len(shown)} detectors that move most. " if len(rest) else ". "
     caption += f"The other {len(rest)} move by {rest.iloc[0]:.1f} points at most." if len(rest) else ""
     return (f'<figure><img src="data:image/svg+xml;base64,{picture}" alt="{html.escape(alt, quote=True)}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>")  # fmt: skip
+
+
+def _tick(text: str) -> str:
+    """A long value, a path for instance, by its end."""
+    return text if len(text) <= 14 else f"…{text[-13:]}"
 
 
 def _draw(summary: "pd.DataFrame", shown: Sequence[str], name: str, values: Sequence[str]) -> bytes:

@@ -31,14 +31,10 @@ class About:
     data: str
 
     @property
-    def gigabytes(self) -> str:
-        """The peak, to read."""
-        return f"{self.memory / 1000:.1f} GB"
-
-    @property
     def cost(self) -> str:
         """In a line."""
-        return f"{self.read} min to read, {self.run} min to run, {self.gigabytes}, GPU: {self.gpu}"
+        gigabytes = f"{self.memory / 1000:.1f} GB"
+        return f"{self.read} min to read, {self.run} min to run; {gigabytes}, GPU: {self.gpu}"
 
 
 def about(root: Path) -> dict[str, About]:
@@ -93,14 +89,12 @@ def _readme(root: Path, entries: dict[str, About]) -> list[str]:
 
 
 def _page(root: Path, entries: dict[str, About]) -> list[str]:
-    heads = ["Notebook", "You learn", "You need", "Read", "Run", "Memory", "GPU", "Data"]
-    rows = []
+    rows = [["Notebook", "You learn", "You need", "It takes"]]
     for name, a in entries.items():
-        said = [a.goal, a.needs, f"{a.read} min", f"{a.run} min", a.gigabytes, a.gpu, a.data]
-        rows.append([f"[{a.title}](../notebooks/{name})", *said])
-    lines = [f"{'* -' if cell is row[0] else '  -'} {cell}" for row in [heads, *rows] for cell in row]
-    options = [":name: tab-notebooks", ":header-rows: 1", ":widths: 14 26 22 7 7 8 7 9", ""]
-    return ["", "```{list-table} What each notebook asks of you and of your machine, with the default profile.",
+        rows.append([f"[{a.title}](../notebooks/{name})", a.goal, a.needs, f"{a.cost}; {a.data}"])
+    lines = [f"{'* -' if cell is row[0] else '  -'} {cell}" for row in rows for cell in row]
+    options = [":name: tab-notebooks", ":header-rows: 1", ":widths: 16 30 27 27", ""]
+    return ["", "```{list-table} What each notebook asks of you, and of one core of your machine.",
             *options, *lines, "```", ""]  # fmt: skip
 
 
