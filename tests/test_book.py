@@ -19,7 +19,7 @@ import pytest
 
 import ood_lib
 from ood_lib import plots
-from ood_lib.book import cli
+from ood_lib.book import cli, metadata, plan
 
 jupytext = pytest.importorskip("jupytext")
 yaml = pytest.importorskip("yaml")
@@ -241,6 +241,59 @@ def test_the_notebook_for_colab_carries_no_outputs(path):
     assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
 
 
+# ------------------------------------------------------------------------------------------------ what they ask
+
+ABOUT = metadata.about(ROOT)
+WORDS = {"five": "5"}
+
+
+def over_budget(record, promised):
+    """What took more than half as much again as was promised; a machine with other work to do counts for nothing."""
+    seconds = min(record["seconds"], record.get("cpu_seconds") or record["seconds"])
+    taken = {"minutes": (seconds / 60, promised.run), "MB": (record["peak_memory_mb"] or 0, promised.memory)}
+    return [f"{took:.1f} {unit}, promised {budget}" for unit, (took, budget) in taken.items() if took > 1.5 * budget]
+
+
+@pytest.fixture(scope="session")
+def default_runs():
+    """The records of the runs with the default profile that are up to date."""
+    return {task.name: task.record() for task in plan.plan(ROOT, "default", {})[1]}
+
+
+@each(NOTEBOOKS)
+def test_a_notebook_keeps_its_budget_of_time_and_memory(path, default_runs):
+    if not default_runs[path.stem]:
+        pytest.skip(f"not run as it is now: ood-book run {path.stem}")
+    assert over_budget(default_runs[path.stem], ABOUT[path.stem]) == []
+
+
+def test_a_notebook_over_its_budget_is_found_out():
+    promised = SimpleNamespace(run=2, memory=1000)
+    kept = {"seconds": 500.0, "cpu_seconds": 179.0, "peak_memory_mb": 1500}
+    assert over_budget(kept, promised) == []
+    assert over_budget(kept | {"cpu_seconds": 181.0}, promised) == ["3.0 minutes, promised 2"]
+    assert over_budget(kept | {"cpu_seconds": None}, promised) == ["8.3 minutes, promised 2"]
+    assert over_budget(kept | {"peak_memory_mb": 1501}, promised) == ["1501.0 MB, promised 1000"]
+
+
+@each(NOTEBOOKS)
+def test_the_minutes_to_read_are_those_that_the_page_names(path):
+    (minutes,) = re.findall(r"\*\*It takes\*\* (\w+) minutes", read(path))
+    assert WORDS.get(minutes, minutes) == str(ABOUT[path.stem].read)
+    assert ABOUT[path.stem].gpu in ("no", "helps", "needed")
+    assert ("No GPU" in read(path)) == (ABOUT[path.stem].gpu == "no")
+
+
+def test_every_notebook_says_what_it_asks_and_the_files_made_of_it_are_up_to_date():
+    assert list(ABOUT) == [path.stem for path in NOTEBOOKS]
+    made = metadata.generated(ROOT)
+    assert {path.name for path in made} == {"README.md", "how-to-use.md", "book.yml"}
+    assert [path for path, text in made.items() if read(path) != text] == []
+    jobs = yaml.safe_load(read(ROOT / ".github/workflows/book.yml"))["jobs"]
+    assert [job["notebook"] for job in jobs["chapters"]["strategy"]["matrix"]["include"]] == list(ABOUT)
+    assert len(re.findall(r"\.ipynb\) \|$", read(ROOT / "README.md"), re.M)) == len(NOTEBOOKS)  # badges
+
+
 # ------------------------------------------------------------------------------------------------ pages
 
 
@@ -401,7 +454,7 @@ def unknown_words(line):
     """Notebooks and parameters in a command of the runner that do not exist; exits on an unknown option."""
     args = cli._parser().parse_args(line.split())
     known = {re.sub(r"^\d+_", "", p.stem): p for p in NOTEBOOKS}
-    given = getattr(args, "notebooks", [])
+    given = [*getattr(args, "notebooks", []), *([args.notebook] if hasattr(args, "notebook") else [])]
     cells = [c.source for name in given if name in known for c in cells_of(known[name]) if "parameters" in tags(c)]
     names = [name for name, _ in getattr(args, "parameters", [])]
     return [n for n in given if n not in known] + [n for n in names if f"\n{n}:" not in "\n" + "\n".join(cells)]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ood_lib import data
-from ood_lib.book import cli, plan, runner
+from ood_lib.book import cli, plan, work
 
 pytest.importorskip("papermill")
 pytest.importorskip("jupytext")
@@ -161,12 +162,13 @@ def test_run_fills_results_records_itself_and_uses_this_interpreter(book, capsys
     assert cli.main(["run", "alpha", "-j", "1"]) == 0
     text = output_of(book, "10_alpha")
     assert "seeds=2 rate=0.5" in text
-    assert f"python={sys.executable} threads={runner._cores()}" in text
+    assert f"python={sys.executable} threads={work.cores()}" in text
     assert (book / "_build/run/default/10_alpha/numbers.md").read_text() == "seeds 2"
     record = json.loads(text)["metadata"]["ood_book"]
     assert record["parameters"] == {"seeds": 2, "rate": 0.5, "repeats": 2}
     assert 10 < record["peak_memory_mb"] < 200  # the kernel's own: no torch is in it
     assert record["versions"]["torch"]
+    assert 0 < record["cpu_seconds"] < 60 and record["tables"] == {}
     assert "10_alpha: runs" in capsys.readouterr().out  # plain lines where there is no terminal
     assert sorted(p.name for p in (book / "_build/run/default").iterdir()) == [
         "10_alpha",
@@ -232,6 +234,39 @@ while not Path("{book}/{other}.here").exists():
     assert cli.main(["run", "-j", "2"]) == 0
 
 
+def test_two_runs_of_one_notebook_at_once_do_not_meet(book):
+    meet = """
+# %%
+import os, time
+from pathlib import Path
+Path(f"../here-{os.getpid()}").touch()
+start = time.time()
+while len(list(Path("..").glob("here-*"))) < 2:
+    assert time.time() - start < 60, "alone"
+    time.sleep(0.05)
+_ = (Path(results) / "numbers.md").write_text("whole")
+"""
+    write_notebook(book, "10_alpha", ALPHA, meet)
+    command = [sys.executable, "-c", "import sys; from ood_lib.book.cli import main; sys.exit(main())", "run", "alpha"]
+    both = [subprocess.Popen(command, cwd=book) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    folder = book / "_build/run/default"
+    assert sorted(p.name for p in folder.iterdir()) == ["10_alpha", "10_alpha.ipynb"]
+    assert (folder / "10_alpha/numbers.md").read_text() == "whole"
+
+
+def test_a_draft_that_nobody_writes_any_more_is_removed_and_one_in_use_is_not(book):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = (f".10_alpha.{platform.node()}.{pid}.partial" for pid in (gone.pid, os.getpid()))
+    dead, used = ((book / "_build/run/default" / name) for name in names)
+    dead.mkdir(parents=True)
+    used.mkdir()
+    (task,) = plan.plan(book, "default", {}, ["alpha"])[1]
+    work.clear(task)
+    assert used.is_dir() and not dead.exists()
+
+
 def process_is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -275,6 +310,63 @@ def test_sync_is_stable_and_its_check_catches_an_edited_source(book, capsys):
     assert cli.main(["sync", "--check"]) == 1
     assert "20_beta.ipynb: differs from 20_beta.py" in capsys.readouterr().out
     assert (book / "notebooks/20_beta.ipynb").read_text() == text
+
+
+ASKS = """
+10_alpha: {title: A, goal: g, needs: n, representation: r, energy: e, read: 5, run: 2, memory: 900, gpu: "no", data: d}
+20_beta: {title: B, goal: h, needs: m, representation: s, energy: f, read: 6, run: 3, memory: 800, gpu: "no", data: d}
+"""
+
+
+@pytest.fixture
+def asking(book):
+    """The book with an entry for each notebook, and the files that are made of it."""
+    (book / "notebooks/notebooks.yaml").write_text(ASKS)
+    (book / ".github/workflows").mkdir(parents=True)
+    for name, mark in (("README.md", "<!-- {} -->"), ("book/how-to-use.md", "<!-- {} -->"), (WORKFLOW, "  # {}")):
+        lines = ["before", mark.format("made by ood-book sync"), "old", mark.format("end"), "after"]
+        (book / name).write_text("\n".join(lines) + "\n")
+    with (book / "_config.yml").open("a") as config:
+        config.write("repository: {url: https://github.com/somebody/book, branch: trunk}\n")
+    return book
+
+
+WORKFLOW = ".github/workflows/book.yml"
+
+
+def test_sync_writes_what_other_files_say_of_the_notebooks_and_nothing_around_it(asking, capsys):
+    assert cli.main(["sync"]) == 0 and cli.main(["sync", "--check"]) == 0
+    readme, workflow = ((asking / name).read_text() for name in ("README.md", WORKFLOW))
+    assert readme.startswith("before\n<!-- made") and readme.endswith("<!-- end -->\nafter\n") and "old" not in readme
+    assert "| [A](notebooks/10_alpha.ipynb) | r | e | 5 min | 2 min |" in readme
+    assert "https://colab.research.google.com/github/somebody/book/blob/trunk/notebooks/20_beta.ipynb" in readme
+    assert "  - { notebook: 10_alpha, minutes: 16 }\n  - { notebook: 20_beta, minutes: 19 }\n  # end" in workflow
+    (asking / "notebooks/notebooks.yaml").write_text(ASKS.replace("run: 3", "run: 30"))
+    assert cli.main(["sync", "--check"]) == 1
+    assert "README.md: differs from notebooks/notebooks.yaml" in capsys.readouterr().out
+    assert cli.main(["list"]) == 0 and "6 min to read, 30 min to run; 0.8 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("20_beta", "20_bta", ["notebook in notebooks/notebooks.yaml '20_bta'", "'20_beta'"]),
+        ("goal: g, ", "", ["10_alpha", "['goal']"]),
+        ("run: 3", "run: soon", ["20_beta", "['run']"]),
+        ("run: 3", "run: 3, walk: 4", ["20_beta", "unknown ['walk']"]),
+    ],
+)
+def test_an_entry_that_cannot_be_right_is_refused(asking, capsys, old, new, says):
+    (asking / "notebooks/notebooks.yaml").write_text(ASKS.replace(old, new))
+    assert cli.main(["sync"]) == 2
+    error = capsys.readouterr().err
+    assert [phrase for phrase in says if phrase not in error] == []
+
+
+def test_a_file_without_a_place_for_what_is_made_is_refused(asking, capsys):
+    (asking / "README.md").write_text("nothing\n")
+    assert cli.main(["sync"]) == 2
+    assert "README.md has no lines" in capsys.readouterr().err
 
 
 def test_build_shows_how_each_page_was_made_fails_on_a_warning_and_spares_foreign_folders(book, capfd):

@@ -98,7 +98,7 @@ def unnamed(text, extras):
 
 def listed():
     """The packages of the core with those of each extra."""
-    extras = {"plots": PROJECT["optional-dependencies"]["plots"], "book": PROJECT["optional-dependencies"]["book"]}
+    extras = {extra: PROJECT["optional-dependencies"][extra] for extra in ("plots", "book", "cluster")}
     names = {k: {re.match(r"[\w-]+", line)[0] for line in [*v, *PROJECT["dependencies"]]} for k, v in extras.items()}
     return names
 

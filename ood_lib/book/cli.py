@@ -13,10 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ood_lib import data
+from ood_lib.book.cluster import run_on_cluster
+from ood_lib.book.compare import write_comparison
+from ood_lib.book.metadata import about, generated
 from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, sources
 from ood_lib.book.pages import build_pages
 from ood_lib.book.plan import plan, profiles, read_profile
 from ood_lib.book.runner import run_side_by_side
+from ood_lib.book.sweep import collect, factors, plan_sweep, reserve
 from ood_lib.extras import MissingExtraError, need
 
 __all__ = ["main"]
@@ -37,6 +41,22 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _sweep(args: argparse.Namespace) -> int:
+    values = factors(args.parameters, args.grid)
+    sweep = plan_sweep(find_root(args.root), args.notebook, values, args.seeds, args.profile, args.out)
+    todo = [] if args.collect else [task for task in sweep.tasks if not task.is_done]
+    failures = {}
+    if todo:
+        reserve(sweep)
+        print(f"{len(todo)} of {len(sweep.tasks)} runs to do", flush=True)
+        failures = run_on_cluster(todo, args.dask) if args.dask else run_side_by_side(todo, args.jobs)
+    for name, message in failures.items():
+        print(f"\n{name} failed in {message}", file=sys.stderr)
+    table = collect(sweep, failures)
+    print(f"runs are in {sweep.out}\nopen {write_comparison(sweep, table, args.line)}")
+    return 0 if set(table["status"]) == {"done"} else 1
+
+
 def _build(args: argparse.Namespace) -> int:
     root = find_root(args.root)
     runs, tasks = plan(root, args.profile, dict(args.parameters))
@@ -55,11 +75,14 @@ def _build(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace) -> int:
     root = find_root(args.root)
+    entries = about(root)
     print("Notebooks")
     for name, source in sources(root).items():
         headings = (re.search(r"^# (.+)", c.source, re.M) for c in load(source).cells)
         title = next((h[1] for h in headings if h), "")
         print(f"  {name:<24} {title}")
+        if name in entries:
+            print(f"      {entries[name].goal}\n      {entries[name].cost}; {entries[name].data}")
         for key, p in parameters_of(source).items():
             print(f"      {f'{key}: {ast.unparse(p.kind)} = {p.default!r}':<36} {p.help}")
     print("Profiles")
@@ -71,15 +94,18 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _sync(args: argparse.Namespace) -> int:
-    differing = False
-    for source in sources(find_root(args.root)).values():
-        target, text = source.with_suffix(".ipynb"), need("jupytext", "book").writes(load(source), "ipynb") + "\n"
-        if not target.is_file() or target.read_text(encoding="utf-8") != text:
-            differing = True
-            print(f"{target}: {'differs from' if args.check else 'written from'} {source.name}")
-            if not args.check:
-                target.write_text(text, encoding="utf-8")
+    root, write = find_root(args.root), need("jupytext", "book").writes
+    wanted = {s.with_suffix(".ipynb"): write(load(s), "ipynb") + "\n" for s in sources(root).values()} | generated(root)
+    differing = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    for path in differing:
+        print(f"{path}: {'differs from' if args.check else 'written from'} {_origin(path)}")
+        if not args.check:
+            path.write_text(wanted[path], encoding="utf-8")
     return 1 if differing and args.check else 0
+
+
+def _origin(path: Path) -> str:
+    return path.with_suffix(".py").name if path.suffix == ".ipynb" else "notebooks/notebooks.yaml"
 
 
 def _positive(text: str) -> int:
@@ -92,8 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ood-book", description="Run and build the book.")
     root = argparse.ArgumentParser(add_help=False)
     root.add_argument("--root", type=Path, help="folder of the book (default: found from here)")
-    values = argparse.ArgumentParser(add_help=False)
-    values.add_argument("--profile", default="default", help="name, or path of a YAML file")
+    profile = argparse.ArgumentParser(add_help=False)
+    profile.add_argument("--profile", default="default", help="name, or path of a YAML file")
+    values = argparse.ArgumentParser(add_help=False, parents=[profile])
     option = values.add_argument("-p", dest="parameters", nargs=2, action="append", default=[])
     option.metavar, option.help = ("NAME", "VALUE"), "overrides a parameter; may be repeated"
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -105,6 +132,19 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="run also what is up to date")
     run.set_defaults(command=_run)
 
+    sweep = commands.add_parser("sweep", parents=[root, profile], help="run one notebook at many values and seeds")
+    sweep.add_argument("notebook", metavar="NOTEBOOK")
+    several = sweep.add_argument("-p", dest="parameters", nargs=2, action="append", default=[])
+    several.metavar, several.help = ("NAME", "VALUE,VALUE"), "values of a parameter; several of them are combined"
+    sweep.add_argument("--grid", type=Path, metavar="FILE", help="YAML: name: [values], or a list of combinations")
+    sweep.add_argument("--seeds", type=_positive, metavar="N", help="runs of each combination, from different seeds")
+    where = sweep.add_mutually_exclusive_group()
+    where.add_argument("-j", "--jobs", type=_positive, help="runs at a time on this machine")
+    where.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster, or its scheduler file")
+    sweep.add_argument("--out", help="folder of the runs, or an address that papermill can write (s3://, gs://, ...)")
+    sweep.add_argument("--collect", action="store_true", help="run nothing, only tabulate what is complete")
+    sweep.set_defaults(command=_sweep)
+
     build = commands.add_parser("build", parents=[root, values], help="build the pages of the runs with these values")
     build.add_argument("--out", type=Path, help="where the pages go (default: _build/html)")
     build.set_defaults(command=_build)
@@ -112,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", parents=[root], help="notebooks, parameters, profiles")
     listing.set_defaults(command=_list)
 
-    sync = commands.add_parser("sync", parents=[root], help="write each .ipynb from its .py")
+    sync = commands.add_parser("sync", parents=[root], help="write each .ipynb, and what else is made of the notebooks")
     sync.add_argument("--check", action="store_true", help="only say which differ (exit code 1)")
     sync.set_defaults(command=_sync)
     return parser
@@ -121,6 +161,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 is success, 1 a failed notebook or page, 2 refused input."""
     args = _parser().parse_args(argv)
+    args.line = shlex.join(["ood-book", *(sys.argv[1:] if argv is None else argv)])
     try:
         return args.command(args)
     except (Refused, MissingExtraError) as refusal:

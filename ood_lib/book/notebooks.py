@@ -13,8 +13,8 @@ from typing import Any
 from ood_lib.extras import need
 
 __all__ = [
-    "Parameter", "Refused", "content_hash", "find_root", "fits", "load", "parameters_of", "select", "sources",
-    "unknown",
+    "Parameter", "Refused", "content_hash", "find_root", "fits", "load", "parameters_of", "parse", "select",
+    "sources", "unknown",
 ]  # fmt: skip
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -68,7 +68,12 @@ def select(root: Path, given: Sequence[str]) -> list[Path]:
 
 def load(source: Path) -> Any:
     """The notebook of a `.py`; never looks at an `.ipynb`, so no old output can leak."""
-    notebook = need("jupytext", "book").reads(source.read_text(encoding="utf-8"), "py:percent")
+    return parse(source.read_text(encoding="utf-8"))
+
+
+def parse(text: str) -> Any:
+    """The notebook that the text of a `.py` stands for."""
+    notebook = need("jupytext", "book").reads(text, "py:percent")
     notebook.metadata = type(notebook.metadata)(kernelspec=KERNEL)
     seen: Counter[str] = Counter()
     for cell in notebook.cells:  # ids from the content: converting twice gives no difference

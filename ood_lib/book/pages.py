@@ -47,8 +47,8 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
         shutil.copy2(root / name, stage)
     (stage / "notebooks").mkdir()
     for task in tasks:
-        need("nbformat", "book").write(_page(task), stage / "notebooks" / task.target.name)
-        if task.fills_results:
+        need("nbformat", "book").write(_page(task), stage / f"notebooks/{task.name}.ipynb")
+        if task.results:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
 
 

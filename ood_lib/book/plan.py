@@ -11,13 +11,16 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ood_lib import data
 from ood_lib.book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
 from ood_lib.extras import need
 
-__all__ = ["Task", "hash_files", "plan", "profiles", "read_profile"]
+__all__ = [
+    "Profile", "Task", "check_names", "hash_files", "library_hash", "make_task", "plan", "profiles", "read_profile",
+    "readings", "short_name",
+]  # fmt: skip
 
 RUNNER = Path(__file__).parent
 LIBRARY = RUNNER.parent
@@ -26,14 +29,17 @@ PATHS = {"benchmark": "(?<=^folder:).+", "data_dir": ".+", "bank": ".+"}  # the 
 
 @dataclass(frozen=True)
 class Task:
-    """The run of one notebook; travels to the process that runs it."""
+    """The run of one notebook; travels to the process that runs it, on this machine or another."""
 
     source: Path
-    target: Path  # the finished notebook; its results folder has the same name without suffix
+    text: str  # of the source as it was planned: an edit while others run changes nothing
+    target: Path | str  # the finished notebook: a file, or an address that papermill can write (s3://, gs://, ...)
     given: dict[str, Any]  # what differs from the defaults
     parameters: dict[str, Any]  # the defaults with `given` on top
     fills_results: bool  # whether the runner chooses the notebook's `results` folder
     key: str
+    library: str  # hash of the library that was planned with
+    label: str  # what messages call it: the notebook, or the run of a sweep
 
     @property
     def name(self) -> str:
@@ -41,22 +47,46 @@ class Task:
         return self.source.stem
 
     @property
-    def results(self) -> Path:
-        """The folder of what the notebook writes for the pages."""
-        return self.target.with_suffix("")
-
-    @property
-    def draft(self) -> Path:
-        """The hidden folder that holds everything until it is complete."""
-        return self.target.parent / f".{self.name}.partial"
+    def results(self) -> Path | None:
+        """The folder of what the notebook writes for the pages; None where the notebook alone is kept."""
+        return self.target.with_suffix("") if isinstance(self.target, Path) and self.fills_results else None
 
     @property
     def is_done(self) -> bool:
         """Whether a complete run with this very key is there."""
-        if not self.target.is_file() or (self.fills_results and not self.results.is_dir()):
-            return False
-        metadata = json.loads(self.target.read_text(encoding="utf-8"))["metadata"]
-        return metadata.get("ood_book", {}).get("key") == self.key
+        return self.record() is not None
+
+    def record(self) -> dict[str, Any] | None:
+        """How the complete run with this very key was made, and its tables; None where there is none."""
+        if self.results and not self.results.is_dir():
+            return None
+        try:
+            record = json.loads(self._read())["metadata"].get("ood_book", {})
+        except Exception:  # each kind of storage says in its own way that nothing is there
+            return None
+        return record if record.get("key") == self.key else None
+
+    def _read(self) -> str:
+        if isinstance(self.target, Path):
+            return self.target.read_text(encoding="utf-8")
+        return need("papermill.iorw", "book").papermill_io.read(self.target)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a run starts from: the values of a profile, and the parameters of every notebook."""
+
+    name: str
+    values: dict[str, Any]
+    known: dict[Path, dict[str, Parameter]]
+
+    @classmethod
+    def of(cls, root: Path, given: str) -> Self:
+        """The profile, each of whose names some notebook has."""
+        name, values = read_profile(root, given)
+        known = {source: parameters_of(source) for source in sources(root).values()}
+        check_names(f"parameter in profile {name!r}", values, known.values())
+        return cls(name, values, known)
 
 
 def profiles(root: Path) -> dict[str, Path]:
@@ -85,24 +115,29 @@ def plan(
     root: Path, profile: str, overrides: dict[str, str], notebooks: Sequence[str] = (), out: Path | None = None
 ) -> tuple[Path, list[Task]]:
     """The folder of the runs and a task for each notebook."""
-    profile, values = read_profile(root, profile)
-    known = {source: parameters_of(source) for source in sources(root).values()}
-    selected = {source: known[source] for source in select(root, notebooks)}
-    _check_names(f"parameter in profile {profile!r}", values, known.values())
-    _check_names("parameter", overrides, selected.values())
-    read = {k: [v] for k, v in values.items()} | {k: _readings(v) for k, v in overrides.items()}
-    read = {k: [_from_here(k, v) for v in meanings] for k, meanings in read.items()}
-    folder = _folder(profile, {k: read[k][-1] for k in overrides})
+    start = Profile.of(root, profile)
+    selected = {source: start.known[source] for source in select(root, notebooks)}
+    check_names("parameter", overrides, selected.values())
+    read = readings(start.values, overrides)
+    folder = f"{start.name}-{short_name({k: read[k][-1] for k in overrides})}" if overrides else start.name
     out = (out or root / "_build/run" / folder).resolve()
-    library = hash_files(LIBRARY, "*.py", without=RUNNER.name)  # no number depends on the runner
-    return out, [_task(source, parameters, read, out, library) for source, parameters in selected.items()]
+    library = library_hash()
+    return out, [make_task(s, known, read, out / f"{s.stem}.ipynb", library) for s, known in selected.items()]
 
 
-def _check_names(kind: str, given: Iterable[str], known: Iterable[dict[str, Any]]) -> None:
+def check_names(kind: str, given: Iterable[str], known: Iterable[dict[str, Any]]) -> None:
+    """Refuse a name that none of the notebooks has."""
     names = set().union(*known)
     for name in given:
         if name not in names:
             raise unknown(kind, str(name), names)
+
+
+def readings(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, list[Any]]:
+    """What each value may mean, the likeliest first; a text of the overrides may mean several things."""
+    read = {k: [v] for k, v in values.items()}
+    read |= {k: _readings(v) if isinstance(v, str) else [v] for k, v in overrides.items()}
+    return {k: [_from_here(k, v) for v in meanings] for k, meanings in read.items()}
 
 
 def _readings(text: str) -> list[Any]:
@@ -121,13 +156,11 @@ def _from_here(name: str, value: Any) -> Any:
     return re.sub(PATHS[name], lambda path: os.path.abspath(os.path.expanduser(path[0])), value)
 
 
-def _folder(profile: str, overrides: dict[str, str]) -> str:
-    """Where runs go: one folder per set of overrides, so that none overwrites another."""
-    if not overrides:
-        return profile
-    text = ",".join(f"{k}={v}" for k, v in sorted(overrides.items()))
+def short_name(values: dict[str, Any]) -> str:
+    """A folder for a set of values, so that none overwrites another."""
+    text = ",".join(f"{k}={v}" for k, v in sorted(values.items()))
     safe = re.sub(r"[^\w.,=+-]+", "_", text)[:60]
-    return f"{profile}-{safe}" + ("" if safe == text else f"-{content_hash(text)[:8]}")
+    return safe + ("" if safe == text else f"-{content_hash(text)[:8]}")
 
 
 def hash_files(folder: Path, pattern: str = "*", without: str = "") -> str:
@@ -136,15 +169,25 @@ def hash_files(folder: Path, pattern: str = "*", without: str = "") -> str:
     return content_hash(*(x for n in names if n.parts[0] != without for x in (str(n), (folder / n).read_bytes())))
 
 
-def _task(source: Path, known: dict[str, Parameter], read: dict[str, list[Any]], out: Path, library: str) -> Task:
+def library_hash() -> str:
+    """One hash of all that numbers depend on beside the notebook; the runner is none of it."""
+    return hash_files(LIBRARY, "*.py", without=RUNNER.name)
+
+
+def make_task(
+    source: Path, known: dict[str, Parameter], read: dict[str, list[Any]], target: Path | str, library: str,
+    label: str = "",
+) -> Task:  # fmt: skip
+    """The task of one notebook; refuses values that do not fit the annotations of its parameters."""
     values = {k: _value(k, known[k], meanings, source) for k, meanings in read.items() if k in known}
     given = {k: v for k, v in values.items() if v != known[k].default}
     parameters = {k: p.default for k, p in known.items()} | given
     fills_results = "results" in known and "results" not in given
     if fills_results:
         del parameters["results"]  # a path of this machine says nothing about the numbers
+    text = source.read_text(encoding="utf-8")
     key = content_hash(source.read_bytes(), library, json.dumps(parameters, sort_keys=True, default=str))
-    return Task(source, out / f"{source.stem}.ipynb", given, parameters, fills_results, key)
+    return Task(source, text, target, given, parameters, fills_results, key, library, label or source.stem)
 
 
 def _value(name: str, parameter: Parameter, meanings: Sequence[Any], source: Path) -> Any:
