@@ -4,6 +4,7 @@ A detector is an energy on a representation: a frozen network turns an image int
 into one number per image, and larger always means further from the training data.
 """
 
+from ood_lib.augment import augmented, cutout, flip, shift
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
 from ood_lib.classical import classical_detectors
 from ood_lib.comparison import Comparison, compare
@@ -24,6 +25,7 @@ from ood_lib.labels import average_precision, count_labels
 from ood_lib.langevin import DivergedError, sgld
 from ood_lib.lipschitz import lipschitz_report
 from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
+from ood_lib.loop import History
 from ood_lib.metrics import Metrics, evaluate
 from ood_lib.msma import MSMA, ScoreNorms, score_norms, select_gmm
 from ood_lib.multilabel import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
@@ -37,7 +39,7 @@ from ood_lib.score_matching import denoising_error, dsm_loss, train_score_networ
 from ood_lib.score_network import DiffusersBody, ScoreNetwork, UNet, noise_scales
 from ood_lib.sources import MissingDataError
 from ood_lib.spectral import spectral_normalize
-from ood_lib.training import History, accuracy, mean_average_precision, shift, train_classifier, train_multilabel
+from ood_lib.training import accuracy, mean_average_precision, train_classifier, train_multilabel
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
@@ -46,13 +48,13 @@ __all__ = [
     "HEAT", "History", "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP",
     "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
     "Outlier", "Perturbed", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
-    "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "average_precision", "classical_detectors",
-    "compare", "compose", "count_labels", "denoising_error", "dsm_loss", "energy", "evaluate", "extract",
-    "extract_benchmark", "fit_temperature", "gen", "gradnorm", "joint_energy", "label_energies", "leaderboard",
-    "lipschitz_report", "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision",
-    "measured", "msp", "noise_scales", "odin", "pick_device", "provenance", "run_benchmark", "save_results",
-    "score_norms", "select_gmm", "sgld", "shift", "spectral_normalize", "summarize", "train_classifier",
-    "train_multilabel", "train_score_network", "weiper_kld",
+    "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented", "average_precision",
+    "classical_detectors", "compare", "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy",
+    "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm", "joint_energy",
+    "label_energies", "leaderboard", "lipschitz_report", "load_benchmark", "load_ood_set", "load_results",
+    "max_logit", "mean_average_precision", "measured", "msp", "noise_scales", "odin", "pick_device", "provenance",
+    "run_benchmark", "save_results", "score_norms", "select_gmm", "sgld", "shift", "spectral_normalize",
+    "summarize", "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ood_lib.bijections import ActNorm, Whitening
+from ood_lib.checkpoint import Checkpoint
 from ood_lib.detector import Detector
 from ood_lib.features import Features
 from ood_lib.flow import Flow, coupling_flow, glow
-from ood_lib.flow_training import Checkpoint, FlowHistory, FlowTraining
+from ood_lib.flow_training import FlowHistory, FlowTraining
 from ood_lib.moments import Kind, Moments, class_moments, merge_moments, rounding
 
 __all__ = ["RECIPES", "Engine", "FeatureFlow", "Recipe"]

@@ -6,10 +6,7 @@ of held-out rows; no OOD data has a part in it.
 """
 
 import math
-import os
-import uuid
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ood_lib.checkpoint import Checkpoint
 from ood_lib.flow import Flow
 
-__all__ = ["Checkpoint", "FlowHistory", "FlowTraining"]
+__all__ = ["FlowHistory", "FlowTraining"]
 
 
 @dataclass
@@ -154,7 +152,7 @@ class FlowTraining:
         return len(val) - 1 - max(range(len(val)), key=val.__getitem__) if len(self.held) else 0
 
     def fit(
-        self, updates: int, check_every: int = 50, patience: int = 10, checkpoint: "Checkpoint | None" = None
+        self, updates: int, check_every: int = 50, patience: int = 10, checkpoint: Checkpoint | None = None
     ) -> FlowHistory:
         """Train up to a number of updates in all, or until ``patience`` looks found nothing better; keep the best.
 
@@ -162,7 +160,7 @@ class FlowTraining:
         is kept all the same.
         """
         if checkpoint is not None:
-            checkpoint.load(self)
+            checkpoint.load(self, self.like.device)
         if not self.history.update:
             self.look()
         try:
@@ -173,7 +171,7 @@ class FlowTraining:
         finally:
             self.flow.load_state_dict(self.best)
         if checkpoint is not None:
-            checkpoint.path.unlink(missing_ok=True)
+            checkpoint.remove()
         return self.history
 
     # -- stopping and going on --------------------------------------------------------------------------------
@@ -188,42 +186,3 @@ class FlowTraining:
         self.flow.load_state_dict(state["flow"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.update, self.history = state["best"], state["update"], FlowHistory(**state["history"])
-
-
-class Checkpoint:
-    """The file from which an interrupted training goes on; it is written whole or not at all.
-
-    Args:
-        path: where it lies; folders are made.
-        key: tells this training from others.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], key: str) -> None:
-        self.path, self.key = Path(path), key
-
-    def save(self, training: FlowTraining) -> None:
-        """Write the state of a training."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            torch.save(training.state_dict() | {"key": self.key}, partial)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def load(self, training: FlowTraining) -> None:
-        """Bring a training to the saved state; nothing happens when there is none.
-
-        Raises:
-            ValueError: the file is of another training, or no checkpoint at all.
-        """
-        if not self.path.exists():
-            return
-        try:
-            state = torch.load(self.path, map_location=training.like.device, weights_only=True)
-            key = state.pop("key")
-        except Exception as error:
-            raise ValueError(f"{self.path} is no checkpoint of a flow ({error}); delete it, or name another") from error
-        if key != self.key:
-            raise ValueError(f"{self.path} belongs to other features or options; delete it, or name another checkpoint")
-        training.load_state_dict(state)

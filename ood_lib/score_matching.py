@@ -10,15 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
+from ood_lib.loop import History, check_loss, ema
 from ood_lib.networks import pick_device
 from ood_lib.score_network import checked_images, checked_scales
-from ood_lib.training import History, check_loss
 
-__all__ = ["denoising_error", "draw_scales", "dsm_loss", "ema", "train_score_network"]
+__all__ = ["denoising_error", "draw_scales", "dsm_loss", "train_score_network"]
 
 Score = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> score in the shape of x
 
@@ -88,17 +87,6 @@ def draw_scales(network: Any, n: int, generator: torch.Generator) -> Tensor:
         return torch.tensor(levels)[(u * len(levels)).long()]
     low, high = network.sigma_range
     return low * (high / low) ** u
-
-
-def ema(network: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of the weights, begun with a short memory: (1 + t) / (10 + t) up to ``decay``."""
-
-    def average(means: Any, values: Any, t: Tensor | int) -> None:
-        share = 1 - min(decay, (1 + float(t)) / (10 + float(t)))
-        for mean, value in zip(means, values):
-            mean.lerp_(value, share)
-
-    return AveragedModel(network, multi_avg_fn=average)
 
 
 def train_score_network(

@@ -1,42 +1,21 @@
-"""The training loop there is: for one label per image by cross-entropy, for several by binary cross-entropies."""
+"""Training a network: for one label per image by cross-entropy, for several by binary cross-entropies."""
 
+import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from ood_lib.augment import Augment
 from ood_lib.labels import average_precision, count_labels, label_matrix
+from ood_lib.loop import History, Task
+from ood_lib.loop import train as run
 from ood_lib.networks import pick_device
 
-__all__ = [
-    "History", "accuracy", "check_loss", "mean_average_precision", "shift", "train_classifier", "train_multilabel",
-]  # fmt: skip
-
-
-@dataclass
-class History:
-    """What a training run leaves to look at."""
-
-    loss: list[float] = field(default_factory=list)  # per update
-    learning_rate: list[float] = field(default_factory=list)  # per update
-    accuracy: list[float] = field(default_factory=list)  # per epoch, on the validation set; of many labels the mAP
-
-
-def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
-    """Move each image by up to ``pad`` pixels in both directions, zeros flow in; (N, C, H, W) to the same shape."""
-    n, _, height, width = images.shape
-    padded = F.pad(images, (pad,) * 4)
-    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
-    rows = top[:, None] + torch.arange(height, device=images.device)  # (N, H)
-    columns = left[:, None] + torch.arange(width, device=images.device)  # (N, W)
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+__all__ = ["accuracy", "mean_average_precision", "train_classifier", "train_multilabel"]
 
 
 def train_classifier(
@@ -48,33 +27,44 @@ def train_classifier(
     batch_size: int = 64,
     learning_rate: float = 0.1,
     weight_decay: float = 5e-4,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    average: float = 0.0,
+    augment: Augment | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
+    autocast: torch.dtype | None = None,
+    channels_last: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> History:
     """Train by cross-entropy: SGD with Nesterov momentum and one learning-rate cycle.
+
+    The same seed on the same kind of device trains the same network, whether it was interrupted or not.
 
     Args:
         network: images (N, channels, H, W) -> logits (N, C); changed in place, left in eval mode.
         train: items (image, class index).
         val: measured after each epoch.
         epochs, batch_size, learning_rate, weight_decay: the recipe; the rate peaks at ``learning_rate``.
-        augment: changes a batch of images, given a seeded generator.
+        average: decay of an exponential moving average of the weights, with which the network is left; 0 = the last.
+        augment: changes a batch of images, given a seeded generator, see `ood_lib.augment`.
         seed: of the order of the images and the augmentation.
         device: where to train.
+        autocast: compute in this precision where that is safe, bfloat16 on a CPU.
+        channels_last: the channel as the last index in memory, which convolutions in half precision like.
+        checkpoint: a file written after each epoch, from which the next call goes on; deleted at the end.
         progress: show a bar.
 
     Raises:
-        ValueError: an empty data set, labels outside the network's classes, or a loss that is no longer finite.
+        ValueError: an empty data set, labels outside the network's classes, a loss that is no longer finite, or a
+            checkpoint of another training.
     """
     where = pick_device(device)
     network.to(where)
     optimizer = torch.optim.SGD(
         network.parameters(), learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
     )
-    task = _Task(_cross_entropy, accuracy, optimizer, augment)
-    return _train(network, train, val, task, epochs, batch_size, seed, progress)
+    task = Task(_cross_entropy, accuracy, optimizer, augment, average, autocast, channels_last)
+    return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
 
 
 def train_multilabel(
@@ -87,9 +77,13 @@ def train_multilabel(
     learning_rate: float = 2e-3,
     backbone_rate: float | None = None,
     weight_decay: float = 0.0,
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    average: float = 0.0,
+    augment: Augment | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
+    autocast: torch.dtype | None = None,
+    channels_last: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> History:
     """Train by the mean of one binary cross-entropy per label: Adam and one learning-rate cycle.
@@ -104,7 +98,8 @@ def train_multilabel(
         learning_rate: peak of the cycle, of the head.
         backbone_rate: that of all other layers; None = the same.  (JointEnergy and SNoJoE: a tenth, on a pretrained
             backbone.)
-        epochs, batch_size, weight_decay, augment, seed, device, progress: as in `train_classifier`.
+        epochs, batch_size, weight_decay, average, augment, seed, device, autocast, channels_last, checkpoint, progress:
+            as in `train_classifier`.
 
     Raises:
         ValueError: an empty data set, labels that are not 0/1 for each logit, or a loss that is no longer finite.
@@ -113,8 +108,10 @@ def train_multilabel(
     where = pick_device(device)
     network.to(where)
     optimizer = torch.optim.Adam(_two_rates(network, learning_rate, backbone_rate), weight_decay=weight_decay)
-    task = _Task(_binary_cross_entropy, mean_average_precision, optimizer, augment)
-    return _train(network, train, val, task, epochs, batch_size, seed, progress)
+    task = Task(
+        _binary_cross_entropy, mean_average_precision, optimizer, augment, average, autocast, channels_last
+    )
+    return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
 
 
 def _two_rates(network: nn.Module, head: float, backbone: float | None) -> list[dict[str, Any]]:
@@ -133,47 +130,6 @@ def _warn_of_absent_classes(train: Dataset) -> None:
         )
 
 
-class _Task(NamedTuple):
-    """What tells one training from another."""
-
-    loss: Callable[[Tensor, Tensor], Tensor]  # logits (N, C) and labels, as the data set gives them
-    measure: Callable[..., float]  # network, validation set -> [0, 1]
-    optimizer: torch.optim.Optimizer
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None
-
-
-def _train(
-    network: nn.Module, train: Dataset, val: Dataset | None, task: _Task, epochs: int, batch_size: int, seed: int,
-    progress: bool,
-) -> History:  # fmt: skip
-    if len(train) == 0:  # type: ignore[arg-type]
-        raise ValueError("the training set is empty: expected at least one (image, label) item")
-    history, where = History(), next(network.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
-    loader = DataLoader(train, batch_size, shuffle=True, generator=generator)
-    peaks = [group["lr"] for group in task.optimizer.param_groups]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(task.optimizer, peaks, epochs * len(loader))
-    with tqdm(total=epochs, unit="epoch", desc="training", disable=not progress, leave=False) as bar:
-        for _ in range(epochs):
-            network.train()
-            for images, labels in loader:
-                images = images if task.augment is None else task.augment(images, generator)
-                loss = task.loss(network(images.to(where)), labels)
-                check_loss(loss, peaks[0])
-                task.optimizer.zero_grad()
-                loss.backward()
-                task.optimizer.step()
-                history.loss.append(loss.item())
-                history.learning_rate.append(float(schedule.get_last_lr()[0]))
-                schedule.step()
-            network.eval()
-            if val is not None:
-                history.accuracy.append(task.measure(network, val, device=where))
-            bar.update()
-            bar.set_postfix(loss=f"{history.loss[-1]:.3f}")
-    return history
-
-
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     _check_labels(labels, logits.shape[1])
     return F.cross_entropy(logits, labels.to(logits.device))
@@ -190,12 +146,6 @@ def _check_labels(labels: Tensor, classes: int) -> None:
             f"labels run from {labels.min()} to {labels.max()}, but the network knows the classes 0 to {classes - 1}: "
             "number the classes from 0, or give the network more outputs"
         )
-
-
-def check_loss(loss: Tensor, learning_rate: float) -> None:
-    """Raise ValueError when training has diverged: the loss is NaN or infinite."""
-    if not loss.isfinite():
-        raise ValueError(f"the loss became {loss.item()}: try a learning_rate below {learning_rate}")
 
 
 @torch.inference_mode()

@@ -151,7 +151,7 @@ print(peak - start)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory is read from /proc")
 def test_detectors_learn_from_a_bank_and_score_it_in_a_fraction_of_its_memory(tmp_path):
-    bank = Features(penultimate=normal(120_000, 256, dtype=torch.float32), labels=torch.arange(120_000) % 5)
+    bank = Features(penultimate=normal(300_000, 256, dtype=torch.float32), labels=torch.arange(300_000) % 5)
     bank.save(tmp_path / "bank")
     command = [sys.executable, "-c", BOUNDED, tmp_path / "bank"]
     grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

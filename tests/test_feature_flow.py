@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ood_lib import GMM, FeatureFlow, Features, Mahalanobis, NotFittedError
+from ood_lib.checkpoint import Checkpoint
 from ood_lib.feature_flow import RECIPES
-from ood_lib.flow_training import Checkpoint, FlowTraining
+from ood_lib.flow_training import FlowTraining
 
 K = 6
 LABELS = torch.arange(300) % 3
@@ -188,9 +189,9 @@ def test_an_interrupted_fit_goes_on(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         FeatureFlow(checkpoint=str(path), **SHORT).fit(TRAIN)
     monkeypatch.setattr(Checkpoint, "save", save)
-    with pytest.raises(ValueError, match="belongs to other features or options"):
+    with pytest.raises(ValueError, match="belongs to other data or options"):
         FeatureFlow(checkpoint=str(path), **SHORT | {"batch_size": 40}).fit(TRAIN)
-    with pytest.raises(ValueError, match="belongs to other features or options"):
+    with pytest.raises(ValueError, match="belongs to other data or options"):
         FeatureFlow(checkpoint=str(path), **SHORT).fit(Features(penultimate=Z + 1e-3))
     again = FeatureFlow(checkpoint=str(path), **SHORT).fit(TRAIN)
     assert torch.equal(again.score(QUERIES), whole.score(QUERIES)) and not path.exists()

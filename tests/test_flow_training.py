@@ -8,8 +8,9 @@ import torch
 from conftest import normal
 from torch import nn
 
+from ood_lib.checkpoint import Checkpoint
 from ood_lib.flow import coupling_flow, glow
-from ood_lib.flow_training import Checkpoint, FlowTraining
+from ood_lib.flow_training import FlowTraining
 from ood_lib.moments import class_moments
 
 K = 4
@@ -177,10 +178,10 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path):
 def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     path = tmp_path / "flow.pt"
     Checkpoint(path, "mine").save(training())
-    with pytest.raises(ValueError, match="belongs to other features or options; delete it"):
+    with pytest.raises(ValueError, match="belongs to other data or options; delete it"):
         training().fit(10, checkpoint=Checkpoint(path, "yours"))
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match="is no checkpoint of a flow"):
+    with pytest.raises(ValueError, match="is no checkpoint"):
         training().fit(10, checkpoint=Checkpoint(path, "mine"))
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from ood_lib import ScoreNetwork, denoising_error, dsm_loss, noise_scales, shift, train_score_network
 from ood_lib.images import ImageArray
-from ood_lib.score_matching import draw_scales, ema
+from ood_lib.loop import ema
+from ood_lib.score_matching import draw_scales
 
 TAU = 0.1  # standard deviation of Gaussian data around mid-grey
 SCALES = noise_scales(0.3, 0.03, 5)

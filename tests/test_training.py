@@ -227,3 +227,84 @@ def test_shift_by_nothing_is_the_identity_and_the_generator_decides():
     assert torch.equal(shift(x, 1, seeded(3)), shift(x, 1, seeded(3)))
     assert not torch.equal(shift(x, 1, seeded(3)), shift(x, 1, seeded(4)))
     assert torch.equal(x, before)
+
+
+# -- long trainings ---------------------------------------------------------------------------------------------
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupted_after(epochs: int):
+    """An augmentation that stops the training in the middle of an epoch."""
+    batches = iter(range(3 * epochs + 1))
+
+    def augment(images, generator):
+        if next(batches, None) is None:
+            raise Interrupted
+        return small_shift(images, generator)
+
+    return augment
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, average: float):
+    options = {"epochs": 4, "average": average, "val": stripes()}
+    whole, broken, again = ResNet(1, 2, (4,)), ResNet(1, 2, (4,)), ResNet(1, 2, (4,))
+    for network in (whole, broken):
+        torch.manual_seed(0)
+        network.apply(lambda m: m.reset_parameters() if hasattr(m, "reset_parameters") else None)
+    history = train(whole, augment=small_shift, **options)
+    with pytest.raises(Interrupted):
+        train(broken, augment=interrupted_after(2), checkpoint=tmp_path / "a.pt", **options)
+    assert train(again, augment=small_shift, checkpoint=tmp_path / "a.pt", **options) == history
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), again.state_dict().values()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
+    with pytest.raises(Interrupted):
+        train(linear(), augment=interrupted_after(1), checkpoint=tmp_path / "a.pt")
+    for other in ({"epochs": 4}, {"learning_rate": 0.2}, {"seed": 1}, {"average": 0.9}, {"data": stripes(64)}):
+        with pytest.raises(ValueError, match="belongs to other data or options"):
+            train(linear(), checkpoint=tmp_path / "a.pt", **other)
+
+
+def test_the_average_is_that_of_the_weights_on_the_way():
+    data, batch = stripes(16), 16  # one update per epoch
+
+    class Noted(nn.Sequential):
+        def forward(self, x):
+            seen.append(weights(self))
+            return super().forward(x)
+
+    seen: list[torch.Tensor] = []
+    network = Noted(*linear())
+    plain, averaged = linear(), network
+    train(plain, data, epochs=6, batch_size=batch)
+    train(averaged, data, epochs=6, batch_size=batch, average=0.5)
+    mean = seen[1]  # the weights after the first update
+    for t, after in enumerate([*seen[2:], weights(plain)], start=1):
+        mean = mean.lerp(after, 1 - min(0.5, (1 + t) / (10 + t)))
+    assert torch.allclose(weights(averaged), mean, atol=1e-6) and not torch.allclose(mean, weights(plain), atol=1e-3)
+
+
+def test_statistics_of_batches_are_averaged_like_weights():
+    torch.manual_seed(0)
+    network, data = ResNet(1, 2, (4, 8)), stripes()
+    train(network, data, epochs=8, average=0.5)
+    assert {int(m.num_batches_tracked) for m in network.modules() if isinstance(m, nn.BatchNorm2d)} == {8 * 3}
+    assert accuracy(network, data, device="cpu") == 1
+
+
+def test_half_precision_learns_and_keeps_full_weights():
+    torch.manual_seed(0)
+    network, data = ResNet(1, 2, (4, 8)), stripes()
+    history = train(network, data, epochs=8, autocast=torch.bfloat16, channels_last=True)
+    assert sum(history.loss[-3:]) < 0.3 * sum(history.loss[:3]) and accuracy(network, data, device="cpu") == 1
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_double_precision_stays_double():
+    assert train(linear().double(), TensorDataset(stripes().tensors[0].double(), stripes().tensors[1])).loss[0] > 0

@@ -1,0 +1,64 @@
+"""Batches of images, changed at random in ways that leave their class alone.
+
+Each function takes images (N, C, H, W) and a seeded generator, and draws from that alone; so the same seed brings the
+same images on every device.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Augment", "augmented", "cutout", "flip", "shift"]
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
+    """Move each image by up to ``pad`` pixels in both directions, zeros flow in; (N, C, H, W) to the same shape."""
+    n, _, height, width = images.shape
+    padded = F.pad(images, (pad,) * 4)
+    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
+    rows = top[:, None] + torch.arange(height, device=images.device)  # (N, H)
+    columns = left[:, None] + torch.arange(width, device=images.device)  # (N, W)
+    picked = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
+
+
+def flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror every other image, left for right; (N, C, H, W) to the same shape."""
+    mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+
+
+def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Fill a square of each image with zeros, whole and anywhere inside; (N, C, H, W) to the same shape.
+
+    References:
+        DeVries & Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017; there the square
+        may reach over the edge.
+    """
+    n, _, height, width = images.shape
+    top = torch.randint(0, height - side + 1, (n, 1), generator=generator).to(images.device)
+    left = torch.randint(0, width - side + 1, (n, 1), generator=generator).to(images.device)
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    rows, columns = (top <= y) & (y < top + side), (left <= x) & (x < left + side)  # (N, H), (N, W)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
+
+
+def augmented(pad: int = 4, mirror: bool = True, hole: int = 0) -> Augment:
+    """The usual training augmentation of small photographs: a shift, a flip, a hole.
+
+    Args:
+        pad: pixels of `shift`.
+        mirror: `flip`; leave it out where left and right matter, as for digits.
+        hole: side of `cutout`; 0 = none.
+    """
+
+    def change(images: Tensor, generator: torch.Generator) -> Tensor:
+        images = shift(images, pad, generator)
+        images = flip(images, generator) if mirror else images
+        return cutout(images, hole, generator) if hole else images
+
+    return change
