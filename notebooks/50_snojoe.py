@@ -530,9 +530,9 @@ if backbone:
     except OSError as error:  # no network, and not in the cache of torch.hub
         if missing != "skip":
             raise
-        warnings.warn(f"{backbone}: weights {weights!r} are not to be had ({error}); the small network goes on", stacklevel=1)
+        warnings.warn(f"{backbone}: weights {weights!r} are not to be had ({error}); our own goes on", stacklevel=1)
         backbone = weights = ""
-drawn = f"{backbone}, weights {weights}" if weights else f"{backbone or 'the small network'}, from random weights"
+drawn = f"{backbone}, weights {weights}" if weights else f"{backbone or 'our own small ResNet'}, from random weights"
 display(Markdown(f"The network: {drawn}, {sum(p.numel() for p in build('plain', seed).parameters()):,} parameters."))
 
 # %%
@@ -602,7 +602,7 @@ worst = precision["plain"].nanmean(0).nan_to_num(1).argmin().item()
 reached, chance = 100 * precision["plain"].nanmean().item(), 100 * bench.test.labels.float().mean().item()
 display(table.style.set_caption(f"ID test images, mean over {seeds} networks of each kind"))
 display(Markdown(
-    f"A ranking by chance has a mAP of {chance:.1f} %, the share of images that carry a label. "
+    f"A ranking by chance has a mAP of about {chance:.1f} %, the share of images that carry a label, on average. "
     + ("**The plain networks are not far above it: they have hardly learnt what is in these images, and nothing below says "
        "more than they know.** " if reached < 2 * chance else "") +
     f"The hardest label of the plain networks is *{labels[worst]}*. Power iteration costs "
