@@ -29,7 +29,7 @@ WARM_UP = 15  # steps before the first use, as in PyTorch
 
 
 @torch.no_grad()
-def power_iteration(apply: Linear, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def power_iteration(apply: Linear, v: Tensor, steps: int, adjoint: Linear | None = None) -> tuple[Tensor, Tensor]:
     r"""Singular vectors u, v of the largest singular value: :math:`\sigma_{\max} = \langle u, A v\rangle` in the limit.
 
     .. math:: u \leftarrow A v / \lVert A v\rVert, \qquad v \leftarrow A^\top u / \lVert A^\top u\rVert
@@ -37,9 +37,10 @@ def power_iteration(apply: Linear, v: Tensor, steps: int) -> tuple[Tensor, Tenso
     The error of the value shrinks by :math:`(\sigma_2/\sigma_1)^4` per step or slower, and never makes it too large.
 
     Args:
-        apply: the linear map A; its adjoint is taken from automatic differentiation.
+        apply: the linear map A.
         v: where to start, in the shape that A takes.
         steps: at least 1.
+        adjoint: the map :math:`A^\top`; None = taken from automatic differentiation.
 
     Returns:
         u and v, each of length 1.
@@ -51,13 +52,22 @@ def power_iteration(apply: Linear, v: Tensor, steps: int) -> tuple[Tensor, Tenso
         tensor(3.)
     """
     for _ in range(steps):
-        with torch.enable_grad():  # A is linear, so its gradient is A^T, wherever it is taken
-            v = v.detach().requires_grad_()
-            out = apply(v)
-            u = _unit(out.detach())
-            (back,) = torch.autograd.grad(out, v, u)
-        v = _unit(back)
+        if adjoint is None:
+            u, v = _differentiated(apply, v)
+        else:
+            u = _unit(apply(v))
+            v = _unit(adjoint(u))
     return u, v
+
+
+@torch.enable_grad()
+def _differentiated(apply: Linear, v: Tensor) -> tuple[Tensor, Tensor]:
+    """One step; A is linear, so its gradient is A^T, wherever it is taken."""
+    v = v.detach().requires_grad_()
+    out = apply(v)
+    u = _unit(out.detach())
+    (back,) = torch.autograd.grad(out, v, u)
+    return u, _unit(back)
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -91,8 +101,13 @@ class SpectralNorm(nn.Module):
 
     def begin(self, weight: Tensor, *shape: int) -> None:
         """Find singular vectors from scratch, for inputs of a given shape."""
-        apply = partial(self.apply_layer, weight.detach())
-        self.u, self.v = power_iteration(apply, _start((1, *shape), weight), WARM_UP)
+        self.iterate(weight, _start((1, *shape), weight), WARM_UP)
+
+    def iterate(self, weight: Tensor, v: Tensor, steps: int) -> None:
+        """Follow the weight by some steps of `power_iteration`."""
+        weight = weight.detach()
+        adjoint = (lambda u: u @ weight.flatten(1)) if self.apply_layer is matrix_map else None
+        self.u, self.v = power_iteration(partial(self.apply_layer, weight), v, steps, adjoint)
 
     def see(self, weight: Tensor, shape: Sequence[int]) -> None:
         """Learn the size of the input, on which the exact norm of a convolution depends; in eval mode only once."""
@@ -104,7 +119,7 @@ class SpectralNorm(nn.Module):
         if len(self.v) == 0:  # a convolution that has not seen an input yet
             return weight
         if self.training:
-            self.u, self.v = power_iteration(partial(self.apply_layer, weight.detach()), self.v, 1)
+            self.iterate(weight, self.v, 1)
         sigma = (self.u * self.apply_layer(weight, self.v)).sum()
         scale = sigma / self.coefficient
         return weight / (scale if self.mode == "hard" else scale.clamp_min(1))
