@@ -107,7 +107,8 @@ def train_multilabel(
     _warn_of_absent_classes(train)
     where = pick_device(device)
     network.to(where)
-    optimizer = torch.optim.Adam(_two_rates(network, learning_rate, backbone_rate), weight_decay=weight_decay)
+    rates = _two_rates(network, learning_rate, backbone_rate)
+    optimizer = torch.optim.Adam(rates, weight_decay=weight_decay, fused=where.type in ("cpu", "cuda"))
     task = Task(
         _binary_cross_entropy, mean_average_precision, optimizer, augment, average, autocast, channels_last
     )
