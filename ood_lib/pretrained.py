@@ -1,11 +1,10 @@
 """Networks trained by us on real images, and banks of what they know of a benchmark: shipped, and verified by hash.
 
 A network is two files: NAME.safetensors, its weights in half precision, and NAME.json, its card (recipe, seed,
-accuracy, hash, origin).  A bank is a folder, see `BenchmarkFeatures.save`.  ``python -m ood_lib.pretrained NAME`` makes
-both again.
+accuracy, hash, origin).  A bank is a folder, see `BenchmarkFeatures.save`.  ``python -m ood_lib NAME`` makes both
+again.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -19,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ood_lib.augment import augmented
-from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark
-from ood_lib.data import Benchmark, Normalize, load_benchmark
+from ood_lib.benchmark import BenchmarkFeatures
+from ood_lib.data import Benchmark, Normalize
 from ood_lib.features import Features
 from ood_lib.loop import History
 from ood_lib.networks import ResNet
@@ -92,7 +91,7 @@ def card(name: str, folder: str | os.PathLike[str] | None = None) -> dict[str, A
     file = Path(folder or SHIPPED, f"{name}.json")
     if not file.is_file():
         there = sorted(p.stem for p in file.parent.glob("*.safetensors"))
-        advice = f"; train it with `python -m ood_lib.pretrained {name}`" if name in RECIPES else ""
+        advice = f"; train it with `python -m ood_lib {name}`" if name in RECIPES else ""
         raise ValueError(f"no network {name!r} in {file.parent}, where there are {there}{advice}")
     return json.loads(file.read_text(encoding="utf-8"))
 
@@ -123,11 +122,11 @@ def train_recipe(
         checkpoint=file.with_suffix(".checkpoint"), **chosen,
     )  # fmt: skip
     about = {"seed": seed, "seconds": round(time.monotonic() - start), "origin": dict(origin or {})}
-    save_network(file, network, bench, {"recipe": name, "epochs": chosen["epochs"]} | about)
+    _write(file, network, bench, {"recipe": name, "epochs": chosen["epochs"]} | about)
     return pretrained(file.stem, folder), history
 
 
-def save_network(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, Any]) -> None:
+def _write(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, Any]) -> None:
     """Round the weights to half precision, measure what is left of the accuracy, write the file and its card."""
     half = {key: _half(x.detach().cpu()) for key, x in network.state_dict().items()}
     network.load_state_dict({key: _single(x) for key, x in half.items()})
@@ -207,28 +206,3 @@ def shrink(features: Features, rows: int, seed: int = 0) -> Features:
         rank[mine] = torch.arange(len(mine))
     kept = torch.argsort(rank, stable=True)[:rows].sort().values
     return Features(**{name: _half(x) for name, x in features[kept].tensors().items()})
-
-
-def main() -> None:
-    """Train a network and write it, and its bank, into a folder."""
-    from ood_lib.results import data_hash, provenance
-
-    parser = argparse.ArgumentParser(prog="python -m ood_lib.pretrained", description=main.__doc__)
-    parser.add_argument("name", choices=RECIPES)
-    parser.add_argument("--root", help="folder of the images; see the page on data")
-    parser.add_argument("--missing", choices=["raise", "skip"], default="raise", help="what to do without an OOD set")
-    parser.add_argument("--out", type=Path, default=Path("pretrained"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    given = parser.parse_args()
-    bench = load_benchmark(RECIPES[given.name].benchmark, root=given.root, missing=given.missing)
-    command = f"python -m ood_lib.pretrained {given.name} --seed {given.seed}"
-    origin = provenance(command, data=data_hash(bench))
-    network, _ = train_recipe(given.name, bench, given.out, seed=given.seed, origin=origin, device=given.device)
-    seen = extract_benchmark(network, bench, device=given.device)
-    seen.save(given.out / f"{bench.name}-features", **origin)
-    make_bank(seen, given.out / f"{bench.name}-bank", seed=0, **origin)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,7 @@ import ood_lib
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "ood_lib").rglob("*.py") if path.stem != "__init__")
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
-ROOMS = [name for name in NAMES if name.count(".") == 1]
+ROOMS = [name for name in NAMES if name.count(".") == 1 and not name.endswith("__main__")]
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # whose name on the index is another one
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

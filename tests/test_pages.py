@@ -119,9 +119,11 @@ def test_the_block_on_benchmarks_runs(tmp_path, capsys):
     for name in ("cifar10/train", "cifar10/test", "mnist/test", "lsun/test"):
         save_arrays(tmp_path / f"{name}.npz", draw(20, 32, 32, 3), np.arange(20) // 10)
     names = {}
-    for block in blocks(page("data.md")):
-        with pytest.warns(UserWarning, match="svhn"):
-            exec(block.replace("/path/to/sets", str(tmp_path)).replace("=root", "=root, download=False"), names)
+    first, *rest = blocks(page("data.md"))
+    with pytest.warns(UserWarning, match="svhn"):
+        exec(first.replace("/path/to/sets", str(tmp_path)).replace("=root", "=root, download=False"), names)
+    for block in rest:
+        exec(block, names)
     assert "note: svhn is left out" in capsys.readouterr().out and len(names["lsun"]) == 20
 
 

@@ -1,10 +1,13 @@
 """Laws of what is shipped: a file is what its card says, a bank is a fair sample, and both can be made again."""
 
 
+import sys
+
 import pytest
 import torch
 
 from ood_lib import BenchmarkFeatures, Features, accuracy, load_bank, load_benchmark, pretrained
+from ood_lib.__main__ import main
 from ood_lib.pretrained import RECIPES, ROWS, Recipe, card, make_bank, shrink, train_recipe
 
 TINY = Recipe("digits", (4, 8), 1, {"epochs": 6, "batch_size": 64, "average": 0.9})
@@ -64,7 +67,7 @@ def test_an_unknown_network_is_told_what_there_is(tiny, tmp_path):
     train(tiny, tmp_path)
     with pytest.raises(ValueError, match=r"no network 'other' in .*, where there are \['tiny'\]"):
         pretrained("other", tmp_path)
-    with pytest.raises(ValueError, match=r"train it with `python -m ood_lib.pretrained cifar10-resnet18`"):
+    with pytest.raises(ValueError, match=r"train it with `python -m ood_lib cifar10-resnet18`"):
         pretrained("cifar10-resnet18", tmp_path)
 
 
@@ -105,3 +108,17 @@ def test_a_bank_comes_back_and_damage_is_told(tmp_path):
     (tmp_path / "x-bank" / "far" / "b.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match="not the file that was saved"):
         load_bank("x-bank", tmp_path)
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+def test_one_command_makes_network_features_and_bank(tiny, tmp_path, monkeypatch):
+    command = ["ood_lib", "tiny", "--out", str(tmp_path), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+    network, bank = pretrained("tiny", tmp_path), load_bank("digits-bank", tmp_path)
+    whole = load_bank("digits-features", tmp_path)
+    assert torch.equal(whole.head.weight, network.head.weight) and len(whole.test) == len(tiny.test)
+    assert card("tiny", tmp_path)["origin"]["command"] == "python -m ood_lib tiny --seed 0"
+    assert torch.equal(bank.test.penultimate, shrink(whole.test, ROWS["test"]).penultimate.float())
