@@ -630,19 +630,8 @@ ax.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8, co
 plt.show()
 
 # %% tags=["hide-input"]
-def against(one, other, group, cells=None):
-    """Paired over networks: difference of group means in points, its t interval, and the word for it."""
-    cells = table if cells is None else cells
-    wide = cells[(cells["metric"] == "auroc") & (cells["group"] == group)]
-    wide = wide.pivot_table("value", "seed", "detector", "mean")
-    gap = 100 * (wide[one] - wide[other])
-    half = ood.metrics.student(len(gap)) * gap.std() / len(gap) ** 0.5
-    word = "better" if gap.mean() > half else "worse" if gap.mean() < -half else "no clear difference"
-    return f"**{gap.mean():+.1f} ± {half:.1f}** ({word}; ahead on {(gap > 0).sum()} of {len(gap)} networks)"
-
-
 duels = [("WeiPer MSP", "MSP"), ("WeiPer+KLD", "MSP"), ("WeiPer+KLD", "Mahalanobis"), ("WeiPer+KLD, limit", "WeiPer+KLD")]
-lines = [f"* {one} against {two}: near {against(one, two, 'near')}; far {against(one, two, 'far')}." for one, two in duels]
+lines = [f"* {one} against {two}: near {ood.duel(table, one, two, 'near')}; far {ood.duel(table, one, two, 'far')}." for one, two in duels]
 worst = table[table["metric"] == "auroc"].sort_values("value").iloc[0]
 display(Markdown("Differences in points of AUROC, paired over networks, ± 95 %:\n\n" + "\n".join(lines) + (
     f"\n\nThe lowest single number is {worst['detector']} on {worst['ood_set']} with network {worst['seed']}: "
@@ -922,10 +911,10 @@ display(Markdown(
     f"Tuning moves WeiPer+KLD from {before['near']:.1f} to **{after['near']:.1f} %** near and from {before['far']:.1f} to "
     f"**{after['far']:.1f} %** far; MSP has {simple['near']:.1f} and {simple['far']:.1f} on the same sets. For {heavier} "
     f"of {seeds} networks the search chose a larger weight for the softmax term than the {lambda2:g} on top of the page.\n\n"
-    f"* tuned against MSP: near {against('WeiPer+KLD, tuned', 'MSP', 'near', compared)}; "
-    f"far {against('WeiPer+KLD, tuned', 'MSP', 'far', compared)}.\n"
-    f"* tuned against KNN: near {against('WeiPer+KLD, tuned', 'KNN', 'near', compared)}; "
-    f"far {against('WeiPer+KLD, tuned', 'KNN', 'far', compared)}."
+    f"* tuned against MSP: near {ood.duel(compared, 'WeiPer+KLD, tuned', 'MSP', 'near')}; "
+    f"far {ood.duel(compared, 'WeiPer+KLD, tuned', 'MSP', 'far')}.\n"
+    f"* tuned against KNN: near {ood.duel(compared, 'WeiPer+KLD, tuned', 'KNN', 'near')}; "
+    f"far {ood.duel(compared, 'WeiPer+KLD, tuned', 'KNN', 'far')}."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -962,8 +951,8 @@ plots.benchmark_table(taken_apart, caption=caption)
 # %% tags=["hide-input"]
 pair = ("D₂ alone (WeiPer space)", "without the softmax term")
 display(Markdown(
-    f"Compare the sum with its part: {pair[0]} against $D_1+\\lambda_1D_2$, near {against(*pair, 'near', taken_apart)}; "
-    f"far {against(*pair, 'far', taken_apart)}. Where the part wins, $D_1$ subtracts, and $\\lambda_1$ can say so only by growing."
+    f"Compare the sum with its part: {pair[0]} against $D_1+\\lambda_1D_2$, near {ood.duel(taken_apart, *pair, 'near')}; "
+    f"far {ood.duel(taken_apart, *pair, 'far')}. Where the part wins, $D_1$ subtracts, and $\\lambda_1$ can say so only by growing."
 ))
 
 # %% [markdown]

@@ -772,18 +772,8 @@ ax.set_xlim(max(0.0, float(summary["value"].min()) - 0.03), 1.005)
 plt.show()
 
 # %% tags=["hide-input"]
-def against(one, other, group):
-    """Paired over networks: difference of group means in points, its t interval, and the word for it."""
-    wide = table[(table["metric"] == "auroc") & (table["group"] == group)]
-    wide = wide.pivot_table("value", "seed", "detector", "mean")
-    gap = 100 * (wide[one] - wide[other])
-    half = half_width(gap)
-    word = "better" if gap.mean() > half else "worse" if gap.mean() < -half else "no clear difference"
-    return f"**{signed(gap.mean())} ± {half:.1f}** ({word}; ahead on {(gap > 0).sum()} of {len(gap)} networks)"
-
-
 duels = [("Flow", "Flow, untrained"), ("Flow + classes", "Flow + classes, untrained"), ("Flow", "Mahalanobis"), ("Flow", "KNN"), ("Flow, paper", "Flow"), ("Flow", "Energy")]
-lines = [f"* {one} against {two}: near {against(one, two, 'near')}; far {against(one, two, 'far')}." for one, two in duels]
+lines = [f"* {one} against {two}: near {ood.duel(table, one, two, 'near')}; far {ood.duel(table, one, two, 'far')}." for one, two in duels]
 display(Markdown("Differences in points of AUROC, paired over networks, ± 95 %:\n\n" + "\n".join(lines)))
 
 # %% [markdown]

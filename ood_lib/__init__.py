@@ -7,7 +7,7 @@ into one number per image, and larger always means further from the training dat
 from ood_lib.augment import augmented, cutout, flip, shift
 from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
 from ood_lib.classical import classical_detectors
-from ood_lib.comparison import Comparison, compare
+from ood_lib.comparison import Comparison, compare, duel
 from ood_lib.compose import compose
 from ood_lib.cost import measured
 from ood_lib.data import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_ood_set
@@ -50,12 +50,13 @@ __all__ = [
     "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
     "Outlier", "Perturbed", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
     "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented", "average_precision",
-    "classical_detectors", "compare", "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy",
-    "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm", "joint_energy",
-    "label_energies", "leaderboard", "lipschitz_report", "load_bank", "load_benchmark", "load_ood_set",
-    "load_results", "max_logit", "mean_average_precision", "measured", "msp", "noise_scales", "odin", "pick_device",
-    "pretrained", "provenance", "run_benchmark", "save_results", "score_norms", "select_gmm", "sgld", "shift",
-    "spectral_normalize", "summarize", "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
+    "classical_detectors", "compare", "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "duel",
+    "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm",
+    "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load_bank", "load_benchmark",
+    "load_ood_set", "load_results", "max_logit", "mean_average_precision", "measured", "msp", "noise_scales",
+    "odin", "pick_device", "pretrained", "provenance", "run_benchmark", "save_results", "score_norms", "select_gmm",
+    "sgld", "shift", "spectral_normalize", "summarize", "train_classifier", "train_multilabel",
+    "train_score_network", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

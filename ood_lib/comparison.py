@@ -7,15 +7,18 @@ that overlap may hide a sure difference.  The comparison is therefore paired, im
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ood_lib.metrics import Positive, ascending, auroc, checked_scores, fpr_at_tpr, variance_of_mean
+from ood_lib.metrics import Positive, ascending, auroc, checked_scores, fpr_at_tpr, student, variance_of_mean
 
-__all__ = ["Comparison", "compare"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Comparison", "Duel", "compare", "duel"]
 
 Interval = tuple[float, float]
 Scores = tuple[Tensor, Tensor]  # of one detector on ID and on OOD images
@@ -101,6 +104,58 @@ def compare(
         found = [fpr_at_tpr(*scores, 0.95, positive, confidence) for scores in pairs]
         variances = _bootstrap([s if positive == "id" else (-s[1], -s[0]) for s in pairs], draws)
     return _join(metric, found, variances, min(len(id_a), len(ood_a)))
+
+
+class Duel(NamedTuple):
+    """Difference of two detectors over several networks, in points (hundredths); as text, what a page says of it."""
+
+    difference: float  # mean over networks
+    half: float  # of its 95 % interval, Student's t; NaN for one network
+    ahead: int  # networks on which the first detector has more
+    networks: int
+
+    @property
+    def word(self) -> str:
+        """What may be said of it: a difference that shows as 0.0 is none, however sure its sign."""
+        if self.networks == 1:
+            return "one network: no interval"
+        if abs(self.difference) < 0.05:
+            return "no difference that shows"
+        sure = abs(self.difference) > self.half
+        return ("better" if self.difference > 0 else "worse") if sure else "no clear difference"
+
+    def __str__(self) -> str:
+        half = "" if math.isnan(self.half) else f" ± {self.half:.1f}"
+        gap = f"{0.0 if abs(self.difference) < 0.05 else self.difference:+.1f}".replace("-", "−")
+        return f"**{gap}{half}** ({self.word}; ahead on {self.ahead} of {self.networks} networks)"
+
+
+def duel(table: "pd.DataFrame", one: str, other: str, group: str, metric: str = "auroc") -> Duel:
+    """Two detectors on the same networks: the mean over the sets of a group, paired network by network.
+
+    Args:
+        table: from `run_benchmark`, several seeds on top of each other.
+        one, other: detectors; the difference is that of ``one`` minus ``other``.
+        group: "near" or "far".
+        metric: auroc, fpr95, aupr_in or aupr_out.
+
+    Raises:
+        ValueError: the table has no such rows.
+
+    Example:
+        >>> import pandas as pd
+        >>> rows = [("a", s, 0.9 + s / 100) for s in range(3)] + [("b", s, 0.8 + s / 100) for s in range(3)]
+        >>> table = pd.DataFrame(rows, columns=["detector", "seed", "value"]).assign(metric="auroc", group="near")
+        >>> print(duel(table, "a", "b", "near"))
+        **+10.0 ± 0.0** (better; ahead on 3 of 3 networks)
+    """
+    rows = table[(table["metric"] == metric) & (table["group"] == group)]
+    if lacking := {one, other} - set(rows["detector"]):
+        raise ValueError(f"no {metric} of {sorted(lacking)} on {group} sets; there are {sorted(set(rows['detector']))}")
+    wide = 100 * rows.pivot_table("value", "seed", "detector", "mean")
+    gap = wide[one] - wide[other]
+    half = student(len(gap)) * gap.sem() if len(gap) > 1 else math.nan
+    return Duel(float(gap.mean()), float(half), int((gap > 0).sum()), len(gap))
 
 
 def _paired(a: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:

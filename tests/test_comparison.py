@@ -1,13 +1,15 @@
 """Laws of the paired comparison: DeLong's covariance, antisymmetry, and intervals and p-values that keep their word."""
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.stats
 import torch
 from conftest import normal, seeded
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from ood_lib import compare
+from ood_lib import compare, duel
 from ood_lib.metrics import auroc, fpr_at_tpr
 
 METRICS = ["auroc", "fpr95"]
@@ -170,3 +172,48 @@ def test_a_gpu_gives_the_same_comparison(metric: str):
     scores = pair(50, 70, 1.5, 1.0)
     here, there = compare(*scores, metric=metric), compare(*(s.cuda() for s in scores), metric=metric)
     assert (there.low, there.high, there.p_value) == pytest.approx((here.low, here.high, here.p_value), abs=1e-9)
+
+
+# -- over networks ------------------------------------------------------------------------------------------------
+
+
+def table_of(one, other, group="near"):
+    rows = [(name, seed, v) for name, values in (("one", one), ("other", other)) for seed, v in enumerate(values)]
+    return pd.DataFrame(rows, columns=["detector", "seed", "value"]).assign(metric="auroc", group=group, ood_set="a")
+
+
+def test_a_duel_is_the_paired_t_interval():
+    one, other = [0.91, 0.85, 0.97, 0.9], [0.88, 0.86, 0.9, 0.84]
+    found = duel(table_of(one, other), "one", "other", "near")
+    test = scipy.stats.ttest_rel(one, other)
+    low, high = test.confidence_interval()
+    assert found.difference == pytest.approx(100 * np.subtract(one, other).mean())
+    assert found.difference - found.half == pytest.approx(100 * low) and found.half > 0
+    assert found.difference + found.half == pytest.approx(100 * high)
+    assert (found.ahead, found.networks) == (3, 4)
+
+
+def test_a_duel_averages_over_the_sets_of_a_group_first():
+    far = table_of([0.9, 0.8], [0.7, 0.7])
+    both = pd.concat([far, far.assign(ood_set="b", value=far["value"] - 0.1)])
+    assert duel(both, "one", "other", "near") == duel(far, "one", "other", "near")
+
+
+@pytest.mark.parametrize(
+    ("one", "word"),
+    [
+        ([0.9, 0.91, 0.9], "better"),
+        ([0.7, 0.71, 0.7], "worse"),
+        ([0.7, 0.95, 0.8], "no clear difference"),
+        ([0.8001, 0.8002, 0.8001], "no difference that shows"),
+        ([0.9], "one network: no interval"),
+    ],
+)
+def test_the_word_of_a_duel(one, word):
+    found = duel(table_of(one, [0.8] * len(one)), "one", "other", "near")
+    assert found.word == word and f"({word}; ahead on" in str(found) and "nan" not in str(found)
+
+
+def test_a_duel_with_nobody_is_refused():
+    with pytest.raises(ValueError, match=r"no auroc of \['nobody'\] on near sets; there are \['one', 'other'\]"):
+        duel(table_of([0.9], [0.8]), "one", "nobody", "near")
