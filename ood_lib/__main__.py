@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 from ood_lib.benchmark import extract_benchmark
 from ood_lib.data import load_benchmark
 from ood_lib.pretrained import RECIPES, make_bank, train_recipe
@@ -25,7 +27,7 @@ def main() -> None:
     command = f"python -m ood_lib {given.name} --seed {given.seed}"
     origin = provenance(command, data=data_hash(bench), sets="; ".join(bench.notes))
     network, _ = train_recipe(given.name, bench, given.out, seed=given.seed, origin=origin, device=given.device)
-    seen = extract_benchmark(network, bench, device=given.device, channels_last=True)
+    seen = extract_benchmark(network, bench, device=given.device, channels_last=True, autocast=torch.bfloat16)
     seen.save(given.out / f"{bench.name}-features", **origin)
     make_bank(seen, given.out / f"{bench.name}-bank", seed=0, **origin)
 
