@@ -37,8 +37,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # [Bring your own data and model](../book/own-data), goes through the same cells.
 
 # %% tags=["parameters"]
-bank: str = "cifar10-bank"  # which bank of features
-banks: str = ""  # folder of banks; empty = those that come with the library
+bank: str = ""  # folder written by BenchmarkFeatures.save; empty = the bank that comes with the library
 seed: int = 0  # the first of the seeds of what is random in a detector
 seeds: int = 3  # how many of them
 counts: list = [1, 2, 5, 10, 20, 50, 100]  # random heads of WeiPer
@@ -66,7 +65,8 @@ from ood_lib import plots
 from ood_lib.pretrained import RECIPES, SHIPPED, card
 
 plots.theme()
-x = ood.load_bank(bank, banks or None)
+folder = Path(bank) if bank else SHIPPED / "cifar10-bank"
+x = ood.BenchmarkFeatures.load(folder)
 head, ood_sets = x.head, x.near | x.far
 
 # %% [markdown]
@@ -77,8 +77,7 @@ head, ood_sets = x.head, x.near | x.far
 # precision, for some images of each set of the OpenOOD protocol. No image is in it.
 
 # %% tags=["hide-input"]
-name = next((n for n, recipe in RECIPES.items() if recipe.benchmark == bank.removesuffix("-bank")), "")
-about = card(name) if name else {}
+about = {} if bank else card("cifar10-resnet10")
 known = {"train": x.train, "val": x.val, "test": x.test}
 sizes = pd.DataFrame(
     [("ID", role, len(f)) for role, f in known.items()]
@@ -427,13 +426,13 @@ def rows_of(name, detector):
 if results:
     parts = {f"prior, {k}": d for k, d in before.items()} | {f"HEAT, {k}": after[k] for k in kinds}
     everything = pd.concat([table, pd.DataFrame([r for n, d in parts.items() for r in rows_of(n, d)])])
-    record = Path(banks or SHIPPED, bank, "benchmark.json").read_bytes()
+    record = (folder / "benchmark.json").read_bytes()
     made = json.loads(record)["about"]
     origin = ood.provenance(
-        f"ood-book run cifar10 -p bank {bank} -p hybrid_updates {hybrid_updates}",
+        f"ood-book run cifar10 -p bank {folder.name} -p hybrid_updates {hybrid_updates}",
         data=hashlib.sha256(record).hexdigest()[:12], sets=made.get("sets", ""), weights=made.get("command", ""),
     )  # fmt: skip
-    label = f"{name or bank}, {head.in_features} features"
+    label = f"{folder.name} of a residual network, {head.in_features} features"
     ood.save_results(Path(results) / "this-run.json", everything, benchmark="cifar10", network=label, origin=origin, accuracy=right)
     gains.to_csv(Path(results) / "heat.csv", index=False)
     path.to_csv(Path(results) / "flow.csv", index=False)
