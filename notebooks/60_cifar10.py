@@ -115,8 +115,8 @@ display(pd.DataFrame(rows, columns=["of the network", ""]).style.hide(axis="inde
 # class lie where CIFAR-10 lies? Does a digit?
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the features of a trained CIFAR-10 network. Ten clusters of test images; near-OOD lies between and in them, far-OOD in places of its own and at the edges of some clusters.", "name": "fig-cifar10-umap"}, "image": {"alt": "Two-dimensional UMAP embedding of penultimate features. Blue dots of CIFAR-10 test images form ten clusters, orange squares of near-OOD images spread between and over them, pink triangles of far-OOD images gather mostly between clusters."}}
-import umap
-
+with warnings.catch_warnings(action="ignore"):  # of a progress bar that is not used
+    import umap
 threads, draw = torch.get_num_threads(), np.random.default_rng(seed)
 share = umap_points // 3
 parts = {role: torch.cat([f.penultimate for f in sets]) for role, sets in (
