@@ -15,7 +15,7 @@
 #
 # **You need** the words of [the protocol chapter](05_protocol): near, far, AUROC, FPR95.
 #
-# **It takes** 10 minutes. Nothing is trained here: the page reads `book/claims.yaml` and `book/results/`.
+# **It takes** 10 minutes. No GPU, nothing is trained here: the page reads `book/claims.yaml` and `book/results/`.
 #
 # **The claim** of this page is that a value without its setting is worth nothing. Every row has both.
 # ```
