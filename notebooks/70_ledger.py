@@ -69,7 +69,7 @@ def value_of(row, detector):
     """Our value in percent, low and high, of a detector on a set or a group."""
     rows = measured[(measured["run"] == row["run"]) & (measured["detector"] == detector)]
     metric = row["metric"] if isinstance(row["metric"], str) else "auroc"
-    where = (rows["group"] == row["on"]) | (rows["ood_set"] == row["on"])
+    where = (rows["group"] == row["over"]) | (rows["ood_set"] == row["over"])
     rows = rows[where & (rows["metric"] == metric)]
     mean = rows.groupby("seed")[["value", "low", "high"]].mean()
     if len(mean) > 1:  # several networks
@@ -109,7 +109,7 @@ def verdict(row):
 
 
 # %%
-for column in ("run", "detector", "minus", "needs", "metric", "on"):
+for column in ("run", "detector", "minus", "needs", "metric", "over"):
     claimed[column] = claimed.get(column)
 claimed[["ours", "low", "high"]] = [ours(row) for _, row in claimed.iterrows()]
 claimed["verdict"] = [verdict(row) for _, row in claimed.iterrows()]
@@ -159,7 +159,7 @@ published = {  # near, far: July 2025, CIFAR-10, means over three ResNet-18
     "ASH": (75.27, 78.49), "SCALE": (82.55, 86.39), "ODIN": (82.87, 87.96), "GradNorm": (54.90, 57.55),
 }  # fmt: skip
 rows = [
-    {"detector": n, "group": g, "paper": values[i], "run": run, "on": g, "minus": None, "metric": None, "needs": None}
+    {"detector": n, "group": g, "paper": values[i], "run": run, "over": g, "minus": None, "metric": None, "needs": None}
     for run in sorted({r for r in measured["run"] if r.startswith("cifar10-resnet") and not r.endswith("far")})
     for n, values in published.items() for i, g in enumerate(("near", "far"))
 ]  # fmt: skip

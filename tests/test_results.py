@@ -110,3 +110,22 @@ def test_the_data_hash_is_that_of_the_images_in_their_roles():
     assert data_hash(one) == data_hash(two)
     two.near["digits7-9"] = two.far["noise"]
     assert data_hash(one) != data_hash(two)
+
+
+# -- the claims of the ledger ---------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parents[1]
+KEYS = {"claim", "setting", "paper", "source", "run", "detector", "minus", "over", "metric", "needs"}
+
+
+def test_every_claim_is_complete_and_its_run_holds_what_it_names():
+    yaml = pytest.importorskip("yaml")
+    claims = yaml.safe_load((ROOT / "book/claims.yaml").read_text(encoding="utf-8"))
+    runs = load_results(ROOT / "book/results")
+    for claim in (c for named in claims.values() for c in named):
+        assert set(claim) <= KEYS and {"claim", "setting", "paper", "source"} <= set(claim), claim
+        assert ("needs" in claim) != ({"run", "detector", "over"} <= set(claim)), claim
+        rows = runs[runs["run"] == claim.get("run")]
+        if len(rows):
+            assert {claim["detector"], claim.get("minus", claim["detector"])} <= set(rows["detector"]), claim
+            assert claim["over"] in {*rows["group"], *rows["ood_set"]}, claim
