@@ -177,7 +177,6 @@ published = {  # AUROC near, far
 }  # fmt: skip
 auroc = table[table["metric"] == "auroc"]
 mine = 100 * auroc.groupby(["detector", "group"], sort=False)["value"].mean().unstack()
-mine["spread"] = np.nan
 beside = mine[["near", "far"]].rename(columns="{} here".format)
 for i, group in enumerate(("near", "far")):
     beside[f"{group} published"] = [published.get(n, (np.nan,) * 2)[i] for n in beside.index]
@@ -406,7 +405,7 @@ print({n: f"{100 * v:+.2f} points lost" for n, v in lost.items()})
 # %% tags=["hide-input"]
 best = {g: mine[g].idxmax() for g in ("near", "far")}
 display(Markdown(
-    f"* Ahead on this network: **{best['near']}** on near-OOD ({mine[best['near']:best['near']]['near'].iloc[0]:.1f}) and "
+    f"* Ahead on this network: **{best['near']}** on near-OOD ({mine.loc[best['near'], 'near']:.1f}) and "
     f"**{best['far']}** on far-OOD ({mine.loc[best['far'], 'far']:.1f}).\n"
     f"* WeiPer's closed form stands in for {max(counts)} random heads within {max(abs(v) for v in apart.values()):.2f} points.\n"
     f"* A residual on the GMM prior is {verdict(gains[gains['of'] == 'GMM'])}.\n"

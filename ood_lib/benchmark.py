@@ -24,7 +24,7 @@ from ood_lib.networks import Network, adapt
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BenchmarkFeatures", "extract_benchmark", "run_benchmark", "summarize"]
+__all__ = ["BenchmarkFeatures", "extract_benchmark", "run_benchmark", "sha256_of", "summarize"]
 
 COLUMNS = [
     "detector", "ood_set", "group", "metric", "value", "low", "high", "seed",
@@ -63,7 +63,7 @@ class BenchmarkFeatures:
             features.save(folder / f"{name}.safetensors")
         if self.head is not None:
             save_file(self.head.state_dict(), folder / "head.safetensors")
-        hashes = {name: _sha256(folder / f"{name}.safetensors") for name in [*sets, *(["head"] if self.head else [])]}
+        hashes = {name: sha256_of(folder / f"{name}.safetensors") for name in [*sets, *(["head"] if self.head else [])]}
         partial = folder / f".{BANK}.partial"
         partial.write_text(json.dumps({"sets": hashes, "about": about}, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, folder / BANK)
@@ -90,13 +90,14 @@ class BenchmarkFeatures:
         return cls(sets["train"], sets["val"], sets["test"], near, far, head)
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """What a file is verified by, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _verified(path: Path, sha: str) -> Path:
-    if not path.is_file() or _sha256(path) != sha:
+    if not path.is_file() or sha256_of(path) != sha:
         raise ValueError(f"{path} is missing or not the file that was saved (sha256 {sha[:12]}...): copy it again")
     return path
 

@@ -5,7 +5,6 @@ accuracy, hash, origin).  A bank is a folder, see `BenchmarkFeatures.save`.  ``p
 again.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ood_lib.augment import augmented
-from ood_lib.benchmark import BenchmarkFeatures
+from ood_lib.benchmark import BenchmarkFeatures, sha256_of
 from ood_lib.data import Benchmark, Normalize
 from ood_lib.features import Features
 from ood_lib.loop import History
@@ -73,7 +72,7 @@ def pretrained(name: str, folder: str | os.PathLike[str] | None = None) -> ResNe
         torch.Size([2, 512])
     """
     about, file = card(name, folder), Path(folder or SHIPPED, f"{name}.safetensors")
-    if not file.is_file() or (found := _sha256(file)) != about["sha256"]:
+    if not file.is_file() or (found := sha256_of(file)) != about["sha256"]:
         said = f"has sha256 {found[:12]}..." if file.is_file() else "is missing"
         raise ValueError(f"{file} {said}; its card says {about['sha256'][:12]}...: copy it again, or train it again")
     recipe = RECIPES[about["recipe"]]
@@ -138,7 +137,7 @@ def _write(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, An
         "classes": list(bench.classes),
         "normalize": _statistics(bench),
         "accuracy": accuracy(network, bench.test),
-        "sha256": _sha256(file),
+        "sha256": sha256_of(file),
     }
     partial.write_text(json.dumps(dict(about) | facts, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file.with_suffix(".json"))
@@ -154,11 +153,6 @@ def _half(x: Tensor) -> Tensor:
 
 def _single(x: Tensor) -> Tensor:
     return x.float() if x.is_floating_point() else x
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # -- banks --------------------------------------------------------------------------------------------------------
