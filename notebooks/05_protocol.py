@@ -39,7 +39,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run protocol -p tpr 0.99 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet or folder:PATH
+benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -75,6 +75,8 @@ plots.theme()
 torch.manual_seed(seed)
 generator = torch.Generator().manual_seed(seed)
 bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
+if bench.head is not None:
+    seeds = 1  # a bank: one network, trained already
 if not (bench.near and bench.far):
     raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
 
@@ -412,19 +414,19 @@ def shift_by_an_eighth(images, generator):
 networks, histories = [], []
 for s in range(seed, seed + seeds):
     torch.manual_seed(s)
-    channels, classes = bench.image_shape[0], len(bench.classes)
-    network = ood.ResNet(channels, classes, widths, normalize=bench.normalize)
-    histories.append(ood.train_classifier(
-        network, bench.train, val=bench.val, epochs=epochs, learning_rate=learning_rate,
-        augment=shift_by_an_eighth, seed=s, device=device,
-    ))  # fmt: skip
+    network = ood.network_for(bench, widths)
+    if bench.head is None:
+        histories.append(ood.train_classifier(
+            network, bench.train, val=bench.val, epochs=epochs, learning_rate=learning_rate,
+            augment=shift_by_an_eighth, seed=s, device=device,
+        ))  # fmt: skip
     networks.append(network)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training: loss per update and validation accuracy per epoch, one line per seed. The seeds agree on accuracy; section 5.3 asks whether they agree on OOD.", "name": "fig-protocol-training"}, "image": {"alt": "Left, training loss on a logarithmic axis falling over the updates for every seed. Right, validation accuracy rising to its plateau over the epochs."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.4))
 for history in histories:
     left.semilogy(pd.Series(history.loss).rolling(20, min_periods=1).mean(), color=plots.COLORS["id"], lw=1)
-    right.plot(np.arange(1, epochs + 1), np.array(history.accuracy) * 100, color=plots.COLORS["id"], lw=1)
+    right.plot(np.arange(1, len(history.accuracy) + 1), np.array(history.accuracy) * 100, color=plots.COLORS["id"], lw=1)
 left.set(xlabel="update", ylabel="cross-entropy (mean of 20)")
 right.set(xlabel="epoch", ylabel="validation accuracy (%)")
 plt.show()
@@ -503,13 +505,14 @@ display(pd.DataFrame(rows).T.style.format("{:.0f}").set_caption("Share of images
 # %% [markdown]
 # The two agree on most ID images and on many near ones. Among the far ones there are images about which the softmax is
 # as certain as it ever is, and which no training feature is anywhere near. That is the right half of the toy.
-#
+
+# %% [markdown] tags=["images"]
 # ### 4.3 Strange, or wrong?
 #
 # **Should a blurred digit raise the alarm?** Only if the network no longer reads it. So spoil the ID test images step
 # by step, and watch two curves: the share that the network gets wrong, and the share that is rejected.
 
-# %%
+# %% tags=["images"]
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -530,7 +533,7 @@ def respond(images):
     return {"wrong answers": 100 * wrong} | alarms
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Covariate shift on purpose: the ID test images, more and more spoiled. Grey: share of wrong answers. Green and blue: share rejected by Mahalanobis and MSP. An alarm that rings exactly for wrong answers would follow the grey line.", "name": "fig-protocol-shift"}, "image": {"alt": "Three panels, blur, rotation and noise, with the amount on the horizontal axis. The grey error curve rises late, the green Mahalanobis curve rises early and steeply, the blue MSP curve lies nearer to the grey one."}}
+# %% tags=["images", "hide-input"] mystnb={"figure": {"caption": "Covariate shift on purpose: the ID test images, more and more spoiled. Grey: share of wrong answers. Green and blue: share rejected by Mahalanobis and MSP. An alarm that rings exactly for wrong answers would follow the grey line.", "name": "fig-protocol-shift"}, "image": {"alt": "Three panels, blur, rotation and noise, with the amount on the horizontal axis. The grey error curve rises late, the green Mahalanobis curve rises early and steeply, the blue MSP curve lies nearer to the grey one."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.6), sharey=True)
 looks = {"wrong answers": "grey", "MSP": "id", "Mahalanobis": "other"}
 responses = {}
@@ -543,7 +546,7 @@ axes[0].set_ylabel("share of images (%)")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 plt.show()
 
-# %% tags=["hide-input"]
+# %% tags=["images", "hide-input"]
 def readable(t):
     """The last step up to which at most two more images in a hundred are misread than without spoiling."""
     worse = (t["wrong answers"] - t["wrong answers"].iloc[0]).to_numpy() > 2
@@ -559,7 +562,7 @@ display(Markdown("\n".join(
     f"MSP is loudest at {t['MSP'].idxmax():g}, with {t['MSP'].max():.0f} %." for n, t in responses.items()
 )))
 
-# %% [markdown]
+# %% [markdown] tags=["images"]
 # Both ring before the errors come, often the softmax first: where the grey curve is low, most of the rejected images are still read
 # correctly. From there the density answers its own question, *have I seen this?*, and once the answer is no it stays no. The softmax is
 # no measure of error either. Where it is loudest before the end of the scale, more spoiling makes the network *surer*, while its answers

@@ -32,14 +32,13 @@ if importlib.util.find_spec("ood_lib") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
 
 # %% [markdown]
-# These are the parameters of the page. By default it trains small networks on `digits` and measures everything live. With `bank` it
-# reads features that another network left on disk, whatever made them: `ood-book run leaderboard -p bank PATH`.
+# These are the parameters of the page. By default it trains small networks on `digits` and measures everything live. A
+# bank, features that another network left on disk, goes through the same cells: `ood-book run leaderboard -p benchmark bank:PATH`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet or folder:PATH
+benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
-bank: str = ""  # folder written by BenchmarkFeatures.save; empty = train networks here
 name: str = ""  # what made the features, for the table; empty = the network trained here
 seeds: int = 5  # networks to train, each from its own seed
 seed: int = 0  # the first of these seeds
@@ -51,9 +50,7 @@ archive: str = "../book/results"  # folder with the result files of earlier runs
 results: str = ""  # folder for this run's result file; empty = do not write
 
 # %% tags=["hide-input"]
-import hashlib
 import html
-import json
 import tempfile
 from pathlib import Path
 
@@ -96,10 +93,10 @@ def moved_by(pad):
 def train_one(bench, s):
     """A network of the page's recipe from seed s."""
     torch.manual_seed(s)
-    channels, side, _ = bench.image_shape
-    network = ood.ResNet(channels, len(bench.classes), widths, normalize=bench.normalize)
+    network = ood.network_for(bench, widths)
     recipe = {"epochs": epochs, "learning_rate": learning_rate, "seed": s, "device": device}
-    ood.train_classifier(network, bench.train, augment=moved_by(side // 8), **recipe)
+    if bench.head is None:
+        ood.train_classifier(network, bench.train, augment=moved_by(bench.image_shape[1] // 8), **recipe)
     return network
 
 
@@ -107,31 +104,24 @@ def train_one(bench, s):
 def judge(network, bench, s):
     """All detectors on one network; ODIN on features of its own."""
     x = ood.extract_benchmark(network, bench, device=device)
-    moved = ood.extract_benchmark(ood.Perturbed(network), bench, device=device)
-    runs = [(everyone(x), x), ({"ODIN": ood.ODIN()}, moved)]
+    runs = [(everyone(x), x)]
+    if bench.head is None:  # a bank has no images to move
+        runs.append(({"ODIN": ood.ODIN()}, ood.extract_benchmark(ood.Perturbed(network), bench, device=device)))
     return pd.concat(ood.run_benchmark(*run, seed=s) for run in runs)
 
 
 # %%
-if bank:
-    x = ood.BenchmarkFeatures.load(bank)
-    table = ood.run_benchmark(everyone(x), x, seed=seed)
-    accuracy = (x.test.logits.argmax(1) == x.test.labels).double().mean().item()
-    record = Path(bank, "benchmark.json").read_bytes()
-    data, notes = hashlib.sha256(record).hexdigest()[:12], json.loads(record)["about"]
-    label, command = name or Path(bank).name, f"-p bank {Path(bank).name}"
-else:
-    bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
-    networks = {s: train_one(bench, s) for s in range(seed, seed + seeds)}
-    table = pd.concat(judge(network, bench, s) for s, network in networks.items())
-    accuracy = sum(ood.accuracy(n, bench.test) for n in networks.values()) / seeds
-    data, notes = data_hash(bench), {"sets": "; ".join(bench.notes)}
-    command = f"-p seeds {seeds} -p epochs {epochs}"
-    label = name or f"small ResNet, {widths[-1]} features"
+bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
+if bench.head is not None:
+    seeds = 1  # a bank: one network, trained already
+networks = {s: train_one(bench, s) for s in range(seed, seed + seeds)}
+table = pd.concat(judge(network, bench, s) for s, network in networks.items())
+accuracy = sum(ood.accuracy(n, bench.test) for n in networks.values()) / seeds
+label = name or (f"small ResNet, {widths[-1]} features" if bench.head is None else benchmark)
 
 # %%
-command = f"ood-book run leaderboard -p benchmark {benchmark} {command}"
-origin = ood.provenance(command, data=data, **notes)
+command = f"ood-book run leaderboard -p benchmark {benchmark} -p seeds {seeds} -p epochs {epochs}"
+origin = ood.provenance(command, data=data_hash(bench), sets="; ".join(bench.notes))
 file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
 ood.save_results(file, table, origin=origin, **about)
@@ -234,7 +224,7 @@ display(sources.T.fillna("").style.set_caption("Provenance: one column per run")
 # ```
 #
 # ```bash
-# ood-book run leaderboard -p benchmark cifar10 -p bank bank -p name "my model"
+# ood-book run leaderboard -p benchmark bank:bank -p name "my model"
 # ```
 #
 # and copy the `.json` that the run leaves beside its notebook to `book/results/`.

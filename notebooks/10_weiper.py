@@ -40,7 +40,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run weiper -p delta 2.4 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet or folder:PATH
+benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -81,6 +81,8 @@ from ood_lib.weiper import gaussian_histogram, histogram, logit_noise, noise, pe
 plots.theme()
 torch.manual_seed(seed)
 bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
+if bench.head is not None:
+    seeds = 1  # a bank: one network, trained already
 if not (bench.near and bench.far):
     raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
 weiper_options = {
@@ -428,19 +430,19 @@ def shift_by_an_eighth(images, generator):
 networks, histories = [], []
 for s in range(seed, seed + seeds):
     torch.manual_seed(s)
-    channels, classes = bench.image_shape[0], len(bench.classes)
-    network = ood.ResNet(channels, classes, widths, normalize=bench.normalize)
-    histories.append(ood.train_classifier(
-        network, bench.train, val=bench.val, epochs=epochs, learning_rate=learning_rate,
-        augment=shift_by_an_eighth, seed=s, device=device,
-    ))  # fmt: skip
+    network = ood.network_for(bench, widths)
+    if bench.head is None:
+        histories.append(ood.train_classifier(
+            network, bench.train, val=bench.val, epochs=epochs, learning_rate=learning_rate,
+            augment=shift_by_an_eighth, seed=s, device=device,
+        ))  # fmt: skip
     networks.append(network)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training: loss per update and validation accuracy per epoch, one line per seed. Watch for a loss that is still falling at the end, or seeds that disagree.", "name": "fig-weiper-training"}, "image": {"alt": "Left, training loss on a logarithmic axis falling over the updates for every seed. Right, validation accuracy rising to its plateau over the epochs."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.6))
 for history in histories:
     left.semilogy(pd.Series(history.loss).rolling(20, min_periods=1).mean(), color=plots.COLORS["id"], lw=1)
-    right.plot(np.arange(1, epochs + 1), np.array(history.accuracy) * 100, color=plots.COLORS["id"], lw=1)
+    right.plot(np.arange(1, len(history.accuracy) + 1), np.array(history.accuracy) * 100, color=plots.COLORS["id"], lw=1)
 left.set(xlabel="update", ylabel="cross-entropy (mean of 20)")
 right.set(xlabel="epoch", ylabel="validation accuracy (%)")
 plt.show()

@@ -43,7 +43,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # the released code.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet or folder:PATH
+benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -98,6 +98,8 @@ from ood_lib.residual import ResidualNet, residual_loss
 plots.theme()
 torch.manual_seed(seed)
 bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
+if bench.head is not None:
+    seeds = 1  # a bank: one network, trained already
 if not (bench.near and bench.far):
     raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
 
@@ -573,12 +575,12 @@ def shift_by_an_eighth(images, generator):
 features, heads, accuracies = [], [], []
 for n in range(seed, seed + seeds):
     torch.manual_seed(n)
-    channels, classes = bench.image_shape[0], len(bench.classes)
-    network = ood.ResNet(channels, classes, widths, normalize=bench.normalize)
-    ood.train_classifier(
-        network, bench.train, epochs=epochs, learning_rate=learning_rate,
-        augment=shift_by_an_eighth, seed=n, device=device,
-    )  # fmt: skip
+    network = ood.network_for(bench, widths)
+    if bench.head is None:
+        ood.train_classifier(
+            network, bench.train, epochs=epochs, learning_rate=learning_rate,
+            augment=shift_by_an_eighth, seed=n, device=device,
+        )  # fmt: skip
     features.append(ood.extract_benchmark(network, bench, device=device))
     accuracies.append(100 * ood.accuracy(network, bench.test))
     heads.append(network.head.cpu())
@@ -872,10 +874,13 @@ def group_auroc(detector, features):
 
 
 def hybrid_auroc(k, n, **changes):
-    """Train hybrid k of network n with changed options, and judge it."""
+    """Train hybrid k of network n with changed options, and judge it; a training that blows up is a gap."""
     chosen = options(k, **{"updates": sweep_updates, **changes})
     detector = ood.ResidualEBM(priors(heads[n])[k], **chosen)
-    return group_auroc(detector.fit(features[n].train), features[n])
+    try:
+        return group_auroc(detector.fit(features[n].train), features[n])
+    except ood.DivergedError:
+        return {"near": math.nan, "far": math.nan}
 
 
 # %%
@@ -925,7 +930,7 @@ plt.show()
 lines = []
 for (knob, name), part in swept.items():
     t = 100 * part.groupby("value")[["near", "far"]].mean()
-    course = "; ".join(f"{g} " + ", ".join(f"{x:.1f}" for x in t[g]) + f" (prior {100 * alone[name][g]:.1f})" for g in t)
+    course = "; ".join(f"{g} " + ", ".join("diverged" if math.isnan(x) else f"{x:.1f}" for x in t[g]) + f" (prior {100 * alone[name][g]:.1f})" for g in t)
     lines.append(f"* `{knob}` = {', '.join(f'{v:g}' for v in t.index)}, {name}: {course}.")
 display(Markdown("\n".join(lines)))
 

@@ -40,7 +40,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run flow -p noise 0.2 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet or folder:PATH
+benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -92,6 +92,8 @@ generator = torch.Generator().manual_seed(seed)
 
 # %% tags=["hide-input"]
 bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
+if bench.head is not None:
+    seeds = 1  # a bank: one network, trained already
 if not (bench.near and bench.far):
     raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
 
@@ -438,11 +440,11 @@ def shift_by_an_eighth(images, generator):
 
 def train_network(s, **recipe):
     torch.manual_seed(s)
-    channels, classes = bench.image_shape[0], len(bench.classes)
-    network = ood.ResNet(channels, classes, widths, normalize=bench.normalize)
+    network = ood.network_for(bench, widths)
     given = {"epochs": epochs, "augment": shift_by_an_eighth}
     given["learning_rate"] = learning_rate
-    ood.train_classifier(network, bench.train, seed=s, device=device, **given | recipe)
+    if bench.head is None:
+        ood.train_classifier(network, bench.train, seed=s, device=device, **given | recipe)
     return network
 
 
@@ -450,6 +452,7 @@ networks = [train_network(s) for s in range(seed, seed + seeds)]
 features = [ood.extract_benchmark(n, bench, device=device) for n in networks]
 heads = [n.head.cpu() for n in networks]
 F1, K = features[0], heads[0].in_features  # the first network is the one we look into
+near = next(iter(bench.near))
 F1.test
 
 # %% [markdown]
@@ -460,9 +463,9 @@ F1.test
 
 # %%
 def half_width(values):
-    """Of the 95 % t interval of a mean over networks; of one network nothing is known."""
+    """Of the 95 % t interval of a mean over networks, as text; of one network nothing is known."""
     n = len(values)
-    return ood.metrics.student(n) * np.std(values, ddof=min(1, n - 1)) / n**0.5
+    return f" ± {ood.metrics.student(n) * np.std(values, ddof=1) / n**0.5:.1f}" if n > 1 else " (one network)"
 
 
 def signed(value):
@@ -546,7 +549,7 @@ def lost(part):
     """Points of near-OOD AUROC from the look that is best on average to the last, paired over networks."""
     near = 100 * part.pivot(index="update", columns="network", values="near")
     gap = (near.loc[near.mean(axis=1).idxmax()] - near.iloc[-1]).to_numpy()
-    return f"{gap.mean():.1f} ± {half_width(gap):.1f}"
+    return f"{gap.mean():.1f}{half_width(gap)}"
 
 
 display(Markdown(
@@ -650,7 +653,7 @@ display(Markdown(
     "the two: the test features carry no noise, the training features did."
 ))  # fmt: skip
 
-# %% [markdown]
+# %% [markdown] tags=["images"]
 # ### 4.3 Why not on pixels?
 #
 # If a flow is a density, why the detour over a network? **Fit the same flow to the pixels themselves** (averaged down to
@@ -658,7 +661,7 @@ display(Markdown(
 # made to be *bland*: ID test images half-way to the average image, and the average of two test images. They were chosen for
 # this purpose: the far sets of `digits` show no paradox in pixels, so we built images that should.
 
-# %%
+# %% tags=["images"]
 def stack(data):
     return torch.stack([data[i][0] for i in range(min(len(data), 5000))])
 
@@ -679,7 +682,7 @@ networks[0].to("cpu").eval()
 with torch.no_grad():
     seen = {n: ood.Features(networks[0].represent(x).penultimate) for n, x in asked.items()}
 
-# %%
+# %% tags=["images"]
 own = {"pixels": in_pixels.score(pixels(images)), "features": flow.score(F1.test)}
 rows = {
     name: [100 * auroc(own["pixels"], in_pixels.score(pixels(x)))[0],
@@ -689,9 +692,8 @@ rows = {
 paradox = pd.DataFrame(rows, ["flow on pixels", "flow on features"]).T
 paradox.style.format("{:.1f}").set_caption("AUROC in %; below 50: likelier than ID images")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The likelihood paradox. Log-density of ID test images, near-OOD images and bland images (ID images half-way to the average) under a flow on pixels (left) and on features (right). On pixels bland images are likelier than real ones.", "name": "fig-flow-paradox"}, "image": {"alt": "Two panels, curves of how log-likelihoods spread. Left, on pixels: the green curve of bland images lies to the right of the blue ID curve, at higher likelihood, and the orange near-OOD curve overlaps it. Right, on features: the ID curve lies to the right of both others."}}
+# %% tags=["images", "hide-input"] mystnb={"figure": {"caption": "The likelihood paradox. Log-density of ID test images, near-OOD images and bland images (ID images half-way to the average) under a flow on pixels (left) and on features (right). On pixels bland images are likelier than real ones.", "name": "fig-flow-paradox"}, "image": {"alt": "Two panels, curves of how log-likelihoods spread. Left, on pixels: the green curve of bland images lies to the right of the blue ID curve, at higher likelihood, and the orange near-OOD curve overlaps it. Right, on features: the ID curve lies to the right of both others."}}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 2.7))
-near = next(iter(bench.near))
 sides = {
     "flow on pixels": [-own["pixels"], *(-in_pixels.score(pixels(asked[n])) for n in (near, *list(bland)[:1]))],
     "flow on features": [-own["features"], *(-flow.score(seen[n]) for n in (near, *list(bland)[:1]))],
@@ -704,7 +706,7 @@ for ax, (title, values) in zip(axes, sides.items()):
 axes[1].get_legend().remove()
 plt.show()
 
-# %% tags=["hide-input"]
+# %% tags=["images", "hide-input"]
 first = list(bland)[0]
 display(Markdown(
     "Half-way to the average, an image is nearer to the centre than it was. On pixels its AUROC is "
@@ -713,7 +715,7 @@ display(Markdown(
     f"{paradox.loc[near, 'flow on features']:.1f} %."
 ))  # fmt: skip
 
-# %% [markdown]
+# %% [markdown] tags=["images"]
 # Image flows learn how neighbouring pixels go together, which is much the same in all images, and blandness counts as
 # likely {cite:p}`kirichenko2020why`. The network was trained to tell classes apart. A likely reason for the
 # second column: what is bland for pixels is *undecided* for the network, and undecided features lie between the islands.
@@ -850,14 +852,14 @@ knobs = pd.DataFrame(rows).T.rename_axis(["features", "noise"])
 
 # %% tags=["hide-input"]
 caption = f"Near-OOD AUROC in %, mean over {min(curves, seeds)} networks ± 95 %, {updates // 4} updates where trained"
-with_interval = knobs.map(lambda v: f"{v.mean():.1f} ± {half_width(v):.1f}")
+with_interval = knobs.map(lambda v: f"{v.mean():.1f}{half_width(v)}")
 with_interval.style.format_index("{:g}", level=1).set_caption(caption)
 
 # %% tags=["hide-input"]
 def worth(state, blur=noise):
     """What length 1 is worth at one noise, paired over networks."""
     gap = knobs.loc[("length 1", blur), state] - knobs.loc[("raw length", blur), state]
-    return f"**{signed(gap.mean())} ± {half_width(gap):.1f}**"
+    return f"**{signed(gap.mean())}{half_width(gap)}**"
 
 
 most = max(knobs.index.levels[1])
@@ -867,13 +869,13 @@ display(Markdown(
     f"networks. Far from everything it matters less: no row has a far AUROC below {min(far_seen):.1f}. The default noise was chosen on such a table, so its row is not a test of it."
 ))  # fmt: skip
 
-# %% [markdown]
+# %% [markdown] tags=["images"]
 # ### 6.2 Too likely is suspicious too?
 #
 # Section 2.6 warned of images that are *too* likely. The two-sided score $\lvert\log p(z)-\text{mean over ID}\rvert$ catches
 # them. Does it pay?
 
-# %%
+# %% tags=["images"]
 rows = {}
 for name, make, see in (("pixels", in_pixels, pixels), ("features", flow, None)):
     usual = make.usual.item()
@@ -887,7 +889,7 @@ for name, make, see in (("pixels", in_pixels, pixels), ("features", flow, None))
 sided = pd.DataFrame(rows).T
 sided.style.format("{:.1f}").set_caption("AUROC in %, first network")
 
-# %% tags=["hide-input"]
+# %% tags=["images", "hide-input"]
 change = {m: sided[m, "two-sided"] - sided[m, "one-sided"] for m in ("pixels", "features")}
 lines = [
     f"* on {m}: {first} {signed(c[first])} points, {near} {signed(c[near])}, mean of the far sets {signed(c[list(bench.far)].mean())}"
@@ -895,11 +897,12 @@ lines = [
 ]
 display(Markdown("What the second side changes:\n\n" + "\n".join(lines)))
 
-# %% [markdown]
+# %% [markdown] tags=["images"]
 # A second side pays where images are too likely, and costs where unlikely ones share the ruler with them: a score that is
 # slightly too high now counts like one that is slightly too low. Where the one-sided AUROC is high already, there is
 # little to rescue. `FeatureFlow(two_sided=True)` is there, and not the default.
-#
+
+# %% [markdown] tags=["images"]
 # ### 6.3 Which networks make good features?
 #
 # The authors relate detection to two properties of the normalised features $u$ of a network. *Uniformity*
@@ -907,7 +910,7 @@ display(Markdown("What the second side changes:\n\n" + "\n".join(lines)))
 # {cite:p}`wang2020uniformity`; *tolerance*, the mean cosine between two features of a class, is larger the tighter the
 # classes are {cite:p}`wang2021behaviour`. Train networks that differ, and look.
 
-# %%
+# %% tags=["images"]
 few = max(1, epochs // 10)
 recipes = {
     f"epochs: {few}": {"epochs": few},
@@ -920,7 +923,7 @@ others = {name: train_network(seed + 100, **recipe) for name, recipe in recipes.
 zoo = {f"seed {seed + n}": f for n, f in enumerate(features)}
 zoo |= {name: ood.extract_benchmark(n, bench, device=device) for name, n in others.items()}
 
-# %%
+# %% tags=["images"]
 flows = {f"seed {seed + n}": detectors["Flow"] for n, detectors in enumerate(fitted)}
 rows = {}
 for name, f in zoo.items():
@@ -932,7 +935,7 @@ for name, f in zoo.items():
     rows[name] |= group_auroc(lambda z, d=detector: d.score(ood.Features(z)), f)
 zoo_table = pd.DataFrame(rows).T
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Near-OOD AUROC of a flow against uniformity and tolerance of the ID test features, one mark per network, with 95 % intervals across images. Networks trained alike are blue circles; each other recipe has its own green mark.", "name": "fig-flow-uniformity"}, "image": {"alt": "Two scatter plots with horizontal error bars: near-OOD AUROC over uniformity on the left and over tolerance on the right. Blue circles for networks that differ in their seed and green marks for other recipes lie within two points of AUROC of each other, except for the network trained for a tenth of the epochs, which lies far below at the smallest uniformity and tolerance."}}
+# %% tags=["images", "hide-input"] mystnb={"figure": {"caption": "Near-OOD AUROC of a flow against uniformity and tolerance of the ID test features, one mark per network, with 95 % intervals across images. Networks trained alike are blue circles; each other recipe has its own green mark.", "name": "fig-flow-uniformity"}, "image": {"alt": "Two scatter plots with horizontal error bars: near-OOD AUROC over uniformity on the left and over tolerance on the right. Blue circles for networks that differ in their seed and green marks for other recipes lie within two points of AUROC of each other, except for the network trained for a tenth of the epochs, which lies far below at the smallest uniformity and tolerance."}}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 3), sharey=True)
 shapes = dict(zip(recipes, "DvPX"))
 for ax, measure in zip(axes, ("uniformity", "tolerance")):
@@ -949,7 +952,7 @@ axes[0].set_ylabel("near-OOD AUROC (%)")
 axes[1].legend(loc="lower right", fontsize=8)
 plt.show()
 
-# %% tags=["hide-input"]
+# %% tags=["images", "hide-input"]
 from scipy.stats import spearmanr
 
 plain = zoo_table.assign(**{m: [value for value, _ in zoo_table[m]] for m in ("uniformity", "tolerance")}).astype(float)
@@ -962,7 +965,7 @@ lines.append(f"* uniformity with tolerance: {spearmanr(plain['uniformity'], plai
 display(Markdown("\n".join(lines) + f"\n\nWith {len(plain)} networks, a rank correlation below about "
                  f"{2 / math.sqrt(len(plain) - 1):.1f} in size cannot be told from none."))  # fmt: skip
 
-# %% [markdown]
+# %% [markdown] tags=["images"]
 # A handful of networks, half of which share a recipe, proves nothing; the paper has 113 backbones. Six correlations with
 # AUROC are six chances for one to pass the bar by luck. And one network far from the others can carry a whole
 # impression: the brackets leave out the one with the lowest accuracy. Tight classes leave more room between them, so a link

@@ -1,6 +1,5 @@
 """Every detector on every OOD set, as one tidy table."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from ood_lib.cost import measured
@@ -20,17 +19,17 @@ from ood_lib.detector import Detector
 from ood_lib.features import Features, extract
 from ood_lib.metrics import evaluate, student
 from ood_lib.networks import Network, adapt
+from ood_lib.records import BANK, linear, sha256_of, verified_files
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["BenchmarkFeatures", "extract_benchmark", "run_benchmark", "sha256_of", "summarize"]
+__all__ = ["BenchmarkFeatures", "extract_benchmark", "run_benchmark", "summarize"]
 
 COLUMNS = [
     "detector", "ood_set", "group", "metric", "value", "low", "high", "seed",
     "seconds", "seconds_per_1000", "memory_mb",
 ]  # fmt: skip
-BANK = "benchmark.json"  # written last: a folder without it is not complete
 
 
 @dataclass(frozen=True)
@@ -76,42 +75,16 @@ class BenchmarkFeatures:
             FileNotFoundError: no complete bank is there.
             ValueError: a file is not the one that was saved.
         """
-        folder = Path(folder)
-        if not (folder / BANK).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no {BANK}: it is no bank, or writing it was interrupted; "
-                "make one with extract_benchmark(network, bench).save(folder)"
-            )
-        hashes = json.loads((folder / BANK).read_text(encoding="utf-8"))["sets"]
-        files = {name: _verified(folder / f"{name}.safetensors", sha) for name, sha in hashes.items()}
-        head = _linear(load_file(files.pop("head"))) if "head" in files else None
+        files = verified_files(Path(folder))
+        head = linear(load_file(files.pop("head"))) if "head" in files else None
         sets = {name: _single(Features.load(file)) for name, file in files.items()}
         near, far = ({n.removeprefix(g): x for n, x in sets.items() if n.startswith(g)} for g in ("near/", "far/"))
         return cls(sets["train"], sets["val"], sets["test"], near, far, head)
 
 
-def sha256_of(path: Path) -> str:
-    """What a file is verified by, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verified(path: Path, sha: str) -> Path:
-    if not path.is_file() or sha256_of(path) != sha:
-        raise ValueError(f"{path} is missing or not the file that was saved (sha256 {sha[:12]}...): copy it again")
-    return path
-
-
 def _single(features: Features) -> Features:
     low = (torch.float16, torch.bfloat16)
     return Features(**{name: x.float() if x.dtype in low else x for name, x in features.tensors().items()})
-
-
-def _linear(state: Mapping[str, Tensor]) -> nn.Linear:
-    classes, width = state["weight"].shape
-    head = nn.Linear(width, classes, bias="bias" in state, dtype=state["weight"].dtype)
-    head.load_state_dict(state)
-    return head.requires_grad_(False)
 
 
 def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **options: Any) -> BenchmarkFeatures:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ood_lib.bundled import BUNDLED
 from ood_lib.images import Frame, ImageSet, divide
 from ood_lib.protocols import PROTOCOLS, Protocol, departures
+from ood_lib.records import SHIPPED, read_bank
 from ood_lib.sources import MissingDataError, Shelf, subfolders
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set"]
@@ -54,7 +55,8 @@ class Normalize(nn.Module):
 class Benchmark:
     """Which set plays which role; every item is (image float32 (C, H, W) in [0, 1], label).
 
-    `notes` names, one by one, what departs from the published benchmark of that name on this machine.
+    `notes` names, one by one, what departs from the published benchmark of that name on this machine.  With a `head`
+    the images are records of a network that is trained already (`ood_lib.records`).
     """
 
     name: str
@@ -67,6 +69,7 @@ class Benchmark:
     normalize: nn.Module
     image_shape: tuple[int, int, int]
     notes: tuple[str, ...] = ()
+    head: nn.Linear | None = None
 
     def __repr__(self) -> str:
         roles = [(role, self.name, getattr(self, role)) for role in ("train", "val", "test")]
@@ -106,6 +109,18 @@ def _known(name: str, rules: Protocol, shelf: Shelf) -> tuple[list[ImageSet], tu
     cut = f"val and test are cut from the {rules.held_out} split by us, one to nine, each class alike, seed 0"
     instead = (f"{cut}: not the images of {rules.source}",) if rules.lists else rules.remarks
     return [train, *(rest.subset(part) for part in divide(rest.labels, (0.1, 0.9)))], instead
+
+
+def _banked(name: str, folder: Path) -> Benchmark:
+    """What a bank recorded, in the roles that it has there."""
+    sets, head, about = read_bank(folder)
+    near, far = ({n.removeprefix(g): x for n, x in sets.items() if n.startswith(g)} for g in ("near/", "far/"))
+    classes = tuple(about.get("classes") or map(str, range(head.out_features)))
+    notes = ("its images are records: what a trained network left of each image, a unit to a pixel",)
+    notes += (about["sets"],) if "sets" in about else ()
+    train, (channels, rows, columns) = sets["train"], sets["train"][0][0].shape
+    known, shape = (train, sets["val"], sets["test"]), (channels, rows, columns)
+    return Benchmark(name, *known, {**near}, {**far}, classes, nn.Identity(), shape, notes, head)
 
 
 def _folder(name: str, place: Path, image_size: int | None, skip: bool) -> Benchmark:
@@ -181,6 +196,7 @@ def _align_columns(name: str, data: ImageSet, classes: tuple[str, ...]) -> None:
 BENCHMARKS: Mapping[str, Callable[[Shelf], Benchmark]] = {
     **{name: partial(_bundled, name) for name in BUNDLED},
     **{name: partial(_published, name) for name in PROTOCOLS},
+    "cifar10-bank": lambda _: _banked("cifar10-bank", SHIPPED / "cifar10-bank"),
 }
 
 
@@ -200,8 +216,9 @@ def load_benchmark(
     without classes); as what torchvision unpacks.  At last it may be fetched.
 
     Args:
-        name: one of `BENCHMARKS`, or `folder:PATH` for pictures of your own in `PATH/train|val|test/<class>/` or
-            `PATH/train|val|test/labels.csv`, `PATH/near/<name>/` and `PATH/far/<name>/`.
+        name: one of `BENCHMARKS`; or `folder:PATH` for pictures of your own in `PATH/train|val|test/<class>/` or
+            `PATH/train|val|test/labels.csv`, `PATH/near/<name>/` and `PATH/far/<name>/`; or `bank:PATH` for features
+            of your own, from `BenchmarkFeatures.save`.
         root: the folder of sets; by default the variable OOD_DATA, else ~/.cache/ood_lib.
         download: whether the network may be used for what is not under `root`.
         missing: "skip" leaves absent OOD sets out, with a warning; ID sets are always needed.
@@ -224,8 +241,10 @@ def load_benchmark(
         raise ValueError(f"image_size={image_size} needs a folder:PATH and at least 1 pixel")
     if own:
         return _folder(name, Path(name.removeprefix("folder:")).expanduser(), image_size, missing == "skip")
+    if name.startswith("bank:"):
+        return _banked(name, Path(name.removeprefix("bank:")).expanduser())
     if name not in BENCHMARKS:
-        names = [*BENCHMARKS, "folder:PATH"]
+        names = [*BENCHMARKS, "folder:PATH", "bank:PATH"]
         near = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ";"
         raise ValueError(f"unknown benchmark {name!r}{hint} There are {', '.join(names)}")

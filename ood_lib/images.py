@@ -103,7 +103,7 @@ class ImageArray(_Images):
     def __init__(
         self, images: Any, labels: Any = None, frame: Frame | None = None, classes: Sequence[str] = ()
     ) -> None:
-        self._raw = _checked_images(_tensor(images))
+        self._raw = self._check(_tensor(images))
         super().__init__(len(self._raw), labels, frame, classes)
 
     def subset(self, indices: Tensor) -> Self:
@@ -125,6 +125,22 @@ class ImageArray(_Images):
         for part in (self._raw, self.labels):
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
+
+    @staticmethod
+    def _check(images: Tensor) -> Tensor:
+        shape, as_bytes = tuple(images.shape), images.dtype == torch.uint8
+        if as_bytes:
+            good = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
+        else:
+            good = images.is_floating_point() and len(shape) == 4 and shape[1] in (1, 3)
+        if not good or 0 in shape:
+            raise ValueError(
+                f"images are {images.dtype} of shape {shape}; expected uint8 (N, H, W) or (N, H, W, 3), "
+                "or float (N, 1 or 3, H, W)"
+            )
+        if not as_bytes and not (images.min() >= 0 and images.max() <= 1):  # written so that NaN fails too
+            raise ValueError("float images must lie in [0, 1]; divide 0..255 pixels by 255")
+        return images if as_bytes else images.float()
 
     def _fetch(self, indices: Tensor) -> Tensor:
         images = self._raw[indices]
@@ -186,22 +202,6 @@ ImageSet = ImageArray | ImageFiles
 def _tensor(values: Any) -> Tensor:
     """Shares memory where torch allows it: not with read-only arrays or negative strides."""
     return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, None, ["C", "W"]))
-
-
-def _checked_images(images: Tensor) -> Tensor:
-    shape, as_bytes = tuple(images.shape), images.dtype == torch.uint8
-    if as_bytes:
-        good = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
-    else:
-        good = images.is_floating_point() and len(shape) == 4 and shape[1] in (1, 3)
-    if not good or 0 in shape:
-        raise ValueError(
-            f"images are {images.dtype} of shape {shape}; expected uint8 (N, H, W) or (N, H, W, 3), "
-            "or float (N, 1 or 3, H, W)"
-        )
-    if not as_bytes and not (images.min() >= 0 and images.max() <= 1):  # written so that NaN fails too
-        raise ValueError("float images must lie in [0, 1]; divide 0..255 pixels by 255")
-    return images if as_bytes else images.float()
 
 
 def _checked_labels(labels: Tensor, count: int) -> Tensor:

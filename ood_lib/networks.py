@@ -6,13 +6,16 @@ therefore answers ``represent(images)`` with all of it at once, and keeps its la
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Adapted", "Block", "Network", "Representation", "ResNet", "adapt", "pick_device"]
+if TYPE_CHECKING:
+    from ood_lib.data import Benchmark
+
+__all__ = ["Adapted", "Block", "Network", "Recorded", "Representation", "ResNet", "adapt", "network_for", "pick_device"]
 
 
 class Representation(NamedTuple):
@@ -106,6 +109,49 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C)."""
         return self.represent(images).logits
+
+
+class Recorded(nn.Module):
+    """The trained network behind a bank, frozen: shown what it left of an image, it gives that back.
+
+    Args:
+        head: its last layer; the picture holds K numbers of the penultimate feature, then the style if there is one
+            (`ood_lib.records`).
+
+    Example:
+        >>> Recorded(nn.Linear(6, 2)).represent(torch.rand(5, 1, 3, 4)).style.shape
+        torch.Size([5, 6])
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        self.head = head
+
+    def represent(self, images: Tensor) -> Representation:
+        """Records (N, 1, rows, columns) to what `ResNet.represent` gave for the images."""
+        penultimate, style = images.flatten(1).tensor_split([self.head.in_features], 1)
+        return Representation(penultimate, self.head(penultimate), style if style.shape[1] else None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, C)."""
+        return self.represent(images).logits
+
+
+def network_for(bench: "Benchmark", widths: Sequence[int] = (32, 64), blocks: int = 1) -> ResNet | Recorded:
+    """The network of a benchmark: a `ResNet` to be trained on its images; for a bank the one that it was made with.
+
+    Args:
+        bench: from `load_benchmark`.
+        widths, blocks: of the `ResNet`.
+
+    Example:
+        >>> from ood_lib.data import load_benchmark
+        >>> network_for(load_benchmark("digits")).head
+        Linear(in_features=64, out_features=7, bias=True)
+    """
+    if bench.head is not None:
+        return Recorded(bench.head)
+    return ResNet(bench.image_shape[0], len(bench.classes), widths, blocks, bench.normalize)
 
 
 class Adapted(nn.Module):

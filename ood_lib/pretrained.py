@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ood_lib.augment import augmented
-from ood_lib.benchmark import BenchmarkFeatures, sha256_of
+from ood_lib.benchmark import BenchmarkFeatures
 from ood_lib.data import Benchmark, Normalize
 from ood_lib.features import Features
 from ood_lib.loop import History
 from ood_lib.networks import ResNet
+from ood_lib.records import SHIPPED, sha256_of
 from ood_lib.training import accuracy, train_classifier
 
-__all__ = ["RECIPES", "SHIPPED", "Recipe", "card", "load_bank", "make_bank", "pretrained", "shrink", "train_recipe"]
+__all__ = ["RECIPES", "Recipe", "card", "load_bank", "make_bank", "pretrained", "shrink", "train_recipe"]
 
-SHIPPED = Path(__file__).parent / "shipped"
 ROWS = {"train": 5000, "val": 1000, "test": 2500}  # of a bank; of every OOD set as many as `val`
 
 

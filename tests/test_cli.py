@@ -120,6 +120,7 @@ def test_the_library_does_without_its_runner():
         ("repeats", "null", None),
         ("names", "[x, y]", ["x", "y"]),
         ("benchmark", "folder:/images", "folder:/images"),
+        ("benchmark", "bank:/features", "bank:/features"),
     ],
 )
 def test_values_are_read_as_yaml_and_fitted_to_the_annotation(book, name, text, value):
@@ -197,6 +198,15 @@ def test_a_failure_names_cell_and_error_while_the_others_finish_and_old_output_s
     write_notebook(book, "20_beta", BETA, BETA_CODE)
     assert cli.main(["run", "beta", "--force"]) == 0
     assert not (book / "_build/run/default/20_beta.failed.ipynb").exists()
+
+
+@pytest.mark.parametrize(("name", "left_out"), [("digits", False), ("bank:/features", True)])
+def test_a_run_on_a_bank_leaves_out_the_cells_that_need_images(book, name, left_out):
+    pixels = '\n# %% tags=["images"]\nprint("pix" + "els")\n\n# %%\nprint("go" + "es on")\n'
+    write_notebook(book, "20_beta", 'benchmark: str = "digits"\ndelta: int = 1', pixels)
+    assert cli.main(["run", "beta", "-p", "benchmark", name, "--out", str(book / "out")]) == 0
+    text = (book / "out/20_beta.ipynb").read_text()
+    assert ("pixels" not in text) == left_out and "goes on" in text
 
 
 def test_only_what_changed_runs_again(book, capsys):

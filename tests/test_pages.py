@@ -129,7 +129,7 @@ def test_the_block_on_benchmarks_runs(tmp_path, capsys):
 
 def test_the_page_on_data_lists_every_benchmark_and_every_set():
     text = page("data.md")
-    named = set(re.findall(r"`([\w:]+)`", text))
+    named = set(re.findall(r"`([\w:-]+)`", text))
     assert {*ood.BENCHMARKS, "folder:PATH"} <= named
     assert {*PUBLISHED, *ORIGINS} <= named
     assert {name for rules in PROTOCOLS.values() for name in (*rules.near, *rules.far)} <= named

@@ -89,7 +89,7 @@ def _list(args: argparse.Namespace) -> int:
     for name in profiles(root):
         values = read_profile(root, name)[1]
         print(f"  {name:<24} {', '.join(f'{k}={v}' for k, v in values.items())}")
-    print(f"Benchmarks\n  {', '.join([*data.BENCHMARKS, 'folder:PATH'])}")
+    print(f"Benchmarks\n  {', '.join([*data.BENCHMARKS, 'folder:PATH', 'bank:PATH'])}")
     return 0
 
 

@@ -24,7 +24,9 @@ __all__ = [
 
 RUNNER = Path(__file__).parent
 LIBRARY = RUNNER.parent
-PATHS = {"benchmark": "(?<=^folder:).+", "data_dir": ".+", "bank": ".+"}  # the part of a parameter that is a path
+PATHS = {  # the part of a parameter that is a path
+    "benchmark": "(?<=^folder:).+|(?<=^bank:).+", "data_dir": ".+", "bank": ".+",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,6 @@ def _value(name: str, parameter: Parameter, meanings: Sequence[Any], source: Pat
         expected = f"{ast.unparse(parameter.kind)} (default {parameter.default!r})"
         raise Refused(f"parameter {name!r} of {source.stem} expects {expected}, given {meanings[-1]!r}")
     value = fitting[0]
-    if name == "benchmark" and value not in (None, *data.BENCHMARKS) and not re.match("folder:.", str(value)):
-        raise unknown("benchmark", str(value), [*data.BENCHMARKS, "folder:PATH"])
+    if name == "benchmark" and value not in (None, *data.BENCHMARKS) and not re.match("(folder|bank):.", str(value)):
+        raise unknown("benchmark", str(value), [*data.BENCHMARKS, "folder:PATH", "bank:PATH"])
     return value
