@@ -1018,17 +1018,7 @@ display(Markdown(
 # %% [markdown]
 # ## 8. Exercises
 #
-# Each has a hint and a solution. `check` tells you whether you are right.
-
-# %%
-def check(answer, good, hint):
-    if answer is ...:
-        print("not answered yet")
-    elif good(answer):
-        print("correct")
-    else:
-        print(f"not yet: {hint}")
-
+# Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
 
 # %% [markdown]
 # ```{exercise-start} Predict
@@ -1039,7 +1029,14 @@ def check(answer, good, hint):
 
 # %% tags=["exercise"]
 flipped = ...
-check(flipped, lambda a: abs(a - 0.8) < 1e-9, "each pair that was lost is won")
+
+# %% tags=["check"]
+check_flipped = ood.Check(
+    (lambda a: 0 <= a <= 1, "an AUROC is a share of pairs, between 0 and 1"),
+    (lambda a: abs(a - 0.2) > 1e-9, "that is the AUROC before the flip"),
+    (lambda a: abs(a - 0.8) < 1e-9, "each pair that was lost is won"),
+)
+check_flipped(flipped)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1049,9 +1046,14 @@ check(flipped, lambda a: abs(a - 0.8) < 1e-9, "each pair that was lost is won")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the sign of the area is flipped, instead of the order of the pairs.
+flipped = -0.2
+check_flipped(flipped)
+
 # %% tags=["solution"]
 flipped = 1 - 0.2
-assert abs(flipped - 0.8) < 1e-9
+check_flipped(flipped)
 
 # %% [markdown]
 # Every pair changes sides, so it becomes 0.8. You learned the sign from the OOD test set; on another set the flip will hurt.
@@ -1067,7 +1069,14 @@ assert abs(flipped - 0.8) < 1e-9
 
 # %% tags=["exercise"]
 least = ...
-check(least, lambda a: a == 999, "solve ceil((n + 1)(1 − α)) ≤ n")
+
+# %% tags=["check"]
+check_least = ood.Check(
+    (lambda n: n != 1000, "one fewer will do: the threshold may be the largest of them"),
+    (lambda n: n > 998, "with so few, k = ceil((n + 1)(1 − α)) is larger than n"),
+    (lambda n: n == 999, "solve ceil((n + 1)(1 − α)) ≤ n for the least n"),
+)
+check_least(least)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1077,15 +1086,21 @@ check(least, lambda a: a == 999, "solve ceil((n + 1)(1 − α)) ≤ n")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: one image in a thousand needs a thousand images.
+least = round(1 / 0.001)
+check_least(least)
+
 # %% tags=["solution"]
 least = round(1 / 0.001) - 1
-assert least == 999
+
 Identity().calibrate(as_features(torch.randn(least)), tpr=0.999)
 try:
     Identity().calibrate(as_features(torch.randn(least - 1)), tpr=0.999)
     raise AssertionError("998 images cannot promise 0.1 %")
 except ValueError as error:
     print(error)
+check_least(least)
 
 # %% [markdown]
 # $\lceil (n+1)\cdot0.999\rceil\le n$ first holds at $n=999$: then $\tau$ is the largest calibration score.
@@ -1097,11 +1112,32 @@ except ValueError as error:
 # :label: ex-protocol-pi
 # ```
 # One image in a hundred of your stream is far-OOD, and `Mahalanobis` accepts 95 % of ID. Find a `tpr` for which at least half
-# of its alarms are right on the far sets of the first network. Store that share. *Hint: precision, section 2.2.*
+# of its alarms are right on the far sets of the first network (or as many as the calibration images allow), and store it.
+# *Hint: precision, section 2.2.*
 
 # %% tags=["exercise"]
-half_right = ...
-check(half_right, lambda a: a >= 0.5, "raise tpr until false alarms are below 1 in 100")
+strict_tpr = ...
+
+# %% tags=["check"]
+strictest = 1 - 1 / (len(f.val) + 1)  # what so many calibration images can promise
+
+
+def alarms_right(tpr):
+    judge = ood.Mahalanobis().fit(f.train).calibrate(f.val, tpr=tpr)
+    hit = np.mean([rejected(judge, x) for x in f.far.values()]) / 100
+    fpr = max(rejected(judge, f.test) / 100, 1 / len(f.test))  # none seen is not none
+    return 0.01 * hit / (0.01 * hit + 0.99 * fpr)
+
+
+goal = min(0.5, alarms_right(strictest))
+
+# %% tags=["check"]
+check_tpr = ood.Check(
+    (lambda t: 0 < t < 1, "a share of ID images, between 0 and 1"),
+    (lambda t: t > tpr, "at 95 % five false alarms come with every right one or more"),
+    (lambda t: alarms_right(t) >= goal, "stricter: false alarms must get below 1 in 100"),
+)
+check_tpr(strict_tpr)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1111,14 +1147,15 @@ check(half_right, lambda a: a >= 0.5, "raise tpr until false alarms are below 1 
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: 95 % of ID pass, so 95 % of the alarms are right. Ninety-nine images in a hundred are ID.
+strict_tpr = 0.95
+check_tpr(strict_tpr)
+
 # %% tags=["solution"]
-strict = ood.Mahalanobis().fit(f.train)
-strict.calibrate(f.val, tpr=1 - 1 / (len(f.val) + 1))
-hit = np.mean([rejected(strict, x) for x in f.far.values()]) / 100
-fpr = max(rejected(strict, f.test) / 100, 1 / len(f.test))  # none seen is not none
-half_right = 0.01 * hit / (0.01 * hit + 0.99 * fpr)
-assert half_right >= 0.5 or fpr > 0.01
-print(f"caught {hit:.0%} of far-OOD, {fpr:.2%} of ID; {half_right:.0%} of alarms are right")
+strict_tpr = strictest
+print(f"{alarms_right(strict_tpr):.0%} of the alarms are right, {alarms_right(tpr):.0%} at {tpr:.0%}")
+check_tpr(strict_tpr)
 
 # %% [markdown]
 # This is the strictest threshold that so few calibration images allow. It works because far-OOD lies so far out that a strict
@@ -1131,18 +1168,19 @@ print(f"caught {hit:.0%} of far-OOD, {fpr:.2%} of ID; {half_right:.0%} of alarms
 # :label: ex-protocol-energy
 # ```
 # Show that $\log\max_j p_j = \max_j \ell_j - \operatorname{logsumexp}(\ell)$, and conclude that MSP, MaxLogit and Energy cannot rank all images
-# alike. Store two logit vectors `a`, `b` (each of length 3) such that MSP calls `a` more OOD and Energy calls `b` more OOD.
+# alike. Store a pair of logit vectors `a`, `b` (each of length 3) such that MSP calls `a` more OOD and Energy calls `b` more OOD.
 # *Hint: add a constant to all logits.*
 
 # %% tags=["exercise"]
-a, b = ..., ...
-def opposite(pair):
-    (a, b) = pair
-    return ood.msp(a) > ood.msp(b) and ood.energy(a) < ood.energy(b)
+two = ...  # a, b
 
-
-hint = "MSP does not see a constant, the energy sees little else"
-check(... if a is ... else (a, b), opposite, hint)
+# %% tags=["check"]
+check_vectors = ood.Check(
+    (lambda v: [len(x) for x in v] == [3, 3], "two vectors of three logits"),
+    (lambda v: ood.msp(v[0]) > ood.msp(v[1]), "MSP must find a stranger: let a be undecided"),
+    (lambda v: ood.energy(v[0]) < ood.energy(v[1]), "add a constant to a: MSP does not see it"),
+)
+check_vectors(two)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1154,10 +1192,16 @@ check(... if a is ... else (a, b), opposite, hint)
 # $p_j=e^{\ell_j}/\sum_i e^{\ell_i}$; take the logarithm at the largest $j$. MSP is the difference of the two others, so it does not
 # change under $\ell\to\ell+c$, while both of them move by $c$.
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: an undecided and a certain image. Both scores agree on which is stranger.
+two = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 0.0, 0.0])
+check_vectors(two)
+
 # %% tags=["solution"]
 a = torch.tensor([10.0, 9.0, 9.0])  # large but undecided
 b = torch.tensor([3.0, 0.0, 0.0])
-assert opposite((a, b))
+two = a, b
+check_vectors(two)
 
 # %% [markdown]
 # ```{solution-end}
@@ -1175,7 +1219,13 @@ assert opposite((a, b))
 gap = ...
 own, strange = scores["MSP"]["ID"], scores["MSP"][near]
 steps = ood.evaluate(own, strange).aupr_out
-check(gap, lambda a: abs(a) < 0.02 and a != 0, "the two agree to a few thousandths")
+
+# %% tags=["check"]
+check_gap = ood.Check(
+    (lambda a: a != 0, "exactly zero: did you compare one area with itself?"),
+    (lambda a: abs(a) < 0.02, "the two agree to a few thousandths; store their difference"),
+)
+check_gap(gap)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1185,14 +1235,20 @@ check(gap, lambda a: abs(a) < 0.02 and a != 0, "the two agree to a few thousandt
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the area itself in place of the difference.
+gap = steps
+check_gap(gap)
+
 # %% tags=["solution"]
 from sklearn.metrics import auc, precision_recall_curve
 
 is_ood = np.r_[np.zeros(len(own)), np.ones(len(strange))]
 precision, recall, _ = precision_recall_curve(is_ood, torch.cat([own, strange]))
 gap = auc(recall, precision) - steps
-assert abs(gap) < 0.02
+
 print(f"steps {steps:.4f}, trapezoid {steps + gap:.4f}")
+check_gap(gap)
 
 # %% [markdown]
 # Straight lines between points of a precision-recall curve promise values that no threshold reaches {cite:p}`boyd2013aupr`; the difference is
@@ -1210,10 +1266,16 @@ print(f"steps {steps:.4f}, trapezoid {steps + gap:.4f}")
 
 # %% tags=["exercise"]
 near_far = ...
+
+# %% tags=["check"]
 first = area[area["seed"] == seed].pivot_table("value", "detector", "group")
 goal = first.loc["MSP", "near"], first.loc["Mahalanobis", "far"] - 0.01
-hint = "bring both scores to one scale with the validation images, then add"
-check(near_far, lambda v: v[0] >= goal[0] and v[1] >= goal[1], hint)
+check_two = ood.Check(
+    (lambda v: len(v) == 2 and max(v) <= 1, "two AUROCs as fractions, near first"),
+    (lambda v: v[1] >= goal[1], "far: bring both to one scale on validation images, then add"),
+    (lambda v: v[0] >= goal[0], "near: the density must not drown the softmax; same scale first"),
+)
+check_two(near_far)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1222,6 +1284,11 @@ check(near_far, lambda v: v[0] >= goal[0] and v[1] >= goal[1], hint)
 # ```{solution-start} ex-protocol-open
 # :class: dropdown
 # ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: MSP alone; it is good at one of the two.
+near_far = first.loc["MSP", ["near", "far"]].tolist()
+check_two(near_far)
 
 # %% tags=["solution"]
 def surprise(x):
@@ -1235,6 +1302,7 @@ own = surprise(f.test)
 by_set = [[auroc(own, surprise(x))[0] for x in sets.values()] for sets in (f.near, f.far)]
 near_far = [np.mean(values) for values in by_set]
 print("near {:.3f}, far {:.3f}; asked for {:.3f} and {:.3f}".format(*near_far, *goal))
+check_two(near_far)
 
 # %% [markdown]
 # Adding p-values (or their logarithms) would put them on one scale too, but they end at $1/(n+1)$ and make ties of everything beyond the

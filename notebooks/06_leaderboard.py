@@ -240,10 +240,15 @@ display(sources.T.fillna("").style.set_caption("Provenance: one column per run")
 
 # %% tags=["exercise"]
 level = ...
+
+# %% tags=["check"]
 lowest = board.loc[board["far"].idxmax(), "far_low"]
 right = int((board["far"] >= lowest).sum())
-word = "correct" if level == right else "count again"
-print("not answered yet" if level is ... else word)
+check_level = ood.Check(
+    (lambda n: n < len(board), "that is everybody; the bold ones are fewer"),
+    (lambda n: n == right, "count those that are not below the interval of the best one"),
+)
+check_level(level)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -253,9 +258,15 @@ print("not answered yet" if level is ... else word)
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: intervals are wide, so everybody is level with everybody.
+level = len(board)
+check_level(level)
+
 # %% tags=["solution"]
 level = right
 print(level, "of", len(board))
+check_level(level)
 
 # %% [markdown]
 # ```{solution-end}

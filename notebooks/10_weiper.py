@@ -1026,17 +1026,7 @@ display(Markdown(
 # %% [markdown]
 # ## 8. Exercises
 #
-# Each has a hint and a solution. `check` tells you whether you are right.
-
-# %%
-def check(answer, good, hint):
-    if answer is ...:
-        print("not answered yet")
-    elif good(answer):
-        print("correct")
-    else:
-        print(f"not yet: {hint}")
-
+# Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
 
 # %% [markdown]
 # ```{exercise-start} Predict
@@ -1047,7 +1037,13 @@ def check(answer, good, hint):
 
 # %% tags=["exercise"]
 angle = ...
-check(angle, lambda a: abs(a - 45) < 1, "c vanishes; which angle has tangent 1?")
+
+# %% tags=["check"]
+check_angle = ood.Check(
+    (lambda a: a > 2, "radians, or the tangent itself; the question asks for degrees"),
+    (lambda a: abs(a - 45) < 1, "c vanishes; which angle has tangent 1?"),
+)
+check_angle(angle)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1057,9 +1053,14 @@ check(angle, lambda a: abs(a - 45) < 1, "c vanishes; which angle has tangent 1?"
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: what math.atan gives, in radians.
+angle = math.atan(1)
+check_angle(angle)
+
 # %% tags=["solution"]
 angle = math.degrees(math.atan(1))
-assert abs(angle - 45) < 1
+check_angle(angle)
 
 # %% [markdown]
 # For large $K$, $c\to0$ and the angle is $\arctan\delta = 45°$.
@@ -1075,7 +1076,13 @@ assert abs(angle - 45) < 1
 
 # %% tags=["exercise"]
 largest = ...
-check(largest, lambda a: abs(a) < 1e-5, "delta=0: each copy is the head")
+
+# %% tags=["check"]
+check_largest = ood.Check(
+    (lambda a: a >= 0, "a largest absolute difference is not negative"),
+    (lambda a: a < 1e-5, "delta=0: each copy is the head"),
+)
+check_largest(largest)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1085,10 +1092,15 @@ check(largest, lambda a: abs(a) < 1e-5, "delta=0: each copy is the head")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the default perturbation, because delta was not passed on.
+largest = (ood.WeiPer(head, "msp")(f.test) - ood.MSP()(f.test)).abs().max().item()
+check_largest(largest)
+
 # %% tags=["solution"]
 plain, perturbed = ood.MSP(), ood.WeiPer(head, "msp", delta=0.0)
 largest = (perturbed(f.test) - plain(f.test)).abs().max().item()
-assert abs(largest) < 1e-5
+check_largest(largest)
 
 # %% [markdown]
 # All copies equal the head, so the mean over them is MSP itself, up to rounding.
@@ -1104,9 +1116,15 @@ assert abs(largest) < 1e-5
 
 # %% tags=["exercise"]
 near = ...
+
+# %% tags=["check"]
 page = ood.WeiPer(head, repeats=None, **weiper_options)
 page_value = group_auroc(page, f)["near"]
-check(near, lambda a: a > page_value, "give the softmax term more weight")
+check_near = ood.Check(
+    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
+    (lambda a: a > page_value, "not above this page: give the softmax term more weight"),
+)
+check_near(near)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1116,10 +1134,15 @@ check(near, lambda a: a > page_value, "give the softmax term more weight")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the value that stands on the page.
+near = page_value
+check_near(near)
+
 # %% tags=["solution"]
 heavy = ood.WeiPer(head, repeats=None, **weiper_options | {"lambda2": 2.5})
 near = group_auroc(heavy, f)["near"]
-assert near > page_value
+check_near(near)
 
 # %% [markdown]
 # On near-OOD more weight for the softmax term helps here. The authors report that the term helps on ImageNet and not on
@@ -1138,8 +1161,15 @@ assert near > page_value
 # %% tags=["exercise"]
 smoothed = ood.WeiPer(head, "msp", repeats=repeats, delta=4.0, seed=seed)
 far = ...
+
+# %% tags=["check"]
 other_order = group_auroc(smoothed, f)["far"]
-check(far, lambda a: a > other_order, "mean over dim 1 first, then the maximum")
+check_far = ood.Check(
+    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
+    (lambda a: abs(a - other_order) > 1e-6, "that is the mean of the maxima, the order of MSP_W"),
+    (lambda a: a > other_order, "mean over dim 1 first, then the maximum, then the sign"),
+)
+check_far(far)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1149,6 +1179,11 @@ check(far, lambda a: a > other_order, "mean over dim 1 first, then the maximum")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: `smoothed` as it is; it takes the maximum in each head first.
+far = group_auroc(smoothed, f)["far"]
+check_far(far)
+
 # %% tags=["solution"]
 def max_of_mean(x):
     logits = torch.cat(list(smoothed.views(x.penultimate)), 1)  # (N, r, C)
@@ -1157,8 +1192,9 @@ def max_of_mean(x):
 
 own = max_of_mean(f.test)
 far = np.mean([auroc(own, max_of_mean(x))[0] for x in f.far.values()])
-assert far > other_order
+
 print(f"maximum of the mean {far:.3f}, mean of the maxima {other_order:.3f}")
+check_far(far)
 
 # %% [markdown]
 # With a large perturbation the order decides: heads that disagree lower the maximum of the mean, and raise nothing.
@@ -1177,9 +1213,17 @@ print(f"maximum of the mean {far:.3f}, mean of the maxima {other_order:.3f}")
 # %% tags=["exercise"]
 toy, sigma = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.2, 0.3, 0.1])
 right = ...
+
+# %% tags=["check"]
 xi = torch.randn(200_000, 3, generator=generator)
 left = torch.logsumexp(toy + sigma * xi, 1).mean().item()
-check(right, lambda a: abs(a - left) < 2e-3, "the Hessian is diag(p) − p pᵀ")
+first_order = torch.logsumexp(toy, 0).item()
+check_right = ood.Check(
+    (lambda a: abs(a - first_order) > 1e-4, "that is logsumexp alone; add the term of second order"),
+    (lambda a: a > first_order, "logsumexp is convex: noise raises its mean"),
+    (lambda a: abs(a - left) < 2e-3, "the Hessian is diag(p) − p pᵀ; only its diagonal is left"),
+)
+check_right(right)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1192,10 +1236,15 @@ check(right, lambda a: abs(a - left) < 2e-3, "the Hessian is diag(p) − p pᵀ"
 # logsumexp is $\mathrm{diag}(p)-pp^\top$, and independent $\xi_j$ with variance 1 leave only its diagonal,
 # $p_j(1-p_j)$, weighted by $\sigma_j^2/2$.
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: noise with mean zero changes nothing.
+right = torch.logsumexp(toy, 0).item()
+check_right(right)
+
 # %% tags=["solution"]
 p = toy.softmax(0)
 right = (torch.logsumexp(toy, 0) + 0.5 * (p * (1 - p) * sigma**2).sum()).item()
-assert abs(right - left) < 2e-3
+check_right(right)
 
 # %% [markdown]
 # ```{solution-end}
@@ -1212,7 +1261,14 @@ assert abs(right - left) < 2e-3
 
 # %% tags=["exercise"]
 forged_auroc = ...
-check(forged_auroc, lambda a: a > 0.6, "keep mean and spread per direction")
+
+# %% tags=["check"]
+check_forged = ood.Check(
+    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
+    (lambda a: a > 0.55, "a coin: does the score see more than logits and length?"),
+    (lambda a: a > 0.6, "keep mean and spread per direction, and ask by class"),
+)
+check_forged(forged_auroc)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1221,6 +1277,11 @@ check(forged_auroc, lambda a: a > 0.6, "keep mean and spread per direction")
 # ```{solution-start} ex-weiper-open
 # :class: dropdown
 # ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: another score of the same logits. The forged features have the logits of the originals.
+forged_auroc = auroc(ood.energy(f.test.logits), ood.energy(f.test.logits))[0]
+check_forged(forged_auroc)
 
 # %% tags=["solution"]
 directions = F.normalize(torch.randn(500, K, generator=generator), dim=1)
@@ -1236,7 +1297,7 @@ def unusual(z):
 
 borrowed = forged["borrowed null part"].penultimate
 forged_auroc = auroc(unusual(f.test.penultimate), unusual(borrowed))[0]
-assert forged_auroc > 0.6
+check_forged(forged_auroc)
 
 # %% [markdown]
 # Kept apart, the shadows carry what the pooled histogram forgets: where the features of each class lie, direction by

@@ -1188,17 +1188,7 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 #
 # ## 8. Exercises
 #
-# Each has a hint and a solution. `check` tells you whether you are right.
-
-# %%
-def check(answer, good, hint):
-    if answer is ...:
-        print("not answered yet")
-    elif good(answer):
-        print("correct")
-    else:
-        print(f"not yet: {hint}")
-
+# Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
 
 # %% [markdown]
 # ```{exercise-start} Predict
@@ -1208,7 +1198,13 @@ def check(answer, good, hint):
 
 # %% tags=["exercise"]
 nats = ...
-check(nats, lambda a: abs(a - 20) < 1e-9, "1/(2λ) is in units of E/T_p; multiply it back")
+
+# %% tags=["check"]
+check_nats = ood.Check(
+    (lambda a: a > 0.2, "that is in units of E/T_p; multiply T_p back"),
+    (lambda a: abs(a - 20) < 1e-9, "1/(2λ) in units of E/T_p, times T_p"),
+)
+check_nats(nats)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1218,9 +1214,14 @@ check(nats, lambda a: abs(a - 20) < 1e-9, "1/(2λ) is in units of E/T_p; multipl
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the bound as section 2.5 writes it, without the temperature.
+nats = 1 / (2 * 5)
+check_nats(nats)
+
 # %% tags=["solution"]
 nats = 200 / (2 * 5)
-assert nats == 20
+check_nats(nats)
 
 # %% [markdown]
 # The bound is $1/(2\lambda)=0.1$ in units of $E/T_p$, and $0.1\cdot200=20$ nats.
@@ -1236,7 +1237,14 @@ assert nats == 20
 
 # %% tags=["exercise"]
 temperature = ...
-check(temperature, lambda a: abs(a / 5e-10 - 1) < 0.01, "T = e² / (2 s)")
+
+# %% tags=["check"]
+check_temperature = ood.Check(
+    (lambda a: a > 0, "a temperature is positive"),
+    (lambda a: a < 1e-7, "square the noise: e² = 2 s T"),
+    (lambda a: abs(a / 5e-10 - 1) < 0.01, "T = e² / (2 s)"),
+)
+check_temperature(temperature)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1246,9 +1254,14 @@ check(temperature, lambda a: abs(a / 5e-10 - 1) < 0.01, "T = e² / (2 s)")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: e = 2 s T, without the square.
+temperature = 1e-3 / (2 * 1e3)
+check_temperature(temperature)
+
 # %% tags=["solution"]
 temperature = (1e-3) ** 2 / (2 * 1e3)
-assert abs(temperature / 5e-10 - 1) < 0.01
+check_temperature(temperature)
 
 # %% [markdown]
 # $5\cdot10^{-10}$: gradient descent. The negatives are the lowest points near the starts, not samples.
@@ -1264,8 +1277,14 @@ assert abs(temperature / 5e-10 - 1) < 0.01
 
 # %% tags=["exercise"]
 far_alone = ...
+
+# %% tags=["check"]
 raw = toy_table.loc["residual", "far"]
-check(far_alone, lambda a: a > raw, "the same call, with hidden=(64, 64) only")
+check_alone = ood.Check(
+    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
+    (lambda a: a > raw, "not above the raw one: the same call, without standardize=False"),
+)
+check_alone(far_alone)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1275,12 +1294,18 @@ check(far_alone, lambda a: a > raw, "the same call, with hidden=(64, 64) only")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the row of section 1's table, which was trained without.
+far_alone = toy_table.loc["residual", "far"]
+check_alone(far_alone)
+
 # %% tags=["solution"]
 again = ood.ResidualEBM(
     ood.GMM(), lam=0.1, steps=0, updates=toy_updates, hidden=(64, 64), seed=seed
 ).fit(toy)
 far_alone = toy_scores(again.residual)[1]
 print(f"standardised {far_alone:.3f}, raw {toy_table.loc['residual', 'far']:.3f}")
+check_alone(far_alone)
 
 # %% [markdown]
 # The data now lie at the scale of the first weights, the kinks of the network pass through them, and outside it goes on in each direction as it left the
@@ -1297,8 +1322,14 @@ print(f"standardised {far_alone:.3f}, raw {toy_table.loc['residual', 'far']:.3f}
 
 # %% tags=["exercise"]
 ratio = ...
+
+# %% tags=["check"]
 exact = math.log(2) - 3 / 8
-check(ratio, lambda a: abs(a - exact) < 0.25, "log p/q = −2 atanh(2 λ e)")
+check_ratio = ood.Check(
+    (lambda a: a > 0, "the sign: e is negative where data are denser than the prior"),
+    (lambda a: abs(a - exact) < 0.25, "log p/q = −2 atanh(2 λ e)"),
+)
+check_ratio(ratio)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1308,11 +1339,18 @@ check(ratio, lambda a: abs(a - exact) < 0.25, "log p/q = −2 atanh(2 λ e)")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the law without its sign.
+e = learned[0.25](torch.ones(1, 1)).detach()
+ratio = (2 * torch.atanh(2 * 0.25 * e)).item()
+check_ratio(ratio)
+
 # %% tags=["solution"]
 e = learned[0.25](torch.ones(1, 1)).detach()
 ratio = (-2 * torch.atanh(2 * 0.25 * e)).item()
-assert abs(ratio - exact) < 0.25
+
 print(f"from the network {ratio:.2f}, exact {exact:.2f}")
+check_ratio(ratio)
 
 # %% [markdown]
 # From $e=-\frac1{2\lambda}\tanh(\frac12\log\frac pq)$ follows $\log\frac pq=-2\,\mathrm{artanh}(2\lambda e)$.
@@ -1328,7 +1366,14 @@ print(f"from the network {ratio:.2f}, exact {exact:.2f}")
 
 # %% tags=["exercise"]
 kept = ...
-check(kept, lambda a: abs(a + 0.2) < 1e-6, "put (p+q)/2 in the place of q in −(p−q)/(p+q)")
+
+# %% tags=["check"]
+check_kept = ood.Check(
+    (lambda a: a < 0, "the residual lowers the energy where data are denser"),
+    (lambda a: abs(a + 0.5) > 1e-6, "that is the law without the kept starts"),
+    (lambda a: abs(a + 0.2) < 1e-6, "put (p+q)/2 in the place of q in −(p−q)/(p+q)"),
+)
+check_kept(kept)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1338,11 +1383,16 @@ check(kept, lambda a: abs(a + 0.2) < 1e-6, "put (p+q)/2 in the place of q in −
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the law of section 2.4 as it stands, with p = 3 q.
+kept = -(3 - 1) / (3 + 1)
+check_kept(kept)
+
 # %% tags=["solution"]
 p_, q_ = 3.0, 1.0
 negatives_ = (p_ + q_) / 2
 kept = -(p_ - negatives_) / (p_ + negatives_)
-assert abs(kept + 0.2) < 1e-6
+check_kept(kept)
 
 # %% [markdown]
 # $2\lambda e^*=-\frac{p-\frac12(p+q)}{p+\frac12(p+q)}=-\frac{p-q}{3p+q}$. With ends only and a perfect chain, $r=p$, the residual would be zero: the textbook loss stops
@@ -1360,8 +1410,14 @@ assert abs(kept + 0.2) < 1e-6
 
 # %% tags=["exercise"]
 near = ...
+
+# %% tags=["check"]
 page = group_auroc(logit_hybrid, f)["near"]
-check(near, lambda a: a > page, "sample from ood.GMM() and let the chains start there")
+check_near = ood.Check(
+    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
+    (lambda a: a > page, "not above section 3: sample from ood.GMM(), start the chains there"),
+)
+check_near(near)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1370,6 +1426,11 @@ check(near, lambda a: a > page, "sample from ood.GMM() and let the chains start 
 # ```{solution-start} ex-heat-open
 # :class: dropdown
 # ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the hybrid of section 3 once more; its chains start from noise.
+near = group_auroc(logit_hybrid, f)["near"]
+check_near(near)
 
 # %% tags=["solution"]
 class Sampled(ood.LogitPrior):
@@ -1389,7 +1450,7 @@ class Sampled(ood.LogitPrior):
 better = ood.ResidualEBM(Sampled(head), **options(logits)).fit(f.train)
 near = group_auroc(better, f)["near"]
 print(f"starts from noise {page:.3f}, from the mixture {near:.3f}")
-assert near > page
+check_near(near)
 
 # %% [markdown]
 # The idea: negatives near the data teach what matters near the data. The energy of the logits is the prior, and the mixture only proposes. This is one

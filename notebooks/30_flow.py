@@ -1068,17 +1068,7 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 # %% [markdown]
 # ## 8. Exercises
 #
-# Each has a hint and a solution. `check` tells you whether you are right.
-
-# %%
-def check(answer, good, hint):
-    if answer is ...:
-        print("not answered yet")
-    elif good(answer):
-        print("correct")
-    else:
-        print(f"not yet: {hint}")
-
+# Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
 
 # %% [markdown]
 # ```{exercise-start} Predict
@@ -1090,12 +1080,18 @@ def check(answer, good, hint):
 
 # %% tags=["exercise"]
 difference = ...  # in nats, hers minus yours
+
+# %% tags=["check"]
 bare = {"normalize": False, "updates": 0}
 units = {c: ood.Features(c * F1.train.penultimate) for c in (1, 1000)}
 mean = {c: ood.FeatureFlow(**bare).fit(x).usual for c, x in units.items()}
 measured = (mean[1000] - mean[1]).item()
-hint = "z → cz has determinant c to the K"
-check(difference, lambda a: abs(a / measured - 1) < 0.01, hint)
+check_units = ood.Check(
+    (lambda a: a < 0, "stretching thins the density out: hers is smaller"),
+    (lambda a: abs(a) > 7, "that is one dimension; there are K of them"),
+    (lambda a: abs(a / measured - 1) < 0.01, "z → cz has determinant c to the K"),
+)
+check_units(difference)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1105,10 +1101,15 @@ check(difference, lambda a: abs(a / measured - 1) < 0.01, hint)
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the factor of one dimension.
+difference = -math.log(1000)
+check_units(difference)
+
 # %% tags=["solution"]
 difference = -K * math.log(1000)
 print(f"derived {difference:.1f}, measured {measured:.1f} nats")
-assert abs(difference / measured - 1) < 0.01
+check_units(difference)
 
 # %% [markdown]
 # $-K\log 1000$: the same images, hundreds of nats apart, and not one decision changes.
@@ -1125,8 +1126,13 @@ assert abs(difference / measured - 1) < 0.01
 # %% tags=["exercise"]
 toy_z = torch.randn(50, 6, generator=generator)
 error = ...
-hint = "s, t come from the half that stayed; b = y_b exp(s) + t"
-check(error, lambda a: a < 1e-3, hint)
+
+# %% tags=["check"]
+check_error = ood.Check(
+    (lambda a: a >= 0, "a largest absolute error is not negative"),
+    (lambda a: a < 1e-3, "s, t come from the half that stayed; b = y_b exp(s) + t"),
+)
+check_error(error)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1135,6 +1141,11 @@ check(error, lambda a: a < 1e-3, hint)
 # ```{solution-start} ex-flow-inverse
 # :class: dropdown
 # ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: run the layer a second time.
+error = (couple(couple(toy_z)[0])[0] - toy_z).abs().max().item()
+check_error(error)
 
 # %% tags=["solution"]
 @torch.no_grad()
@@ -1145,7 +1156,7 @@ def uncouple(y):
 
 
 error = (uncouple(couple(toy_z)[0]) - toy_z).abs().max().item()
-assert error < 1e-3
+check_error(error)
 
 # %% [markdown]
 # The net runs forwards in both directions. That is why it may be anything.
@@ -1156,18 +1167,25 @@ assert error < 1e-3
 # ```{exercise-start} Change one parameter
 # :label: ex-flow-noise
 # ```
-# Give the untrained flow more and more noise on the first network. Find a `noise` with which its near-OOD AUROC falls below
-# 95 %, and store it. Why does noise hurt a Gaussian that it helps to train? *Hint: what does $\Sigma+\sigma^2I$ do to the
+# Give the untrained flow more and more noise on the first network. Find a `noise` with which its near-OOD AUROC falls by
+# two points against no noise, and store it. Why does noise hurt a Gaussian that it helps to train? *Hint: what does $\Sigma+\sigma^2I$ do to the
 # directions in which the features hardly vary?*
 
 # %% tags=["exercise"]
+too_much = ...
+
+# %% tags=["check"]
 def near_auroc(blur):
     detector = ood.FeatureFlow(updates=0, noise=blur).fit(F1.train)
     return group_auroc(lambda z: detector.score(ood.Features(z)), F1)["near"]
 
 
-too_much = ...
-check(too_much, lambda a: near_auroc(a) < 0.95, "try values above 0.3")
+without = near_auroc(0.0)
+check_noise = ood.Check(
+    (lambda a: a > 0, "no noise cannot be too much of it"),
+    (lambda a: near_auroc(a) < without - 0.02, "not two points yet: try values above 0.3"),
+)
+check_noise(too_much)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1177,10 +1195,16 @@ check(too_much, lambda a: near_auroc(a) < 0.95, "try values above 0.3")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: any noise hurts, so hardly any will do.
+too_much = 0.001
+check_noise(too_much)
+
 # %% tags=["solution"]
-too_much = next(b for b in (0.3, 0.5, 1.0, 2.0, 5.0, 20.0) if near_auroc(b) < 0.95)
+too_much = next(b for b in (0.3, 0.5, 1.0, 2.0, 5.0, 20.0) if near_auroc(b) < without - 0.02)
 limit = near_auroc(1000.0)
 print(f"noise {too_much:g}: {near_auroc(too_much):.3f}; in the limit {limit:.3f}")
+check_noise(too_much)
 
 # %% [markdown]
 # Near-OOD shows in the narrow directions of the training features, and noise widens exactly these. In the limit $\Sigma$
@@ -1200,13 +1224,18 @@ print(f"noise {too_much:g}: {near_auroc(too_much):.3f}; in the limit {limit:.3f}
 
 # %% tags=["exercise"]
 ceiling = ...
+
+# %% tags=["check"]
 ball = F.normalize(torch.randn(20_000, 3, generator=generator), dim=1)
 r = (ball + 0.05 * torch.randn(ball.shape, generator=generator)).norm(dim=1)
 s2 = 0.05**2  # the exact density of a blurred sphere: an integral over the angle
 exact = -((r - 1) ** 2) / (2 * s2) - torch.log(4 * math.pi * r)
-exact -= 0.5 * math.log(2 * math.pi * s2)
-near_exact = lambda a: abs(a - exact.mean().item()) < 0.02  # noqa: E731
-check(ceiling, near_exact, "one direction is across: K − d = 1")
+exact = (exact - 0.5 * math.log(2 * math.pi * s2)).mean().item()
+check_ceiling = ood.Check(
+    (lambda a: abs(a - exact - math.log(2)) > 0.02, "that is a circle's length: a sphere has area 4π"),
+    (lambda a: abs(a - exact) < 0.02, "one direction is across: K − d = 1"),
+)
+check_ceiling(ceiling)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1218,9 +1247,14 @@ check(ceiling, near_exact, "one direction is across: K − d = 1")
 # Along the surface the entropy is $\log A$, across it that of $K-d$ independent normals,
 # $\frac{K-d}2\log(2\pi e\sigma^2)$. The ceiling is minus their sum. The unit sphere has $A=4\pi$.
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the ceiling of the circle.
+ceiling = -math.log(2 * math.pi) - 0.5 * math.log(2 * math.pi * math.e * 0.05**2)
+check_ceiling(ceiling)
+
 # %% tags=["solution"]
 ceiling = -math.log(4 * math.pi) - 0.5 * math.log(2 * math.pi * math.e * 0.05**2)
-assert abs(ceiling - exact.mean().item()) < 0.02
+check_ceiling(ceiling)
 
 # %% [markdown]
 # In general $-\log A-\frac{K-d}{2}\log(2\pi e\sigma^2)$: it grows by $-\log\sigma$ for each missing direction.
@@ -1238,7 +1272,13 @@ assert abs(ceiling - exact.mean().item()) < 0.02
 
 # %% tags=["exercise"]
 gap = ...
-check(gap, lambda a: a < 0, "choose g with g'(0) > e^{1/2} g'(1)")
+
+# %% tags=["check"]
+check_order = ood.Check(
+    (lambda a: abs(a - 0.5) > 1e-6, "that is the gap before the map"),
+    (lambda a: a < 0, "z₁ is still likelier: choose g with g'(0) > e^{1/2} g'(1)"),
+)
+check_order(gap)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1248,13 +1288,18 @@ check(gap, lambda a: a < 0, "choose g with g'(0) > e^{1/2} g'(1)")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the cubic with c = 1 stretches the outside, which makes the outside less likely still.
+gap = 0.5 + math.log(1 + 3)
+check_order(gap)
+
 # %% tags=["solution"]
 def log_density(z, c=5.0):  # y = z + c tanh(z), g' = 1 + c / cosh²(z)
     return -0.5 * z**2 - 0.5 * math.log(2 * math.pi) - math.log(1 + c / math.cosh(z) ** 2)
 
 
 gap = log_density(0.0) - log_density(1.0)
-assert gap < 0
+check_order(gap)
 
 # %% [markdown]
 # With $g(z)=z+5\tanh z$ the middle is stretched six-fold and thinned out. (The cubic leaves the middle as it is, $g'(0)=1$,
@@ -1274,9 +1319,14 @@ assert gap < 0
 
 # %% tags=["exercise"]
 together = ...
+
+# %% tags=["check"]
 single = group_auroc(lambda z: flow.score(ood.Features(z)), F1)["near"]
-hint = "standardise scores on validation sets, then average"
-check(together, lambda a: a > single, hint)
+check_together = ood.Check(
+    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
+    (lambda a: a > single, "not above one network: standardise on validation sets, then average"),
+)
+check_together(together)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1285,6 +1335,11 @@ check(together, lambda a: a > single, hint)
 # ```{solution-start} ex-flow-ensemble
 # :class: dropdown
 # ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the flow of the first network is good enough.
+together = group_auroc(lambda z: flow.score(ood.Features(z)), F1)["near"]
+check_together(together)
 
 # %% tags=["solution"]
 def standardised(detector, f):
@@ -1297,6 +1352,7 @@ votes = [standardised(d["Flow"], f) for d, f in zip(fitted, features)]
 mean = {n: torch.stack([vote[n] for vote in votes]).mean(0) for n in votes[0]}
 together = np.mean([auroc(mean["id"], mean[n])[0] for n in F1.near])
 print(f"all {len(votes)} networks {together:.4f}, the first {single:.4f}")
+check_together(together)
 
 # %% [markdown]
 # Where one network puts a stranger on an island, another may not. Was the average of rulers the better ruler in your run?

@@ -1284,17 +1284,7 @@ display(Markdown(
 # %% [markdown]
 # ## 8. Exercises
 #
-# Each has a hint and a solution. `check` tells you whether you are right.
-
-# %%
-def check(answer, good, hint):
-    if answer is ...:
-        print("not answered yet")
-    elif good(answer):
-        print("correct")
-    else:
-        print(f"not yet: {hint}")
-
+# Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
 
 # %% [markdown]
 # ```{exercise-start} Predict
@@ -1305,7 +1295,13 @@ def check(answer, good, hint):
 
 # %% tags=["exercise"]
 best_scale = ...
-check(best_scale, lambda a: abs(a - 0.3) < 1e-6, "differentiate σ / (τ² + σ²)")
+
+# %% tags=["check"]
+check_scale = ood.Check(
+    (lambda a: abs(a - 0.09) > 1e-6, "that is the variance; a noise scale is a standard deviation"),
+    (lambda a: abs(a - 0.3) < 1e-6, "differentiate σ / (τ² + σ²)"),
+)
+check_scale(best_scale)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1315,10 +1311,15 @@ check(best_scale, lambda a: abs(a - 0.3) < 1e-6, "differentiate σ / (τ² + σ�
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the variance of the data.
+best_scale = 0.3**2
+check_scale(best_scale)
+
 # %% tags=["solution"]
 tau, grid = 0.3, torch.linspace(0.01, 1, 100).double()
 best_scale = grid[(grid / (tau**2 + grid**2)).argmax()].item()
-assert abs(best_scale - 0.3) < 1e-6
+check_scale(best_scale)
 
 # %% [markdown]
 # The derivative of $\sigma/(\tau^2+\sigma^2)$ is $(\tau^2-\sigma^2)/(\tau^2+\sigma^2)^2$, which vanishes at $\sigma=\tau$.
@@ -1334,9 +1335,15 @@ assert abs(best_scale - 0.3) < 1e-6
 
 # %% tags=["exercise"]
 denoised = ...
+
+# %% tags=["check"]
 posterior = prior * (-((40 - clean) ** 2) / 200).exp()
 exact_mean = ((posterior * clean).sum() / posterior.sum()).item()
-check(denoised, lambda a: abs(a - exact_mean) < 0.01, "x + σ² s")
+check_denoised = ood.Check(
+    (lambda a: abs(a - (80 - exact_mean)) > 0.01, "the sign: the score points to the data"),
+    (lambda a: abs(a - exact_mean) < 0.01, "x + σ² s, with the score at σ = 10"),
+)
+check_denoised(denoised)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1346,9 +1353,14 @@ check(denoised, lambda a: abs(a - exact_mean) < 0.01, "x + σ² s")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: minus the score, as if it were a gradient to go down.
+denoised = 40 - 10.0**2 * line(torch.tensor([[40.0]]).double(), 10.0).item()
+check_denoised(denoised)
+
 # %% tags=["solution"]
 denoised = 40 + 10.0**2 * line(torch.tensor([[40.0]]).double(), 10.0).item()
-assert abs(denoised - exact_mean) < 0.01
+check_denoised(denoised)
 
 # %% [markdown]
 # The brute-force mean of section 2.4 agrees. The point lies between the groups, and its denoised version is a compromise
@@ -1366,7 +1378,13 @@ assert abs(denoised - exact_mean) < 0.01
 
 # %% tags=["exercise"]
 ratio = ...
-check(ratio, lambda a: 0.7 < a < 1.3, "at σ_1 the network sees little but noise")
+
+# %% tags=["check"]
+check_ratio = ood.Check(
+    (lambda a: a < 2, "the norm itself? Divide it by the square root of D (1 − ℓ)"),
+    (lambda a: 0.7 < a < 1.3, "at σ_1 the network sees little but noise: the ratio is near one"),
+)
+check_ratio(ratio)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1376,12 +1394,17 @@ check(ratio, lambda a: 0.7 < a < 1.3, "at σ_1 the network sees little but noise
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the norm, not divided; it is about the square root of the number of pixels.
+ratio = math.sqrt(D)
+check_ratio(ratio)
+
 # %% tags=["solution"]
 x = some(list(bench.far.values())[-1], 300).images
 epsilon = torch.randn(x.shape, generator=g)
 noisy = norms_of(noised(network, epsilon), x, sigmas[:1])
 ratio = noisy.mean().item() / math.sqrt(D * (1 - error["test"][0][0]))
-assert 0.7 < ratio < 1.3
+check_ratio(ratio)
 
 # %% [markdown]
 # Close to one: on noised input the largest scale says nothing about the set. That is why clean input wins.
@@ -1398,9 +1421,15 @@ assert 0.7 < ratio < 1.3
 
 # %% tags=["exercise"]
 on_circle = ...
+
+# %% tags=["check"]
 thin = partial(mixture_score, mu=circle, w=torch.full((200,), 1 / 200).double(), tau=1e-6)
 exact_norm = ood.score_norms(thin, circle[:1], [0.3]).item()
-check(on_circle, lambda a: abs(a / exact_norm - 1) < 0.02, "the mean of R(1 − cos φ)")
+check_circle = ood.Check(
+    (lambda a: abs(a - 0.1) > 1e-6, "twice too much: 1 − cos φ is about φ²/2"),
+    (lambda a: abs(a / exact_norm - 1) < 0.02, "the mean of R(1 − cos φ), divided by σ"),
+)
+check_circle(on_circle)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1414,9 +1443,14 @@ check(on_circle, lambda a: abs(a / exact_norm - 1) < 0.02, "the mean of R(1 − 
 # with standard deviation $\sigma/R$. Such a point lies $R(1-\cos\varphi)\approx R\varphi^2/2$ further in. Its mean is
 # $\sigma^2/(2R)$, which is how far the denoiser moves the point inwards. Divide by $\sigma$.
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the height above the chord without its half.
+on_circle = 0.3 / 3
+check_circle(on_circle)
+
 # %% tags=["solution"]
 on_circle = 0.3 / (2 * 3)
-assert abs(on_circle / exact_norm - 1) < 0.02
+check_circle(on_circle)
 
 # %% [markdown]
 # ```{solution-end}
@@ -1432,8 +1466,14 @@ assert abs(on_circle / exact_norm - 1) < 0.02
 
 # %% tags=["exercise"]
 cheated = ...
+
+# %% tags=["check"]
 everything = judge_columns(rulers[0], torch.arange(count), ood.GMM(1, "full"))["near"]
-check(cheated, lambda a: a > everything, "try single columns first")
+check_cheated = ood.Check(
+    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
+    (lambda a: a > everything, "not above all columns: try single columns first"),
+)
+check_cheated(cheated)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1443,11 +1483,17 @@ check(cheated, lambda a: a > everything, "try single columns first")
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: more columns are better.
+cheated = judge_columns(rulers[0], torch.arange(count), ood.GMM(1, "full"))["near"]
+check_cheated(cheated)
+
 # %% tags=["solution"]
 tries = [torch.tensor([a]) for a in range(count)]
 cheated = max(judge_columns(rulers[0], c, ood.GMM(1, "full"))["near"] for c in tries)
-assert cheated > everything or benchmark != "digits"  # elsewhere look at pairs, too
+
 print(f"best single column {cheated:.3f}, all {count} columns {everything:.3f}")
+check_cheated(cheated)  # on other benchmarks look at pairs, too
 
 # %% [markdown]
 # It was chosen on the very images it is judged on, and by their being OOD. On another OOD set the same column may be the
@@ -1460,12 +1506,18 @@ print(f"best single column {cheated:.3f}, all {count} columns {everything:.3f}")
 # :label: ex-msma-open
 # ```
 # Section 7.1 asked whether grey levels give images away. Build a detector from the same network that cannot use them, without
-# retraining, and store the largest difference, over the far sets, between its AUROC on the original and on the rounded images.
-# *Hint: what could you do to every image, ID ones too, before the network sees it? Or which columns could you leave out?*
+# retraining, and store the largest difference, over all images of the far sets, between its score of an image and of the rounded one.
+# *Hint: what could you do to every image, ID ones too, before the network sees it?*
 
 # %% tags=["exercise"]
 difference = ...
-check(difference, lambda a: a < 0.02, "round every image, ID ones too")
+
+# %% tags=["check"]
+check_blind = ood.Check(
+    (lambda a: a >= 0, "a largest absolute difference is not negative"),
+    (lambda a: a < 1e-6, "it still sees the format: round every image, ID ones too"),
+)
+check_blind(difference)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1474,6 +1526,13 @@ check(difference, lambda a: a < 0.02, "round every image, ID ones too")
 # ```{solution-start} ex-msma-open
 # :class: dropdown
 # ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: change nothing, and hope that the scales average the format out.
+naive = ood.MSMA(network, ood.GMM(1, "full"), sigmas).fit(seen(network, some(held_out, 400)))
+both = [(seen(network, some(v, 400)), rounded_norms[k]) for k, v in bench.far.items()]
+difference = max((naive(x) - naive(y)).abs().max().item() for x, y in both)
+check_blind(difference)
 
 # %% tags=["solution"]
 def rounding(x, sigma):
@@ -1485,13 +1544,9 @@ def blind(data):
 
 
 detector = ood.MSMA(rounding, ood.GMM(1, "full"), sigmas).fit(blind(held_out))
-own = detector(blind(bench.test))
-pairs = [
-    (auroc(own, detector(blind(v)))[0], auroc(own, detector(blind(rounded(v))))[0])
-    for v in bench.far.values()
-]
-difference = max(abs(a - b) for a, b in pairs)
-assert difference < 0.02
+both = [(blind(v), blind(rounded(v))) for v in bench.far.values()]
+difference = max((detector(x) - detector(y)).abs().max().item() for x, y in both)
+check_blind(difference)
 
 # %% [markdown]
 # Rounding is part of the network now, and a network that rounds cannot know whether somebody rounded before. Any score
@@ -1533,3 +1588,10 @@ if results:
     plt.close(figure)
     table.to_csv(Path(results) / "benchmark.csv", index=False)
     (Path(results) / "summary.md").write_text(plots.markdown_table(summary))
+    origin = ood.provenance(
+        f"ood-book run msma -p benchmark {benchmark} -p seeds {seeds} -p score_steps {score_steps} -p patch {patch} "
+        f"-p score_widths '{score_widths}' -p half {half} -p images_per_set {images_per_set}", sets="; ".join(bench.notes),
+    )  # fmt: skip
+    label = f"score network, {score_steps} updates; classifier of {widths[-1]} features"
+    about = {"benchmark": benchmark, "network": label, "accuracy": np.mean(accuracies) / 100}
+    ood.save_results(Path(results) / "this-run.json", table, origin=origin, **about)

@@ -1195,17 +1195,7 @@ rare.astype({"trained on": int, "alone in test": int}).round(1)
 # %% [markdown]
 # ## 8. Exercises
 #
-# Each has a hint and a solution. `check` tells you whether you are right.
-
-# %%
-def check(answer, good, hint):
-    if answer is ...:
-        print("not answered yet")
-    elif good(answer):
-        print("correct")
-    else:
-        print(f"not yet: {hint}")
-
+# Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
 
 # %% [markdown]
 # ```{exercise-start} Predict
@@ -1216,7 +1206,13 @@ def check(answer, good, hint):
 
 # %% tags=["exercise"]
 p = ...
-check(p, lambda a: abs(a - (1 - 0.95**20)) < 1e-3, "1 − p must equal 0.95 to the power 20")
+
+# %% tags=["check"]
+check_p = ood.Check(
+    (lambda a: 0 < a < 1, "a probability below one: doubts do not add up, their absences multiply"),
+    (lambda a: abs(a - (1 - 0.95**20)) < 1e-3, "1 − p must equal 0.95 to the power 20"),
+)
+check_p(p)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1226,11 +1222,17 @@ check(p, lambda a: abs(a - (1 - 0.95**20)) < 1e-3, "1 − p must equal 0.95 to t
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: twenty times five per cent.
+p = 20 * 0.05
+check_p(p)
+
 # %% tags=["solution"]
 p = 1 - 0.95**20
 a, b = torch.full((20,), 0.05).logit(), torch.full((20,), -50.0)
 b[0] = math.log(p / (1 - p))
 assert torch.isclose(ood.joint_energy(a), ood.joint_energy(b), atol=1e-4)
+check_p(p)
 
 # %% [markdown]
 # About 64 %. Twenty faint doubts weigh as much as one fairly sure label; whether they should is a question about your data.
@@ -1248,8 +1250,15 @@ assert torch.isclose(ood.joint_energy(a), ood.joint_energy(b), atol=1e-4)
 # %% tags=["exercise"]
 ell = f.test.logits[0].double()
 exactly_one = ...
+
+# %% tags=["check"]
 odds = (1 - ell.sigmoid()).prod() * ell.exp().sum()  # the same from odds p / (1 − p)
-check(exactly_one, lambda a: abs(a - odds) < 1e-6, "C label sets have exactly one label")
+check_one = ood.Check(
+    (lambda a: 0 <= a <= 1, "a probability lies between 0 and 1"),
+    (lambda a: abs(a - ell.sigmoid().sum()) > 1e-6, "that is the expected number of labels"),
+    (lambda a: abs(a - odds) < 1e-6, "C label sets have exactly one label; add their probabilities"),
+)
+check_one(exactly_one)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1259,10 +1268,15 @@ check(exactly_one, lambda a: abs(a - odds) < 1e-6, "C label sets have exactly on
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the sum of the label probabilities, which counts images with two labels twice.
+exactly_one = ell.sigmoid().sum()
+check_one(exactly_one)
+
 # %% tags=["solution"]
 one_hot = torch.eye(C).double()  # the label sets with one label
 exactly_one = torch.exp(ood.joint_energy(ell) + one_hot @ ell).sum()
-assert abs(exactly_one - odds) < 1e-6
+check_one(exactly_one)
 
 # %% [markdown]
 # $S$ normalises the distribution over label sets, as a log-partition function does everywhere in statistical physics.
@@ -1287,7 +1301,13 @@ def first_product(c):
 
 
 factor = ...
-check(factor, lambda a: abs(a - 1) < 0.05, "the gain gives back what the norm loses")
+
+# %% tags=["check"]
+check_factor = ood.Check(
+    (lambda a: abs(a - 5) > 0.05 and abs(a - 0.2) > 0.01, "the norm changes so; and the gain?"),
+    (lambda a: abs(a - 1) < 0.05, "the gain gives back what the norm loses"),
+)
+check_factor(factor)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1297,10 +1317,16 @@ check(factor, lambda a: abs(a - 1) < 0.05, "the gain gives back what the norm lo
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: five times the norm, five times the product.
+factor = 5.0
+check_factor(factor)
+
 # %% tags=["solution"]
 factor = first_product(5.0) / first_product(1.0)
-assert abs(factor - 1) < 0.05
+
 print(f"{factor:.3f}")
+check_factor(factor)
 
 # %% [markdown]
 # One, up to $\varepsilon$. The coefficient of a normalisation in front of BatchNorm is no bound and hardly a parameter.
@@ -1317,7 +1343,14 @@ print(f"{factor:.3f}")
 
 # %% tags=["exercise"]
 reshaped_and_exact = ...
-check(reshaped_and_exact, lambda a: tuple(a) == (3, 9), "√9, and 9 on a constant image")
+
+# %% tags=["check"]
+check_norms = ood.Check(
+    (lambda a: len(a) == 2, "a pair: the reshaped norm, then the exact one"),
+    (lambda a: abs(a[0] - 3) < 1e-6, "reshaped: the length of a vector of nine ones"),
+    (lambda a: abs(a[1] - 9) < 1e-6, "exact: what happens to a constant image?"),
+)
+check_norms(reshaped_and_exact)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1329,12 +1362,18 @@ check(reshaped_and_exact, lambda a: tuple(a) == (3, 9), "√9, and 9 on a consta
 # As a vector of nine ones the weight has length 3. A constant image turns into nine times itself, except at the border, so
 # the norm approaches 9 from below. By section 3.3 it cannot be more than $k\,\sigma_{\max} = 3\cdot3$. The bound is tight.
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: nine weights of one, nine in both.
+reshaped_and_exact = 9, 9
+check_norms(reshaped_and_exact)
+
 # %% tags=["solution"]
 reshaped_and_exact = reshaped, exact = 3, 9
 ones = nn.Conv2d(1, 1, 3, padding=1, bias=False)
 nn.init.ones_(ones.weight)
 assert abs(reshaped_norm(ones.weight) - reshaped) < 1e-5
 assert exact - 0.1 < exact_norm(ones, (1, 64, 64)) < exact
+check_norms(reshaped_and_exact)
 
 # %% [markdown]
 # ```{solution-end}
@@ -1356,8 +1395,14 @@ for _ in range(40):
     tame(crops)
 block_report = ood.lipschitz_report(tame, crops[:2]).set_index("layer")["product"]
 bound = ...
-right = 1 + block_report["stages.0.0.conv1"] * block_report["stages.0.0.conv2"]
-check(bound, lambda a: abs(a - right) < 1e-6, "identity plus the product of the two layers")
+
+# %% tags=["check"]
+branch = block_report["stages.0.0.conv1"] * block_report["stages.0.0.conv2"]
+check_bound = ood.Check(
+    (lambda a: abs(a - branch) > 1e-6, "that is the branch; the shortcut is added to it"),
+    (lambda a: abs(a - 1 - branch) < 1e-6, "identity plus the product of the two layers"),
+)
+check_bound(bound)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1366,6 +1411,11 @@ check(bound, lambda a: abs(a - right) < 1e-6, "identity plus the product of the 
 # ```{solution-start} ex-snojoe-block
 # :class: dropdown
 # ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the branch without the shortcut.
+bound = block_report["stages.0.0.conv1"] * block_report["stages.0.0.conv2"]
+check_bound(bound)
 
 # %% tags=["solution"]
 bound = 1 + block_report["stages.0.0.conv1"] * block_report["stages.0.0.conv2"]
@@ -1377,6 +1427,7 @@ with torch.no_grad():
 stretch = (out / (maps - moved_maps).flatten(1).norm(dim=1)).max().item()
 assert stretch <= bound
 print(f"bound {bound:.1f}, largest stretch seen {stretch:.2f}")
+check_bound(bound)
 
 # %% [markdown]
 # The bound holds and is far from what random steps show. Worst-case products say little about the directions that matter.
@@ -1395,9 +1446,15 @@ print(f"bound {bound:.1f}, largest stretch seen {stretch:.2f}")
 # %% tags=["exercise"]
 strange = [n(gratings(1.0)).detach() for n in networks["plain"]]
 alarmed = ...
+
+# %% tags=["check"]
 page = [auroc(ood.joint_energy(x.test.logits), ood.joint_energy(z))[0]
         for x, z in zip(features["plain"], strange)]  # fmt: skip
-check(alarmed, lambda a: a > np.mean(page), "the distance of S to its ID median")
+check_alarm = ood.Check(
+    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
+    (lambda a: a > np.mean(page), "not above this page: the distance of S to its ID median"),
+)
+check_alarm(alarmed)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1406,6 +1463,12 @@ check(alarmed, lambda a: a > np.mean(page), "the distance of S to its ID median"
 # ```{solution-start} ex-snojoe-alarm
 # :class: dropdown
 # ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: turn the sign round. That is an alarm for too much, and none for too little;
+# and it was chosen on the gratings. Here the plain joint energy, for comparison.
+alarmed = np.mean(page)
+check_alarm(alarmed)
 
 # %% tags=["solution"]
 def two_sided(x):
@@ -1422,6 +1485,7 @@ for name, z in (f.near | f.far).items():
     pair = ood.joint_energy, judges[0]
     one, two = (auroc(s(f.test.logits), s(z.logits))[0] for s in pair)
     print(f"{name}: joint energy {one:.2f}, two-sided {two:.2f}")
+check_alarm(alarmed)
 
 # %% [markdown]
 # An image with three labels lies in the lower tail by right, so the two-sided score pays for its alarm elsewhere. Dividing

@@ -364,15 +364,20 @@ display(shown if len(off) else Markdown("No run on all images is in the archive.
 # and store the name of the loser in `loser`. *Hint: `x.train[::2]`.*
 
 # %% tags=["exercise"]
-loser = ...
+loser = ...  # "KNN" or "Mahalanobis"
+
+# %% tags=["check"]
 halves = {"KNN": ood.KNN(k=50), "Mahalanobis": ood.Mahalanobis()}
 lost = {
     n: groups_of(d.fit(x.train), x)["near"] - groups_of(d.fit(x.train[::2]), x)["near"]
     for n, d in halves.items()
 }
 right_answer = max(lost, key=lost.get)
-word = "correct" if loser == right_answer else "compute it"
-print("not answered yet" if loser is ... else word)
+check_loser = ood.Check(
+    (lambda a: a in halves, "one of the two names"),
+    (lambda a: a == right_answer, "compute it: the other loses more"),
+)
+check_loser(loser)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -382,9 +387,15 @@ print("not answered yet" if loser is ... else word)
 # :class: dropdown
 # ```
 
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the answer to the opposite question.
+loser = min(lost, key=lost.get)
+check_loser(loser)
+
 # %% tags=["solution"]
 loser = right_answer
 print({n: f"{100 * v:+.2f} points lost" for n, v in lost.items()})
+check_loser(loser)
 
 # %% [markdown]
 # ```{solution-end}
@@ -393,11 +404,50 @@ print({n: f"{100 * v:+.2f} points lost" for n, v in lost.items()})
 # ```{exercise-start} A score of your own
 # :label: ex-cifar10-own
 # ```
-# The features of this network are non-negative, and far-OOD features are often short. Add the norm of the feature to a
-# detector of your choice (`ood.compose` standardises both), and find a pair that beats each of its parts on the near *and*
-# the far sets. There is no key to this one: report the paired interval, and remember that you looked at OOD data to choose.
-#
+# Two detectors that fail in different places may help each other. `ood.compose` brings both to one scale and averages them. Find
+# a pair that beats each of its parts on the near *and* the far sets, and store the two detectors, not fitted.
+# *Hint: one that reads logits and one that reads features.*
+
+# %% tags=["exercise"]
+pair = ...  # such as ood.KNN(k=50), ood.Energy()
+
+# %% tags=["check"]
+def beats_its_parts(pair):
+    """On near and far, by how much the pair is above the better of its parts."""
+    parts = [groups_of(d.fit(x.train), x) for d in pair]
+    both = groups_of(ood.compose(list(pair)).fit(x.train), x)
+    return {g: both[g] - max(part[g] for part in parts) for g in ("near", "far")}
+
+
+check_pair = ood.Check(
+    (lambda p: len(p) == 2, "two detectors"),
+    (lambda p: max(beats_its_parts(p).values()) > 0, "one part is better alone on both groups"),
+    (lambda p: min(beats_its_parts(p).values()) > 0, "better on one group only: try parts that differ more"),
+)
+check_pair(pair)
+
+# %% [markdown]
 # ```{exercise-end}
+# ```
+#
+# ```{solution-start} ex-cifar10-own
+# :class: dropdown
+# ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the two that are best alone. Both read the same logits, and one is ahead wherever the pair is.
+pair = ood.ReAct(head), ood.MaxLogit()
+check_pair(pair)
+
+# %% tags=["solution"]
+pair = ood.MSP(), ood.GMMPrior()
+print({g: f"{100 * v:+.2f} points over the better part" for g, v in beats_its_parts(pair).items()})
+check_pair(pair)
+
+# %% [markdown]
+# A probability of the logits and a density of the direction of the feature have different blind spots. But you looked at the
+# OOD sets to choose, so this number is no result: take another OOD set, and a paired interval, before you believe it.
+# ```{solution-end}
 # ```
 #
 # ## 8. What to take away

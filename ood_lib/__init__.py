@@ -14,6 +14,7 @@ from ood_lib.data import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, SHE
+from ood_lib.exercises import Check
 from ood_lib.feature_flow import FeatureFlow
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
@@ -44,7 +45,7 @@ from ood_lib.training import accuracy, mean_average_precision, train_classifier,
 from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
-    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Comparison", "Detector", "DiffusersBody",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Detector", "DiffusersBody",
     "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "Frame", "GEN", "GMM", "GMMPrior", "GradNorm",
     "HEAT", "History", "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP",
     "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",

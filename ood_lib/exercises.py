@@ -1,0 +1,68 @@
+"""The check of an exercise: says whether an answer is right, and what is wrong with one that is not.
+
+It needs no network and no further package, and it never breaks a notebook: whatever the answer is, the verdict is a
+sentence.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+__all__ = ["Check", "Verdict"]
+
+Law = tuple[Callable[[Any], Any], str]
+
+
+class Verdict(NamedTuple):
+    """What a check says; true only of a right answer."""
+
+    right: bool
+    says: str
+
+    def __bool__(self) -> bool:
+        return self.right
+
+    def __repr__(self) -> str:
+        return self.says
+
+
+class Check:
+    """The laws that a right answer obeys, each with what to say to an answer that breaks it.
+
+    Args:
+        laws: pairs (predicate, what is wrong where it does not hold), tried in order: typical mistakes first, the full
+            answer last.
+
+    Example:
+        >>> check_angle = Check(
+        ...     (lambda a: a > 2, "radians; the question asks for degrees"),
+        ...     (lambda a: abs(a - 45) < 1, "which angle has tangent 1?"),
+        ... )
+        >>> check_angle(0.785)
+        not yet: radians; the question asks for degrees
+        >>> check_angle(45.0)
+        correct
+    """
+
+    def __init__(self, *laws: Law) -> None:
+        self.laws = laws
+
+    def __call__(self, answer: Any) -> Verdict:
+        """The verdict on an answer; ``...`` stands for none."""
+        if answer is ...:
+            return Verdict(False, "not answered yet: put your answer in place of ...")
+        broken = (says for says in map(lambda law: _complaint(*law, answer), self.laws) if says)
+        wrong = next(broken, "")
+        return Verdict(not wrong, f"not yet: {wrong}" if wrong else "correct")
+
+
+def _complaint(holds: Callable[[Any], Any], says: str, answer: Any) -> str:
+    try:
+        return "" if bool(holds(answer)) else says
+    except Exception as error:  # a wrong kind of answer fails in any way
+        return f"your answer is {_kind(answer)}, which this question cannot be answered with ({error}). {says}"
+
+
+def _kind(answer: Any) -> str:
+    shape = getattr(answer, "shape", None)
+    kind = "None" if answer is None else type(answer).__name__
+    return f"{kind} of shape {tuple(shape)}" if isinstance(shape, tuple) else kind
