@@ -39,7 +39,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run protocol -p tpr 0.99 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -1154,7 +1154,7 @@ check_tpr(strict_tpr)
 
 # %% tags=["solution"]
 strict_tpr = strictest
-print(f"{alarms_right(strict_tpr):.0%} of the alarms are right, {alarms_right(tpr):.0%} at {tpr:.0%}")
+print(f"right alarms: {alarms_right(strict_tpr):.0%}; at {tpr:.0%} {alarms_right(tpr):.0%}")
 check_tpr(strict_tpr)
 
 # %% [markdown]
@@ -1177,8 +1177,8 @@ two = ...  # a, b
 # %% tags=["check"]
 check_vectors = ood.Check(
     (lambda v: [len(x) for x in v] == [3, 3], "two vectors of three logits"),
-    (lambda v: ood.msp(v[0]) > ood.msp(v[1]), "MSP must find a stranger: let a be undecided"),
-    (lambda v: ood.energy(v[0]) < ood.energy(v[1]), "add a constant to a: MSP does not see it"),
+    (lambda v: ood.msp(v[0]) > ood.msp(v[1]), "MSP must call a stranger: undecided"),
+    (lambda v: ood.energy(v[0]) < ood.energy(v[1]), "add a constant: MSP is blind to it"),
 )
 check_vectors(two)
 
@@ -1272,8 +1272,8 @@ first = area[area["seed"] == seed].pivot_table("value", "detector", "group")
 goal = first.loc["MSP", "near"], first.loc["Mahalanobis", "far"] - 0.01
 check_two = ood.Check(
     (lambda v: len(v) == 2 and max(v) <= 1, "two AUROCs as fractions, near first"),
-    (lambda v: v[1] >= goal[1], "far: bring both to one scale on validation images, then add"),
-    (lambda v: v[0] >= goal[0], "near: the density must not drown the softmax; same scale first"),
+    (lambda v: v[1] >= goal[1], "far: bring both to one scale on ID images, then add"),
+    (lambda v: v[0] >= goal[0], "near: the density drowns the softmax; one scale first"),
 )
 check_two(near_far)
 

@@ -40,7 +40,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run weiper -p delta 2.4 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -1166,7 +1166,7 @@ far = ...
 other_order = group_auroc(smoothed, f)["far"]
 check_far = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: abs(a - other_order) > 1e-6, "that is the mean of the maxima, the order of MSP_W"),
+    (lambda a: abs(a - other_order) > 1e-6, "the mean of the maxima, as in MSP_W"),
     (lambda a: a > other_order, "mean over dim 1 first, then the maximum, then the sign"),
 )
 check_far(far)
@@ -1219,9 +1219,9 @@ xi = torch.randn(200_000, 3, generator=generator)
 left = torch.logsumexp(toy + sigma * xi, 1).mean().item()
 first_order = torch.logsumexp(toy, 0).item()
 check_right = ood.Check(
-    (lambda a: abs(a - first_order) > 1e-4, "that is logsumexp alone; add the term of second order"),
+    (lambda a: abs(a - first_order) > 1e-4, "add the term of second order"),
     (lambda a: a > first_order, "logsumexp is convex: noise raises its mean"),
-    (lambda a: abs(a - left) < 2e-3, "the Hessian is diag(p) − p pᵀ; only its diagonal is left"),
+    (lambda a: abs(a - left) < 2e-3, "the diagonal of diag(p) − p pᵀ is what is left"),
 )
 check_right(right)
 

@@ -43,7 +43,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # the released code.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -874,7 +874,7 @@ def group_auroc(detector, features):
 
 
 def hybrid_auroc(k, n, **changes):
-    """Train hybrid k of network n with changed options, and judge it; a training that blows up is a gap."""
+    """Train hybrid k of network n with changed options, and judge it; diverged is a gap."""
     chosen = options(k, **{"updates": sweep_updates, **changes})
     detector = ood.ResidualEBM(priors(heads[n])[k], **chosen)
     try:
@@ -1415,7 +1415,7 @@ near = ...
 page = group_auroc(logit_hybrid, f)["near"]
 check_near = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: a > page, "not above section 3: sample from ood.GMM(), start the chains there"),
+    (lambda a: a > page, "not above section 3: start the chains at samples of ood.GMM()"),
 )
 check_near(near)
 

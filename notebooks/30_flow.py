@@ -40,7 +40,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run flow -p noise 0.2 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -448,6 +448,7 @@ def train_network(s, **recipe):
     return network
 
 
+# %%
 networks = [train_network(s) for s in range(seed, seed + seeds)]
 features = [ood.extract_benchmark(n, bench, device=device) for n in networks]
 heads = [n.head.cpu() for n in networks]
@@ -463,9 +464,10 @@ F1.test
 
 # %%
 def half_width(values):
-    """Of the 95 % t interval of a mean over networks, as text; of one network nothing is known."""
-    n = len(values)
-    return f" ± {ood.metrics.student(n) * np.std(values, ddof=1) / n**0.5:.1f}" if n > 1 else " (one network)"
+    """Of the 95 % t interval of a mean over networks, as text."""
+    if (n := len(values)) == 1:
+        return " (one network)"
+    return f" ± {ood.metrics.student(n) * np.std(values, ddof=1) / n**0.5:.1f}"
 
 
 def signed(value):
@@ -1201,7 +1203,8 @@ too_much = 0.001
 check_noise(too_much)
 
 # %% tags=["solution"]
-too_much = next(b for b in (0.3, 0.5, 1.0, 2.0, 5.0, 20.0) if near_auroc(b) < without - 0.02)
+steps = 0.3, 0.5, 1.0, 2.0, 5.0, 20.0
+too_much = next(blur for blur in steps if near_auroc(blur) < without - 0.02)
 limit = near_auroc(1000.0)
 print(f"noise {too_much:g}: {near_auroc(too_much):.3f}; in the limit {limit:.3f}")
 check_noise(too_much)
@@ -1232,7 +1235,7 @@ s2 = 0.05**2  # the exact density of a blurred sphere: an integral over the angl
 exact = -((r - 1) ** 2) / (2 * s2) - torch.log(4 * math.pi * r)
 exact = (exact - 0.5 * math.log(2 * math.pi * s2)).mean().item()
 check_ceiling = ood.Check(
-    (lambda a: abs(a - exact - math.log(2)) > 0.02, "that is a circle's length: a sphere has area 4π"),
+    (lambda a: abs(a - exact - math.log(2)) > 0.02, "a circle; a sphere has area 4π"),
     (lambda a: abs(a - exact) < 0.02, "one direction is across: K − d = 1"),
 )
 check_ceiling(ceiling)
@@ -1324,7 +1327,7 @@ together = ...
 single = group_auroc(lambda z: flow.score(ood.Features(z)), F1)["near"]
 check_together = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: a > single, "not above one network: standardise on validation sets, then average"),
+    (lambda a: a > single, "not above one network: standardise on val, then average"),
 )
 check_together(together)
 

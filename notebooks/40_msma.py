@@ -1309,7 +1309,7 @@ best_scale = ...
 
 # %% tags=["check"]
 check_scale = ood.Check(
-    (lambda a: abs(a - 0.09) > 1e-6, "that is the variance; a noise scale is a standard deviation"),
+    (lambda a: abs(a - 0.09) > 1e-6, "the variance? A noise scale is a standard deviation"),
     (lambda a: abs(a - 0.3) < 1e-6, "differentiate σ / (τ² + σ²)"),
 )
 check_scale(best_scale)
@@ -1393,7 +1393,7 @@ ratio = ...
 # %% tags=["check"]
 check_ratio = ood.Check(
     (lambda a: a < 2, "the norm itself? Divide it by the square root of D (1 − ℓ)"),
-    (lambda a: 0.7 < a < 1.3, "at σ_1 the network sees little but noise: the ratio is near one"),
+    (lambda a: 0.7 < a < 1.3, "at σ_1 the network sees little but noise: near one"),
 )
 check_ratio(ratio)
 
