@@ -1,0 +1,148 @@
+"""One source, three editions: what students get, what the teacher gets, and a master for the grader `otter`.
+
+Pure functions from a chapter to a notebook.  All three are plain Markdown: Jupyter and Colab show no directives.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ood_lib.extras import need
+
+__all__ = ["EDITIONS", "instructor", "otter", "plain", "student"]
+
+FENCE = re.compile(r"^```\{(exercise|solution)-(start|end)\} *(.*)\n((?::\w+:.*\n)*)```\n?", re.M)
+DIRECTIVE = re.compile(r"^(`{3,}|:{3,})\{([\w:-]+)\} *([^\n]*)\n((?::\w+:[^\n]*\n)*)(.*?)^\1$\n?", re.M | re.S)
+ANSWER = re.compile(r"^\w+ = \.\.\..*$", re.M)
+HINT = re.compile(r"\s*\*Hint: (.+?)\*(?=\s*$|\n)", re.S)
+ROLES = [  # a role to the words that stand for it
+    (r"\{cite:t\}`([^`]+)`", r"\1"),
+    (r"\{cite(?::p)?\}`([^`]+)`", r"[\1]"),
+    (r"\{math\}`([^`]+)`", r"$\1$"),
+    (r"\{(?:num)?ref\}`([^`<]+?) *(?:%s)? *<[^`>]+>`", r"\1"),
+    (r"\{(?:num)?ref\}`([^`<]+)`", r"\1"),
+    (r"\{py:\w+\}`~?(?:[\w.]+\.)?(\w+)`", r"`\1`"),
+    (r"\{[\w:]+\}`([^`]+)`", r"\1"),
+    (r"^\([\w-]+\)=\n", ""),
+]
+
+
+class Part(NamedTuple):
+    """A cell, and where it stands: in no exercise, in one, or in its solution."""
+
+    place: str
+    cell: Any
+    label: str
+
+
+def student(notebook: Any) -> Any:
+    """The chapter without its solutions; the checks stay."""
+    return _notebook(notebook, [_shown(part.cell) for part in _parts(notebook) if part.place != "solution"])
+
+
+def instructor(notebook: Any) -> Any:
+    """The chapter with its solutions, and the mistakes that the checks know."""
+    return _notebook(notebook, [_shown(part.cell) for part in _parts(notebook)])
+
+
+def otter(notebook: Any) -> Any:
+    """The chapter as `otter assign` reads it: a question to each exercise, its check the test."""
+    cells = [_raw("# ASSIGNMENT CONFIG\ninit_cell: false\nexport_cell: false\ncheck_all_cell: false")]
+    waiting: list[Any] = []
+    for part in _parts(notebook):
+        if part.place != "exercise" and waiting:
+            cells += _question(waiting, [p for p in _parts(notebook) if p.label == waiting[0].label])
+            waiting = []
+        if part.place == "exercise":
+            waiting.append(part)
+        elif part.place == "":
+            cells.append(_shown(part.cell))
+    return _notebook(notebook, cells)
+
+
+EDITIONS = {"student": student, "instructor": instructor, "otter": otter}
+
+
+def _question(exercise: list[Part], everything: list[Part]) -> list[Any]:
+    """Text, answer with its solution, check and test of one exercise; an exercise without a check is text."""
+    tagged = {kind: [p.cell for p in everything if _kind(p.cell) == kind] for kind in ("exercise", "check", "solution")}
+    if not tagged["check"]:
+        return [_shown(p.cell) for p in exercise]
+    stub, check, solution = ("\n\n\n".join(c.source for c in cells) for cells in tagged.values())
+    given, call = ANSWER.sub("", stub).strip(), check.splitlines()[-1]
+    asked = next(iter(ANSWER.findall(stub)), stub)
+    answer = f"{asked}\n# BEGIN SOLUTION NO PROMPT\n{solution.removesuffix(call).rstrip()}\n# END SOLUTION"
+    text = [_shown(p.cell) for p in exercise if p.cell.cell_type == "markdown"]
+    begin = [_raw(f"# BEGIN QUESTION\nname: {exercise[0].label.replace('-', '_')}\npoints: 1"), *text]
+    before = [_code(x) for x in (given, check.removesuffix(call).rstrip()) if x]
+    solved = [_raw("# BEGIN SOLUTION"), _code(answer), _raw("# END SOLUTION"), _code(call)]
+    tests = [_raw("# BEGIN TESTS"), _code(f"assert {call}, {call}"), _raw("# END TESTS")]
+    return [*begin, *before, *solved, *tests, _raw("# END QUESTION")]
+
+
+def _parts(notebook: Any) -> Iterator[Part]:
+    """The cells with their places; one that holds a fence is cut there, and the fence becomes a heading."""
+    place = label = ""
+    for cell in notebook.cells:
+        if cell.cell_type != "markdown":
+            yield Part(place, cell, label)
+            continue
+        end = 0
+        for fence in FENCE.finditer(cell.source):
+            yield from _text(place, label, cell.source[end : fence.start()])
+            kind, side, title, options = fence.groups()
+            end, place = fence.end(), kind if side == "start" else ""
+            if side == "start":
+                label = next(iter(re.findall(r":label: (\S+)", options)), title)
+                yield from _text(place, label, f"**Exercise.** *{title}*" if kind == "exercise" else "**Solution**")
+        yield from _text(place, label, cell.source[end:])
+
+
+def _text(place: str, label: str, text: str) -> Iterator[Part]:
+    if text.strip():
+        yield Part(place, need("nbformat", "book").v4.new_markdown_cell(text.strip()), label)
+
+
+def _kind(cell: Any) -> str:
+    tags = cell.metadata.get("tags", [])
+    return "wrong" if "wrong" in tags else next((k for k in ("exercise", "check", "solution") if k in tags), "")
+
+
+def _shown(cell: Any) -> Any:
+    if cell.cell_type == "markdown":
+        return need("nbformat", "book").v4.new_markdown_cell(plain(cell.source))
+    return _code(cell.source, [t for t in cell.metadata.get("tags", []) if t in ("parameters", "exercise", "check")])
+
+
+def _code(source: str, tags: list[str] | None = None) -> Any:
+    return need("nbformat", "book").v4.new_code_cell(source, metadata={"tags": tags} if tags else {})
+
+
+def _raw(source: str) -> Any:
+    return need("nbformat", "book").v4.new_raw_cell(source)
+
+
+def _notebook(notebook: Any, cells: list[Any]) -> Any:
+    made = need("nbformat", "book").v4.new_notebook(cells=cells, metadata={"kernelspec": notebook.metadata.kernelspec})
+    for number, cell in enumerate(made.cells):
+        cell.id = f"cell-{number}"  # the same source, the same file
+    return made
+
+
+def plain(text: str) -> str:
+    """MyST as Markdown: a directive becomes a quotation, a role its words, a hint something to unfold.
+
+    Example:
+        >>> plain("See {cite:p}`hinton2002` and {py:class}`~ood_lib.heat.HEAT`. *Hint: think.*")
+        'See [hinton2002] and `HEAT`.\\n\\n<details><summary>Hint</summary>\\n\\nthink.\\n\\n</details>'
+    """
+    text = DIRECTIVE.sub(_quotation, text)
+    for role, words in ROLES:
+        text = re.sub(role, words, text, flags=re.M)
+    return HINT.sub(r"\n\n<details><summary>Hint</summary>\n\n\1\n\n</details>", text)
+
+
+def _quotation(found: re.Match[str]) -> str:
+    _, _, title, _, body = found.groups()
+    lines = [f"**{title}**", "", *plain(body).splitlines()] if title else plain(body).splitlines()
+    return "\n".join(f"> {line}".rstrip() for line in lines) + "\n"
