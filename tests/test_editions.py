@@ -1,21 +1,15 @@
 """Laws of the editions: students get no solution and every check, teachers get both, the grader a test for each."""
 
 import re
-from pathlib import Path
 
 import pytest
-
-jupytext = pytest.importorskip("jupytext")
-nbformat = pytest.importorskip("nbformat")
-
-from test_lessons import exercises, kind
+from test_lessons import NOTEBOOKS as SOURCES
+from test_lessons import ROOT, exercises, kind, nbformat
 
 from ood_lib.book import cli
 from ood_lib.book.editions import EDITIONS, plain
 from ood_lib.book.notebooks import load
 
-ROOT = Path(__file__).parents[1]
-SOURCES = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 
 
