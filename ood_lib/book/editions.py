@@ -47,7 +47,7 @@ def instructor(notebook: Any) -> Any:
 
 def otter(notebook: Any) -> Any:
     """The chapter as `otter assign` reads it: a question to each exercise, its check the test."""
-    cells = [_raw("# ASSIGNMENT CONFIG\ninit_cell: false\nexport_cell: false\ncheck_all_cell: false")]
+    cells = [_raw("# ASSIGNMENT CONFIG\ninit_cell: true\nexport_cell: false\ncheck_all_cell: false")]
     waiting: list[Any] = []
     for part in _parts(notebook):
         if part.place != "exercise" and waiting:
