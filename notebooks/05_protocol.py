@@ -1030,7 +1030,7 @@ display(Markdown(
 # %% tags=["exercise"]
 flipped = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_flipped = ood.Check(
     (lambda a: 0 <= a <= 1, "an AUROC is a share of pairs, between 0 and 1"),
     (lambda a: abs(a - 0.2) > 1e-9, "that is the AUROC before the flip"),
@@ -1070,7 +1070,7 @@ check_flipped(flipped)
 # %% tags=["exercise"]
 least = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_least = ood.Check(
     (lambda n: n != 1000, "one fewer will do: the threshold may be the largest of them"),
     (lambda n: n > 998, "with so few, k = ceil((n + 1)(1 − α)) is larger than n"),
@@ -1118,7 +1118,7 @@ check_least(least)
 # %% tags=["exercise"]
 strict_tpr = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 strictest = 1 - 1 / (len(f.val) + 1)  # what so many calibration images can promise
 
 
@@ -1131,7 +1131,7 @@ def alarms_right(tpr):
 
 goal = min(0.5, alarms_right(strictest))
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_tpr = ood.Check(
     (lambda t: 0 < t < 1, "a share of ID images, between 0 and 1"),
     (lambda t: t > tpr, "at 95 % five false alarms come with every right one or more"),
@@ -1174,7 +1174,7 @@ check_tpr(strict_tpr)
 # %% tags=["exercise"]
 two = ...  # a, b
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_vectors = ood.Check(
     (lambda v: [len(x) for x in v] == [3, 3], "two vectors of three logits"),
     (lambda v: ood.msp(v[0]) > ood.msp(v[1]), "MSP must call a stranger: undecided"),
@@ -1220,7 +1220,7 @@ gap = ...
 own, strange = scores["MSP"]["ID"], scores["MSP"][near]
 steps = ood.evaluate(own, strange).aupr_out
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_gap = ood.Check(
     (lambda a: a != 0, "exactly zero: did you compare one area with itself?"),
     (lambda a: abs(a) < 0.02, "the two agree to a few thousandths; store their difference"),
@@ -1267,7 +1267,7 @@ check_gap(gap)
 # %% tags=["exercise"]
 near_far = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 first = area[area["seed"] == seed].pivot_table("value", "detector", "group")
 goal = first.loc["MSP", "near"], first.loc["Mahalanobis", "far"] - 0.01
 check_two = ood.Check(

@@ -245,7 +245,7 @@ display(sources.T.fillna("").style.set_caption("Provenance: one column per run")
 # %% tags=["exercise"]
 level = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 lowest = board.loc[board["far"].idxmax(), "far_low"]
 right = int((board["far"] >= lowest).sum())
 check_level = ood.Check(

@@ -1038,7 +1038,7 @@ display(Markdown(
 # %% tags=["exercise"]
 angle = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_angle = ood.Check(
     (lambda a: a > 2, "radians, or the tangent itself; the question asks for degrees"),
     (lambda a: abs(a - 45) < 1, "c vanishes; which angle has tangent 1?"),
@@ -1077,7 +1077,7 @@ check_angle(angle)
 # %% tags=["exercise"]
 largest = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_largest = ood.Check(
     (lambda a: a >= 0, "a largest absolute difference is not negative"),
     (lambda a: a < 1e-5, "delta=0: each copy is the head"),
@@ -1117,7 +1117,7 @@ check_largest(largest)
 # %% tags=["exercise"]
 near = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 page = ood.WeiPer(head, repeats=None, **weiper_options)
 page_value = group_auroc(page, f)["near"]
 check_near = ood.Check(
@@ -1162,7 +1162,7 @@ check_near(near)
 smoothed = ood.WeiPer(head, "msp", repeats=repeats, delta=4.0, seed=seed)
 far = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 other_order = group_auroc(smoothed, f)["far"]
 check_far = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
@@ -1214,7 +1214,7 @@ check_far(far)
 toy, sigma = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.2, 0.3, 0.1])
 right = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 xi = torch.randn(200_000, 3, generator=generator)
 left = torch.logsumexp(toy + sigma * xi, 1).mean().item()
 first_order = torch.logsumexp(toy, 0).item()
@@ -1262,7 +1262,7 @@ check_right(right)
 # %% tags=["exercise"]
 forged_auroc = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_forged = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
     (lambda a: a > 0.55, "a coin: does the score see more than logits and length?"),

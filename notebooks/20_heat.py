@@ -1199,7 +1199,7 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 # %% tags=["exercise"]
 nats = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_nats = ood.Check(
     (lambda a: a > 0.2, "that is in units of E/T_p; multiply T_p back"),
     (lambda a: abs(a - 20) < 1e-9, "1/(2λ) in units of E/T_p, times T_p"),
@@ -1238,7 +1238,7 @@ check_nats(nats)
 # %% tags=["exercise"]
 temperature = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_temperature = ood.Check(
     (lambda a: a > 0, "a temperature is positive"),
     (lambda a: a < 1e-7, "square the noise: e² = 2 s T"),
@@ -1278,7 +1278,7 @@ check_temperature(temperature)
 # %% tags=["exercise"]
 far_alone = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 raw = toy_table.loc["residual", "far"]
 check_alone = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
@@ -1323,7 +1323,7 @@ check_alone(far_alone)
 # %% tags=["exercise"]
 ratio = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 exact = math.log(2) - 3 / 8
 check_ratio = ood.Check(
     (lambda a: a > 0, "the sign: e is negative where data are denser than the prior"),
@@ -1367,7 +1367,7 @@ check_ratio(ratio)
 # %% tags=["exercise"]
 kept = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_kept = ood.Check(
     (lambda a: a < 0, "the residual lowers the energy where data are denser"),
     (lambda a: abs(a + 0.5) > 1e-6, "that is the law without the kept starts"),
@@ -1411,7 +1411,7 @@ check_kept(kept)
 # %% tags=["exercise"]
 near = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 page = group_auroc(logit_hybrid, f)["near"]
 check_near = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),

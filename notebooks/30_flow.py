@@ -1083,7 +1083,7 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 # %% tags=["exercise"]
 difference = ...  # in nats, hers minus yours
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 bare = {"normalize": False, "updates": 0}
 units = {c: ood.Features(c * F1.train.penultimate) for c in (1, 1000)}
 mean = {c: ood.FeatureFlow(**bare).fit(x).usual for c, x in units.items()}
@@ -1129,7 +1129,7 @@ check_units(difference)
 toy_z = torch.randn(50, 6, generator=generator)
 error = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_error = ood.Check(
     (lambda a: a >= 0, "a largest absolute error is not negative"),
     (lambda a: a < 1e-3, "s, t come from the half that stayed; b = y_b exp(s) + t"),
@@ -1176,7 +1176,7 @@ check_error(error)
 # %% tags=["exercise"]
 too_much = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 def near_auroc(blur):
     detector = ood.FeatureFlow(updates=0, noise=blur).fit(F1.train)
     return group_auroc(lambda z: detector.score(ood.Features(z)), F1)["near"]
@@ -1228,7 +1228,7 @@ check_noise(too_much)
 # %% tags=["exercise"]
 ceiling = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 ball = F.normalize(torch.randn(20_000, 3, generator=generator), dim=1)
 r = (ball + 0.05 * torch.randn(ball.shape, generator=generator)).norm(dim=1)
 s2 = 0.05**2  # the exact density of a blurred sphere: an integral over the angle
@@ -1276,7 +1276,7 @@ check_ceiling(ceiling)
 # %% tags=["exercise"]
 gap = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_order = ood.Check(
     (lambda a: abs(a - 0.5) > 1e-6, "that is the gap before the map"),
     (lambda a: a < 0, "z₁ is still likelier: choose g with g'(0) > e^{1/2} g'(1)"),
@@ -1323,7 +1323,7 @@ check_order(gap)
 # %% tags=["exercise"]
 together = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 single = group_auroc(lambda z: flow.score(ood.Features(z)), F1)["near"]
 check_together = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),

@@ -1307,7 +1307,7 @@ display(Markdown(
 # %% tags=["exercise"]
 best_scale = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_scale = ood.Check(
     (lambda a: abs(a - 0.09) > 1e-6, "the variance? A noise scale is a standard deviation"),
     (lambda a: abs(a - 0.3) < 1e-6, "differentiate σ / (τ² + σ²)"),
@@ -1347,7 +1347,7 @@ check_scale(best_scale)
 # %% tags=["exercise"]
 denoised = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 posterior = prior * (-((40 - clean) ** 2) / 200).exp()
 exact_mean = ((posterior * clean).sum() / posterior.sum()).item()
 check_denoised = ood.Check(
@@ -1390,7 +1390,7 @@ check_denoised(denoised)
 # %% tags=["exercise"]
 ratio = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_ratio = ood.Check(
     (lambda a: a < 2, "the norm itself? Divide it by the square root of D (1 − ℓ)"),
     (lambda a: 0.7 < a < 1.3, "at σ_1 the network sees little but noise: near one"),
@@ -1433,7 +1433,7 @@ check_ratio(ratio)
 # %% tags=["exercise"]
 on_circle = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 thin = partial(mixture_score, mu=circle, w=torch.full((200,), 1 / 200).double(), tau=1e-6)
 exact_norm = ood.score_norms(thin, circle[:1], [0.3]).item()
 check_circle = ood.Check(
@@ -1478,7 +1478,7 @@ check_circle(on_circle)
 # %% tags=["exercise"]
 cheated = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 everything = judge_columns(rulers[0], torch.arange(count), ood.GMM(1, "full"))["near"]
 check_cheated = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
@@ -1523,7 +1523,7 @@ check_cheated(cheated)  # on other benchmarks look at pairs, too
 # %% tags=["exercise"]
 difference = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_blind = ood.Check(
     (lambda a: a >= 0, "a largest absolute difference is not negative"),
     (lambda a: a < 1e-6, "it still sees the format: round every image, ID ones too"),

@@ -1207,7 +1207,7 @@ rare.astype({"trained on": int, "alone in test": int}).round(1)
 # %% tags=["exercise"]
 p = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_p = ood.Check(
     (lambda a: 0 < a < 1, "below one: doubts do not add up, their absences multiply"),
     (lambda a: abs(a - (1 - 0.95**20)) < 1e-3, "1 − p must equal 0.95 to the power 20"),
@@ -1251,7 +1251,7 @@ check_p(p)
 ell = f.test.logits[0].double()
 exactly_one = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 odds = (1 - ell.sigmoid()).prod() * ell.exp().sum()  # the same from odds p / (1 − p)
 check_one = ood.Check(
     (lambda a: 0 <= a <= 1, "a probability lies between 0 and 1"),
@@ -1302,7 +1302,7 @@ def first_product(c):
 
 factor = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_factor = ood.Check(
     (lambda a: min(abs(a - 5), abs(a - 0.2)) > 0.05, "so does the norm; and the gain?"),
     (lambda a: abs(a - 1) < 0.05, "the gain gives back what the norm loses"),
@@ -1344,7 +1344,7 @@ check_factor(factor)
 # %% tags=["exercise"]
 reshaped_and_exact = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_norms = ood.Check(
     (lambda a: len(a) == 2, "a pair: the reshaped norm, then the exact one"),
     (lambda a: abs(a[0] - 3) < 1e-6, "reshaped: the length of a vector of nine ones"),
@@ -1396,7 +1396,7 @@ for _ in range(40):
 block_report = ood.lipschitz_report(tame, crops[:2]).set_index("layer")["product"]
 bound = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 branch = block_report["stages.0.0.conv1"] * block_report["stages.0.0.conv2"]
 check_bound = ood.Check(
     (lambda a: abs(a - branch) > 1e-6, "that is the branch; the shortcut is added to it"),
@@ -1447,7 +1447,7 @@ check_bound(bound)
 strange = [n(gratings(1.0)).detach() for n in networks["plain"]]
 alarmed = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 page = [auroc(ood.joint_energy(x.test.logits), ood.joint_energy(z))[0]
         for x, z in zip(features["plain"], strange)]  # fmt: skip
 check_alarm = ood.Check(

@@ -366,7 +366,7 @@ display(shown if len(off) else Markdown("No run on all images is in the archive.
 # %% tags=["exercise"]
 loser = ...  # "KNN" or "Mahalanobis"
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 halves = {"KNN": ood.KNN(k=50), "Mahalanobis": ood.Mahalanobis()}
 lost = {
     n: groups_of(d.fit(x.train), x)["near"] - groups_of(d.fit(x.train[::2]), x)["near"]
@@ -411,7 +411,7 @@ check_loser(loser)
 # %% tags=["exercise"]
 pair = ...  # such as ood.KNN(k=50), ood.Energy()
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 def beats_its_parts(pair):
     """On near and far, by how much the pair is above the better of its parts."""
     parts = [groups_of(d.fit(x.train), x) for d in pair]
