@@ -1016,6 +1016,138 @@ display(Markdown(
 #   promise of section 2.4 is void, and section 4.3 shows how fast.
 
 # %% [markdown]
+# ### Quiz
+#
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. A detector reaches an AUROC of 0.9. What does this number say?**
+#
+# <details><summary>A. It decides rightly about 90 % of the images.</summary>
+#
+# **No.** A decision needs a threshold, and AUROC has none. Put the threshold badly and the same detector decides
+# wrongly about most images.
+#
+# </details>
+#
+# <details><summary>B. A random OOD image has the larger score than a random ID image in 90 % of the pairs.</summary>
+#
+# **Right.** Section 2.1 counts exactly these pairs, ties one half. It speaks of order only, so any increasing
+# function of the score has the same AUROC.
+#
+# </details>
+#
+# <details><summary>C. It catches 90 % of the OOD images at 5 % false alarms.</summary>
+#
+# **No.** That is one point of the ROC curve. AUROC averages over all thresholds, also those that nobody would use,
+# so it fixes no single point.
+#
+# </details>
+#
+# **2. Two papers report the FPR95 of the same scores on the same images, and the numbers differ widely. What is the
+# first thing to ask?**
+#
+# <details><summary>A. Whether one of them made a mistake.</summary>
+#
+# **No.** Both may be right. The two thresholds of section 2.2 answer different people, and on the same scores the
+# numbers can lie far apart.
+#
+# </details>
+#
+# <details><summary>B. Whether the test sets were large enough.</summary>
+#
+# **No.** The same images were used, so the luck of the draw is the same. The gap of section 2.2 stays even with the
+# exact laws.
+#
+# </details>
+#
+# <details><summary>C. Whether they turned the sign of the score round.</summary>
+#
+# **No.** A wrong sign would mirror the detector and show in AUROC too. The usual reason needs no error at all.
+#
+# </details>
+#
+# <details><summary>D. Which class was to be recalled at 95 %, ID or OOD.</summary>
+#
+# **Right.** Accept 95 % of ID and count the OOD that slips through, or reject 95 % of OOD and count the ID that
+# goes with them: one name, two numbers.
+#
+# </details>
+#
+# **3. Two detectors were judged on the same images. Their AUROC intervals overlap. What follows?**
+#
+# <details><summary>A. Nothing yet: compare them in pairs, image by image.</summary>
+#
+# **Right.** They share the luck of the images, and the difference has a smaller error where they agree on what is
+# hard. `ood.compare` subtracts first.
+#
+# </details>
+#
+# <details><summary>B. They are equally good.</summary>
+#
+# **No.** The single intervals contain the luck that both share. The paired difference can be clear although the
+# intervals overlap; section 2.3 shows such a case.
+#
+# </details>
+#
+# <details><summary>C. The one with the higher AUROC is better, the interval is a formality.</summary>
+#
+# **No.** Without an interval of the difference you cannot tell a better detector from a luckier one. With many
+# duels some look decided by chance.
+#
+# </details>
+#
+# **4. You calibrate a threshold on held-out ID images, for at most 5 % false alarms. Which promise holds?**
+#
+# <details><summary>A. At least 95 % of OOD images will be rejected.</summary>
+#
+# **No.** No OOD image took part. How many of them are caught depends on where their scores lie, and only OOD images
+# can tell.
+#
+# </details>
+#
+# <details><summary>B. Exactly 5 % of the next ID images will be rejected, whichever images you calibrated on.</summary>
+#
+# **No.** The promise holds on average over calibration sets. A single set can be lucky or unlucky, by a Beta law
+# that narrows as the set grows.
+#
+# </details>
+#
+# <details><summary>C. On average over calibration sets, at most 5 % of ID images drawn like them are rejected.</summary>
+#
+# **Right.** The rank of a new score among exchangeable ones is uniform, and that is all it takes. No law of the
+# scores is assumed.
+#
+# </details>
+#
+# <details><summary>D. At most 5 % of ID images are rejected, also after the camera was replaced.</summary>
+#
+# **No.** A new camera draws other images, so the scores are no longer exchangeable. The promise ends there.
+#
+# </details>
+#
+# **5. A score comes from the exact posterior of the known classes. Can it still miss a stranger far outside?**
+#
+# <details><summary>A. No, an exact posterior is the best any detector can do.</summary>
+#
+# **No.** It is the best answer to *which of the classes?* That is another question than *have I seen this place?*
+#
+# </details>
+#
+# <details><summary>B. Yes: behind a class the posterior only grows more certain.</summary>
+#
+# **Right.** The toy of section 1 has exact energies and an AUROC that lies. The blind side belongs to the question,
+# not to the training.
+#
+# </details>
+#
+# <details><summary>C. Only if the network was trained too short.</summary>
+#
+# **No.** Nothing is trained on the toy. More training makes a posterior sharper and does not tell it where the data
+# end.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.

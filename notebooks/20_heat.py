@@ -1185,7 +1185,139 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 # %% [markdown]
 # Fifty is blind, and by construction: KNN normalises too. Only the hybrid on logits hears the length, and it has an opinion: long is typical. Features
 # made longer get *lower* energies than the originals, an AUROC far below fifty, and take the composition down with them. That is the improper prior again.
+
+# %% [markdown]
+# ### Quiz
 #
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. Training pushes the energy of the data down and that of the model's own samples up. Why is the second force
+# needed?**
+#
+# <details><summary>A. It is a regulariser that may be left out when there are enough data.</summary>
+#
+# **No.** It is the gradient of $\log Z_\theta$. Without it the energy falls everywhere, by a constant if nothing
+# else, and the likelihood means nothing.
+#
+# </details>
+#
+# <details><summary>B. It is the gradient of the constant that nobody can compute.</summary>
+#
+# **Right.** Differentiating $\log Z_\theta$ gives minus the mean of $\nabla_\theta E_\theta$ under the model.
+# Samples of the model replace the integral.
+#
+# </details>
+#
+# <details><summary>C. It shows the network OOD images, so that it learns what strangers look like.</summary>
+#
+# **No.** The samples come from the model, not from any OOD set. They stand where the *model* puts mass, which need
+# not be where strangers come from.
+#
+# </details>
+#
+# **2. A residual with unlimited freedom fits perfectly. What has it learned?**
+#
+# <details><summary>A. The energy of the data, so that the prior is no longer needed.</summary>
+#
+# **No.** The hybrid fits the data, not the residual. Without the prior the residual says nothing about how the
+# density falls off.
+#
+# </details>
+#
+# <details><summary>B. Zero, because a perfect fit leaves nothing to correct.</summary>
+#
+# **No.** It is constant only where the prior was right already. Elsewhere it has to make up for the prior's error.
+#
+# </details>
+#
+# <details><summary>C. The log-ratio between the density of the prior and that of the data.</summary>
+#
+# **Right.** Set $p_h=p_{\text{data}}$ and take logarithms. The residual is negative where the data are denser than
+# the prior says, positive where the prior sees what is not there.
+#
+# </details>
+#
+# **3. The penalty λ on the squared residual is made larger. What happens where the law of the hyperbolic tangent
+# holds?**
+#
+# <details><summary>A. The bound of the residual shrinks, and its order of points stays.</summary>
+#
+# **Right.** $|e^*|\le1/(2\lambda)$, and $e^*$ remains an increasing function of the log-ratio. What changes is its
+# weight against the prior.
+#
+# </details>
+#
+# <details><summary>B. Only training becomes slower; the optimum stays.</summary>
+#
+# **No.** The optimum itself is $-\frac1{2\lambda}\tanh(\cdot)$. λ stands in the answer, not in the speed.
+#
+# </details>
+#
+# <details><summary>C. The network can no longer diverge anywhere in the space.</summary>
+#
+# **No.** The law holds where data or negatives are. Far from both nothing holds the network back, whatever λ is.
+#
+# </details>
+#
+# <details><summary>D. The residual comes to rank the points in the opposite order.</summary>
+#
+# **No.** λ divides, and a positive factor turns no order round. The *hybrid* moves towards the order of its prior.
+#
+# </details>
+#
+# **4. The loss of a run hovers around zero and does not fall. What do you conclude?**
+#
+# <details><summary>A. The network has not learned; raise the learning rate.</summary>
+#
+# **No.** As a loss the expression has the right gradient, but its value means nothing: the negatives move along
+# with the model. A learning rate that is too large makes it diverge.
+#
+# </details>
+#
+# <details><summary>B. The likelihood has reached its maximum.</summary>
+#
+# **No.** The forces cancel also when short chains stay where they began. A balance under $p_K$ is not a balance
+# under $p_\theta$.
+#
+# </details>
+#
+# <details><summary>C. The data carry no structure beyond the prior.</summary>
+#
+# **No.** That would be a claim on densities, and the loss does not tell densities. Compare the hybrid with its
+# prior on held-out images.
+#
+# </details>
+#
+# <details><summary>D. Nothing: read progress off other numbers.</summary>
+#
+# **Right.** The loss is made so that its gradient is right, with the negatives held fixed. Watch the gap, held-out
+# energies and where the chains go.
+#
+# </details>
+#
+# **5. Features of the right direction are made longer. The mixtures on normalised features do not notice. What does
+# the hybrid on logits say?**
+#
+# <details><summary>A. It notices and calls them strange, so the composition is rescued.</summary>
+#
+# **No.** It notices, but with the wrong sign. Its prior falls for ever along the rows of the head.
+#
+# </details>
+#
+# <details><summary>B. Nothing either, since all three read the same feature.</summary>
+#
+# **No.** The logits grow with the feature, so this prior does hear the length. The mixtures divide it out.
+#
+# </details>
+#
+# <details><summary>C. It calls them more typical than the originals, and takes the composition down.</summary>
+#
+# **Right.** $E_{\text{logits}}$ falls with the length without a floor: the improper prior. Longer counts as more
+# ID.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.

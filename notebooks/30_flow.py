@@ -1068,6 +1068,135 @@ caught = {n: auroc(d.score(F1.test), d.score(forged))[0] for n, d in judges.item
 print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 
 # %% [markdown]
+# ### Quiz
+#
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. Before any training, a flow with whitening and couplings that start at zero gives which score?**
+#
+# <details><summary>A. Noise: an untrained network says nothing about the data.</summary>
+#
+# **No.** The last layers start at zero, so every coupling is the identity. What is left is the whitening, and it
+# was computed from the data.
+#
+# </details>
+#
+# <details><summary>B. A Mahalanobis distance, up to a factor and a constant.</summary>
+#
+# **Right.** With $u=A(z-\mu)$ and $A^\top A=\Sigma^{-1}$ the boxed formula leaves half the squared distance.
+# Training starts from there.
+#
+# </details>
+#
+# <details><summary>C. The distance to the nearest training feature.</summary>
+#
+# **No.** No training feature is stored. One mean and one covariance cannot know where single points lie.
+#
+# </details>
+#
+# **2. A coupling uses networks s and t of any kind. Why is its determinant cheap nevertheless?**
+#
+# <details><summary>A. The networks are small.</summary>
+#
+# **No.** They may be as large as you like. Their derivatives stand in the corner of a triangular matrix and do not
+# enter the determinant.
+#
+# </details>
+#
+# <details><summary>B. The networks s and t are invertible.</summary>
+#
+# **No.** They need not be, and nobody inverts them. The half $a$ that they read is passed on unchanged.
+#
+# </details>
+#
+# <details><summary>C. The determinant is estimated from random directions.</summary>
+#
+# **No.** It is exact here, the sum $-\sum_j s_j(a)$. Estimates belong to other kinds of flow.
+#
+# </details>
+#
+# <details><summary>D. The Jacobian is triangular, so only its diagonal counts.</summary>
+#
+# **Right.** $a$ stays, and each $b_j$ is scaled by $e^{-s_j(a)}$. The costly derivatives lie off the diagonal.
+#
+# </details>
+#
+# **3. Trained on features of length one without noise, a flow gains likelihood for as long as you train. What does
+# that show?**
+#
+# <details><summary>A. That it shrinks the direction across the sphere, a gain without a ceiling.</summary>
+#
+# **Right.** A sphere has no volume in $\mathbb R^K$. Shrinking across it by $\varepsilon$ gives every point
+# $-\log\varepsilon$, and says nothing about strangers.
+#
+# </details>
+#
+# <details><summary>B. That it keeps learning the shape of the data, so longer training detects better.</summary>
+#
+# **No.** The likelihood tells how far the shrinking got. There is no reason why detection should follow it.
+#
+# </details>
+#
+# <details><summary>C. That it overfits: held-out likelihood must fall meanwhile.</summary>
+#
+# **No.** Held-out features lie on the same sphere and gain from the same shrinking. Overfitting is another effect,
+# and may come on top.
+#
+# </details>
+#
+# **4. In many dimensions the most likely point of the base Gaussian is its origin. Are typical ID features found
+# there?**
+#
+# <details><summary>A. Yes, the highest density is where most points are.</summary>
+#
+# **No.** Density times volume counts. Close to the origin there is hardly any volume, so hardly a point comes near
+# it.
+#
+# </details>
+#
+# <details><summary>B. Only if the flow has not been trained long enough.</summary>
+#
+# **No.** It is the other way round: the better the fit, the closer $\lVert u\rVert^2$ follows its $\chi^2_K$ law,
+# which stays away from zero.
+#
+# </details>
+#
+# <details><summary>C. No: they lie in a shell, and a bland stranger can be likelier than all of them.</summary>
+#
+# **Right.** $\lVert u\rVert^2$ has mean $K$ and deviation $\sqrt{2K}$. A point that maps nearer to the origin gets
+# a higher density than real data.
+#
+# </details>
+#
+# **5. A flow on pixels ranks some strangers as very likely, the same flow on features does not. What made the
+# difference?**
+#
+# <details><summary>A. The flow on features is a better density estimator.</summary>
+#
+# **No.** It is the same kind of energy. A perfect density of pixels could rank bland images as likely too.
+#
+# </details>
+#
+# <details><summary>B. The representation: a density depends on the ruler.</summary>
+#
+# **Right.** An invertible change of variables moves $\log p$ by $\log\lvert\det J_g\rvert$, point by point. The
+# network, which is not even invertible, is a ruler that was trained on classes.
+#
+# </details>
+#
+# <details><summary>C. Pixels have more dimensions, and likelihood always fails there.</summary>
+#
+# **No.** Dimension alone decides nothing: far sets can be easy for pixels. It matters what counts as likely there.
+#
+# </details>
+#
+# <details><summary>D. The features were trained with some of the OOD images.</summary>
+#
+# **No.** No OOD image takes part in training. The network has learned to separate the known classes only.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.

@@ -1293,6 +1293,136 @@ display(Markdown(
 # * **Small calibration sets.** A mixture in ten dimensions wants hundreds of images.
 
 # %% [markdown]
+# ### Quiz
+#
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. What is the weighted norm of the exact score at an image?**
+#
+# <details><summary>A. The distance to its denoised version, counted in standard deviations of the noise.</summary>
+#
+# **Right.** By Tweedie's formula $\sigma\lVert s_\sigma(x)\rVert=\lVert x-D_\sigma(x)\rVert/\sigma$. Each scale
+# uses another ruler.
+#
+# </details>
+#
+# <details><summary>B. Minus its log-density, up to a constant.</summary>
+#
+# **No.** It is the length of the *gradient* of the log-density. Two hills of very unlike height can have the same
+# slope.
+#
+# </details>
+#
+# <details><summary>C. The distance to the nearest training image.</summary>
+#
+# **No.** The denoiser averages clean images by Bayes' weights. Only for a tiny σ, and for a density that is the
+# training set itself, one image would rule.
+#
+# </details>
+#
+# **2. Does a longer score always mean a stranger image?**
+#
+# <details><summary>A. Yes, strangers are further from the data, so the denoiser has to move them more.</summary>
+#
+# **No.** At the centre of a ring the pulls cancel, and the score is short although no data are near. Bland images
+# behave like that at coarse scales.
+#
+# </details>
+#
+# <details><summary>B. Yes at small scales, and no network can tell at large ones.</summary>
+#
+# **No.** A large scale tells contrast and large shapes. It is just there that some strangers are *shorter*, which
+# is information too.
+#
+# </details>
+#
+# <details><summary>C. No, which is why a density is fitted on the whole vector of norms.</summary>
+#
+# **Right.** The density is two-sided: unusually short is unusual. On sets where no stranger is shorter overall, a
+# plain sum of norms would do.
+#
+# </details>
+#
+# **3. The denoising loss of a well-trained network stays clearly above zero at small scales. What is the reason?**
+#
+# <details><summary>A. The network is too small to learn fine detail.</summary>
+#
+# **No.** Capacity can add to it, but even the exact conditional expectation leaves a loss. Zero is not to be had.
+#
+# </details>
+#
+# <details><summary>B. Part of the noise cannot be guessed from the noised image.</summary>
+#
+# **Right.** The best guess is $\mathbb E[\varepsilon\mid\tilde x]$, and the rest remains. At a small σ noise and
+# structure of that size cannot be told apart.
+#
+# </details>
+#
+# <details><summary>C. The weight σ² is missing from the loss.</summary>
+#
+# **No.** The weight balances the scales against each other. It does not make any noise easier to guess.
+#
+# </details>
+#
+# <details><summary>D. Too few updates; the loss goes to zero in the end.</summary>
+#
+# **No.** On held-out images it cannot. On training images, a loss far below that of held-out ones means learning by
+# heart.
+#
+# </details>
+#
+# **4. The network was trained on noised images. Why does MSMA show it the clean one?**
+#
+# <details><summary>A. Because on noised input the norm hardly depends on the image.</summary>
+#
+# **Right.** There it is about $\sqrt{D(1-\ell)}$ for everybody, because the noise dominates. The clean image is an
+# extrapolation, and a useful one.
+#
+# </details>
+#
+# <details><summary>B. Because the training loss guarantees the score at clean images best.</summary>
+#
+# **No.** The loss speaks of points about $\sigma\sqrt D$ away. It says nothing directly about clean images, so no
+# loss tells how good the vector will be.
+#
+# </details>
+#
+# <details><summary>C. Only to save time: noised input would give the same ranking.</summary>
+#
+# **No.** One pass per scale is needed either way, and the ranking is not the same. Section 6.1 compares both.
+#
+# </details>
+#
+# **5. An OOD set was stored with another number of grey levels and is detected perfectly. What should you do before
+# you claim success?**
+#
+# <details><summary>A. Nothing, since an AUROC near 100 % speaks for itself.</summary>
+#
+# **No.** It says that the sets differ, not in what. A detector may see the number format and never the picture.
+#
+# </details>
+#
+# <details><summary>B. Train longer, so that the network ignores such details.</summary>
+#
+# **No.** The small scales measure just such details, and more training sharpens them. The format has to be tested,
+# not hoped away.
+#
+# </details>
+#
+# <details><summary>C. Drop the set, because artefacts make it worthless.</summary>
+#
+# **No.** It may be strange in content as well. Take the artefact away and see what is left.
+#
+# </details>
+#
+# <details><summary>D. Round the images to the ID levels and look at the curves of each scale again.</summary>
+#
+# **Right.** Where the curves part by rounding, an artefact was at work. An AUROC that is full before and after does
+# not decide yet; the curves do.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.

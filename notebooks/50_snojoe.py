@@ -1193,6 +1193,136 @@ rare = pd.DataFrame(rows).T.sort_values("median S alone").tail(5)
 rare.astype({"trained on": int, "alone in test": int}).round(1)
 
 # %% [markdown]
+# ### Quiz
+#
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. The joint energy is a sum over labels. What is it in terms of probability?**
+#
+# <details><summary>A. The log-probability of the most likely set of labels.</summary>
+#
+# **No.** The free energy sums over *all* $2^C$ sets of labels; it does not pick one. The sum factorises into $C$
+# softplus terms.
+#
+# </details>
+#
+# <details><summary>B. The log-probability that no known label is present.</summary>
+#
+# **Right.** Each softplus is $-\log(1-p_i)$, so $S=\sum_i\log(1-p_i)$. A threshold on it asks for *none of the
+# above*.
+#
+# </details>
+#
+# <details><summary>C. The log-density of the image, up to a constant.</summary>
+#
+# **No.** $S$ is a function of the $C$ posteriors. Nothing in it knows how often such an image occurs.
+#
+# </details>
+#
+# **2. An image excites one label far beyond anything in training. What does the joint energy do?**
+#
+# <details><summary>A. It rises, because such a logit is unusual.</summary>
+#
+# **No.** Nothing in $S$ measures *unusual*. Every label can only pull the score down.
+#
+# </details>
+#
+# <details><summary>B. It stays, because the sigmoid saturates.</summary>
+#
+# **No.** The probability saturates, the softplus does not: it goes on like $\ell$. The *sum of probabilities* would
+# level off.
+#
+# </details>
+#
+# <details><summary>C. It falls: the image passes with honours.</summary>
+#
+# **Right.** A label can vouch and none can accuse, so there is no upper alarm. A range check on the input is one
+# cure.
+#
+# </details>
+#
+# **3. An image has one sure label and a hundred labels that are sure to be absent. Do the hundred drown the one?**
+#
+# <details><summary>A. Yes, a hundred negative logits outweigh one positive.</summary>
+#
+# **No.** That happens in the plain sum of logits. In the joint energy a silent label adds about $e^{\ell}$, next to
+# nothing.
+#
+# </details>
+#
+# <details><summary>B. No: silent labels add next to nothing, and one voucher is enough.</summary>
+#
+# **Right.** $\log(1+e^{\ell})\approx e^{\ell}$ for very negative $\ell$. The sure label adds about its logit.
+#
+# </details>
+#
+# <details><summary>C. No, because only the largest term of the sum is kept.</summary>
+#
+# **No.** That is the largest logit. The joint energy keeps all terms, and many half-sure labels together do count.
+#
+# </details>
+#
+# <details><summary>D. It depends on their correlation, which the energy takes into account.</summary>
+#
+# **No.** The energy multiplies probabilities as if labels were independent. Correlation is one of its failures, not
+# one of its inputs.
+#
+# </details>
+#
+# **4. Every convolution of a ResNet is spectrally normalised and followed by an ordinary BatchNorm. What is
+# bounded?**
+#
+# <details><summary>A. The Lipschitz constant of the network, by the product of the norms.</summary>
+#
+# **No.** BatchNorm has a gain of its own, and it can give back what the norm took. The product has to contain the
+# gains.
+#
+# </details>
+#
+# <details><summary>B. Each pair of convolution and BatchNorm, by 1.</summary>
+#
+# **No.** The pair stretches by up to norm times gain, $\max_c|\gamma_c|/\sqrt{v_c+\varepsilon}$. Scale the weight
+# down, and the variance follows.
+#
+# </details>
+#
+# <details><summary>C. Nothing about the pair, until the gain of the BatchNorm is bounded as well.</summary>
+#
+# **Right.** $\mathrm{BN}(sWx)=\mathrm{BN}(Wx)$ up to $\varepsilon$. What changes is the path of training, not the
+# functions within reach.
+#
+# </details>
+#
+# <details><summary>D. The norm of the convolution at least is exactly 1.</summary>
+#
+# **No.** The norm of the *reshaped weight* is. Patches overlap, so the convolution itself may stretch by up to $k$
+# times as much.
+#
+# </details>
+#
+# **5. Suppose the whole network really is smooth. What does that do for detection?**
+#
+# <details><summary>A. The score can neither fall nor rise quickly as you walk away from the data.</summary>
+#
+# **Right.** The Lipschitz inequality is two-sided. A stranger cannot jump to an honours pass, but neither can the
+# alarm ring soon after the door.
+#
+# </details>
+#
+# <details><summary>B. Strangers get a high score, because they are far from the data.</summary>
+#
+# **No.** An upper bound on the slope brings no rise. Where the score goes is left to training.
+#
+# </details>
+#
+# <details><summary>C. No two images fall together in the features.</summary>
+#
+# **No.** That needs a *lower* bound, as a residual block with $\mathrm{Lip}(g)<1$ has. Smooth maps may collapse;
+# the constant map is the smoothest of all.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
