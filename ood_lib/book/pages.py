@@ -1,5 +1,6 @@
 """Builds the pages from finished runs: a staged copy of the book with the executed notebooks in it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,8 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ood_lib.book.links import used_by
+from ood_lib.book.metadata import about
 from ood_lib.book.notebooks import Refused, content_hash
-from ood_lib.book.plan import Task, hash_files
+from ood_lib.book.plan import LIBRARY, Task, hash_files
 from ood_lib.extras import need
 
 __all__ = ["build_pages"]
@@ -24,7 +27,7 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path) -> bool:
         raise Refused(f"{html} holds something else than pages of this book")
     stage, work = root / "_build/stage", root / "_build/book"
     _stage(root, tasks, stage)
-    digest = content_hash(hash_files(stage), version("jupyter-book"))
+    digest = content_hash(hash_files(stage), hash_files(LIBRARY, "*.py"), version("jupyter-book"))
     if (html / STAMP).is_file() and (html / STAMP).read_text() == digest:
         return True
     print(f"building the pages of {html.name} (under a minute) ...", flush=True)
@@ -45,11 +48,21 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
     shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("_generated"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(root / name, stage)
+    (stage / "uses.json").write_text(json.dumps(_uses(root, tasks)), encoding="utf-8")
     (stage / "notebooks").mkdir()
     for task in tasks:
         need("nbformat", "book").write(_page(task), stage / f"notebooks/{task.name}.ipynb")
         if task.results:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
+
+
+def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
+    """For each name of the library, the pages whose code uses it, with their titles."""
+    entries, pages = about(root), {task.name for task in tasks}
+    return {
+        place: {name: entries[name].title for name in names if name in pages}
+        for place, names in used_by(root).items()
+    }  # fmt: skip
 
 
 def _page(task: Task) -> Any:
