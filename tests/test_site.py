@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -196,3 +198,53 @@ def test_axe_finds_what_is_wrong(browser, axe):
         tab = context.new_page()
         tab.set_content('<html><body><img src="x.png"><p style="color: #ccc; background: #fff">pale</p></body></html>')
         assert {"image-alt", "color-contrast", "html-has-lang"} <= {rule for rule, *_ in findings(tab, axe)}
+
+
+class Host(SimpleHTTPRequestHandler):
+    """The site below BASE, with its own page for a wrong address, as GitHub Pages serves it."""
+
+    def translate_path(self, path):
+        return str(SITE / unquote(urlsplit(path).path).removeprefix(BASE))
+
+    def send_error(self, code, message=None, explain=None):
+        self.send_response(code)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write((SITE / "404.html").read_bytes())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}{BASE}"
+        server.shutdown()
+
+
+def test_a_wrong_nested_address_shows_a_styled_page_that_leads_home(browser, address):
+    with browser.new_context() as context:
+        tab = context.new_page()
+        failed = []
+        tab.on("response", lambda r: failed.append(r.url) if r.status >= 400 else None)
+        assert tab.goto(f"{address}no/such/page.html").status == 404
+        assert failed == [f"{address}no/such/page.html"]
+        assert tab.evaluate("document.styleSheets.length") > 3
+        tab.locator("a.navbar-brand").first.click()
+        tab.wait_for_url(f"{address}book/intro.html")
+        assert tab.locator("h1").inner_text().startswith("The OOD Book")
+
+
+@pytest.mark.parametrize(("word", "page"), [("langevin", "20_heat"), ("weiper_kld", "api"), ("tweedie", "40_msma")])
+def test_the_search_finds_a_word_where_it_stands_and_asks_no_other_host(word, page, browser, address):
+    with browser.new_context() as context:
+        tab, asked = context.new_page(), set()
+        tab.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+        tab.goto(f"{address}search.html?q={word}")
+        tab.wait_for_selector("#search-results li a")
+        tab.wait_for_function("document.querySelector('.search-summary, #search-results p')?.innerText.includes('found')")
+        found = tab.eval_on_selector_all("#search-results li a", "links => links.map(a => a.href)")
+        assert any(f"/{page}.html" in link for link in found)
+        assert asked - {""} == {urlsplit(address).netloc}
