@@ -21,8 +21,8 @@ def uses(code: str) -> list[str]:
     never named again does not count.
 
     Example:
-        >>> uses("import ood_lib as ood; from ood_lib import plots; plots.show(ood.WeiPer())")
-        ['ood_lib.weiper.WeiPer']
+        >>> uses("import ood_lib as ood; from ood_lib import plots; plots.theme(ood.WeiPer())")
+        ['ood_lib.plots.theme', 'ood_lib.weiper.WeiPer']
     """
     tree = ast.parse(code)
     known = dict(_imported(tree))
@@ -50,19 +50,17 @@ def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
 
 
 def _dotted(node: ast.expr) -> tuple[str, str]:
-    """First name and the rest of `a.b.c`; nothing where it begins with something else, a call for one."""
-    rest = ""
-    while isinstance(node, ast.Attribute):
-        node, rest = node.value, f".{node.attr}{rest}"
-    return (node.id, rest) if isinstance(node, ast.Name) else ("", "")
+    """First name and the rest of `a.b.c`."""
+    first, *rest = ast.unparse(node).split(".")
+    return first, "".join(f".{name}" for name in rest)
 
 
 def _place(name: str) -> str:
     """Where the class or function is at home that a dotted name means; empty for anything else."""
     thing: object = ood_lib
     for part in name.split(".")[1:]:
-        if inspect.ismodule(thing) and not hasattr(thing, part) and find_spec(f"{thing.__name__}.{part}"):
-            importlib.import_module(f"{thing.__name__}.{part}")
+        if thing is ood_lib and not hasattr(thing, part) and find_spec(f"ood_lib.{part}"):
+            importlib.import_module(f"ood_lib.{part}")
         thing = getattr(thing, part, None)
         if inspect.isclass(thing) or inspect.isfunction(thing):
             return _home(thing)
