@@ -1343,18 +1343,18 @@ display(Markdown(
 #
 # </details>
 #
-# **3. The denoising loss of a well-trained network stays clearly above zero at small scales. What is the reason?**
+# **3. The denoising loss of a well-trained network settles above zero. What is the reason?**
 #
 # <details><summary>A. The network is too small to learn fine detail.</summary>
 #
-# **No.** Capacity can add to it, but even the exact conditional expectation leaves a loss. Zero is not to be had.
+# **No.** Capacity can add to it, but the exact conditional expectation leaves a loss too.
 #
 # </details>
 #
 # <details><summary>B. Part of the noise cannot be guessed from the noised image.</summary>
 #
-# **Right.** The best guess is $\mathbb E[\varepsilon\mid\tilde x]$, and the rest remains. At a small σ noise and
-# structure of that size cannot be told apart.
+# **Right.** The best guess is $\mathbb E[\varepsilon\mid\tilde x]$, and the rest remains. Noise and structure of
+# the same size cannot be told apart.
 #
 # </details>
 #
@@ -1366,8 +1366,8 @@ display(Markdown(
 #
 # <details><summary>D. Too few updates; the loss goes to zero in the end.</summary>
 #
-# **No.** On held-out images it cannot. On training images, a loss far below that of held-out ones means learning by
-# heart.
+# **No.** The exact conditional expectation leaves a rest, and no training beats it on new images. On training
+# images, a loss far below that of held-out ones means learning by heart.
 #
 # </details>
 #

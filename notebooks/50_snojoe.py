@@ -1295,7 +1295,7 @@ rare.astype({"trained on": int, "alone in test": int}).round(1)
 #
 # <details><summary>D. The norm of the convolution at least is exactly 1.</summary>
 #
-# **No.** The norm of the *reshaped weight* is. Patches overlap, so the convolution itself may stretch by up to $k$
+# **No.** At best that of the *reshaped weight* is. Patches overlap, so the convolution itself may stretch by up to $k$
 # times as much.
 #
 # </details>

@@ -354,7 +354,130 @@ display(shown if len(off) else Markdown("No run on all images is in the archive.
 # %% [markdown]
 # Detectors that keep training rows (KNN, NNGuide) or estimate wide covariances feel the smaller training set; the others differ by
 # the draw of test images.
+
+# %% [markdown]
+# ### Quiz
 #
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. A Mahalanobis distance fails on features as they are and does well on the same features divided by their
+# length. How can that be?**
+#
+# <details><summary>A. Dividing by the length adds information about the strangers.</summary>
+#
+# **No.** It throws information away. What it removes here misled the distance.
+#
+# </details>
+#
+# <details><summary>B. A short feature lies close to all class means at once, whatever its direction.</summary>
+#
+# **Right.** If strangers have short features, a distance calls them ordinary. On the sphere only the direction
+# counts.
+#
+# </details>
+#
+# <details><summary>C. The covariance of 50,000 images is wider than that of a bank.</summary>
+#
+# **No.** Both scores here are fitted on the same rows of the bank. The length was the only thing that changed.
+#
+# </details>
+#
+# **2. A hybrid beats its prior on some sets, and its interval of the paired difference holds zero on others. How do
+# you report it?**
+#
+# <details><summary>A. As a win, because the mean over the sets is positive.</summary>
+#
+# **No.** A mean hides the sets that matter. One clear gain can carry several losses.
+#
+# </details>
+#
+# <details><summary>B. As a draw, because one undecided set is enough to doubt all.</summary>
+#
+# **No.** An undecided set decides nothing, in either direction. The sets on which the interval excludes zero still
+# do.
+#
+# </details>
+#
+# <details><summary>C. Set by set: better on these, worse on those, undecided on the rest.</summary>
+#
+# **Right.** That is what the paired intervals allow. And they hold for the luck of images on one network, not for
+# another training run.
+#
+# </details>
+#
+# **3. During training the held-out likelihood of a flow rises steadily. What does that promise for detection?**
+#
+# <details><summary>A. A higher AUROC, because the density is closer to the truth.</summary>
+#
+# **No.** AUROC asks where strangers lie against that density, and no stranger took part. A truer density may rank
+# them either way.
+#
+# </details>
+#
+# <details><summary>B. Nothing by itself: AUROC has to be measured beside it.</summary>
+#
+# **Right.** Likelihood counts nats on ID features, AUROC counts pairs of ID and OOD. Section 5 draws both because
+# neither follows from the other.
+#
+# </details>
+#
+# <details><summary>C. A lower AUROC, since a flow that fits is overfitted.</summary>
+#
+# **No.** The likelihood was that of *held-out* features, so a rise is no overfitting. It does not harm detection by
+# rule.
+#
+# </details>
+#
+# **4. The order of the detectors here agrees only in part with the published one. What may you conclude?**
+#
+# <details><summary>A. The published numbers cannot be reproduced.</summary>
+#
+# **No.** This page does not repeat their conditions: another network, other far sets, fewer rows, no tuning. It is
+# another measurement.
+#
+# </details>
+#
+# <details><summary>B. This page is wrong where it differs.</summary>
+#
+# **No.** A detector's rank belongs to a network and a set of images. Another network may have another order.
+#
+# </details>
+#
+# <details><summary>C. Tuning on OOD validation images explains the difference.</summary>
+#
+# **No.** It is one of several sources, and the page cannot tell them apart. You would have to change it alone.
+#
+# </details>
+#
+# <details><summary>D. Little: several conditions differ at once.</summary>
+#
+# **Right.** Compare what shares everything else, such as a hybrid with its own prior. That is what the sections
+# after it do.
+#
+# </details>
+#
+# **5. A bank keeps a tenth of the training features. Which detectors should you expect to feel it most?**
+#
+# <details><summary>A. Those that keep training rows or estimate wide covariances.</summary>
+#
+# **Right.** A nearest neighbour is further away among fewer rows, and a covariance has about $K^2/2$ numbers to
+# estimate. Section 6 looks.
+#
+# </details>
+#
+# <details><summary>B. Those on logits, because the network has seen less.</summary>
+#
+# **No.** The network was trained on all images before the bank was made. Most scores on logits fit nothing at all.
+#
+# </details>
+#
+# <details><summary>C. All alike, since every AUROC becomes less certain.</summary>
+#
+# **No.** That comes from fewer *test* images and touches all. Fewer *training* rows change only what is fitted.
+#
+# </details>
+
+# %% [markdown]
 # ## 7. Exercises
 #
 # ```{exercise-start} Halve the bank

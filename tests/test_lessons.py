@@ -16,7 +16,7 @@ nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
 RUNS = [path for path in ((ROOT / "_build/run/quick" / f"{p.stem}.ipynb") for p in NOTEBOOKS) if path.is_file()]
-QUIZZES = ("05", "10", "20", "30", "40", "50")  # the chapters that have one
+QUIZZES = ("05", "10", "20", "30", "40", "50", "60")  # the chapters that have one
 KINDS = ("exercise", "check", "wrong", "solution")  # in the order of the page
 
 
