@@ -15,8 +15,9 @@ from pathlib import Path
 from ood_lib import data
 from ood_lib.book.cluster import run_on_cluster
 from ood_lib.book.compare import write_comparison
+from ood_lib.book.editions import write_editions
 from ood_lib.book.metadata import about, generated
-from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, sources
+from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, select, sources
 from ood_lib.book.pages import build_pages
 from ood_lib.book.plan import plan, profiles, read_profile
 from ood_lib.book.runner import run_side_by_side
@@ -70,6 +71,16 @@ def _build(args: argparse.Namespace) -> int:
         print("ood-book: no pages; the warnings above say why", file=sys.stderr)
         return 1
     print(f"open {html / 'index.html'}")
+    return 0
+
+
+def _teach(args: argparse.Namespace) -> int:
+    root = find_root(args.root)
+    out = (args.out or root / "_build/teach").resolve()
+    for source in select(root, args.notebooks):
+        write_editions(source, out)
+        print(f"{source.stem}: written")
+    print(f"editions are in {out}")
     return 0
 
 
@@ -148,6 +159,11 @@ def _parser() -> argparse.ArgumentParser:
     build = commands.add_parser("build", parents=[root, values], help="build the pages of the runs with these values")
     build.add_argument("--out", type=Path, help="where the pages go (default: _build/html)")
     build.set_defaults(command=_build)
+
+    teach = commands.add_parser("teach", parents=[root], help="write the editions for students, instructors and otter")
+    teach.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
+    teach.add_argument("--out", type=Path, metavar="DIR", help="where they go (default: _build/teach)")
+    teach.set_defaults(command=_teach)
 
     listing = commands.add_parser("list", parents=[root], help="notebooks, parameters, profiles")
     listing.set_defaults(command=_list)
