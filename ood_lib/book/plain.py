@@ -9,6 +9,7 @@ HINT = re.compile(r"\s*\*Hint: (.+?)\*(?=\s*(?:\n\n|\Z))", re.S)
 ROLE = re.compile(r"\{([\w:]+)\}`([^`]+)`")
 TARGET = re.compile(r"^\([\w-]+\)=\n", re.M)
 PAGE = re.compile(r"\[([^\]]*)\]\((\d\d_\w+)(?:\.md|\.ipynb)?\)")
+ELSEWHERE = re.compile(r"(?<!!)\[([^\]]+)\]\(\.\./[^)]+\)")  # a page of the book, which does not travel along
 EMPTY = re.compile(r"\[\]\(([^)]+)\)")
 
 
@@ -20,7 +21,8 @@ def plain(text: str) -> str:
         'By [granz2024weiper], see `WeiPer`.'
     """
     text = ROLE.sub(_role, DIRECTIVE.sub(_directive, TARGET.sub("", text)))
-    text = EMPTY.sub(r"`\1`", PAGE.sub(lambda m: f"[{m[1] or m[2]}]({m[2]}.ipynb)", text))
+    text = PAGE.sub(lambda m: f"[{m[1] or m[2]}]({m[2]}.ipynb)", text)
+    text = EMPTY.sub(r"`\1`", ELSEWHERE.sub(r"\1", text))
     return HINT.sub(_hint, text)
 
 
