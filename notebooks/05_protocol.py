@@ -39,7 +39,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run protocol -p tpr 0.99 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -1016,6 +1016,138 @@ display(Markdown(
 #   promise of section 2.4 is void, and section 4.3 shows how fast.
 
 # %% [markdown]
+# ### Quiz
+#
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. A detector reaches an AUROC of 0.9. What does this number say?**
+#
+# <details><summary>A. It decides rightly about 90 % of the images.</summary>
+#
+# **No.** A decision needs a threshold, and AUROC has none. Put the threshold badly and the same detector decides
+# wrongly about most images.
+#
+# </details>
+#
+# <details><summary>B. A random OOD image has the larger score than a random ID image in 90 % of the pairs.</summary>
+#
+# **Right.** Section 2.1 counts exactly these pairs, ties one half. It speaks of order only, so any increasing
+# function of the score has the same AUROC.
+#
+# </details>
+#
+# <details><summary>C. It catches 90 % of the OOD images at 5 % false alarms.</summary>
+#
+# **No.** That is one point of the ROC curve. AUROC averages over all thresholds, also those that nobody would use,
+# so it fixes no single point.
+#
+# </details>
+#
+# **2. Two papers report the FPR95 of the same scores on the same images, and the numbers differ widely. What is the
+# first thing to ask?**
+#
+# <details><summary>A. Whether one of them made a mistake.</summary>
+#
+# **No.** Both may be right. The two thresholds of section 2.2 answer different people, and on the same scores the
+# numbers can lie far apart.
+#
+# </details>
+#
+# <details><summary>B. Whether the test sets were large enough.</summary>
+#
+# **No.** The same images were used, so the luck of the draw is the same. The gap of section 2.2 stays even with the
+# exact laws.
+#
+# </details>
+#
+# <details><summary>C. Whether they turned the sign of the score round.</summary>
+#
+# **No.** A wrong sign would mirror the detector and show in AUROC too. The usual reason needs no error at all.
+#
+# </details>
+#
+# <details><summary>D. Which class was to be recalled at 95 %, ID or OOD.</summary>
+#
+# **Right.** Accept 95 % of ID and count the OOD that slips through, or reject 95 % of OOD and count the ID that
+# goes with them: one name, two numbers.
+#
+# </details>
+#
+# **3. Two detectors were judged on the same images. Their AUROC intervals overlap. What follows?**
+#
+# <details><summary>A. Nothing yet: compare them in pairs, image by image.</summary>
+#
+# **Right.** They share the luck of the images, and the difference has a smaller error where they agree on what is
+# hard. `ood.compare` subtracts first.
+#
+# </details>
+#
+# <details><summary>B. They are equally good.</summary>
+#
+# **No.** The single intervals contain the luck that both share. The paired difference can be clear although the
+# intervals overlap; section 2.3 shows such a case.
+#
+# </details>
+#
+# <details><summary>C. The one with the higher AUROC is better, the interval is a formality.</summary>
+#
+# **No.** Without an interval of the difference you cannot tell a better detector from a luckier one. With many
+# duels some look decided by chance.
+#
+# </details>
+#
+# **4. You calibrate a threshold on held-out ID images, for at most 5 % false alarms. Which promise holds?**
+#
+# <details><summary>A. At least 95 % of OOD images will be rejected.</summary>
+#
+# **No.** No OOD image took part. How many of them are caught depends on where their scores lie, and only OOD images
+# can tell.
+#
+# </details>
+#
+# <details><summary>B. Exactly 5 % of the next ID images will be rejected, whichever images you calibrated on.</summary>
+#
+# **No.** The promise holds on average over calibration sets. A single set can be lucky or unlucky, by a Beta law
+# that narrows as the set grows.
+#
+# </details>
+#
+# <details><summary>C. On average over calibration sets, at most 5 % of ID images drawn like them are rejected.</summary>
+#
+# **Right.** The rank of a new score among exchangeable ones is uniform, and that is all it takes. No law of the
+# scores is assumed.
+#
+# </details>
+#
+# <details><summary>D. At most 5 % of ID images are rejected, also after the camera was replaced.</summary>
+#
+# **No.** A new camera draws other images, so the scores are no longer exchangeable. The promise ends there.
+#
+# </details>
+#
+# **5. A score comes from the exact posterior of the known classes. Can it still miss a stranger far outside?**
+#
+# <details><summary>A. No, an exact posterior is the best any detector can do.</summary>
+#
+# **No.** It is the best answer to *which of the classes?* That is another question than *have I seen this place?*
+#
+# </details>
+#
+# <details><summary>B. Yes: behind a class the posterior only grows more certain.</summary>
+#
+# **Right.** The toy of section 1 has exact energies and an AUROC that lies. The blind side belongs to the question,
+# not to the training.
+#
+# </details>
+#
+# <details><summary>C. Only if the network was trained too short.</summary>
+#
+# **No.** Nothing is trained on the toy. More training makes a posterior sharper and does not tell it where the data
+# end.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
@@ -1030,7 +1162,7 @@ display(Markdown(
 # %% tags=["exercise"]
 flipped = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_flipped = ood.Check(
     (lambda a: 0 <= a <= 1, "an AUROC is a share of pairs, between 0 and 1"),
     (lambda a: abs(a - 0.2) > 1e-9, "that is the AUROC before the flip"),
@@ -1070,7 +1202,7 @@ check_flipped(flipped)
 # %% tags=["exercise"]
 least = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_least = ood.Check(
     (lambda n: n != 1000, "one fewer will do: the threshold may be the largest of them"),
     (lambda n: n > 998, "with so few, k = ceil((n + 1)(1 − α)) is larger than n"),
@@ -1118,7 +1250,7 @@ check_least(least)
 # %% tags=["exercise"]
 strict_tpr = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 strictest = 1 - 1 / (len(f.val) + 1)  # what so many calibration images can promise
 
 
@@ -1131,7 +1263,7 @@ def alarms_right(tpr):
 
 goal = min(0.5, alarms_right(strictest))
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_tpr = ood.Check(
     (lambda t: 0 < t < 1, "a share of ID images, between 0 and 1"),
     (lambda t: t > tpr, "at 95 % five false alarms come with every right one or more"),
@@ -1154,7 +1286,7 @@ check_tpr(strict_tpr)
 
 # %% tags=["solution"]
 strict_tpr = strictest
-print(f"{alarms_right(strict_tpr):.0%} of the alarms are right, {alarms_right(tpr):.0%} at {tpr:.0%}")
+print(f"right alarms: {alarms_right(strict_tpr):.0%}; at {tpr:.0%} {alarms_right(tpr):.0%}")
 check_tpr(strict_tpr)
 
 # %% [markdown]
@@ -1174,11 +1306,11 @@ check_tpr(strict_tpr)
 # %% tags=["exercise"]
 two = ...  # a, b
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_vectors = ood.Check(
     (lambda v: [len(x) for x in v] == [3, 3], "two vectors of three logits"),
-    (lambda v: ood.msp(v[0]) > ood.msp(v[1]), "MSP must find a stranger: let a be undecided"),
-    (lambda v: ood.energy(v[0]) < ood.energy(v[1]), "add a constant to a: MSP does not see it"),
+    (lambda v: ood.msp(v[0]) > ood.msp(v[1]), "MSP must call a stranger: undecided"),
+    (lambda v: ood.energy(v[0]) < ood.energy(v[1]), "add a constant: MSP is blind to it"),
 )
 check_vectors(two)
 
@@ -1220,7 +1352,7 @@ gap = ...
 own, strange = scores["MSP"]["ID"], scores["MSP"][near]
 steps = ood.evaluate(own, strange).aupr_out
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_gap = ood.Check(
     (lambda a: a != 0, "exactly zero: did you compare one area with itself?"),
     (lambda a: abs(a) < 0.02, "the two agree to a few thousandths; store their difference"),
@@ -1267,13 +1399,13 @@ check_gap(gap)
 # %% tags=["exercise"]
 near_far = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 first = area[area["seed"] == seed].pivot_table("value", "detector", "group")
 goal = first.loc["MSP", "near"], first.loc["Mahalanobis", "far"] - 0.01
 check_two = ood.Check(
     (lambda v: len(v) == 2 and max(v) <= 1, "two AUROCs as fractions, near first"),
-    (lambda v: v[1] >= goal[1], "far: bring both to one scale on validation images, then add"),
-    (lambda v: v[0] >= goal[0], "near: the density must not drown the softmax; same scale first"),
+    (lambda v: v[1] >= goal[1], "far: bring both to one scale on ID images, then add"),
+    (lambda v: v[0] >= goal[0], "near: the density drowns the softmax; one scale first"),
 )
 check_two(near_far)
 

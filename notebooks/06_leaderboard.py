@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # bank, features that another network left on disk, goes through the same cells: `ood-book run leaderboard -p benchmark bank:PATH`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 name: str = ""  # what made the features, for the table; empty = the network trained here
@@ -95,8 +95,9 @@ def train_one(bench, s):
     torch.manual_seed(s)
     network = ood.network_for(bench, widths)
     recipe = {"epochs": epochs, "learning_rate": learning_rate, "seed": s, "device": device}
+    recipe["augment"] = moved_by(bench.image_shape[1] // 8)
     if bench.head is None:
-        ood.train_classifier(network, bench.train, augment=moved_by(bench.image_shape[1] // 8), **recipe)
+        ood.train_classifier(network, bench.train, **recipe)
     return network
 
 
@@ -106,7 +107,8 @@ def judge(network, bench, s):
     x = ood.extract_benchmark(network, bench, device=device)
     runs = [(everyone(x), x)]
     if bench.head is None:  # a bank has no images to move
-        runs.append(({"ODIN": ood.ODIN()}, ood.extract_benchmark(ood.Perturbed(network), bench, device=device)))
+        moved = ood.extract_benchmark(ood.Perturbed(network), bench, device=device)
+        runs.append(({"ODIN": ood.ODIN()}, moved))
     return pd.concat(ood.run_benchmark(*run, seed=s) for run in runs)
 
 
@@ -117,10 +119,12 @@ if bench.head is not None:
 networks = {s: train_one(bench, s) for s in range(seed, seed + seeds)}
 table = pd.concat(judge(network, bench, s) for s, network in networks.items())
 accuracy = sum(ood.accuracy(n, bench.test) for n in networks.values()) / seeds
-label = name or (f"small ResNet, {widths[-1]} features" if bench.head is None else benchmark)
+small = f"small ResNet, {widths[-1]} features"
+label = name or (small if bench.head is None else benchmark)
 
 # %%
-command = f"ood-book run leaderboard -p benchmark {benchmark} -p seeds {seeds} -p epochs {epochs}"
+command = f"ood-book run leaderboard -p benchmark {benchmark}"
+command += f" -p seeds {seeds} -p epochs {epochs}"
 origin = ood.provenance(command, data=data_hash(bench), sets="; ".join(bench.notes))
 file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
@@ -241,7 +245,7 @@ display(sources.T.fillna("").style.set_caption("Provenance: one column per run")
 # %% tags=["exercise"]
 level = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 lowest = board.loc[board["far"].idxmax(), "far_low"]
 right = int((board["far"] >= lowest).sum())
 check_level = ood.Check(

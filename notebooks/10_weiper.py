@@ -40,7 +40,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run weiper -p delta 2.4 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -1024,6 +1024,135 @@ display(Markdown(
 ))
 
 # %% [markdown]
+# ### Quiz
+#
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. A feature moves within the null space of the head, $W z_\perp = 0$, and keeps its length. Which part of
+# WeiPer+KLD can notice, with infinitely many heads?**
+#
+# <details><summary>A. WeiPer space: infinitely many directions see every move.</summary>
+#
+# **No.** Each single look sees the move, but the histogram pools them and forgets which came from where. Its law
+# contains only the logits and $\lVert z\rVert$.
+#
+# </details>
+#
+# <details><summary>B. The softmax term, because it averages over perturbed heads.</summary>
+#
+# **No.** $\mathrm{MSP}_W$ averages over the same law. The logits and $\lVert z\rVert$ stay, so its mean stays.
+#
+# </details>
+#
+# <details><summary>C. The activation histogram: the values of the units change.</summary>
+#
+# **Right.** $D_1$ reads the values of $z$ themselves. It has another blind side: permute the units, and it sees
+# nothing.
+#
+# </details>
+#
+# <details><summary>D. No part, because no class logit changes.</summary>
+#
+# **No.** That holds for every score on logits. But $D_1$ never goes through the head.
+#
+# </details>
+#
+# **2. Two images have the same logits, but one has a feature twice as long. What does the perturbed head do?**
+#
+# <details><summary>A. It adds noise that is twice as wide to the logits of the longer one.</summary>
+#
+# **Right.** $\sigma_j(z)=\delta\lVert w_j\rVert\lVert z\rVert/\sqrt K$ grows with the length. This is how the
+# length of a feature enters WeiPer space.
+#
+# </details>
+#
+# <details><summary>B. It treats both alike, because the mean of the noise is zero.</summary>
+#
+# **No.** The mean is zero for both, the variance is not. Every score that is not linear in the logits feels the
+# variance.
+#
+# </details>
+#
+# <details><summary>C. It doubles the mean of the perturbed logits.</summary>
+#
+# **No.** Without perturbation the logits are equal, and the noise has mean zero. Only the width changes.
+#
+# </details>
+#
+# **3. An image gives all logits the same value, so MSP is at its least. What does WeiPer MSP say of it as the
+# perturbation grows?**
+#
+# <details><summary>A. The confidence stays at its least, because the noise averages out.</summary>
+#
+# **No.** It would if you averaged the logits *before* the maximum. Here each head takes its own maximum first.
+#
+# </details>
+#
+# <details><summary>B. The confidence rises: each head finds a favourite, and nobody asks whether the heads agree.</summary>
+#
+# **Right.** The maximum is taken inside each head and the mean afterwards, so $\mathrm{MSP}_W\to1$ as
+# $\sigma\to\infty$, whatever the image.
+#
+# </details>
+#
+# <details><summary>C. The confidence falls further, because noise can only add doubt.</summary>
+#
+# **No.** Noise adds doubt where one logit leads. Where none leads, doubt cannot grow and the favourites of single
+# heads can.
+#
+# </details>
+#
+# **4. Drop the class rows and keep only the random directions (the ablation RP, with many heads). What is left?**
+#
+# <details><summary>A. A density of the features, by the theorem of Cramér and Wold.</summary>
+#
+# **No.** The theorem needs the projections kept apart by direction. One histogram pools them all.
+#
+# </details>
+#
+# <details><summary>B. A coin: without class rows nothing is measured.</summary>
+#
+# **No.** The width of the pooled projections is still measured, and it follows $\lVert z\rVert$.
+#
+# </details>
+#
+# <details><summary>C. The same score as before, since the noise dominates anyway.</summary>
+#
+# **No.** The $C$ logits are gone from the mixture. They were the centres of its Gaussians.
+#
+# </details>
+#
+# <details><summary>D. A test on the length of the feature.</summary>
+#
+# **Right.** With $w_j=0$ the law is a mixture of $N(0,\sigma_j^2(z))$, which contains $z$ only through its length.
+# (How long an image's feature is can be a strong hint or none.)
+#
+# </details>
+#
+# **5. WeiPer+KLD has many hyperparameters, and they were chosen with the AUROC against one OOD set. What may you
+# report?**
+#
+# <details><summary>A. The AUROC on that same set, since the score itself was fitted on ID data only.</summary>
+#
+# **No.** The choice has seen these images. A knob is a parameter, whether a gradient or a grid set it.
+#
+# </details>
+#
+# <details><summary>B. The AUROC on the other sets, saying which set chose the knobs, beside rivals that were tuned alike.</summary>
+#
+# **Right.** Choosing on OOD validation images is a mild supervision. It is a fair protocol when it is named and
+# everybody has it.
+#
+# </details>
+#
+# <details><summary>C. The best AUROC over the grid, because it shows what the method can do.</summary>
+#
+# **No.** The best of many is too good, because it won partly by luck. It also cannot be reached by somebody who
+# does not know the OOD images.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
@@ -1038,7 +1167,7 @@ display(Markdown(
 # %% tags=["exercise"]
 angle = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_angle = ood.Check(
     (lambda a: a > 2, "radians, or the tangent itself; the question asks for degrees"),
     (lambda a: abs(a - 45) < 1, "c vanishes; which angle has tangent 1?"),
@@ -1077,7 +1206,7 @@ check_angle(angle)
 # %% tags=["exercise"]
 largest = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_largest = ood.Check(
     (lambda a: a >= 0, "a largest absolute difference is not negative"),
     (lambda a: a < 1e-5, "delta=0: each copy is the head"),
@@ -1117,7 +1246,7 @@ check_largest(largest)
 # %% tags=["exercise"]
 near = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 page = ood.WeiPer(head, repeats=None, **weiper_options)
 page_value = group_auroc(page, f)["near"]
 check_near = ood.Check(
@@ -1162,11 +1291,11 @@ check_near(near)
 smoothed = ood.WeiPer(head, "msp", repeats=repeats, delta=4.0, seed=seed)
 far = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 other_order = group_auroc(smoothed, f)["far"]
 check_far = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: abs(a - other_order) > 1e-6, "that is the mean of the maxima, the order of MSP_W"),
+    (lambda a: abs(a - other_order) > 1e-6, "the mean of the maxima, as in MSP_W"),
     (lambda a: a > other_order, "mean over dim 1 first, then the maximum, then the sign"),
 )
 check_far(far)
@@ -1214,14 +1343,14 @@ check_far(far)
 toy, sigma = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.2, 0.3, 0.1])
 right = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 xi = torch.randn(200_000, 3, generator=generator)
 left = torch.logsumexp(toy + sigma * xi, 1).mean().item()
 first_order = torch.logsumexp(toy, 0).item()
 check_right = ood.Check(
-    (lambda a: abs(a - first_order) > 1e-4, "that is logsumexp alone; add the term of second order"),
+    (lambda a: abs(a - first_order) > 1e-4, "add the term of second order"),
     (lambda a: a > first_order, "logsumexp is convex: noise raises its mean"),
-    (lambda a: abs(a - left) < 2e-3, "the Hessian is diag(p) − p pᵀ; only its diagonal is left"),
+    (lambda a: abs(a - left) < 2e-3, "the diagonal of diag(p) − p pᵀ is what is left"),
 )
 check_right(right)
 
@@ -1262,7 +1391,7 @@ check_right(right)
 # %% tags=["exercise"]
 forged_auroc = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_forged = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
     (lambda a: a > 0.55, "a coin: does the score see more than logits and length?"),

@@ -43,7 +43,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # the released code.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -874,7 +874,7 @@ def group_auroc(detector, features):
 
 
 def hybrid_auroc(k, n, **changes):
-    """Train hybrid k of network n with changed options, and judge it; a training that blows up is a gap."""
+    """Train hybrid k of network n with changed options, and judge it; diverged is a gap."""
     chosen = options(k, **{"updates": sweep_updates, **changes})
     detector = ood.ResidualEBM(priors(heads[n])[k], **chosen)
     try:
@@ -1185,7 +1185,139 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 # %% [markdown]
 # Fifty is blind, and by construction: KNN normalises too. Only the hybrid on logits hears the length, and it has an opinion: long is typical. Features
 # made longer get *lower* energies than the originals, an AUROC far below fifty, and take the composition down with them. That is the improper prior again.
+
+# %% [markdown]
+# ### Quiz
 #
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. Training pushes the energy of the data down and that of the model's own samples up. Why is the second force
+# needed?**
+#
+# <details><summary>A. It is a regulariser that may be left out when there are enough data.</summary>
+#
+# **No.** It is the gradient of $\log Z_\theta$. Without it the energy falls everywhere, by a constant if nothing
+# else, and the likelihood means nothing.
+#
+# </details>
+#
+# <details><summary>B. It is the gradient of the constant that nobody can compute.</summary>
+#
+# **Right.** Differentiating $\log Z_\theta$ gives minus the mean of $\nabla_\theta E_\theta$ under the model.
+# Samples of the model replace the integral.
+#
+# </details>
+#
+# <details><summary>C. It shows the network OOD images, so that it learns what strangers look like.</summary>
+#
+# **No.** The samples come from the model, not from any OOD set. They stand where the *model* puts mass, which need
+# not be where strangers come from.
+#
+# </details>
+#
+# **2. A residual with unlimited freedom fits perfectly. What has it learned?**
+#
+# <details><summary>A. The energy of the data, so that the prior is no longer needed.</summary>
+#
+# **No.** The hybrid fits the data, not the residual. Without the prior the residual says nothing about how the
+# density falls off.
+#
+# </details>
+#
+# <details><summary>B. Zero, because a perfect fit leaves nothing to correct.</summary>
+#
+# **No.** It is constant only where the prior was right already. Elsewhere it has to make up for the prior's error.
+#
+# </details>
+#
+# <details><summary>C. The log-ratio between the density of the prior and that of the data.</summary>
+#
+# **Right.** Set $p_h=p_{\text{data}}$ and take logarithms. The residual is negative where the data are denser than
+# the prior says, positive where the prior sees what is not there.
+#
+# </details>
+#
+# **3. The penalty λ on the squared residual is made larger. What happens where the law of the hyperbolic tangent
+# holds?**
+#
+# <details><summary>A. The bound of the residual shrinks, and its order of points stays.</summary>
+#
+# **Right.** $|e^*|\le1/(2\lambda)$, and $e^*$ remains an increasing function of the log-ratio. What changes is its
+# weight against the prior.
+#
+# </details>
+#
+# <details><summary>B. Only training becomes slower; the optimum stays.</summary>
+#
+# **No.** The optimum itself is $-\frac1{2\lambda}\tanh(\cdot)$. λ stands in the answer, not in the speed.
+#
+# </details>
+#
+# <details><summary>C. The network can no longer diverge anywhere in the space.</summary>
+#
+# **No.** The law holds where data or negatives are. Far from both nothing holds the network back, whatever λ is.
+#
+# </details>
+#
+# <details><summary>D. The residual comes to rank the points in the opposite order.</summary>
+#
+# **No.** λ divides, and a positive factor turns no order round. The *hybrid* moves towards the order of its prior.
+#
+# </details>
+#
+# **4. The loss of a run hovers around zero and does not fall. What do you conclude?**
+#
+# <details><summary>A. The network has not learned; raise the learning rate.</summary>
+#
+# **No.** As a loss the expression has the right gradient, but its value means nothing: the negatives move along
+# with the model. A learning rate that is too large makes it diverge.
+#
+# </details>
+#
+# <details><summary>B. The likelihood has reached its maximum.</summary>
+#
+# **No.** The forces cancel also when short chains stay where they began. A balance under $p_K$ is not a balance
+# under $p_\theta$.
+#
+# </details>
+#
+# <details><summary>C. The data carry no structure beyond the prior.</summary>
+#
+# **No.** That would be a claim on densities, and the loss does not tell densities. Compare the hybrid with its
+# prior on held-out images.
+#
+# </details>
+#
+# <details><summary>D. Nothing: read progress off other numbers.</summary>
+#
+# **Right.** The loss is made so that its gradient is right, with the negatives held fixed. Watch the gap, held-out
+# energies and where the chains go.
+#
+# </details>
+#
+# **5. Features of the right direction are made longer. The mixtures on normalised features do not notice. What does
+# the hybrid on logits say?**
+#
+# <details><summary>A. It notices and calls them strange, so the composition is rescued.</summary>
+#
+# **No.** It notices, but with the wrong sign. Its prior falls for ever along the rows of the head.
+#
+# </details>
+#
+# <details><summary>B. Nothing either, since all three read the same feature.</summary>
+#
+# **No.** The logits grow with the feature, so this prior does hear the length. The mixtures divide it out.
+#
+# </details>
+#
+# <details><summary>C. It calls them more typical than the originals, and takes the composition down.</summary>
+#
+# **Right.** $E_{\text{logits}}$ falls with the length without a floor: the improper prior. Longer counts as more
+# ID.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
@@ -1199,7 +1331,7 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 # %% tags=["exercise"]
 nats = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_nats = ood.Check(
     (lambda a: a > 0.2, "that is in units of E/T_p; multiply T_p back"),
     (lambda a: abs(a - 20) < 1e-9, "1/(2λ) in units of E/T_p, times T_p"),
@@ -1238,7 +1370,7 @@ check_nats(nats)
 # %% tags=["exercise"]
 temperature = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_temperature = ood.Check(
     (lambda a: a > 0, "a temperature is positive"),
     (lambda a: a < 1e-7, "square the noise: e² = 2 s T"),
@@ -1278,7 +1410,7 @@ check_temperature(temperature)
 # %% tags=["exercise"]
 far_alone = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 raw = toy_table.loc["residual", "far"]
 check_alone = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
@@ -1323,7 +1455,7 @@ check_alone(far_alone)
 # %% tags=["exercise"]
 ratio = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 exact = math.log(2) - 3 / 8
 check_ratio = ood.Check(
     (lambda a: a > 0, "the sign: e is negative where data are denser than the prior"),
@@ -1367,7 +1499,7 @@ check_ratio(ratio)
 # %% tags=["exercise"]
 kept = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_kept = ood.Check(
     (lambda a: a < 0, "the residual lowers the energy where data are denser"),
     (lambda a: abs(a + 0.5) > 1e-6, "that is the law without the kept starts"),
@@ -1411,11 +1543,11 @@ check_kept(kept)
 # %% tags=["exercise"]
 near = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 page = group_auroc(logit_hybrid, f)["near"]
 check_near = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: a > page, "not above section 3: sample from ood.GMM(), start the chains there"),
+    (lambda a: a > page, "not above section 3: start the chains at samples of ood.GMM()"),
 )
 check_near(near)
 

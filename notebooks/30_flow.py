@@ -40,7 +40,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run flow -p noise 0.2 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # digits, cifar10, cifar100, imagenet, folder:PATH, cifar10-bank or bank:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -448,6 +448,7 @@ def train_network(s, **recipe):
     return network
 
 
+# %%
 networks = [train_network(s) for s in range(seed, seed + seeds)]
 features = [ood.extract_benchmark(n, bench, device=device) for n in networks]
 heads = [n.head.cpu() for n in networks]
@@ -463,9 +464,10 @@ F1.test
 
 # %%
 def half_width(values):
-    """Of the 95 % t interval of a mean over networks, as text; of one network nothing is known."""
-    n = len(values)
-    return f" ± {ood.metrics.student(n) * np.std(values, ddof=1) / n**0.5:.1f}" if n > 1 else " (one network)"
+    """Of the 95 % t interval of a mean over networks, as text."""
+    if (n := len(values)) == 1:
+        return " (one network)"
+    return f" ± {ood.metrics.student(n) * np.std(values, ddof=1) / n**0.5:.1f}"
 
 
 def signed(value):
@@ -1066,6 +1068,135 @@ caught = {n: auroc(d.score(F1.test), d.score(forged))[0] for n, d in judges.item
 print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 
 # %% [markdown]
+# ### Quiz
+#
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. Before any training, a flow with whitening and couplings that start at zero gives which score?**
+#
+# <details><summary>A. Noise: an untrained network says nothing about the data.</summary>
+#
+# **No.** The last layers start at zero, so every coupling is the identity. What is left is the whitening, and it
+# was computed from the data.
+#
+# </details>
+#
+# <details><summary>B. A Mahalanobis distance, up to a factor and a constant.</summary>
+#
+# **Right.** With $u=A(z-\mu)$ and $A^\top A=\Sigma^{-1}$ the boxed formula leaves half the squared distance.
+# Training starts from there.
+#
+# </details>
+#
+# <details><summary>C. The distance to the nearest training feature.</summary>
+#
+# **No.** No training feature is stored. One mean and one covariance cannot know where single points lie.
+#
+# </details>
+#
+# **2. A coupling uses networks s and t of any kind. Why is its determinant cheap nevertheless?**
+#
+# <details><summary>A. The networks are small.</summary>
+#
+# **No.** They may be as large as you like. Their derivatives stand in the corner of a triangular matrix and do not
+# enter the determinant.
+#
+# </details>
+#
+# <details><summary>B. The networks s and t are invertible.</summary>
+#
+# **No.** They need not be, and nobody inverts them. The half $a$ that they read is passed on unchanged.
+#
+# </details>
+#
+# <details><summary>C. The determinant is estimated from random directions.</summary>
+#
+# **No.** It is exact here, the sum $-\sum_j s_j(a)$. Estimates belong to other kinds of flow.
+#
+# </details>
+#
+# <details><summary>D. The Jacobian is triangular, so only its diagonal counts.</summary>
+#
+# **Right.** $a$ stays, and each $b_j$ is scaled by $e^{-s_j(a)}$. The costly derivatives lie off the diagonal.
+#
+# </details>
+#
+# **3. Trained on features of length one without noise, a flow gains likelihood for as long as you train. What does
+# that show?**
+#
+# <details><summary>A. That it shrinks the direction across the sphere, a gain without a ceiling.</summary>
+#
+# **Right.** A sphere has no volume in $\mathbb R^K$. Shrinking across it by $\varepsilon$ gives every point
+# $-\log\varepsilon$, and says nothing about strangers.
+#
+# </details>
+#
+# <details><summary>B. That it keeps learning the shape of the data, so longer training detects better.</summary>
+#
+# **No.** The likelihood tells how far the shrinking got. There is no reason why detection should follow it.
+#
+# </details>
+#
+# <details><summary>C. That it overfits: held-out likelihood must fall meanwhile.</summary>
+#
+# **No.** Held-out features lie on the same sphere and gain from the same shrinking. Overfitting is another effect,
+# and may come on top.
+#
+# </details>
+#
+# **4. In many dimensions the most likely point of the base Gaussian is its origin. Are typical ID features found
+# there?**
+#
+# <details><summary>A. Yes, the highest density is where most points are.</summary>
+#
+# **No.** Density times volume counts. Close to the origin there is hardly any volume, so hardly a point comes near
+# it.
+#
+# </details>
+#
+# <details><summary>B. Only if the flow has not been trained long enough.</summary>
+#
+# **No.** It is the other way round: the better the fit, the closer $\lVert u\rVert^2$ follows its $\chi^2_K$ law,
+# which stays away from zero.
+#
+# </details>
+#
+# <details><summary>C. No: they lie in a shell, and a bland stranger can be likelier than all of them.</summary>
+#
+# **Right.** $\lVert u\rVert^2$ has mean $K$ and deviation $\sqrt{2K}$. A point that maps nearer to the origin gets
+# a higher density than real data.
+#
+# </details>
+#
+# **5. A flow on pixels ranks some strangers as very likely, the same flow on features does not. What made the
+# difference?**
+#
+# <details><summary>A. The flow on features is a better density estimator.</summary>
+#
+# **No.** It is the same kind of energy. A perfect density of pixels could rank bland images as likely too.
+#
+# </details>
+#
+# <details><summary>B. The representation: a density depends on the ruler.</summary>
+#
+# **Right.** An invertible change of variables moves $\log p$ by $\log\lvert\det J_g\rvert$, point by point. The
+# network, which is not even invertible, is a ruler that was trained on classes.
+#
+# </details>
+#
+# <details><summary>C. Pixels have more dimensions, and likelihood always fails there.</summary>
+#
+# **No.** Dimension alone decides nothing: far sets can be easy for pixels. It matters what counts as likely there.
+#
+# </details>
+#
+# <details><summary>D. The features were trained with some of the OOD images.</summary>
+#
+# **No.** No OOD image takes part in training. The network has learned to separate the known classes only.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
@@ -1081,7 +1212,7 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 # %% tags=["exercise"]
 difference = ...  # in nats, hers minus yours
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 bare = {"normalize": False, "updates": 0}
 units = {c: ood.Features(c * F1.train.penultimate) for c in (1, 1000)}
 mean = {c: ood.FeatureFlow(**bare).fit(x).usual for c, x in units.items()}
@@ -1127,7 +1258,7 @@ check_units(difference)
 toy_z = torch.randn(50, 6, generator=generator)
 error = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_error = ood.Check(
     (lambda a: a >= 0, "a largest absolute error is not negative"),
     (lambda a: a < 1e-3, "s, t come from the half that stayed; b = y_b exp(s) + t"),
@@ -1174,7 +1305,7 @@ check_error(error)
 # %% tags=["exercise"]
 too_much = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 def near_auroc(blur):
     detector = ood.FeatureFlow(updates=0, noise=blur).fit(F1.train)
     return group_auroc(lambda z: detector.score(ood.Features(z)), F1)["near"]
@@ -1201,7 +1332,8 @@ too_much = 0.001
 check_noise(too_much)
 
 # %% tags=["solution"]
-too_much = next(b for b in (0.3, 0.5, 1.0, 2.0, 5.0, 20.0) if near_auroc(b) < without - 0.02)
+steps = 0.3, 0.5, 1.0, 2.0, 5.0, 20.0
+too_much = next(blur for blur in steps if near_auroc(blur) < without - 0.02)
 limit = near_auroc(1000.0)
 print(f"noise {too_much:g}: {near_auroc(too_much):.3f}; in the limit {limit:.3f}")
 check_noise(too_much)
@@ -1225,14 +1357,14 @@ check_noise(too_much)
 # %% tags=["exercise"]
 ceiling = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 ball = F.normalize(torch.randn(20_000, 3, generator=generator), dim=1)
 r = (ball + 0.05 * torch.randn(ball.shape, generator=generator)).norm(dim=1)
 s2 = 0.05**2  # the exact density of a blurred sphere: an integral over the angle
 exact = -((r - 1) ** 2) / (2 * s2) - torch.log(4 * math.pi * r)
 exact = (exact - 0.5 * math.log(2 * math.pi * s2)).mean().item()
 check_ceiling = ood.Check(
-    (lambda a: abs(a - exact - math.log(2)) > 0.02, "that is a circle's length: a sphere has area 4π"),
+    (lambda a: abs(a - exact - math.log(2)) > 0.02, "a circle; a sphere has area 4π"),
     (lambda a: abs(a - exact) < 0.02, "one direction is across: K − d = 1"),
 )
 check_ceiling(ceiling)
@@ -1273,7 +1405,7 @@ check_ceiling(ceiling)
 # %% tags=["exercise"]
 gap = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_order = ood.Check(
     (lambda a: abs(a - 0.5) > 1e-6, "that is the gap before the map"),
     (lambda a: a < 0, "z₁ is still likelier: choose g with g'(0) > e^{1/2} g'(1)"),
@@ -1320,11 +1452,11 @@ check_order(gap)
 # %% tags=["exercise"]
 together = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 single = group_auroc(lambda z: flow.score(ood.Features(z)), F1)["near"]
 check_together = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: a > single, "not above one network: standardise on validation sets, then average"),
+    (lambda a: a > single, "not above one network: standardise on val, then average"),
 )
 check_together(together)
 

@@ -1193,6 +1193,136 @@ rare = pd.DataFrame(rows).T.sort_values("median S alone").tail(5)
 rare.astype({"trained on": int, "alone in test": int}).round(1)
 
 # %% [markdown]
+# ### Quiz
+#
+# Answer before you open: every choice is explained, the wrong ones too.
+#
+# **1. The joint energy is a sum over labels. What is it in terms of probability?**
+#
+# <details><summary>A. The log-probability of the most likely set of labels.</summary>
+#
+# **No.** The free energy sums over *all* $2^C$ sets of labels; it does not pick one. The sum factorises into $C$
+# softplus terms.
+#
+# </details>
+#
+# <details><summary>B. The log-probability that no known label is present.</summary>
+#
+# **Right.** Each softplus is $-\log(1-p_i)$, so $S=\sum_i\log(1-p_i)$. A threshold on it asks for *none of the
+# above*.
+#
+# </details>
+#
+# <details><summary>C. The log-density of the image, up to a constant.</summary>
+#
+# **No.** $S$ is a function of the $C$ posteriors. Nothing in it knows how often such an image occurs.
+#
+# </details>
+#
+# **2. An image excites one label far beyond anything in training. What does the joint energy do?**
+#
+# <details><summary>A. It rises, because such a logit is unusual.</summary>
+#
+# **No.** Nothing in $S$ measures *unusual*. Every label can only pull the score down.
+#
+# </details>
+#
+# <details><summary>B. It stays, because the sigmoid saturates.</summary>
+#
+# **No.** The probability saturates, the softplus does not: it goes on like $\ell$. The *sum of probabilities* would
+# level off.
+#
+# </details>
+#
+# <details><summary>C. It falls: the image passes with honours.</summary>
+#
+# **Right.** A label can vouch and none can accuse, so there is no upper alarm. A range check on the input is one
+# cure.
+#
+# </details>
+#
+# **3. An image has one sure label and a hundred labels that are sure to be absent. Do the hundred drown the one?**
+#
+# <details><summary>A. Yes, a hundred negative logits outweigh one positive.</summary>
+#
+# **No.** That happens in the plain sum of logits. In the joint energy a silent label adds about $e^{\ell}$, next to
+# nothing.
+#
+# </details>
+#
+# <details><summary>B. No: silent labels add next to nothing, and one voucher is enough.</summary>
+#
+# **Right.** $\log(1+e^{\ell})\approx e^{\ell}$ for very negative $\ell$. The sure label adds about its logit.
+#
+# </details>
+#
+# <details><summary>C. No, because only the largest term of the sum is kept.</summary>
+#
+# **No.** That is the largest logit. The joint energy keeps all terms, and many half-sure labels together do count.
+#
+# </details>
+#
+# <details><summary>D. It depends on their correlation, which the energy takes into account.</summary>
+#
+# **No.** The energy multiplies probabilities as if labels were independent. Correlation is one of its failures, not
+# one of its inputs.
+#
+# </details>
+#
+# **4. Every convolution of a ResNet is spectrally normalised and followed by an ordinary BatchNorm. What is
+# bounded?**
+#
+# <details><summary>A. The Lipschitz constant of the network, by the product of the norms.</summary>
+#
+# **No.** BatchNorm has a gain of its own, and it can give back what the norm took. The product has to contain the
+# gains.
+#
+# </details>
+#
+# <details><summary>B. Each pair of convolution and BatchNorm, by 1.</summary>
+#
+# **No.** The pair stretches by up to norm times gain, $\max_c|\gamma_c|/\sqrt{v_c+\varepsilon}$. Scale the weight
+# down, and the variance follows.
+#
+# </details>
+#
+# <details><summary>C. Nothing about the pair, until the gain of the BatchNorm is bounded as well.</summary>
+#
+# **Right.** $\mathrm{BN}(sWx)=\mathrm{BN}(Wx)$ up to $\varepsilon$. What changes is the path of training, not the
+# functions within reach.
+#
+# </details>
+#
+# <details><summary>D. The norm of the convolution at least is exactly 1.</summary>
+#
+# **No.** The norm of the *reshaped weight* is. Patches overlap, so the convolution itself may stretch by up to $k$
+# times as much.
+#
+# </details>
+#
+# **5. Suppose the whole network really is smooth. What does that do for detection?**
+#
+# <details><summary>A. The score can neither fall nor rise quickly as you walk away from the data.</summary>
+#
+# **Right.** The Lipschitz inequality is two-sided. A stranger cannot jump to an honours pass, but neither can the
+# alarm ring soon after the door.
+#
+# </details>
+#
+# <details><summary>B. Strangers get a high score, because they are far from the data.</summary>
+#
+# **No.** An upper bound on the slope brings no rise. Where the score goes is left to training.
+#
+# </details>
+#
+# <details><summary>C. No two images fall together in the features.</summary>
+#
+# **No.** That needs a *lower* bound, as a residual block with $\mathrm{Lip}(g)<1$ has. Smooth maps may collapse;
+# the constant map is the smoothest of all.
+#
+# </details>
+
+# %% [markdown]
 # ## 8. Exercises
 #
 # Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
@@ -1207,9 +1337,9 @@ rare.astype({"trained on": int, "alone in test": int}).round(1)
 # %% tags=["exercise"]
 p = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_p = ood.Check(
-    (lambda a: 0 < a < 1, "a probability below one: doubts do not add up, their absences multiply"),
+    (lambda a: 0 < a < 1, "below one: doubts do not add up, their absences multiply"),
     (lambda a: abs(a - (1 - 0.95**20)) < 1e-3, "1 − p must equal 0.95 to the power 20"),
 )
 check_p(p)
@@ -1251,12 +1381,12 @@ check_p(p)
 ell = f.test.logits[0].double()
 exactly_one = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 odds = (1 - ell.sigmoid()).prod() * ell.exp().sum()  # the same from odds p / (1 − p)
 check_one = ood.Check(
     (lambda a: 0 <= a <= 1, "a probability lies between 0 and 1"),
-    (lambda a: abs(a - ell.sigmoid().sum()) > 1e-6, "that is the expected number of labels"),
-    (lambda a: abs(a - odds) < 1e-6, "C label sets have exactly one label; add their probabilities"),
+    (lambda a: abs(a - ell.sigmoid().sum()) > 1e-6, "the expected number of labels"),
+    (lambda a: abs(a - odds) < 1e-6, "add the probabilities of the C sets with one label"),
 )
 check_one(exactly_one)
 
@@ -1302,9 +1432,9 @@ def first_product(c):
 
 factor = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_factor = ood.Check(
-    (lambda a: abs(a - 5) > 0.05 and abs(a - 0.2) > 0.01, "the norm changes so; and the gain?"),
+    (lambda a: min(abs(a - 5), abs(a - 0.2)) > 0.05, "so does the norm; and the gain?"),
     (lambda a: abs(a - 1) < 0.05, "the gain gives back what the norm loses"),
 )
 check_factor(factor)
@@ -1344,7 +1474,7 @@ check_factor(factor)
 # %% tags=["exercise"]
 reshaped_and_exact = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 check_norms = ood.Check(
     (lambda a: len(a) == 2, "a pair: the reshaped norm, then the exact one"),
     (lambda a: abs(a[0] - 3) < 1e-6, "reshaped: the length of a vector of nine ones"),
@@ -1396,7 +1526,7 @@ for _ in range(40):
 block_report = ood.lipschitz_report(tame, crops[:2]).set_index("layer")["product"]
 bound = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 branch = block_report["stages.0.0.conv1"] * block_report["stages.0.0.conv2"]
 check_bound = ood.Check(
     (lambda a: abs(a - branch) > 1e-6, "that is the branch; the shortcut is added to it"),
@@ -1447,12 +1577,12 @@ check_bound(bound)
 strange = [n(gratings(1.0)).detach() for n in networks["plain"]]
 alarmed = ...
 
-# %% tags=["check"]
+# %% tags=["check", "hide-input"]
 page = [auroc(ood.joint_energy(x.test.logits), ood.joint_energy(z))[0]
         for x, z in zip(features["plain"], strange)]  # fmt: skip
 check_alarm = ood.Check(
     (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: a > np.mean(page), "not above this page: the distance of S to its ID median"),
+    (lambda a: a > np.mean(page), "not above the page: distance of S to its ID median"),
 )
 check_alarm(alarmed)
 

@@ -49,6 +49,10 @@ import ood_lib as ood
 from ood_lib import plots
 
 plots.theme()
+if not Path(claims).is_file():  # the notebook alone, as in Colab: the claims and the result files lie in the repository
+    address = "https://github.com/ood-book/ood-book"
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", address, "ood-book"], check=True)
+    claims, archive = "ood-book/book/claims.yaml", "ood-book/book/results"
 said = yaml.safe_load(Path(claims).read_text(encoding="utf-8"))
 claimed = pd.DataFrame([{"paper of": paper} | row for paper, rows in said.items() for row in rows])
 measured = ood.load_results(archive)

@@ -50,8 +50,7 @@ class Check:
         """The verdict on an answer; ``...`` stands for none."""
         if answer is ...:
             return Verdict(False, "not answered yet: put your answer in place of ...")
-        broken = (says for says in map(lambda law: _complaint(*law, answer), self.laws) if says)
-        wrong = next(broken, "")
+        wrong = next(filter(None, (_complaint(holds, says, answer) for holds, says in self.laws)), "")
         return Verdict(not wrong, f"not yet: {wrong}" if wrong else "correct")
 
 

@@ -287,7 +287,7 @@ def test_the_minutes_to_read_are_those_that_the_page_names(path):
 def test_every_notebook_says_what_it_asks_and_the_files_made_of_it_are_up_to_date():
     assert list(ABOUT) == [path.stem for path in NOTEBOOKS]
     made = metadata.generated(ROOT)
-    assert {path.name for path in made} == {"README.md", "how-to-use.md", "book.yml"}
+    assert {path.name for path in made} == {"README.md", "how-to-use.md", "book.yml", "colab.yml"}
     assert [path for path, text in made.items() if read(path) != text] == []
     jobs = yaml.safe_load(read(ROOT / ".github/workflows/book.yml"))["jobs"]
     assert [job["notebook"] for job in jobs["chapters"]["strategy"]["matrix"]["include"]] == list(ABOUT)

@@ -1,200 +1,102 @@
-"""Laws of the editions: nothing of a solution reaches a student, everything reaches an instructor, otter can grade."""
+"""Laws of the editions: students get no solution and every check, teachers get both, the grader a test for each."""
 
-import ast
 import re
-from pathlib import Path
 
 import pytest
+from test_lessons import NOTEBOOKS as SOURCES
+from test_lessons import ROOT, exercises, kind, nbformat
 
-nbformat = pytest.importorskip("nbformat")
-pytest.importorskip("jupytext")
+from ood_lib.book import cli
+from ood_lib.book.editions import EDITIONS, plain
+from ood_lib.book.notebooks import load
 
-from ood_lib.book import cli  # noqa: E402
-from ood_lib.book.editions import EDITIONS, Exercise, instructor, otter, parts, student  # noqa: E402
-from ood_lib.book.notebooks import Refused, load, sources  # noqa: E402
-from ood_lib.book.plain import plain  # noqa: E402
-
-ROOT = Path(__file__).parents[1]
-BOOK = sources(ROOT)
-every = pytest.mark.parametrize("source", BOOK.values(), ids=BOOK)
-
-MYST = r"^\s*>?\s*(`{3,}|:{3,})\{|\{[a-z:]+\}`|^:label:|^\([\w-]+\)=|\]\(\.\./|\[\]\("
-
-LESSON = '''# %% [markdown]
-# Before.
-# ```{exercise-start} One
-# :label: ex-page-one
-# ```
-# What? *Hint: count
-# again.*
-
-# %% tags=["exercise"]
-answer = ...
-
-# %% tags=["check"]
-check_answer = print
-check_answer(answer)
-
-# %% [markdown]
-# ```{exercise-end}
-# ```
-#
-# ```{solution-start} ex-page-one
-# :class: dropdown
-# ```
-# SECRET words before.
-
-# %% tags=["solution", "wrong", "remove-cell"]
-answer = "SECRET mistake"
-
-# %%
-print("SECRET, though not tagged")
-
-# %% tags=["solution"]
-answer = "SECRET code"
-
-# %% [markdown]
-# SECRET words after.
-# ```{solution-end}
-# ```
-# After, in the same cell.
-
-# %% tags=["solution"]
-print("SECRET, tagged outside the fences")
-'''
+each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 
 
-@pytest.fixture
-def lesson(tmp_path):
-    path = tmp_path / "page.py"
-    path.write_text(LESSON)
-    return load(path)
+def text(notebook, *kinds):
+    return "\n".join(c.source for c in notebook.cells if not kinds or c.cell_type in kinds)
 
 
-def tagged(notebook, tag):
-    return [c.source for c in notebook.cells if tag in c.metadata.get("tags", [])]
+def cells(source, *kinds):
+    return [c.source for c in load(source).cells if kind(c) in kinds]
 
 
-def text(notebook):
-    return "\n".join(c.source for c in notebook.cells)
+def prose_of_solutions(source):
+    """The lines between the fences of each solution."""
+    whole = "\n".join(c.source for c in load(source).cells if c.cell_type == "markdown")
+    found = re.findall(r"\{solution-start\}.*\n(?::.*\n)*```\n(.*?)```\{solution-end\}", whole, re.S)
+    return [line for part in found for line in part.splitlines() if len(line) > 25]
 
 
-def exercises(notebook):
-    return [p for p in parts(notebook) if isinstance(p, Exercise)]
+@each_source
+def test_nothing_of_a_solution_reaches_a_student(source):
+    shown = text(EDITIONS["student"](load(source)))
+    assert [x for x in [*cells(source, "solution", "wrong"), *prose_of_solutions(source)] if x in shown] == []
+    assert "solution-" not in shown
 
 
-def test_a_student_gets_nothing_between_the_fences_of_a_solution_nor_tagged_so(lesson):
-    made = student(lesson)
-    assert "SECRET" not in text(made)
-    assert [c.source for c in made.cells if c.cell_type == "markdown"] == [
-        "Before.", "### Exercise: One",
-        "What?\n\n<details><summary>Hint</summary>\n\nCount\nagain.\n\n</details>", "After, in the same cell.",
-    ]  # fmt: skip
+@each_source
+def test_students_get_every_question_and_its_check(source):
+    student = EDITIONS["student"](load(source))
+    assert [x for x in cells(source, "exercise", "check") if x not in text(student, "code")] == []
+    assert text(student).count("**Exercise.**") == len(exercises(load(source).cells))
 
 
-def test_an_instructor_gets_all_in_order(lesson):
-    found = re.findall(r"SECRET.*", text(instructor(lesson)))
-    assert [f.split()[1].strip('",') for f in found] == ["words", "mistake", "though", "code", "words", "tagged"]
+@each_source
+def test_teachers_get_all_of_it(source):
+    shown = text(EDITIONS["instructor"](load(source)), "code")
+    assert [c.source for c in load(source).cells if c.cell_type == "code" and c.source not in shown] == []
 
 
-def test_otter_hides_the_solution_from_its_students(lesson):
-    made = text(otter(lesson))
-    shown = re.sub(r"# BEGIN SOLUTION NO PROMPT.*?\n# END SOLUTION", "", made, flags=re.S)
-    assert "SECRET code" in made and "SECRET code" not in shown and "SECRET words" not in made
-    assert "SECRET mistake" not in made
+@each_source
+def test_the_grader_gets_a_question_with_a_test_for_each_exercise(source):
+    notebook = EDITIONS["otter"](load(source))
+    raw = [c.source.split("\n")[0] for c in notebook.cells if c.cell_type == "raw"]
+    count = len(exercises(load(source).cells))
+    one = ["# BEGIN QUESTION", "# BEGIN SOLUTION", "# END SOLUTION", "# BEGIN TESTS", "# END TESTS", "# END QUESTION"]
+    assert raw == ["# ASSIGNMENT CONFIG", *one * count]
+    assert len(set(re.findall(r"^name: (\w+)$", text(notebook, "raw"), re.M))) == count
+    assert len(re.findall(r"^assert check_\w+\(\w+\), check_\w+\(\w+\)$", text(notebook, "code"), re.M)) == count
 
 
-@every
-def test_no_solution_survives_in_a_student_edition_and_every_question_does(source):
-    notebook = load(source)
-    made = student(notebook)
-    cells = {c.source for c in made.cells}
-    secret = [c for e in exercises(notebook) for c in e.solution]
-    assert len(exercises(notebook)) == text(notebook).count("{solution-end}")
-    assert [c.source for c in secret if c.source in cells or c.source in text(made)] == []
-    assert tagged(made, "solution") == tagged(made, "wrong") == []
-    for tag in ("exercise", "check", "parameters"):
-        assert tagged(made, tag) == tagged(notebook, tag)
-
-
-@every
-def test_an_instructor_edition_has_every_solution_and_every_mistake(source):
-    notebook = load(source)
-    assert tagged(instructor(notebook), "solution") == tagged(notebook, "solution")
-    assert tagged(instructor(notebook), "wrong") == tagged(notebook, "wrong")
-
-
-@every
+@each_source
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_an_edition_is_a_notebook_whose_code_compiles_and_whose_text_is_plain(source, edition):
-    made = EDITIONS[edition](load(source))
-    nbformat.validate(made)
-    for cell in made.cells:
+def test_every_edition_is_a_notebook_that_compiles_and_shows_no_directive(source, edition):
+    notebook = EDITIONS[edition](load(source))
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
         if cell.cell_type == "code":
             compile(cell.source, source.name, "exec")
-            assert not cell.outputs
-        if cell.cell_type == "markdown":
-            assert not re.search(MYST, cell.source, re.M)
+    shown = text(notebook, "markdown")
+    assert re.findall(r"^(?:`{3}|:{3})\{.*", shown, re.M) + re.findall(r"\{[\w:]+\}`[^`]*`", shown) == []
+    assert notebook == EDITIONS[edition](load(source))  # the same source, the same file
 
 
-@every
-def test_what_a_solution_defines_no_later_cell_needs(source):
-    """Names, as far as reading finds them; that a student edition runs to its end is tried by running it."""
-    defined, hidden, needed = set(), set(), set()
-    for cell in load(source).cells:
-        if cell.cell_type != "code":
-            continue
-        names = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name)]
-        stored = {n.id for n in names if isinstance(n.ctx, ast.Store)}
-        if "solution" in cell.metadata.get("tags", []):
-            hidden |= stored - defined
-        else:
-            defined |= stored
-            needed |= {n.id for n in names if isinstance(n.ctx, ast.Load)} & (hidden - defined)
-    assert needed == set()
+def test_the_solution_of_a_question_runs_before_its_check_and_after_what_is_given():
+    weiper = EDITIONS["otter"](load(ROOT / "notebooks/10_weiper.py"))
+    parts = "smoothed = ", "check_far = ", "far = ...", "def max_of_mean", "check_far(far)\n"
+    order = [text(weiper).index(part) for part in parts]
+    assert order == sorted(order)
 
 
-@every
-def test_otter_has_a_question_per_exercise_whose_test_calls_its_check(source):
-    notebook = load(source)
-    cells = otter(notebook).cells
-    raw = [c.source.splitlines() for c in cells if c.cell_type == "raw"]
-    expected = [e.name for e in exercises(notebook)]
-    assert raw[0][0] == "# ASSIGNMENT CONFIG"
-    marks = ["BEGIN QUESTION", "BEGIN SOLUTION", "END SOLUTION", "BEGIN TESTS", "END TESTS", "END QUESTION"]
-    assert [r[0].removeprefix("# ") for r in raw[1:]] == marks * len(expected)
-    assert [r[1] for r in raw if r[0] == "# BEGIN QUESTION"] == [f"name: {name}" for name in expected]
-    assert len(set(expected)) == len(expected) and all(name.isidentifier() for name in expected)
-    tests = [c.source for c, before in zip(cells[1:], cells) if before.source == "# BEGIN TESTS"]
-    for exercise, test in zip(exercises(notebook), tests, strict=True):
-        checks = [c.source.splitlines()[-1] for c in exercise.question if "check" in c.metadata.get("tags", [])]
-        assert test == f"verdict = {checks[-1]}\nassert verdict, verdict"
+def test_the_command_writes_the_chosen_notebooks_and_refuses_others(tmp_path, capsys):
+    out = ["--out", str(tmp_path), "--root", str(ROOT)]
+    assert cli.main(["teach", "weiper", *out]) == 0
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")) == [
+        f"{edition}/10_weiper.ipynb" for edition in sorted(EDITIONS)
+    ]
+    assert cli.main(["teach", "wieper", *out]) == 2 and "did you mean 'weiper'" in capsys.readouterr().err
 
 
-def test_a_fence_without_its_other_half_is_refused(tmp_path):
-    path = tmp_path / "page.py"
-    for given, says in ((LESSON.replace("{solution-end}", "{note}"), "no end"),
-                        (LESSON.replace("-start} ex-page-one", "-start} ex-page-two"), "ex-page-two")):  # fmt: skip
-        path.write_text(given)
-        with pytest.raises(Refused, match=says):
-            student(load(path))
-
-
-def test_directives_and_roles_become_plain_markdown():
-    assert plain("```{admonition} Look\n:class: tip\nOne\n\ntwo\n```") == "> **Look**\n>\n> One\n>\n> two"
-    table = plain("```{list-table} T\n:header-rows: 1\n\n* - a\n  - b\n* - c\n    d\n  - e\n```")
-    assert table.splitlines()[2:] == ["| a | b |", "| --- | --- |", "| c d | e |"]
-    assert plain("{math}`x` {numref}`the figure <fig-a>` [](10_weiper) [x](../book/api.md)") == (
-        "$x$ `the figure` [10_weiper](10_weiper.ipynb) x"
-    )
-
-
-def test_the_command_writes_three_editions_and_refuses_an_unknown_name(tmp_path, capsys):
-    assert cli.main(["teach", "weiper", "--root", str(ROOT), "--out", str(tmp_path)]) == 0
-    found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.*"))
-    assert found == [f"{edition}/10_weiper.ipynb" for edition in sorted(EDITIONS)]
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*.ipynb")}
-    assert cli.main(["teach", "weiper", "--root", str(ROOT), "--out", str(tmp_path)]) == 0
-    assert {p: p.read_bytes() for p in before} == before
-    assert cli.main(["teach", "weipr", "--root", str(ROOT), "--out", str(tmp_path / "no")]) == 2
-    assert "did you mean 'weiper'" in capsys.readouterr().err and not (tmp_path / "no").exists()
+@pytest.mark.parametrize(
+    ("myst", "markdown"),
+    [
+        ("see {cite:t}`a2020` and {cite:p}`b,c`", "see a2020 and [b,c]"),
+        ("{numref}`Figure %s <fig-x>` of {ref}`the notes <n>`", "Figure of the notes"),
+        ("{py:func}`~ood_lib.msma.score_norms` {math}`x^2`", "`score_norms` $x^2$"),
+        ("(sec-a)=\n## A", "## A"),
+        ("```{admonition} Before\n:class: tip\n**a** b\nc\n```\n", "> **Before**\n>\n> **a** b\n> c\n"),
+    ],
+)
+def test_myst_becomes_what_jupyter_shows(myst, markdown):
+    assert plain(myst) == markdown

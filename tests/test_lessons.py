@@ -1,5 +1,7 @@
 """Laws of the exercises: each has a stub, a check, a typical mistake and a solution, and the check knows them apart.
 
+And of the quizzes: five questions a chapter, one right choice each, every choice explained.
+
 What the checks say is read from the runs in `_build/run/quick`, which `make test` makes; the rest from the sources.
 """
 
@@ -14,6 +16,7 @@ nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
 RUNS = [path for path in ((ROOT / "_build/run/quick" / f"{p.stem}.ipynb") for p in NOTEBOOKS) if path.is_file()]
+QUIZZES = ("05", "10", "20", "30", "40", "50")  # the chapters that have one
 KINDS = ("exercise", "check", "wrong", "solution")  # in the order of the page
 
 
@@ -79,6 +82,47 @@ def test_a_typical_mistake_is_described(path):
     assert [text for text in cells if not re.match(r"# Tempting: .{15}", text)] == []
 
 
+CHOICE = re.compile(
+    r"<details><summary>([A-D])\. [^\n]+</summary>\n\n\*\*(Right|No)\.\*\* ((?:(?!</?details).)+?)\n\n</details>",
+    re.DOTALL,
+)
+
+
+def quiz(cells):
+    """The questions of a chapter's quiz, each a list of (letter, right or not, explanation)."""
+    (text,) = [c.source for c in cells if c.cell_type == "markdown" and c.source.startswith("### Quiz\n")]
+    questions = re.split(r"^\*\*\d\. ", text, flags=re.MULTILINE)[1:]
+    assert text.count("<details>") == sum(len(CHOICE.findall(q)) for q in questions), "a choice is out of form"
+    return [[(letter, verdict == "Right", why) for letter, verdict, why in CHOICE.findall(q)] for q in questions]
+
+
+def unfit(questions):
+    """What is wrong with a quiz, in words."""
+    right = [[letter for letter, fine, _ in choices if fine] for choices in questions]
+    faults = {
+        "not five questions": len(questions) != 5,
+        "not three or four choices": any(len(choices) not in (3, 4) for choices in questions),
+        "letters out of order": any("".join(c[0] for c in q) != "ABCD"[: len(q)] for q in questions),
+        "not one right choice": any(len(letters) != 1 for letters in right),
+        "a choice without a reason": any(len(why) < 25 for choices in questions for _, _, why in choices),
+        "always the same letter": len({tuple(letters) for letters in right}) == 1,
+    }
+    return [fault for fault, found in faults.items() if found]
+
+
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[:2] in QUIZZES], ids=lambda p: p.stem)
+def test_every_chapter_has_a_quiz_that_explains_each_choice(path):
+    assert unfit(quiz(jupytext.read(path).cells)) == []
+
+
+def test_the_quiz_stands_directly_before_the_exercises():
+    for path in NOTEBOOKS:
+        if path.stem[:2] in QUIZZES:
+            heads = re.findall(r"^#+ .+", "\n".join(
+                c.source for c in jupytext.read(path).cells if c.cell_type == "markdown"), re.MULTILINE)  # fmt: skip
+            assert heads[heads.index("### Quiz") + 1].endswith("Exercises"), path.stem
+
+
 # -- the laws are able to fail ------------------------------------------------------------------------------------
 
 
@@ -104,3 +148,30 @@ def test_a_good_lesson_passes_and_each_fault_is_found():
         cells = lesson()
         del cells[missing]
         assert out_of_order(exercises(cells)[0][1])
+
+
+def choice(letter, verdict="No", why=25 * "x"):
+    return f"<details><summary>{letter}. choice</summary>\n\n**{verdict}.** {why}\n\n</details>\n\n"
+
+
+def a_quiz(*questions):
+    text = "### Quiz\n\n" + "".join(f"**{i}. Why?**\n\n{q}" for i, q in enumerate(questions, 1))
+    return quiz([nbformat.v4.new_markdown_cell(text)])
+
+
+def test_a_good_quiz_passes_and_each_fault_is_found():
+    first = choice("A", "Right") + choice("B") + choice("C")
+    second = choice("A") + choice("B", "Right") + choice("C")
+    assert unfit(a_quiz(first, second, first, second, first)) == []
+    assert unfit(a_quiz(first, second, first, second)) == ["not five questions"]
+    assert unfit(a_quiz(*5 * [first])) == ["always the same letter"]
+    for last, fault in (
+        (choice("A", "Right") + choice("B"), "not three or four choices"),
+        (choice("A", "Right") + choice("C") + choice("B"), "letters out of order"),
+        (first.replace("No", "Right"), "not one right choice"),
+        (first.replace("Right", "No"), "not one right choice"),
+        (choice("A", "Right") + choice("B", why="x") + choice("C"), "a choice without a reason"),
+    ):
+        assert unfit(a_quiz(first, second, first, second, last)) == [fault]
+    with pytest.raises(AssertionError, match="out of form"):  # without the blank lines its formulas stay raw
+        a_quiz(first.replace("</summary>\n\n", "</summary>\n"))

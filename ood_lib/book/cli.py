@@ -15,7 +15,7 @@ from pathlib import Path
 from ood_lib import data
 from ood_lib.book.cluster import run_on_cluster
 from ood_lib.book.compare import write_comparison
-from ood_lib.book.editions import write_editions
+from ood_lib.book.editions import EDITIONS
 from ood_lib.book.metadata import about, generated
 from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, select, sources
 from ood_lib.book.pages import build_pages
@@ -74,16 +74,6 @@ def _build(args: argparse.Namespace) -> int:
     return 0
 
 
-def _teach(args: argparse.Namespace) -> int:
-    root = find_root(args.root)
-    out = (args.out or root / "_build/teach").resolve()
-    for source in select(root, args.notebooks):
-        write_editions(source, out)
-        print(f"{source.stem}: written")
-    print(f"editions are in {out}")
-    return 0
-
-
 def _list(args: argparse.Namespace) -> int:
     root = find_root(args.root)
     entries = about(root)
@@ -101,6 +91,21 @@ def _list(args: argparse.Namespace) -> int:
         values = read_profile(root, name)[1]
         print(f"  {name:<24} {', '.join(f'{k}={v}' for k, v in values.items())}")
     print(f"Benchmarks\n  {', '.join([*data.BENCHMARKS, 'folder:PATH', 'bank:PATH'])}")
+    return 0
+
+
+def _teach(args: argparse.Namespace) -> int:
+    root = find_root(args.root)
+    out, write = (args.out or root / "_build/teach").resolve(), need("jupytext", "book").writes
+    for source in select(root, args.notebooks):
+        notebook = load(source)
+        for edition, make in EDITIONS.items():
+            path = out / edition / f"{source.stem}.ipynb"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(write(make(notebook), "ipynb") + "\n", encoding="utf-8")
+            partial.replace(path)
+    print(f"editions are in {out}: {', '.join(EDITIONS)}")
     return 0
 
 
@@ -160,13 +165,13 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--out", type=Path, help="where the pages go (default: _build/html)")
     build.set_defaults(command=_build)
 
-    teach = commands.add_parser("teach", parents=[root], help="write the editions for students, instructors and otter")
-    teach.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
-    teach.add_argument("--out", type=Path, metavar="DIR", help="where they go (default: _build/teach)")
-    teach.set_defaults(command=_teach)
-
     listing = commands.add_parser("list", parents=[root], help="notebooks, parameters, profiles")
     listing.set_defaults(command=_list)
+
+    teach = commands.add_parser("teach", parents=[root], help="write editions for students, teachers and otter-grader")
+    teach.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
+    teach.add_argument("--out", type=Path, help="where they go (default: _build/teach)")
+    teach.set_defaults(command=_teach)
 
     sync = commands.add_parser("sync", parents=[root], help="write each .ipynb, and what else is made of the notebooks")
     sync.add_argument("--check", action="store_true", help="only say which differ (exit code 1)")

@@ -1,183 +1,148 @@
-"""What a teacher hands out: editions of a notebook, each made of the one source by its fences and tags.
+"""One source, three editions: what students get, what the teacher gets, and a master for the grader `otter`.
 
-An exercise is a question, from `{exercise-start}` to `{exercise-end}`, and a solution, from `{solution-start}` to
-`{solution-end}`. A student gets the questions and their checks, an instructor everything, otter-grader a master
-notebook of its own format. Directives and roles, which only the book understands, become plain Markdown.
+Pure functions from a chapter to a notebook.  All three are plain Markdown: Jupyter and Colab show no directives.
 """
 
-import os
 import re
-from collections.abc import Callable, Iterable, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-from ood_lib.book.notebooks import Refused, load, with_ids
-from ood_lib.book.plain import plain
 from ood_lib.extras import need
 
-__all__ = ["EDITIONS", "Exercise", "instructor", "otter", "parts", "student", "write_editions"]
+__all__ = ["EDITIONS", "instructor", "otter", "plain", "student"]
 
-FENCE = re.compile(r"^(`{3,})\{(exercise|solution)-(start|end)\} *(.*)\n((?::.*\n)*)\1 *$", re.M)
-CALL = re.compile(r"(check_\w+\(.+\))\s*\Z")
-Cell = Any
+FENCE = re.compile(r"^```\{(exercise|solution)-(start|end)\} *(.*)\n((?::\w+:.*\n)*)```\n?", re.M)
+DIRECTIVE = re.compile(r"^(`{3,}|:{3,})\{([\w:-]+)\} *([^\n]*)\n((?::\w+:[^\n]*\n)*)(.*?)^\1$\n?", re.M | re.S)
+ANSWER = re.compile(r"^\w+ = \.\.\..*$", re.M)
+HINT = re.compile(r"\s*\*Hint: (.+?)\*(?=\s*$|\n)", re.S)
+ROLES = [  # a role to the words that stand for it
+    (r"\{cite:t\}`([^`]+)`", r"\1"),
+    (r"\{cite(?::p)?\}`([^`]+)`", r"[\1]"),
+    (r"\{math\}`([^`]+)`", r"$\1$"),
+    (r"\{(?:num)?ref\}`([^`<]+?) *(?:%s)? *<[^`>]+>`", r"\1"),
+    (r"\{(?:num)?ref\}`([^`<]+)`", r"\1"),
+    (r"\{py:\w+\}`~?(?:[\w.]+\.)?(\w+)`", r"`\1`"),
+    (r"\{[\w:]+\}`([^`]+)`", r"\1"),
+    (r"^\([\w-]+\)=\n", ""),
+]
 
 
-@dataclass
-class Exercise:
-    """One exercise: the cells a student sees, and those between the fences of its solution."""
+class Part(NamedTuple):
+    """A cell, and where it stands: in no exercise, in one, or in its solution."""
 
+    place: str
+    cell: Any
     label: str
-    title: str
-    question: list[Cell] = field(default_factory=list)
-    solution: list[Cell] = field(default_factory=list)
-
-    @property
-    def name(self) -> str:
-        """The label as an identifier."""
-        return self.label.removeprefix("ex-").replace("-", "_")
-
-    @property
-    def call(self) -> str:
-        """The call of its check, the last line of a check cell."""
-        found = [call[1] for cell in self.question if "check" in _tags(cell) and (call := CALL.search(cell.source))]
-        if not found:
-            raise Refused(f"exercise {self.label} has no cell tagged check that ends in a call check_...(answer)")
-        return found[-1]
-
-
-def parts(notebook: Any) -> list[Cell | Exercise]:
-    """The cells of a notebook in order, with each exercise and its solution gathered into one."""
-    found: list[Cell | Exercise] = []
-    exercises: dict[str, Exercise] = {}
-    here: list[Any] = found
-    for item in _pieces(notebook):
-        match item:
-            case ("exercise", "start", title, label):
-                found.append(exercises.setdefault(label, Exercise(label, title)))
-                here = exercises[label].question
-            case ("solution", "start", label, _):
-                if label not in exercises:
-                    raise Refused(f"a solution of {label!r}, which no exercise before it is labelled")
-                here = exercises[label].solution
-            case (_, "end", _, _):
-                here = found
-            case cell:
-                here.append(cell)
-    if here is not found:
-        raise Refused("the last exercise or solution has no end")
-    return found
-
-
-def _pieces(notebook: Any) -> Iterable[Cell | tuple[str, str, str, str]]:
-    """Cells and fences; a Markdown cell is cut where a fence stands in it."""
-    for cell in notebook.cells:
-        if cell.cell_type != "markdown":
-            yield _copy(cell)
-            continue
-        at = 0
-        for fence in FENCE.finditer(cell.source):
-            yield from _text(cell.source[at : fence.start()])
-            label = re.search(r"^:label: (\S+)", fence[5], re.M)
-            yield fence[2], fence[3], fence[4].strip(), label[1] if label else ""
-            at = fence.end()
-        yield from _text(cell.source[at:])
-
-
-def _tags(cell: Cell) -> list[str]:
-    return cell.metadata.get("tags", [])
-
-
-def _copy(cell: Cell, source: str | None = None) -> Cell:
-    """The cell without outputs."""
-    copy = deepcopy(cell)
-    copy.source = cell.source if source is None else source
-    if copy.cell_type == "code":
-        copy.outputs, copy.execution_count = [], None
-    return copy
-
-
-def _text(source: str) -> list[Cell]:
-    text = plain(source).strip()
-    return [need("nbformat", "book").v4.new_markdown_cell(text)] if text else []
-
-
-def _raw(*lines: str) -> Cell:
-    return need("nbformat", "book").v4.new_raw_cell("\n".join(lines))
-
-
-def _question(exercise: Exercise) -> list[Cell]:
-    return [*_text(f"### Exercise: {exercise.title}"), *exercise.question]
-
-
-def _solution(exercise: Exercise) -> list[Cell]:
-    cells = _text("**Solution**")
-    for cell in exercise.solution:
-        cells += _text("*A typical mistake, and what the check says of it:*") if "wrong" in _tags(cell) else []
-        cells.append(cell)
-    return cells
-
-
-def _graded(exercise: Exercise) -> list[Cell]:
-    """The question, its solution and its test between the raw cells of otter-assign, format v1."""
-    answers = [c for c in exercise.solution if c.cell_type == "code" and "wrong" not in _tags(c)]
-    test = need("nbformat", "book").v4.new_code_cell(f"verdict = {exercise.call}\nassert verdict, verdict")
-    return [
-        _raw("# BEGIN QUESTION", f"name: {exercise.name}", "points: 1"), *_question(exercise),
-        _raw("# BEGIN SOLUTION"), *(_hidden(cell) for cell in answers), _raw("# END SOLUTION"),
-        _raw("# BEGIN TESTS"), test, _raw("# END TESTS"), _raw("# END QUESTION"),
-    ]  # fmt: skip
-
-
-def _hidden(cell: Cell) -> Cell:
-    return _copy(cell, f"# BEGIN SOLUTION NO PROMPT\n{cell.source}\n# END SOLUTION")
-
-
-def _edition(notebook: Any, of_exercise: Callable[[Exercise], list[Cell]], first: Sequence[Cell] = ()) -> Any:
-    cells = [c for p in parts(notebook) for c in (of_exercise(p) if isinstance(p, Exercise) else [p])]
-    made = need("nbformat", "book").v4.new_notebook(metadata=deepcopy(notebook.metadata), cells=[*first, *cells])
-    return with_ids(made)
 
 
 def student(notebook: Any) -> Any:
-    """The notebook without anything of a solution; questions, their stubs and their checks stay."""
-    made = _edition(notebook, _question)
-    made.cells = [cell for cell in made.cells if "solution" not in _tags(cell)]
-    return made
+    """The chapter without its solutions; the checks stay."""
+    return _notebook(notebook, [_shown(part.cell) for part in _parts(notebook) if part.place != "solution"])
 
 
 def instructor(notebook: Any) -> Any:
-    """The notebook with every solution, and before it the typical mistake with what the check says of it."""
-    return _edition(notebook, _solved)
-
-
-def _solved(exercise: Exercise) -> list[Cell]:
-    return [*_question(exercise), *_solution(exercise)]
+    """The chapter with its solutions, and the mistakes that the checks know."""
+    return _notebook(notebook, [_shown(part.cell) for part in _parts(notebook)])
 
 
 def otter(notebook: Any) -> Any:
-    """The master notebook for `otter assign`: a question of one point per exercise, its test calls its check.
+    """The chapter as `otter assign` reads it: a question to each exercise, its check the test."""
+    cells = [_raw("# ASSIGNMENT CONFIG\ninit_cell: true\nexport_cell: false\ncheck_all_cell: false")]
+    waiting: list[Any] = []
+    for part in _parts(notebook):
+        if part.place != "exercise" and waiting:
+            cells += _question(waiting, [p for p in _parts(notebook) if p.label == waiting[0].label])
+            waiting = []
+        if part.place == "exercise":
+            waiting.append(part)
+        elif part.place == "":
+            cells.append(_shown(part.cell))
+    return _notebook(notebook, cells)
 
-    References:
-        Otter-Grader documentation, *Otter Assign: Notebook Format* (v1).
+
+EDITIONS = {"student": student, "instructor": instructor, "otter": otter}
+
+
+def _question(exercise: list[Part], everything: list[Part]) -> list[Any]:
+    """Text, answer with its solution, check and test of one exercise; an exercise without a check is text."""
+    tagged = {kind: [p.cell for p in everything if _kind(p.cell) == kind] for kind in ("exercise", "check", "solution")}
+    if not tagged["check"]:
+        return [_shown(p.cell) for p in exercise]
+    stub, check, solution = ("\n\n\n".join(c.source for c in cells) for cells in tagged.values())
+    given, call = ANSWER.sub("", stub).strip(), check.splitlines()[-1]
+    asked = next(iter(ANSWER.findall(stub)), stub)
+    answer = f"{asked}\n# BEGIN SOLUTION NO PROMPT\n{solution.removesuffix(call).rstrip()}\n# END SOLUTION"
+    text = [_shown(p.cell) for p in exercise if p.cell.cell_type == "markdown"]
+    begin = [_raw(f"# BEGIN QUESTION\nname: {exercise[0].label.replace('-', '_')}\npoints: 1"), *text]
+    before = [_code(x) for x in (given, check.removesuffix(call).rstrip()) if x]
+    solved = [_raw("# BEGIN SOLUTION"), _code(answer), _raw("# END SOLUTION"), _code(call)]
+    tests = [_raw("# BEGIN TESTS"), _code(f"assert {call}, {call}"), _raw("# END TESTS")]
+    return [*begin, *before, *solved, *tests, _raw("# END QUESTION")]
+
+
+def _parts(notebook: Any) -> Iterator[Part]:
+    """The cells with their places; one that holds a fence is cut there, and the fence becomes a heading."""
+    place = label = ""
+    for cell in notebook.cells:
+        if cell.cell_type != "markdown":
+            yield Part(place, cell, label)
+            continue
+        end = 0
+        for fence in FENCE.finditer(cell.source):
+            yield from _text(place, label, cell.source[end : fence.start()])
+            kind, side, title, options = fence.groups()
+            end, place = fence.end(), kind if side == "start" else ""
+            if side == "start":
+                label = next(iter(re.findall(r":label: (\S+)", options)), title)
+                yield from _text(place, label, f"**Exercise.** *{title}*" if kind == "exercise" else "**Solution**")
+        yield from _text(place, label, cell.source[end:])
+
+
+def _text(place: str, label: str, text: str) -> Iterator[Part]:
+    if text.strip():
+        yield Part(place, need("nbformat", "book").v4.new_markdown_cell(text.strip()), label)
+
+
+def _kind(cell: Any) -> str:
+    tags = cell.metadata.get("tags", [])
+    return "wrong" if "wrong" in tags else next((k for k in ("exercise", "check", "solution") if k in tags), "")
+
+
+def _shown(cell: Any) -> Any:
+    if cell.cell_type == "markdown":
+        return need("nbformat", "book").v4.new_markdown_cell(plain(cell.source))
+    return _code(cell.source, [t for t in cell.metadata.get("tags", []) if t in ("parameters", "exercise", "check")])
+
+
+def _code(source: str, tags: list[str] | None = None) -> Any:
+    return need("nbformat", "book").v4.new_code_cell(source, metadata={"tags": tags} if tags else {})
+
+
+def _raw(source: str) -> Any:
+    return need("nbformat", "book").v4.new_raw_cell(source)
+
+
+def _notebook(notebook: Any, cells: list[Any]) -> Any:
+    made = need("nbformat", "book").v4.new_notebook(cells=cells, metadata={"kernelspec": notebook.metadata.kernelspec})
+    for number, cell in enumerate(made.cells):
+        cell.id = f"cell-{number}"  # the same source, the same file
+    return made
+
+
+def plain(text: str) -> str:
+    """MyST as Markdown: a directive becomes a quotation, a role its words, a hint something to unfold.
+
+    Example:
+        >>> plain("See {cite:p}`hinton2002` and {py:class}`~ood_lib.heat.HEAT`. *Hint: think.*")
+        'See [hinton2002] and `HEAT`.\\n\\n<details><summary>Hint</summary>\\n\\nthink.\\n\\n</details>'
     """
-    source = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    install = re.search(r'^SOURCE = "(.+)"$', source, re.M)
-    needs = ["requirements:", f'    - "{install[1]}"'] if install else []
-    return _edition(notebook, _graded, [_raw("# ASSIGNMENT CONFIG", "init_cell: true", "export_cell: false", *needs)])
+    text = DIRECTIVE.sub(_quotation, text)
+    for role, words in ROLES:
+        text = re.sub(role, words, text, flags=re.M)
+    return HINT.sub(r"\n\n<details><summary>Hint</summary>\n\n\1\n\n</details>", text)
 
 
-EDITIONS: dict[str, Callable[[Any], Any]] = {"student": student, "instructor": instructor, "otter": otter}
-
-
-def write_editions(source: Path, out: Path) -> list[Path]:
-    """Write `<edition>/<name>.ipynb` of one notebook into a folder; each appears whole or not at all."""
-    notebook, write = load(source), need("nbformat", "book").writes
-    paths = [out / edition / f"{source.stem}.ipynb" for edition in EDITIONS]
-    for path, make in zip(paths, EDITIONS.values()):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_text(write(make(notebook)) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    return paths
+def _quotation(found: re.Match[str]) -> str:
+    _, _, title, _, body = found.groups()
+    lines = [f"**{title}**", "", *plain(body).splitlines()] if title else plain(body).splitlines()
+    return "\n".join(f"> {line}".rstrip() for line in lines) + "\n"

@@ -107,4 +107,5 @@ PARTS: dict[str, Callable[[Path, dict[str, About]], list[str]]] = {
     "README.md": _readme,
     "book/how-to-use.md": _page,
     ".github/workflows/book.yml": _matrix,
+    ".github/workflows/colab.yml": _matrix,
 }

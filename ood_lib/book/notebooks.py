@@ -14,7 +14,7 @@ from ood_lib.extras import need
 
 __all__ = [
     "Parameter", "Refused", "content_hash", "find_root", "fits", "load", "parameters_of", "parse", "select",
-    "sources", "unknown", "with_ids",
+    "sources", "unknown",
 ]  # fmt: skip
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -75,13 +75,8 @@ def parse(text: str) -> Any:
     """The notebook that the text of a `.py` stands for."""
     notebook = need("jupytext", "book").reads(text, "py:percent")
     notebook.metadata = type(notebook.metadata)(kernelspec=KERNEL)
-    return with_ids(notebook)
-
-
-def with_ids(notebook: Any) -> Any:
-    """The notebook with ids from the contents of its cells: making it twice gives no difference."""
     seen: Counter[str] = Counter()
-    for cell in notebook.cells:
+    for cell in notebook.cells:  # ids from the content: converting twice gives no difference
         seen[cell.source] += 1
         cell.id = content_hash(cell.cell_type, cell.source, str(seen[cell.source]))[:12]
     return notebook

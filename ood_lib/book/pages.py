@@ -1,5 +1,7 @@
 """Builds the pages from finished runs: a staged copy of the book with the executed notebooks in it."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,8 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ood_lib.book.links import used_by
+from ood_lib.book.metadata import about
 from ood_lib.book.notebooks import Refused, content_hash
-from ood_lib.book.plan import Task, hash_files
+from ood_lib.book.plan import Task, hash_files, library_hash
 from ood_lib.extras import need
 
 __all__ = ["build_pages"]
@@ -24,7 +28,7 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path) -> bool:
         raise Refused(f"{html} holds something else than pages of this book")
     stage, work = root / "_build/stage", root / "_build/book"
     _stage(root, tasks, stage)
-    digest = content_hash(hash_files(stage), version("jupyter-book"))
+    digest = content_hash(hash_files(stage), library_hash(), version("jupyter-book"))
     if (html / STAMP).is_file() and (html / STAMP).read_text() == digest:
         return True
     print(f"building the pages of {html.name} (under a minute) ...", flush=True)
@@ -45,14 +49,27 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
     shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("_generated"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(root / name, stage)
+    uses = _uses(root, tasks)
+    (stage / "uses.json").write_text(json.dumps(uses), encoding="utf-8")
     (stage / "notebooks").mkdir()
     for task in tasks:
-        need("nbformat", "book").write(_page(task), stage / f"notebooks/{task.name}.ipynb")
+        page = _page(task, [place for place, pages in uses.items() if task.name in pages])
+        need("nbformat", "book").write(page, stage / f"notebooks/{task.name}.ipynb")
         if task.results:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
 
 
-def _page(task: Task) -> Any:
+def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
+    """For each entry of the library's page, the pages whose code uses it, with their titles."""
+    entries, pages = about(root), {task.name for task in tasks}
+    rooms = re.findall(r"automodule:: (\S+)", (root / "book/api.md").read_text(encoding="utf-8"))
+    return {
+        place: {name: entries[name].title for name in names if name in pages}
+        for place, names in used_by(root).items() if place.rpartition(".")[0] in rooms
+    }  # fmt: skip
+
+
+def _page(task: Task, uses: Sequence[str]) -> Any:
     """The executed notebook as it is shown: what the run left in it out, how it was made in."""
     nbformat = need("nbformat", "book")
     notebook = nbformat.read(task.target, as_version=4)
@@ -66,15 +83,23 @@ def _page(task: Task) -> Any:
             cell.source = "\n".join(x for x in cell.source.splitlines() if not x.startswith("results = "))
             if not task.given:
                 notebook.cells.remove(cell)
-    statement = nbformat.v4.new_markdown_cell(_how_made(notebook.metadata.ood_book))
-    statement.id = "how-this-page-was-made"
-    notebook.cells.append(statement)
+    foot = {"the-library-on-this-page": _library(uses), "how-this-page-was-made": _how_made(notebook.metadata.ood_book)}
+    for name, text in foot.items():
+        notebook.cells.append(nbformat.v4.new_markdown_cell(text, id=name))
     return notebook
 
 
 def _still(outputs: Sequence[Any]) -> list[Any]:
     """The outputs without progress bars, which a terminal would have overwritten: text that begins a line again."""
     return [o for o in outputs if o.output_type != "stream" or (not o.text.startswith("\r") and o.text.strip())]
+
+
+def _library(uses: Sequence[str]) -> str:
+    links = ", ".join(f"{{py:obj}}`~{name}`" for name in uses)
+    return f"""```{{admonition}} The library on this page
+:class: dropdown
+{links or "None of it."}
+```"""
 
 
 def _how_made(record: dict[str, Any]) -> str:

@@ -1,0 +1,70 @@
+"""What the pages need of Sphinx beyond its settings: links from the library to the chapters, and mended markup."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+__all__ = ["mended", "setup"]
+
+TWICE = re.compile(r'<div id="jb-print-docs-body".*?(?=<article)', re.S)
+LINES = re.compile(r'<dl>\s*((?:<dd><em class="sig-param">.*?</dd>\s*)+)</dl>', re.S)
+
+
+def mended(html: str) -> str:
+    """A page without three faults of its markup.
+
+    The theme writes title and contents a second time, for print alone, so that a page has two first headings. Sphinx
+    writes a signature of several lines as a list of definitions that define nothing, and calls the bibliography a list,
+    whose entries are none of a list.
+
+    Example:
+        >>> mended('<dl>\\n<dd><em class="sig-param">x</em>,</dd>\\n</dl>')
+        '<span class="sig-lines"><span class="sig-line"><em class="sig-param">x</em>,</span>\\n</span>'
+    """
+    html = TWICE.sub("", html).replace('<div role="list" class="citation-list">', '<div class="citation-list">')
+    return LINES.sub(lambda m: f'<span class="sig-lines">{_lines(m[1])}</span>', html)
+
+
+def _lines(items: str) -> str:
+    return items.replace("<dd>", '<span class="sig-line">').replace("</dd>", "</span>")
+
+
+def _set_base(app: Any, config: Any) -> None:
+    """The address from which the 404 page takes its style and links, for it is shown at any depth of the site.
+
+    GitHub Pages puts a site under the name of its repository. `OOD_BOOK_BASE` names another place, such as `/`.
+    """
+    name = config.html_theme_options["repository_url"].rstrip("/").rsplit("/", 1)[-1]
+    base = os.environ.get("OOD_BOOK_BASE", "/" if name.endswith(".github.io") else name).strip("/")
+    config.notfound_urls_prefix = f"/{base}/" if base else "/"
+
+
+def _link_chapters(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """The last line of an entry: the chapters whose code uses it."""
+    chapters = app.config.ood_book_uses.get(name, {})
+    if chapters:
+        links = ", ".join(f":doc:`{title} </notebooks/{page}>`" for page, title in chapters.items())
+        lines += ["", f"*Used in:* {links}.", ""]
+
+
+def _read_uses(app: Any, config: Any) -> None:
+    config.ood_book_uses = json.loads((Path(app.srcdir) / "uses.json").read_text(encoding="utf-8"))
+
+
+def _mend(app: Any, exception: Exception | None) -> None:
+    for path in [] if exception else Path(app.outdir).rglob("*.html"):
+        html = path.read_text(encoding="utf-8")
+        if (text := mended(html)) != html:
+            path.write_text(text, encoding="utf-8")
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Called by Sphinx, which finds this module in `_config.yml`."""
+    app.add_config_value("ood_book_uses", {}, "env")
+    app.connect("config-inited", _set_base, priority=100)
+    app.connect("config-inited", _read_uses)
+    app.connect("autodoc-process-docstring", _link_chapters, priority=900)  # after napoleon
+    app.connect("build-finished", _mend)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,74 @@
+"""Who uses what: the public names of `ood_lib` in the code of each notebook, for links in both directions."""
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import FunctionType
+
+import ood_lib
+from ood_lib.book.notebooks import sources
+
+__all__ = ["used_by", "uses"]
+
+
+def uses(code: str) -> list[str]:
+    """The classes and functions of `ood_lib` that code names, by their place in the library: `ood_lib.weiper.WeiPer`.
+
+    Reads `import ood_lib as ood`, `from ood_lib import plots` and `from ood_lib.flow import glow`; what is imported and
+    never named again does not count.
+
+    Example:
+        >>> uses("import ood_lib as ood; from ood_lib import plots; plots.theme(ood.WeiPer())")
+        ['ood_lib.plots.theme', 'ood_lib.weiper.WeiPer']
+    """
+    tree = ast.parse(code)
+    known = dict(_imported(tree))
+    named = (_dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name))
+    whole = (known[first] + rest for first, rest in named if first in known)
+    return sorted({place for name in whole if (place := _place(name))})
+
+
+def used_by(root: Path) -> dict[str, list[str]]:
+    """Names of the library and, in reading order, the notebooks that use each."""
+    found: dict[str, list[str]] = {}
+    for name, source in sources(root).items():
+        for place in uses(source.read_text(encoding="utf-8")):
+            found.setdefault(place, []).append(name)
+    return found
+
+
+def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Each name that an import of the library binds, and what it stands for."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((a.asname, a.name) for a in node.names if a.asname and a.name.split(".")[0] == "ood_lib")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ood_lib":
+            yield from ((a.asname or a.name, f"{node.module}.{a.name}") for a in node.names)
+
+
+def _dotted(node: ast.expr) -> tuple[str, str]:
+    """First name and the rest of `a.b.c`."""
+    first, *rest = ast.unparse(node).split(".")
+    return first, "".join(f".{name}" for name in rest)
+
+
+def _place(name: str) -> str:
+    """Where the class or function is at home that a dotted name means; empty for anything else."""
+    thing: object = ood_lib
+    for part in name.split(".")[1:]:
+        if thing is ood_lib and not hasattr(thing, part) and find_spec(f"ood_lib.{part}"):
+            importlib.import_module(f"ood_lib.{part}")
+        thing = getattr(thing, part, None)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            return _home(thing)
+    return ""
+
+
+def _home(thing: type | FunctionType) -> str:
+    """Module and name of a public class or function of the library."""
+    inside = thing.__module__.startswith("ood_lib.")
+    public = inside and thing.__name__ in getattr(importlib.import_module(thing.__module__), "__all__", ())
+    return f"{thing.__module__}.{thing.__name__}" if public else ""

@@ -1,0 +1,88 @@
+"""Links between library and chapters, and the markup that Sphinx leaves open."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("jupytext")
+
+from ood_lib.book import extension, links
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("import ood_lib as ood\nood.WeiPer().fit", ["ood_lib.weiper.WeiPer"]),
+        ("from ood_lib import plots as p\np.benchmark_table", ["ood_lib.plots.benchmark_table"]),
+        ("from ood_lib.flow import glow\nglow()", ["ood_lib.flow.glow"]),
+        ("import ood_lib as ood\nood.flow.glow(ood.MSP.fit)", ["ood_lib.flow.glow", "ood_lib.logits.MSP"]),
+        ("from ood_lib.flow import glow", []),  # imported, not used
+        ("import ood_lib as ood\nood.BENCHMARKS; ood.no_such_thing", []),  # data has no entry
+        ("from ood_lib.flow import torch\ntorch.tensor", []),  # not the library's
+        ("import numpy as ood\nood.WeiPer", []),
+    ],
+)
+def test_what_code_uses_is_named_by_its_place(code, names):
+    assert links.uses(code) == names
+
+
+def test_every_method_of_the_papers_leads_to_its_chapter():
+    found = links.used_by(ROOT)
+    for place, chapter in {
+        "weiper.WeiPer": "10_weiper", "heat.HEAT": "20_heat", "feature_flow.FeatureFlow": "30_flow",
+        "msma.MSMA": "40_msma", "multilabel.JointEnergy": "50_snojoe",
+    }.items():  # fmt: skip
+        assert chapter in found[f"ood_lib.{place}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("ood_lib.flow.glow", "*Used in:* :doc:`Flows </notebooks/30_flow>`, :doc:`X </notebooks/x>`."),
+        ("ood_lib.flow.other", "Text."),
+    ],
+)
+def test_an_entry_names_its_chapters_and_others_stay_as_they_are(name, last):
+    uses = {"ood_lib.flow.glow": {"30_flow": "Flows", "x": "X"}}
+    lines = ["Text."]
+    extension._link_chapters(SimpleNamespace(config=SimpleNamespace(ood_book_uses=uses)), "", name, None, None, lines)
+    assert [line for line in lines if line][-1] == last
+
+
+@pytest.mark.parametrize(
+    ("given", "base", "wanted"),
+    [
+        ("https://github.com/a/the-book", None, "/the-book/"),
+        ("https://github.com/a/a.github.io/", None, "/"),
+        ("https://github.com/a/the-book", "/", "/"),
+        ("https://github.com/a/the-book", "deep/er/", "/deep/er/"),
+    ],
+)
+def test_the_base_of_the_404_page_comes_from_the_address(given, base, wanted, monkeypatch):
+    monkeypatch.delenv("OOD_BOOK_BASE", raising=False)
+    if base:
+        monkeypatch.setenv("OOD_BOOK_BASE", base)
+    config = SimpleNamespace(html_theme_options={"repository_url": given})
+    extension._set_base(None, config)
+    assert config.notfound_urls_prefix == wanted
+
+
+def test_pages_are_mended_and_only_where_they_are_at_fault(tmp_path):
+    good = "<dl>\n<dt>word</dt><dd>meaning</dd>\n</dl>"
+    twice = '<h1>T</h1><div id="jb-print-docs-body"><h1>T</h1></div></div>\n<article class="x"><h1>T</h1>'
+    assert extension.mended(good) == good
+    assert extension.mended(twice) == '<h1>T</h1><article class="x"><h1>T</h1>'
+    (tmp_path / "a.html").write_text(twice)
+    extension._mend(SimpleNamespace(outdir=str(tmp_path)), None)
+    assert (tmp_path / "a.html").read_text().count("<h1>") == 2
+
+
+def test_the_uses_come_from_the_stage(tmp_path):
+    (tmp_path / "uses.json").write_text(json.dumps({"a": {"b": "B"}}))
+    config = SimpleNamespace()
+    extension._read_uses(SimpleNamespace(srcdir=str(tmp_path)), config)
+    assert config.ood_book_uses == {"a": {"b": "B"}}
