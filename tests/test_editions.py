@@ -120,6 +120,8 @@ answer = "SECRET"
 # ```{solution-end}
 # ```
 # After it.
+# %% tags=["solution"]
+print("SECRET, outside")
 """
 
 

@@ -27,7 +27,8 @@ class Part(NamedTuple):
 
 def student(notebook: Any) -> Any:
     """The chapter without its solutions; the checks stay."""
-    return _notebook(notebook, [_shown(part.cell) for part in _parts(notebook) if part.place != "solution"])
+    shown = [p.cell for p in _parts(notebook) if p.place != "solution" and _kind(p.cell) not in ("solution", "wrong")]
+    return _notebook(notebook, [_shown(cell) for cell in shown])
 
 
 def instructor(notebook: Any) -> Any:
