@@ -1,5 +1,6 @@
 """Laws of the editions: students get no solution and every check, teachers get both, the grader a test for each."""
 
+import ast
 import re
 
 import pytest
@@ -7,10 +8,17 @@ from test_lessons import NOTEBOOKS as SOURCES
 from test_lessons import ROOT, exercises, kind, nbformat
 
 from ood_lib.book import cli
-from ood_lib.book.editions import EDITIONS, plain
-from ood_lib.book.notebooks import load
+from ood_lib.book.editions import EDITIONS
+from ood_lib.book.notebooks import Refused, load
+from ood_lib.book.plain import plain
 
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+
+
+MYST = (  # a directive, an option, a row of a list table, a role, a target, a link that leads nowhere in a notebook
+    r"^[> ]*(?:`{3}|:{3})\{.*|^[> ]*:[\w-]+:.*|^[> ]*\* - .*|\{[\w:]+\}`[^`]*`"
+    r"|^\([\w-]+\)=|\]\(\.\./.*|\]\(\d\d_\w+\)|\[\]\(.*"
+)
 
 
 def text(notebook, *kinds):
@@ -68,8 +76,67 @@ def test_every_edition_is_a_notebook_that_compiles_and_shows_no_directive(source
         if cell.cell_type == "code":
             compile(cell.source, source.name, "exec")
     shown = text(notebook, "markdown")
-    assert re.findall(r"^(?:`{3}|:{3})\{.*", shown, re.M) + re.findall(r"\{[\w:]+\}`[^`]*`", shown) == []
+    assert re.findall(MYST, shown, re.M) == []
     assert notebook == EDITIONS[edition](load(source))  # the same source, the same file
+
+
+def names(cell, context):
+    return {n.id for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name) and isinstance(n.ctx, context)}
+
+
+@each_source
+def test_no_later_cell_needs_what_a_solution_defines(source):
+    """As far as names tell: a student's notebook has to run to its end."""
+    defined, hidden, missing = set(), set(), set()
+    for cell in (c for c in load(source).cells if c.cell_type == "code"):
+        if kind(cell) in ("solution", "wrong"):
+            hidden |= names(cell, ast.Store) - defined
+        else:
+            defined |= names(cell, ast.Store)
+            missing |= names(cell, ast.Load) & hidden - defined
+    assert missing == set()
+
+
+LESSON = """# %% [markdown]
+# ```{exercise-start} One
+# :label: ex-one
+# ```
+# %% tags=["exercise"]
+answer = ...
+# %% tags=["check"]
+check_answer(answer)
+# %% [markdown]
+# ```{exercise-end}
+# ```
+# ```{solution-start} ex-one
+# ```
+# SECRET words, in a cell with a fence.
+# %%
+print("SECRET, without a tag")
+# %% tags=["solution"]
+answer = "SECRET"
+# %% [markdown]
+# SECRET words again.
+# ```{solution-end}
+# ```
+# After it.
+# %% tags=["solution"]
+print("SECRET, outside")
+"""
+
+
+def test_what_lies_between_the_fences_is_hidden_whatever_its_tags(tmp_path):
+    (tmp_path / "page.py").write_text(LESSON)
+    shown = text(EDITIONS["student"](load(tmp_path / "page.py")))
+    assert "SECRET" not in shown and shown.endswith("After it.")
+    assert text(EDITIONS["instructor"](load(tmp_path / "page.py"))).count("SECRET") == LESSON.count("SECRET")
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_a_solution_that_does_not_end_is_refused(edition, tmp_path):
+    (tmp_path / "page.py").write_text(LESSON.replace("{solution-end}", "{note}"))
+    with pytest.raises(Refused, match="solution ex-one has no"):
+        EDITIONS[edition](load(tmp_path / "page.py"))
 
 
 def test_the_solution_of_a_question_runs_before_its_check_and_after_what_is_given():
@@ -95,6 +162,12 @@ def test_the_command_writes_the_chosen_notebooks_and_refuses_others(tmp_path, ca
         ("{numref}`Figure %s <fig-x>` of {ref}`the notes <n>`", "Figure of the notes"),
         ("{py:func}`~ood_lib.msma.score_norms` {math}`x^2`", "`score_norms` $x^2$"),
         ("(sec-a)=\n## A", "## A"),
+        ("```{note}\na\n```\n", "> **Note**\n>\n> a\n"),
+        ("[a](10_weiper), [b](../book/api.md#x), [](sec-a)", "[a](10_weiper.ipynb), b, `sec-a`"),
+        (
+            "```{list-table} T\n:header-rows: 1\n\n* - a\n  - b\n* - c\n    d\n  - e\n```\n",
+            "**T**\n\n| a | b |\n| --- | --- |\n| c d | e |\n",
+        ),
         ("```{admonition} Before\n:class: tip\n**a** b\nc\n```\n", "> **Before**\n>\n> **a** b\n> c\n"),
     ],
 )

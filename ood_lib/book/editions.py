@@ -7,24 +7,14 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from ood_lib.book.notebooks import Refused
+from ood_lib.book.plain import plain
 from ood_lib.extras import need
 
-__all__ = ["EDITIONS", "instructor", "otter", "plain", "student"]
+__all__ = ["EDITIONS", "instructor", "otter", "student"]
 
 FENCE = re.compile(r"^```\{(exercise|solution)-(start|end)\} *(.*)\n((?::\w+:.*\n)*)```\n?", re.M)
-DIRECTIVE = re.compile(r"^(`{3,}|:{3,})\{([\w:-]+)\} *([^\n]*)\n((?::\w+:[^\n]*\n)*)(.*?)^\1$\n?", re.M | re.S)
 ANSWER = re.compile(r"^\w+ = \.\.\..*$", re.M)
-HINT = re.compile(r"\s*\*Hint: (.+?)\*(?=\s*$|\n)", re.S)
-ROLES = [  # a role to the words that stand for it
-    (r"\{cite:t\}`([^`]+)`", r"\1"),
-    (r"\{cite(?::p)?\}`([^`]+)`", r"[\1]"),
-    (r"\{math\}`([^`]+)`", r"$\1$"),
-    (r"\{(?:num)?ref\}`([^`<]+?) *(?:%s)? *<[^`>]+>`", r"\1"),
-    (r"\{(?:num)?ref\}`([^`<]+)`", r"\1"),
-    (r"\{py:\w+\}`~?(?:[\w.]+\.)?(\w+)`", r"`\1`"),
-    (r"\{[\w:]+\}`([^`]+)`", r"\1"),
-    (r"^\([\w-]+\)=\n", ""),
-]
 
 
 class Part(NamedTuple):
@@ -37,7 +27,8 @@ class Part(NamedTuple):
 
 def student(notebook: Any) -> Any:
     """The chapter without its solutions; the checks stay."""
-    return _notebook(notebook, [_shown(part.cell) for part in _parts(notebook) if part.place != "solution"])
+    shown = [p.cell for p in _parts(notebook) if p.place != "solution" and _kind(p.cell) not in ("solution", "wrong")]
+    return _notebook(notebook, [_shown(cell) for cell in shown])
 
 
 def instructor(notebook: Any) -> Any:
@@ -96,6 +87,8 @@ def _parts(notebook: Any) -> Iterator[Part]:
                 label = next(iter(re.findall(r":label: (\S+)", options)), title)
                 yield from _text(place, label, f"**Exercise.** *{title}*" if kind == "exercise" else "**Solution**")
         yield from _text(place, label, cell.source[end:])
+    if place:
+        raise Refused(f"the {place} {label} has no {{{place}-end}}")
 
 
 def _text(place: str, label: str, text: str) -> Iterator[Part]:
@@ -127,22 +120,3 @@ def _notebook(notebook: Any, cells: list[Any]) -> Any:
     for number, cell in enumerate(made.cells):
         cell.id = f"cell-{number}"  # the same source, the same file
     return made
-
-
-def plain(text: str) -> str:
-    """MyST as Markdown: a directive becomes a quotation, a role its words, a hint something to unfold.
-
-    Example:
-        >>> plain("See {cite:p}`hinton2002` and {py:class}`~ood_lib.heat.HEAT`. *Hint: think.*")
-        'See [hinton2002] and `HEAT`.\\n\\n<details><summary>Hint</summary>\\n\\nthink.\\n\\n</details>'
-    """
-    text = DIRECTIVE.sub(_quotation, text)
-    for role, words in ROLES:
-        text = re.sub(role, words, text, flags=re.M)
-    return HINT.sub(r"\n\n<details><summary>Hint</summary>\n\n\1\n\n</details>", text)
-
-
-def _quotation(found: re.Match[str]) -> str:
-    _, _, title, _, body = found.groups()
-    lines = [f"**{title}**", "", *plain(body).splitlines()] if title else plain(body).splitlines()
-    return "\n".join(f"> {line}".rstrip() for line in lines) + "\n"
