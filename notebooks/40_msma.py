@@ -926,7 +926,7 @@ again = {
     "5th neighbour, whitened": [96.4, 67.1, 100, 100, 100, 100, 100],
 }
 frame = pd.DataFrame(again, sets).T
-frame.style.format("{:.1f}").background_gradient("PuOr_r", vmin=-40, vmax=140).set_caption("AUROC in % on the author's published norms (CIFAR-10 = ID), computed by us in November 2026")
+frame.style.format("{:.1f}").background_gradient("PuOr_r", vmin=-40, vmax=140, text_color_threshold=0.2).set_caption("AUROC in % on the author's published norms (CIFAR-10 = ID), computed by us in November 2026")
 
 # %% [markdown]
 # Read it by rows.
