@@ -17,7 +17,7 @@ FENCE = re.compile(r"^```\{(exercise|solution)-(start|end)\} *(.*)\n((?::\w+:.*\
 ANSWER = re.compile(r"^\w+ = \.\.\..*$", re.M)
 
 
-class Part(NamedTuple):
+class _Part(NamedTuple):
     """A cell, and where it stands: in no exercise, in one, or in its solution."""
 
     place: str
@@ -54,7 +54,7 @@ def otter(notebook: Any) -> Any:
 EDITIONS = {"student": student, "instructor": instructor, "otter": otter}
 
 
-def _question(exercise: list[Part], everything: list[Part]) -> list[Any]:
+def _question(exercise: list[_Part], everything: list[_Part]) -> list[Any]:
     """Text, answer with its solution, check and test of one exercise; an exercise without a check is text."""
     tagged = {kind: [p.cell for p in everything if _kind(p.cell) == kind] for kind in ("exercise", "check", "solution")}
     if not tagged["check"]:
@@ -71,12 +71,12 @@ def _question(exercise: list[Part], everything: list[Part]) -> list[Any]:
     return [*begin, *before, *solved, *tests, _raw("# END QUESTION")]
 
 
-def _parts(notebook: Any) -> Iterator[Part]:
+def _parts(notebook: Any) -> Iterator[_Part]:
     """The cells with their places; one that holds a fence is cut there, and the fence becomes a heading."""
     place = label = ""
     for cell in notebook.cells:
         if cell.cell_type != "markdown":
-            yield Part(place, cell, label)
+            yield _Part(place, cell, label)
             continue
         end = 0
         for fence in FENCE.finditer(cell.source):
@@ -91,9 +91,9 @@ def _parts(notebook: Any) -> Iterator[Part]:
         raise Refused(f"the {place} {label} has no {{{place}-end}}")
 
 
-def _text(place: str, label: str, text: str) -> Iterator[Part]:
+def _text(place: str, label: str, text: str) -> Iterator[_Part]:
     if text.strip():
-        yield Part(place, need("nbformat", "book").v4.new_markdown_cell(text.strip()), label)
+        yield _Part(place, need("nbformat", "book").v4.new_markdown_cell(text.strip()), label)
 
 
 def _kind(cell: Any) -> str:
