@@ -333,7 +333,8 @@ def asking(book):
     """The book with an entry for each notebook, and the files that are made of it."""
     (book / "notebooks/notebooks.yaml").write_text(ASKS)
     (book / ".github/workflows").mkdir(parents=True)
-    for name, mark in (("README.md", "<!-- {} -->"), ("book/how-to-use.md", "<!-- {} -->"), (WORKFLOW, "  # {}")):
+    pages, jobs = ("README.md", "book/how-to-use.md"), (WORKFLOW, ".github/workflows/colab.yml")
+    for name, mark in [*((page, "<!-- {} -->") for page in pages), *((job, "  # {}") for job in jobs)]:
         lines = ["before", mark.format("made by ood-book sync"), "old", mark.format("end"), "after"]
         (book / name).write_text("\n".join(lines) + "\n")
     with (book / "_config.yml").open("a") as config:
