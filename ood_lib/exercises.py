@@ -50,8 +50,17 @@ class Check:
         """The verdict on an answer; ``...`` stands for none."""
         if answer is ...:
             return Verdict(False, "not answered yet: put your answer in place of ...")
+        if _is_nan(answer):
+            return Verdict(False, "not yet: your answer is not a number (NaN)")
         wrong = next(filter(None, (_complaint(holds, says, answer) for holds, says in self.laws)), "")
         return Verdict(not wrong, f"not yet: {wrong}" if wrong else "correct")
+
+
+def _is_nan(answer: Any) -> bool:
+    try:
+        return bool(answer != answer)
+    except Exception:  # several numbers: the laws will tell
+        return False
 
 
 def _complaint(holds: Callable[[Any], Any], says: str, answer: Any) -> str:

@@ -62,7 +62,8 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
 def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
     """For each entry of the library's page, the pages whose code uses it, with their titles."""
     entries, pages = about(root), {task.name for task in tasks}
-    rooms = re.findall(r"automodule:: (\S+)", (root / "book/api.md").read_text(encoding="utf-8"))
+    reference = root / "book/api.md"
+    rooms = re.findall(r"automodule:: (\S+)", reference.read_text(encoding="utf-8")) if reference.is_file() else []
     return {
         place: {name: entries[name].title for name in names if name in pages}
         for place, names in used_by(root).items() if place.rpartition(".")[0] in rooms
