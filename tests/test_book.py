@@ -294,6 +294,17 @@ def test_every_notebook_says_what_it_asks_and_the_files_made_of_it_are_up_to_dat
     assert len(re.findall(r"\.ipynb\) \|$", read(ROOT / "README.md"), re.M)) == len(NOTEBOOKS)  # badges
 
 
+def unclosed(css):
+    """Blocks that a style sheet leaves open; a browser would ignore all that follows."""
+    rules = re.sub(r"/\*.*?\*/", "", css, flags=re.S)
+    return rules.count("{") - rules.count("}")
+
+
+def test_every_block_of_the_style_sheets_is_closed():
+    assert {path.name: unclosed(read(path)) for path in ROOT.glob("book/_static/*.css") if unclosed(read(path))} == {}
+    assert unclosed("p { color: red; /* } */") == 1
+
+
 # ------------------------------------------------------------------------------------------------ pages
 
 
