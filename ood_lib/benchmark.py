@@ -19,7 +19,7 @@ from ood_lib.detector import Detector
 from ood_lib.features import Features, extract
 from ood_lib.metrics import evaluate, student
 from ood_lib.networks import Network, adapt
-from ood_lib.records import BANK, linear, sha256_of, verified_files
+from ood_lib.records import BANK, by_group, linear, sha256_of, verified_files
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,8 +78,7 @@ class BenchmarkFeatures:
         files = verified_files(Path(folder))
         head = linear(load_file(files.pop("head"))) if "head" in files else None
         sets = {name: _single(Features.load(file)) for name, file in files.items()}
-        near, far = ({n.removeprefix(g): x for n, x in sets.items() if n.startswith(g)} for g in ("near/", "far/"))
-        return cls(sets["train"], sets["val"], sets["test"], near, far, head)
+        return cls(sets["train"], sets["val"], sets["test"], *by_group(sets), head)
 
 
 def _single(features: Features) -> Features:

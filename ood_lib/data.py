@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ood_lib.bundled import BUNDLED
 from ood_lib.images import Frame, ImageSet, divide
 from ood_lib.protocols import PROTOCOLS, Protocol, departures
-from ood_lib.records import SHIPPED, read_bank
+from ood_lib.records import SHIPPED, by_group, read_bank
 from ood_lib.sources import MissingDataError, Shelf, subfolders
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set"]
@@ -114,7 +114,7 @@ def _known(name: str, rules: Protocol, shelf: Shelf) -> tuple[list[ImageSet], tu
 def _banked(name: str, folder: Path) -> Benchmark:
     """What a bank recorded, in the roles that it has there."""
     sets, head, about = read_bank(folder)
-    near, far = ({n.removeprefix(g): x for n, x in sets.items() if n.startswith(g)} for g in ("near/", "far/"))
+    near, far = by_group(sets)
     classes = tuple(about.get("classes") or map(str, range(head.out_features)))
     notes = ("its images are records: what a trained network left of each image, a unit to a pixel",)
     notes += (about["sets"],) if "sets" in about else ()

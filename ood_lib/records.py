@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ood_lib.images import ImageArray
 
-__all__ = ["BANK", "SHIPPED", "Bank", "Records", "linear", "read_bank", "sha256_of", "verified_files"]
+__all__ = ["BANK", "SHIPPED", "Bank", "Records", "by_group", "linear", "read_bank", "sha256_of", "verified_files"]
 
+T = TypeVar("T")
 BANK = "benchmark.json"  # the sha256 of each file of a bank; written last: a folder without it is not complete
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -65,6 +66,12 @@ def read_bank(folder: Path) -> Bank:
     head = linear(load_file(files.pop("head")))
     about = json.loads((folder / BANK).read_text(encoding="utf-8"))["about"]
     return Bank({name: Records.of(load_file(file)) for name, file in files.items()}, head, about)
+
+
+def by_group(sets: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T]]:
+    """The near and the far sets of a bank, without the name of their group."""
+    near, far = ({n.removeprefix(g): x for n, x in sets.items() if n.startswith(g)} for g in ("near/", "far/"))
+    return near, far
 
 
 def verified_files(folder: Path) -> dict[str, Path]:

@@ -39,10 +39,10 @@ def instructor(notebook: Any) -> Any:
 def otter(notebook: Any) -> Any:
     """The chapter as `otter assign` reads it: a question to each exercise, its check the test."""
     cells = [_raw("# ASSIGNMENT CONFIG\ninit_cell: true\nexport_cell: false\ncheck_all_cell: false")]
-    waiting: list[Any] = []
-    for part in _parts(notebook):
+    parts, waiting = list(_parts(notebook)), list[_Part]()
+    for part in parts:
         if part.place != "exercise" and waiting:
-            cells += _question(waiting, [p for p in _parts(notebook) if p.label == waiting[0].label])
+            cells += _question(waiting, [p for p in parts if p.label == waiting[0].label])
             waiting = []
         if part.place == "exercise":
             waiting.append(part)
