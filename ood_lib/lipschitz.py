@@ -7,11 +7,12 @@ alone where a BatchNorm follows.  The report sets all of them side by side.
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from ood_lib.extras import need
 
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCHNORMS",
+    "MATRIX",
+    "LinearMap",
     "batchnorm_gain",
     "exact_norm",
     "gain",
     "linear_map",
     "lipschitz_report",
-    "matrix_map",
     "reshaped_norm",
 ]
 
@@ -35,31 +37,29 @@ COARSE = 1e-4  # from this tolerance on single precision will do, in which convo
 DENSE = 64  # up to so many inputs or outputs the whole matrix is decomposed
 
 
-def matrix_map(weight: Tensor, v: Tensor) -> Tensor:
-    r"""The weight as a matrix W (outputs, everything else), applied to v: :math:`v W^\top`, a row for each row of v.
+class LinearMap(NamedTuple):
+    """The map A that a layer applies to a batch of inputs, without its bias, and its transpose."""
 
-    Args:
-        weight: (outputs, ...).
-        v: (N, everything else).
+    apply: Callable[[Tensor, Tensor], Tensor]  # weight, v -> A v
+    adjoint: Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # weight, u, shape of v -> A^T u
 
-    Returns:
-        (N, outputs)
 
-    Example:
-        >>> matrix_map(torch.ones(2, 1, 3, 3), torch.ones(1, 9))
-        tensor([[9., 9.]])
-    """
+def _times(weight: Tensor, v: Tensor) -> Tensor:
     return F.linear(v, weight.flatten(1))
 
 
-def linear_map(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """The map (weight, v) -> A v that a layer applies to a batch of inputs v, without its bias.
+def _times_transposed(weight: Tensor, u: Tensor, shape: Sequence[int]) -> Tensor:
+    return (u @ weight.flatten(1)).reshape(shape)
+
+
+MATRIX = LinearMap(_times, _times_transposed)  # of the weight as a matrix (outputs, everything else)
+
+
+def linear_map(layer: nn.Module) -> LinearMap:
+    """What a layer does to a batch of inputs v, (N, features) or (N, channels, H, W), as a function of its weight.
 
     Args:
         layer: nn.Linear, or nn.Conv2d with zero padding, whose stride, padding, dilation and groups the map keeps.
-
-    Returns:
-        A function of a weight of the layer's shape and of v, (N, features) or (N, channels, H, W).
 
     Raises:
         ValueError: another layer, or another kind of padding.
@@ -67,19 +67,33 @@ def linear_map(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     Example:
         >>> layer = nn.Conv2d(1, 1, 3, bias=False)
         >>> x = torch.rand(1, 1, 5, 5)
-        >>> torch.equal(linear_map(layer)(layer.weight, x), layer(x))
+        >>> torch.equal(linear_map(layer).apply(layer.weight, x), layer(x))
         True
     """
     if isinstance(layer, nn.Linear):
-        return matrix_map
+        return MATRIX
+    options = _zero_padded(layer)
+
+    return LinearMap(partial(_convolve, options), partial(_convolve_transposed, options))
+
+
+def _convolve(options: tuple[Any, ...], weight: Tensor, v: Tensor) -> Tensor:
+    return F.conv2d(v, weight, None, *options)
+
+
+def _convolve_transposed(options: tuple[Any, ...], weight: Tensor, u: Tensor, shape: Sequence[int]) -> Tensor:
+    return conv2d_input(shape, weight, u, *options)
+
+
+def _zero_padded(layer: nn.Module) -> tuple[Any, ...]:
+    """Stride, padding, dilation and groups of a convolution."""
     if not isinstance(layer, nn.Conv2d) or layer.padding_mode != "zeros":
         raise ValueError(f"{layer} has no exact norm here; expected nn.Linear, or nn.Conv2d with padding_mode='zeros'")
-    options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-    return partial(_convolve, **options)
-
-
-def _convolve(weight: Tensor, v: Tensor, **options: Any) -> Tensor:
-    return F.conv2d(v, weight, **options)
+    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
+    padding = {"same": [r // 2 for r in reach], "valid": [0, 0]}.get(layer.padding, layer.padding)  # type: ignore[arg-type]
+    if layer.padding == "same" and any(r % 2 for r in reach):
+        raise ValueError(f"{layer} pads one side more than the other; pad the image, and give the layer padding=0")
+    return layer.stride, padding, layer.dilation, layer.groups
 
 
 def reshaped_norm(weight: Tensor) -> Tensor:
@@ -132,24 +146,22 @@ def exact_norm(layer: nn.Module, shape: Sequence[int], tolerance: float = 1e-6) 
     """
     precision = torch.float64 if tolerance < COARSE else torch.float32
     weight: Tensor = layer.weight.detach().cpu().to(precision)  # type: ignore[operator]
-    apply = partial(linear_map(layer), weight)
+    linear = linear_map(layer)
     if isinstance(layer, nn.Linear) or (layer.kernel_size, layer.padding, layer.groups) == ((1, 1), (0, 0), 1):
         return reshaped_norm(weight).item()
     width = math.prod(shape)
-    with torch.enable_grad():  # A is linear, so its gradient is A^T, wherever it is taken: at zero, once for all
-        v = torch.zeros(1, *shape, dtype=precision, requires_grad=True)
-        out = apply(v)
-    height = out.numel()
+    image = linear.apply(weight, weight.new_zeros(1, *shape))
+    height = image.numel()
     if min(width, height) <= DENSE:
         pixels = torch.eye(width, dtype=precision).reshape(width, *shape)
-        return torch.linalg.matrix_norm(apply(pixels).flatten(1), 2).item()
+        return torch.linalg.matrix_norm(linear.apply(weight, pixels).flatten(1), 2).item()
 
     def forward(x: "np.ndarray") -> "np.ndarray":
-        return apply(torch.from_numpy(x).reshape(1, *shape)).detach().flatten().numpy()
+        return linear.apply(weight, torch.from_numpy(x).reshape(1, *shape)).flatten().numpy()
 
     def adjoint(y: "np.ndarray") -> "np.ndarray":
-        along = torch.from_numpy(y).reshape(out.shape)
-        return torch.autograd.grad(out, v, along, retain_graph=True)[0].flatten().numpy()
+        along = torch.from_numpy(y).reshape(image.shape)
+        return linear.adjoint(weight, along, (1, *shape)).flatten().numpy()
 
     sparse = need("scipy.sparse.linalg")
     operator = sparse.LinearOperator((height, width), matvec=forward, rmatvec=adjoint, dtype=str(precision)[6:])
@@ -199,8 +211,8 @@ def gain(layer: Any, gamma: Tensor | None) -> Tensor:
     """
     if layer.running_var is None:
         raise ValueError(f"{layer} keeps no running variance, so its gain follows the batch and has no bound")
-    std = (layer.running_var + layer.eps).sqrt()
-    return (1 / std if gamma is None else gamma.abs() / std).amax()
+    inverse = (layer.running_var + layer.eps).rsqrt()
+    return torch.linalg.vector_norm(inverse if gamma is None else gamma * inverse, torch.inf)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ood_lib import ResNet, lipschitz_report, spectral_normalize
-from ood_lib.lipschitz import batchnorm_gain, exact_norm, reshaped_norm
+from ood_lib.lipschitz import batchnorm_gain, exact_norm, linear_map, reshaped_norm
 from ood_lib.spectral import power_iteration
 
 
@@ -37,13 +38,13 @@ def run(layer: nn.Module, times: int, x: torch.Tensor) -> None:
 # -- norms ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {}, {"stride": 2, "padding": 1}, {"padding": 1}, {"dilation": 2}, {"padding": "same"},
-        {"kernel": 1, "stride": 2}, {"kernel": 1, "padding": 1},
-    ],
-)
+CONVOLUTIONS = [
+    {}, {"stride": 2, "padding": 1}, {"padding": 1}, {"dilation": 2}, {"padding": "same"}, {"padding": "valid"},
+    {"kernel": 1, "stride": 2}, {"kernel": 1, "padding": 1}, {"kernel": 2, "stride": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CONVOLUTIONS)
 def test_the_exact_norm_is_that_of_the_dense_matrix(options: dict):
     layer = conv(**options)
     expected = torch.linalg.matrix_norm(dense(layer), 2).item()
@@ -80,10 +81,13 @@ def test_power_iteration_never_exceeds_the_norm_and_reaches_it():
     assert values[-1] == pytest.approx(sigma[0].item(), rel=1e-3)
 
 
-def test_an_adjoint_that_is_given_is_the_one_that_is_differentiated():
-    a, v = normal(6, 9), normal(9, seed=1)
-    given, found = power_iteration(lambda x: a @ x, v, 5, lambda u: a.T @ u), power_iteration(lambda x: a @ x, v, 5)
-    assert all(torch.allclose(x, y, rtol=1e-12) for x, y in zip(given, found))
+@pytest.mark.parametrize("options", CONVOLUTIONS)
+def test_the_transpose_is_that_of_the_map(options: dict):
+    layer, v = conv(**options), normal(2, 3, 6, 6, seed=1)
+    linear, out = linear_map(layer), layer(v)
+    u = normal(*out.shape, seed=2)
+    assert torch.equal(linear.apply(layer.weight, v), out)
+    assert torch.allclose((u * out).sum(), (linear.adjoint(layer.weight, u, v.shape) * v).sum(), rtol=1e-12)
 
 
 # -- normalisation ----------------------------------------------------------------------------------------------
@@ -208,6 +212,23 @@ def test_a_normalised_network_learns():
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
 
 
+@pytest.mark.parametrize("norm", ["reshaped", "exact"])
+def test_half_precision_around_it_leaves_the_norm_precise(norm: str):
+    layer = spectral_normalize(conv(padding=1).float(), norm=norm)
+    layer.eval()(normal(1, 3, 6, 6).float())
+    expected = copy.deepcopy(layer).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        got = layer.train().weight
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected.weight)
+
+
+def test_a_normalised_network_can_be_sent_to_another_process():
+    layer = spectral_normalize(conv(padding=1), norm="exact")
+    again = pickle.loads(pickle.dumps(layer.parametrizations.weight[0]))
+    assert again.linear.apply(layer.weight, normal(1, 3, 6, 6)).shape == (1, 4, 6, 6)
+
+
 def test_another_image_size_in_training_is_measured_anew_and_in_evaluation_is_not():
     layer = spectral_normalize(conv(padding=1), norm="exact")
     run(layer, 100, normal(1, 3, 6, 6))
@@ -235,6 +256,7 @@ def test_only_the_chosen_layers_are_touched():
         (lambda: spectral_normalize(nn.ReLU()), "ReLU has no layer"),
         (lambda: spectral_normalize(spectral_normalize(conv())), "normalised already"),
         (lambda: spectral_normalize(conv(padding_mode="reflect", padding=1), norm="exact"), "padding_mode='zeros'"),
+        (lambda: exact_norm(conv(kernel=2, padding="same"), (3, 6, 6)), "pads one side more"),
         (lambda: batchnorm_gain(nn.BatchNorm1d(2, track_running_stats=False)), "no running variance"),
     ],
 )
