@@ -203,7 +203,7 @@ plt.show()
 # %% tags=["hide-input"]
 facts = ["benchmark", "network", "accuracy", "seeds", "date", "commit", "device", "versions", "data", "command", "weights", "sets"]
 sources = everything.reindex(columns=["run", *facts]).groupby("run", sort=False).first()
-sources["accuracy"] = sources["accuracy"].map("{:.1%}".format)
+sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
 display(sources.T.fillna("").style.set_caption("Provenance: one column per run"))
 
 # %% [markdown]

@@ -90,6 +90,7 @@ from ood_lib.images import Frame, ImageArray
 from ood_lib.lipschitz import batchnorm_gain, exact_norm, reshaped_norm
 from ood_lib.metrics import auroc
 from ood_lib.multilabel import sum_logit, sum_prob
+from ood_lib.results import data_hash
 from ood_lib.spectral import power_iteration
 
 # %% tags=["hide-input"]
@@ -1656,5 +1657,16 @@ display(Markdown(
 # %% tags=["hide-input"]
 # What other pages show of this run: all numbers, and one small table.
 if results:
-    pd.concat([table, by_kind]).to_csv(Path(results) / "benchmark.csv", index=False)
+    other_kinds = by_kind[by_kind["detector"] != "plain"]  # plain networks under the joint energy are in the table already
+    renamed = other_kinds.assign(detector="JointEnergy, " + other_kinds["detector"])
+    everything = pd.concat([table, renamed])
+    everything.to_csv(Path(results) / "benchmark.csv", index=False)
     (Path(results) / "summary.md").write_text(plots.markdown_table(summary))
+    origin = ood.provenance(
+        f"ood-book run snojoe -p benchmark {benchmark} -p seeds {seeds} -p epochs {epochs} -p widths '{widths}' "
+        f"-p image_size {image_size} -p images_per_set {images_per_set} -p backbone '{backbone}'",
+        data=data_hash(bench), sets="; ".join(bench.notes),
+    )  # fmt: skip
+    label = f"{backbone or 'small ResNet'}, {f.test.penultimate.shape[1]} features, mAP {reached:.1f} %"
+    about = {"benchmark": benchmark, "network": label}
+    ood.save_results(Path(results) / "this-run.json", everything, origin=origin, **about)
