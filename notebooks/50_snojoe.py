@@ -964,7 +964,7 @@ ahead = A["JointEnergy"] > A["Mahalanobis"]
 one_camp = (A["JointEnergy"] - A["MaxLogit"]).abs()
 blind = A[["JointEnergy", "MaxLogit", "Mahalanobis"]].stack()
 inverted = ", ".join(f"{d} on {name} ({x:.0f})" for (name, d), x in blind[blind < 50].items())
-good = fpr.where(A >= 75).stack()
+good = fpr.where(A >= 75).stack().dropna()
 odd = good.idxmax() if len(good) else None
 display(Markdown(
     f"The joint energy has the better mean on {listing(A[ahead])}; Mahalanobis on {listing(A[~ahead])}. Joint energy and largest "

@@ -38,6 +38,7 @@ near_by: float = 3.0  # points within which it counts as partly reproduced
 results: str = ""  # folder for this run's table; empty = do not write
 
 # %% tags=["hide-input"]
+import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -65,35 +66,35 @@ measured = ood.load_results(archive)
 # interval of our difference lies on its side of zero; "not" when it lies on the other side; "undecided" when it holds zero.
 # A row that we cannot test stays, and says what it needs.
 #
-# The interval is over networks where there are several, over test images where there is one. For differences of one
-# network it is made of the two intervals as if they were independent, which is too wide: the same images are in both.
+# The interval is over networks where there are several, over test images where there is one. A difference is taken network
+# by network where there are several. For one network its interval is made of the two intervals as if they were independent,
+# which is too wide: the same images are in both.
 
 # %%
-def value_of(row, detector):
-    """Our value in percent, low and high, of a detector on a set or a group."""
+def by_network(row, detector):
+    """Value, low and high of each network, in percent, of a detector on a set or a group."""
     rows = measured[(measured["run"] == row["run"]) & (measured["detector"] == detector)]
     metric = row["metric"] if isinstance(row["metric"], str) else "auroc"
     where = (rows["group"] == row["over"]) | (rows["ood_set"] == row["over"])
-    rows = rows[where & (rows["metric"] == metric)]
-    mean = rows.groupby("seed")[["value", "low", "high"]].mean()
-    if len(mean) > 1:  # several networks
-        half = ood.metrics.student(len(mean)) * mean["value"].sem()
-        centre = mean["value"].mean()
-        return [100 * v for v in (centre, centre - half, centre + half)]
-    return [100 * v for v in mean.mean()] if len(mean) else [float("nan")] * 3
+    return 100 * rows[where & (rows["metric"] == metric)].groupby("seed")[["value", "low", "high"]].mean()
+
+
+def over_networks(values):
+    """Mean, and the interval of Student's t around it."""
+    centre, half = values.mean(), ood.metrics.student(len(values)) * values.sem()
+    return centre, centre - half, centre + half
 
 
 # %%
 def ours(row):
     """Our value, low, high of a row: of one detector, or of a difference."""
-    a = value_of(row, row["detector"])
-    if not isinstance(row["minus"], str):
-        return a
-    b = value_of(row, row["minus"])
-    gap = a[0] - b[0]
-    below = ((a[0] - a[1]) ** 2 + (b[2] - b[0]) ** 2) ** 0.5
-    above = ((a[2] - a[0]) ** 2 + (b[0] - b[1]) ** 2) ** 0.5
-    return gap, gap - below, gap + above
+    a = by_network(row, row["detector"])
+    b = by_network(row, row["minus"]) if isinstance(row["minus"], str) else 0 * a
+    if min(len(a), len(b)) != 1:  # none, or several
+        return over_networks((a["value"] - b["value"]).dropna())
+    (value, low, high), (other, under, over) = a.iloc[0], b.iloc[0]
+    below, above = math.hypot(value - low, over - other), math.hypot(high - value, other - under)
+    return value - other, value - other - below, value - other + above
 
 
 # %%
