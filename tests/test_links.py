@@ -39,15 +39,36 @@ def test_every_method_of_the_papers_leads_to_its_chapter():
         assert chapter in found[f"ood_lib.{place}"]
 
 
+def test_a_use_is_found_under_the_heading_before_it():
+    text = """# %%
+import ood_lib as ood
+# %% [markdown]
+# ## 1. One
+# ### 1.1 Two $x$
+# %%
+ood.WeiPer()
+# %% [markdown]
+# Text.
+# %%
+ood.MSP()
+"""
+    found = {place: heading for heading, code in links.sections(text) for place in links.uses(code, text)}
+    assert found == {"ood_lib.weiper.WeiPer": "1.1 Two $x$", "ood_lib.logits.MSP": "1.1 Two $x$"}
+
+
 @pytest.mark.parametrize(
     ("name", "last"),
     [
-        ("ood_lib.flow.glow", "*Used in:* :doc:`Flows </notebooks/30_flow>`, :doc:`X </notebooks/x>`."),
+        (
+            "ood_lib.flow.glow",
+            "*Used in:* :doc:`Flows </notebooks/30_flow>` (`2.1 <../notebooks/30_flow.html#glow-it>`__), "
+            ":doc:`X </notebooks/x>`.",
+        ),
         ("ood_lib.flow.other", "Text."),
     ],
 )
 def test_an_entry_names_its_chapters_and_others_stay_as_they_are(name, last):
-    uses = {"ood_lib.flow.glow": {"30_flow": "Flows", "x": "X"}}
+    uses = {"ood_lib.flow.glow": {"30_flow": ["Flows", ["2.1 Glow it"]], "x": ["X", []]}}
     lines = ["Text."]
     extension._link_chapters(SimpleNamespace(config=SimpleNamespace(ood_book_uses=uses)), "", name, None, None, lines)
     assert [line for line in lines if line][-1] == last

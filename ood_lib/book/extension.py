@@ -3,8 +3,11 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from docutils.nodes import make_id
 
 __all__ = ["mended", "setup"]
 
@@ -42,11 +45,18 @@ def _set_base(app: Any, config: Any) -> None:
 
 
 def _link_chapters(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """The last line of an entry: the chapters whose code uses it."""
+    """The last line of an entry: the chapters whose code uses it, and their sections."""
     chapters = app.config.ood_book_uses.get(name, {})
     if chapters:
-        links = ", ".join(f":doc:`{title} </notebooks/{page}>`" for page, title in chapters.items())
+        links = ", ".join(_chapter(page, *found) for page, found in chapters.items())
         lines += ["", f"*Used in:* {links}.", ""]
+
+
+def _chapter(page: str, title: str, headings: Sequence[str]) -> str:
+    """A link to a chapter, and in brackets one to each section, by its number."""
+    places = (f"`{h.split()[0].rstrip('.')} <../notebooks/{page}.html#{make_id(h)}>`__" for h in headings)
+    within = ", ".join(places)
+    return f":doc:`{title} </notebooks/{page}>`" + (f" ({within})" if within else "")
 
 
 def _read_uses(app: Any, config: Any) -> None:

@@ -3,40 +3,61 @@
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 
 import ood_lib
-from ood_lib.book.notebooks import sources
+from ood_lib.book.notebooks import parse, sources
 
-__all__ = ["used_by", "uses"]
+__all__ = ["sections", "used_by", "uses"]
+
+HEADING = re.compile(r"^#{2,3} (.+)$", re.M)
 
 
-def uses(code: str) -> list[str]:
+def uses(code: str, imports: str = "") -> list[str]:
     """The classes and functions of `ood_lib` that code names, by their place in the library: `ood_lib.weiper.WeiPer`.
 
     Reads `import ood_lib as ood`, `from ood_lib import plots` and `from ood_lib.flow import glow`; what is imported and
     never named again does not count.
+
+    Args:
+        code: a notebook, or a cell of it.
+        imports: code with the imports that bind the names; empty = `code` has them itself.
 
     Example:
         >>> uses("import ood_lib as ood; from ood_lib import plots; plots.theme(ood.WeiPer())")
         ['ood_lib.plots.theme', 'ood_lib.weiper.WeiPer']
     """
     tree = ast.parse(code)
-    known = dict(_imported(tree))
+    known = dict(_imported(ast.parse(imports) if imports else tree))
     named = (_dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name))
     whole = (known[first] + rest for first, rest in named if first in known)
     return sorted({place for name in whole if (place := _place(name))})
 
 
-def used_by(root: Path) -> dict[str, list[str]]:
-    """Names of the library and, in reading order, the notebooks that use each."""
-    found: dict[str, list[str]] = {}
+def sections(text: str) -> Iterator[tuple[str, str]]:
+    """Each code cell of a notebook, after the last heading before it; what comes before the first is left out."""
+    heading = ""
+    for cell in parse(text).cells:
+        if cell.cell_type == "markdown":
+            heading = [heading, *HEADING.findall(cell.source)][-1]
+        elif heading:
+            yield heading, cell.source
+
+
+def used_by(root: Path) -> dict[str, dict[str, list[str]]]:
+    """Names of the library, the notebooks that use each, in reading order, and the headings under which they do."""
+    found: dict[str, dict[str, list[str]]] = {}
     for name, source in sources(root).items():
-        for place in uses(source.read_text(encoding="utf-8")):
-            found.setdefault(place, []).append(name)
+        text = source.read_text(encoding="utf-8")
+        for place in uses(text):
+            found.setdefault(place, {})[name] = []
+        for heading, code in sections(text):
+            for place in uses(code, text):
+                found[place][name] = list(dict.fromkeys([*found[place][name], heading]))
     return found
 
 

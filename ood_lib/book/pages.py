@@ -59,13 +59,13 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
 
 
-def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, str]]:
-    """For each entry of the library's page, the pages whose code uses it, with their titles."""
+def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
+    """For each entry of the library's page, the pages whose code uses it: their titles, and the headings there."""
     entries, pages = about(root), {task.name for task in tasks}
     reference = root / "book/api.md"
     rooms = re.findall(r"automodule:: (\S+)", reference.read_text(encoding="utf-8")) if reference.is_file() else []
     return {
-        place: {name: entries[name].title for name in names if name in pages}
+        place: {name: [entries[name].title, headings] for name, headings in names.items() if name in pages}
         for place, names in used_by(root).items() if place.rpartition(".")[0] in rooms
     }  # fmt: skip
 
