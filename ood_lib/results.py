@@ -138,7 +138,7 @@ def load_results(*places: str | os.PathLike[str]) -> "pd.DataFrame":
             about = {key: content[key] for key in KEYS[:4]} | content["provenance"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file} is no result file ({type(error).__name__}: {error}); expected {KEYS}") from error
-        tables.append(rows.assign(run=file.stem, **about))
+        tables.append(rows.assign(run=file.stem, **about).astype({"accuracy": float}))  # none is NaN
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

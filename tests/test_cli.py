@@ -228,6 +228,21 @@ def test_only_what_changed_runs_again(book, capsys):
     assert not ran()  # `seeds` is none of its parameters
 
 
+def test_a_page_that_a_parameter_names_counts_and_others_do_not(book, capsys):
+    def ran() -> bool:
+        assert cli.main(["run", "beta"]) == 0
+        return "20_beta: done" in capsys.readouterr().out
+
+    (book / "book/results").mkdir()
+    write_notebook(book, "20_beta", 'archive: str = "../book/results"\ndelta: float = 1.0', "\n# %%\nx = 1\n")
+    assert ran()
+    (book / "book/intro.md").write_text("# Other\n")
+    assert not ran()
+    (book / "book/results/new.json").write_text("{}")
+    assert ran()
+    assert not ran()
+
+
 def test_notebooks_run_side_by_side(book):
     for name, other in (("10_alpha", "20_beta"), ("20_beta", "10_alpha")):
         meet = f"""

@@ -188,8 +188,17 @@ def make_task(
     if fills_results:
         del parameters["results"]  # a path of this machine says nothing about the numbers
     text = source.read_text(encoding="utf-8")
-    key = content_hash(source.read_bytes(), library, json.dumps(parameters, sort_keys=True, default=str))
+    given_values = json.dumps(parameters, sort_keys=True, default=str)
+    key = content_hash(source.read_bytes(), library, given_values, _files(source, parameters.values()))
     return Task(source, text, target, given, parameters, fills_results, key, library, label or source.stem)
+
+
+def _files(source: Path, values: Iterable[Any]) -> str:
+    """One hash of what parameters name in the folder of the pages, such as the claims that the ledger reads."""
+    named = ((source.parent / value).resolve() for value in values if isinstance(value, str))
+    pages = source.parent.parent.resolve() / "book"
+    read = [path for path in named if pages in path.parents and path.exists()]
+    return content_hash(*(hash_files(path) if path.is_dir() else path.read_bytes() for path in read))
 
 
 def _value(name: str, parameter: Parameter, meanings: Sequence[Any], source: Path) -> Any:
