@@ -5,10 +5,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from docutils import nodes
+from docutils.core import publish_doctree
+from docutils.utils import new_document
 
 pytest.importorskip("jupytext")
+pytest.importorskip("sphinx")
 
-from ood_lib.book import extension, links
+from sphinx.addnodes import pending_xref
+
+from ood_lib.book import extension, links, terms
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,3 +113,52 @@ def test_the_uses_come_from_the_stage(tmp_path):
     config = SimpleNamespace()
     extension._read_uses(SimpleNamespace(srcdir=str(tmp_path)), config)
     assert config.ood_book_uses == {"a": {"b": "B"}}
+
+
+# -- words of the glossary ----------------------------------------------------------------------------------------
+
+WORDS = {"prior energy": "a", "energy": "b", "score": "c", "score (Stein)": "d", "seed (chance)": "e"}
+
+
+def marked(rst: str) -> list[tuple[str, str]]:
+    """The words that become references in a text, as they stand there, and the entries they lead to."""
+    document = publish_doctree(rst)
+    plain = document.astext()
+    terms.mark(document, WORDS, "page")
+    assert document.astext() == plain  # not a letter is lost
+    return [(node.astext(), node["reftarget"]) for node in document.findall(pending_xref)]
+
+
+@pytest.mark.parametrize(
+    ("rst", "found"),
+    [
+        ("An energy. Another energy.", [("energy", "energy")]),  # the first time only
+        ("Energies and scores: energys.", [("scores", "score"), ("energys", "energy")]),  # plural by an s
+        ("The prior energy is an energy.", [("prior energy", "prior energy"), ("energy", "energy")]),  # the longest
+        ("Seeds come first.", [("Seeds", "seed (chance)")]),
+        ("A score-network, underscored ``energy`` and *seed*.", []),  # inside of words, code, emphasis
+        ("energy\n======\n\nText.", []),  # headings
+        ("`energy <http://x.org>`__", []),
+        ("== ======\na  energy\n== ======\n", []),
+    ],
+)
+def test_the_first_use_of_a_word_in_running_text_leads_to_the_glossary(rst, found):
+    assert marked(rst) == found
+
+
+def test_a_pointer_on_a_word_shows_what_it_means():
+    inside = nodes.inline("energy", "energy", classes=["glossary-term"])
+    word = nodes.reference("", "", inside, refuri="glossary.html#term-prior-energy")
+    other = nodes.reference("", "x", refuri="glossary.html#term-prior-energy")
+    document = new_document("")
+    document += nodes.paragraph("", "", word, other)
+    terms._explain(SimpleNamespace(config=SimpleNamespace(ood_book_words=WORDS)), document, "page")
+    assert word["reftitle"] == "a" and "reftitle" not in other
+
+
+def test_every_entry_of_the_glossary_has_a_meaning_without_markup():
+    found = terms.definitions((ROOT / "book/glossary.md").read_text(encoding="utf-8"))
+    assert len(found) > 30
+    for word, meaning in found.items():
+        assert len(meaning) > 15, word
+        assert not set(meaning) & set("\\$`[]"), (word, meaning)
