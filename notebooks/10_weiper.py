@@ -1240,20 +1240,24 @@ check_largest(largest)
 # ```{exercise-start} Change one parameter
 # :label: ex-weiper-lambda2
 # ```
-# Find a `lambda2` with which WeiPer+KLD on the first network beats the value on this page on near-OOD. Store the
-# detector's near AUROC. *Hint: section 6.3 shows where to look.*
+# Find a `lambda2` with which WeiPer+KLD on the first network beats the value on this page on near-OOD, and store it.
+# *Hint: section 6.3 shows where to look.*
 
 # %% tags=["exercise"]
-near = ...
+strong = ...
 
 # %% tags=["check", "hide-input"]
-page = ood.WeiPer(head, repeats=None, **weiper_options)
-page_value = group_auroc(page, f)["near"]
-check_near = ood.Check(
-    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: a > page_value, "not above this page: give the softmax term more weight"),
+def near_with(weight):
+    """Near AUROC of the page's detector with another weight of its softmax term."""
+    options = weiper_options | {"lambda2": float(weight)}
+    return group_auroc(ood.WeiPer(head, repeats=None, **options), f)["near"]
+
+
+check_strong = ood.Check(
+    (lambda a: a > lambda2, "smaller: the softmax term then has even less to say"),
+    (lambda a: near_with(a) > near_with(lambda2), "not above this page: more weight still"),
 )
-check_near(near)
+check_strong(strong)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1264,14 +1268,14 @@ check_near(near)
 # ```
 
 # %% tags=["solution", "wrong", "remove-cell"]
-# Tempting: the value that stands on the page.
-near = page_value
-check_near(near)
+# Tempting: without the term, as the authors say of CIFAR-10.
+strong = 0.0
+check_strong(strong)
 
 # %% tags=["solution"]
-heavy = ood.WeiPer(head, repeats=None, **weiper_options | {"lambda2": 2.5})
-near = group_auroc(heavy, f)["near"]
-check_near(near)
+strong = 2.5
+print(f"{near_with(strong):.3f}, on this page {near_with(lambda2):.3f}")
+check_strong(strong)
 
 # %% [markdown]
 # On near-OOD more weight for the softmax term helps here. The authors report that the term helps on ImageNet and not on
@@ -1283,22 +1287,28 @@ check_near(near)
 # ```{exercise-start} Swap mean and maximum
 # :label: ex-weiper-order
 # ```
-# Write the randomised-smoothing score: average the softmax over the heads first, take the maximum afterwards. Store its
-# mean AUROC over the far sets on the first network, with the perturbed logits of `smoothed`. Does the order matter?
-# *Hint: `torch.cat(list(smoothed.views(z)), 1)` is (N, r, C).*
+# Write the randomised-smoothing score: average the softmax over the heads first, take the maximum afterwards. Store a
+# function of features, with the perturbed logits of `smoothed`. Does the order matter on the far sets?
+# *Hint: `torch.cat(list(smoothed.views(x.penultimate)), 1)` is (N, r, C).*
 
 # %% tags=["exercise"]
 smoothed = ood.WeiPer(head, "msp", repeats=repeats, delta=4.0, seed=seed)
-far = ...
+order = ...  # features -> (N,)
 
 # %% tags=["check", "hide-input"]
+def far_of(score):
+    """Its mean AUROC over the far sets, on the first network."""
+    own = score(f.test)
+    return np.mean([auroc(own, score(x))[0] for x in f.far.values()])
+
+
 other_order = group_auroc(smoothed, f)["far"]
-check_far = ood.Check(
-    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: abs(a - other_order) > 1e-6, "the mean of the maxima, as in MSP_W"),
-    (lambda a: a > other_order, "mean over dim 1 first, then the maximum, then the sign"),
+check_order = ood.Check(
+    (lambda s: s(f.test).shape == (len(f.test),), "one number per image"),
+    (lambda s: abs(far_of(s) - other_order) > 1e-6, "the mean of the maxima, as in MSP_W"),
+    (lambda s: far_of(s) > other_order, "mean over dim 1, then the maximum, then the sign"),
 )
-check_far(far)
+check_order(order)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1310,20 +1320,17 @@ check_far(far)
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: `smoothed` as it is; it takes the maximum in each head first.
-far = group_auroc(smoothed, f)["far"]
-check_far(far)
+order = smoothed
+check_order(order)
 
 # %% tags=["solution"]
-def max_of_mean(x):
+def order(x):
     logits = torch.cat(list(smoothed.views(x.penultimate)), 1)  # (N, r, C)
     return -logits.softmax(-1).mean(1).amax(-1)
 
 
-own = max_of_mean(f.test)
-far = np.mean([auroc(own, max_of_mean(x))[0] for x in f.far.values()])
-
-print(f"maximum of the mean {far:.3f}, mean of the maxima {other_order:.3f}")
-check_far(far)
+print(f"maximum of the mean {far_of(order):.3f}, mean of the maxima {other_order:.3f}")
+check_order(order)
 
 # %% [markdown]
 # With a large perturbation the order decides: heads that disagree lower the maximum of the mean, and raise nothing.
@@ -1384,20 +1391,25 @@ check_right(right)
 # :label: ex-weiper-open
 # ```
 # Section 7 shows what WeiPer is blind to. Design a score that keeps its idea (more projections than the head has) and
-# sees the borrowed null part: for instance, keep one histogram *per direction* instead of pooling them. Store the AUROC
-# of these forged features against the originals. The borrowed part is a real one, so ask what is usual *for the class*.
-# *Hint: fit mean and spread of $e_k^\top z$ for a few hundred directions $e_k$.*
+# sees the borrowed null part: for instance, keep one histogram *per direction* instead of pooling them. Store a function of
+# penultimate features that tells these forged ones from the originals. The borrowed part is a real one, so ask what is
+# usual *for the class*. *Hint: fit mean and spread of $e_k^\top z$ for a few hundred directions $e_k$.*
 
 # %% tags=["exercise"]
-forged_auroc = ...
+unusual = ...  # (N, K) -> (N,)
 
 # %% tags=["check", "hide-input"]
-check_forged = ood.Check(
-    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: a > 0.55, "a coin: does the score see more than logits and length?"),
-    (lambda a: a > 0.6, "keep mean and spread per direction, and ask by class"),
+def seen_by(score):
+    """AUROC of the forged features against the originals."""
+    borrowed = forged["borrowed null part"].penultimate
+    return auroc(score(f.test.penultimate), score(borrowed))[0]
+
+
+check_unusual = ood.Check(
+    (lambda s: seen_by(s) > 0.55, "a coin: does the score see more than logits and length?"),
+    (lambda s: seen_by(s) > 0.6, "keep mean and spread per direction, and ask by class"),
 )
-check_forged(forged_auroc)
+check_unusual(unusual)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1409,8 +1421,11 @@ check_forged(forged_auroc)
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: another score of the same logits. The forged features have the logits of the originals.
-forged_auroc = auroc(ood.energy(f.test.logits), ood.energy(f.test.logits))[0]
-check_forged(forged_auroc)
+def unusual(z):
+    return ood.energy(head(z))
+
+
+check_unusual(unusual)
 
 # %% tags=["solution"]
 directions = F.normalize(torch.randn(500, K, generator=generator), dim=1)
@@ -1424,9 +1439,8 @@ def unusual(z):
     return (((z @ directions.T - usual) / width) ** 2).mean(1)
 
 
-borrowed = forged["borrowed null part"].penultimate
-forged_auroc = auroc(unusual(f.test.penultimate), unusual(borrowed))[0]
-check_forged(forged_auroc)
+print(f"{seen_by(unusual):.3f}")
+check_unusual(unusual)
 
 # %% [markdown]
 # Kept apart, the shadows carry what the pooled histogram forgets: where the features of each class lie, direction by

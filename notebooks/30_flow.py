@@ -1445,19 +1445,26 @@ check_order(gap)
 # :label: ex-flow-ensemble
 # ```
 # Each network is a ruler, and they disagree. Build a score for near-OOD from the flows of *all* networks that beats the flow
-# of the first one. `fitted[n]["Flow"]` is the flow of network `n`, `features[n]` its features. Store the near AUROC of your
-# score. Mind that nats of different networks cannot be added as they are.
-# *Hint: bring the scores to a common scale with ID validation features only.*
+# of the first one. `fitted[n]["Flow"]` is the flow of network `n`, `features[n]` its features. Store a dictionary with the
+# scores of the ID test images under `"id"` and those of each near set under its name. Mind that nats of different networks
+# cannot be added as they are. *Hint: bring the scores to a common scale with ID validation features only.*
 
 # %% tags=["exercise"]
 together = ...
 
 # %% tags=["check", "hide-input"]
-single = group_auroc(lambda z: flow.score(ood.Features(z)), F1)["near"]
+def near_of(scores):
+    """Mean AUROC over the near sets."""
+    return np.mean([auroc(scores["id"], scores[n])[0] for n in F1.near])
+
+
+near_sets = {"id": F1.test} | F1.near
+alone = {n: flow.score(x) for n, x in near_sets.items()}
 check_together = ood.Check(
-    (lambda a: a <= 1, "an AUROC as a fraction, not in per cent"),
-    (lambda a: a > single, "not above one network: standardise on val, then average"),
-)
+    (lambda s: {n: len(s[n]) for n in near_sets} == {n: len(x) for n, x in near_sets.items()},
+     f"scores of all images of {', '.join(near_sets)}, under these names"),
+    (lambda s: near_of(s) > near_of(alone), "not above one network: standardise, then average"),
+)  # fmt: skip
 check_together(together)
 
 # %% [markdown]
@@ -1470,7 +1477,7 @@ check_together(together)
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: the flow of the first network is good enough.
-together = group_auroc(lambda z: flow.score(ood.Features(z)), F1)["near"]
+together = alone
 check_together(together)
 
 # %% tags=["solution"]
@@ -1481,9 +1488,8 @@ def standardised(detector, f):
 
 
 votes = [standardised(d["Flow"], f) for d, f in zip(fitted, features)]
-mean = {n: torch.stack([vote[n] for vote in votes]).mean(0) for n in votes[0]}
-together = np.mean([auroc(mean["id"], mean[n])[0] for n in F1.near])
-print(f"all {len(votes)} networks {together:.4f}, the first {single:.4f}")
+together = {n: torch.stack([vote[n] for vote in votes]).mean(0) for n in votes[0]}
+print(f"all {len(votes)} networks {near_of(together):.4f}, the first {near_of(alone):.4f}")
 check_together(together)
 
 # %% [markdown]
