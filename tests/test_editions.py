@@ -141,7 +141,7 @@ def test_a_solution_that_does_not_end_is_refused(edition, tmp_path):
 
 def test_the_solution_of_a_question_runs_before_its_check_and_after_what_is_given():
     weiper = EDITIONS["otter"](load(ROOT / "notebooks/10_weiper.py"))
-    parts = "smoothed = ", "check_far = ", "far = ...", "def max_of_mean", "check_far(far)\n"
+    parts = "smoothed = ", "check_order = ", "order = ...", "def order(x)", "check_order(order)\n"
     order = [text(weiper).index(part) for part in parts]
     assert order == sorted(order)
 
