@@ -1,0 +1,361 @@
+"""A deck of slides per chapter, made by rules of an executed notebook: one file of HTML that works without a network.
+
+What is short goes on slides: bold questions and sentences, formulas, figures, tables, exercises, the quiz.  The full
+prose goes into the speaker's notes.  reveal.js turns the pages, MathJax sets the formulas; both come from packages.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ood_lib.book.editions import placed, role
+from ood_lib.book.metadata import about
+from ood_lib.book.plain import plain
+from ood_lib.extras import need
+
+__all__ = ["Slide", "authors", "deck_of", "page", "slides"]
+
+ROOM = 10  # lines of text that a slide holds at its full size; one with more is cut in two
+ROWS = 14  # of a table
+LEAD = 170  # letters of a sentence that leads to a formula; a longer one stays in the notes
+ATOM = r"\$[^$]+\$|`[^`]*`|\*\*.+?\*\*|\([^()]*\)|."
+SENTENCE = re.compile(rf"\*\*[^*]+[.?!]\*\*(?=\s|$)|(?:{ATOM})+?(?:[.?!:](?=\s|$)|$)", re.S)
+QUESTION = re.compile(r"^(?=\*\*\d+\. )", re.M)
+CITED = re.compile(r"\{cite:(t|p)\}`([^`]+)`")
+TABLE = re.compile(r"(.*<tbody>)(.*)(</tbody>.*)", re.S)
+
+
+@dataclass
+class Slide:
+    """One page of a deck: where it stands, what it shows, and what the speaker reads."""
+
+    kind: str  # title, text, figure, table, code, exercise or quiz
+    title: str = ""
+    where: str = ""  # the section around it
+    parts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    lines: int = 0
+
+    @property
+    def html(self) -> str:
+        """As reveal.js reads it; a heading with nothing below opens a section."""
+        kind = self.kind if self.parts else "section"
+        where = f'<p class="where">{self.where}</p>' if self.where else ""
+        head = f"<header>{where}<h2>{self.title}</h2></header>"
+        notes = f'<aside class="notes">{"".join(self.notes)}</aside>' if self.notes else ""
+        return f'<section class="{kind}"><div class="slide">{head}{"".join(self.parts)}</div>{notes}</section>\n'
+
+
+def deck_of(root: Path, run: Path) -> str:
+    """The file of slides of an executed notebook of the book."""
+    entries = about(root)
+    goal = entries[run.stem].goal if run.stem in entries else ""
+    cited = authors(root / "book/references.bib")
+    style, logo = ((root / "book/_static" / name).read_text("utf-8") for name in ("slides.css", "logo.svg"))
+    return page(slides(need("nbformat", "book").read(run, as_version=4), goal, cited), style, logo)
+
+
+def slides(notebook: Any, goal: str = "", cited: dict[str, str] | None = None) -> list[Slide]:
+    """The slides of an executed notebook, without solutions and checks.
+
+    Args:
+        notebook: with its outputs.
+        goal: a line for the title.
+        cited: what to write for a key of the bibliography.
+    """
+    deck = _Deck(goal, cited or {}, _made(notebook))
+    for part in placed(notebook):
+        if part.place == "solution" or role(part.cell):
+            continue
+        if part.cell.cell_type == "code":
+            deck.code(part.cell)
+        elif part.place == "exercise":
+            deck.exercise(part.cell.source)
+        else:
+            deck.prose(part.cell.source)
+    return deck.slides
+
+
+@dataclass
+class _Deck:
+    """The slides so far; what is added goes on the last one, or on a new one where that is full."""
+
+    goal: str
+    cited: dict[str, str]
+    made: str
+    slides: list[Slide] = field(default_factory=list)
+    section: str = ""
+    title: str = ""
+    fresh: bool = False  # nothing was said since the heading
+
+    def open(self, kind: str = "text", title: str = "") -> Slide:
+        """A new slide, below the last heading."""
+        where = "" if self.section in (title, self.title) and not title else self.section
+        self.slides.append(Slide(kind, title or self.title, where))
+        return self.slides[-1]
+
+    def show(self, html: str, lines: int) -> None:
+        """A piece of text, where there is room."""
+        last = self.slides[-1] if self.slides else self.open()
+        if last.kind not in ("text", "title") or (last.lines and last.lines + lines > ROOM):
+            last = self.open()
+        last.parts.append(html)
+        last.lines += lines
+
+    def note(self, html: str) -> None:
+        """What the speaker reads to the last slide."""
+        self.slides[-1].notes.append(html)
+
+    # ------------------------------------------------------------------------------------------------ cells
+
+    def prose(self, source: str) -> None:
+        """A cell of Markdown, block by block; a quiz question by question."""
+        text = plain(self._cite(source))
+        text, *questions = QUESTION.split(text) if text.startswith("### Quiz") else [text]
+        blocks = _blocks(text)
+        for before, block, after in zip([None, *blocks], blocks, [*blocks[1:], None]):
+            self.block(block, before, after)
+        for question in questions:
+            self.open("quiz", "Quiz").parts.append(_html(question))
+
+    def exercise(self, source: str) -> None:
+        """The question whole, for it is read by those who answer it; its hint is folded."""
+        if heading := re.match(r"\*\*Exercise\.\*\* \*(.*)\*$", source):
+            self.open("exercise", f"Exercise: {_inline(heading[1])}")
+        else:
+            self.slides[-1].parts.append(_html(plain(self._cite(source))))
+
+    def code(self, cell: Any) -> None:
+        """What the cell has drawn, tabulated and said; its code only where it asserts what a formula says."""
+        tags = cell.metadata.get("tags", [])
+        if "assert " in cell.source and not any(tag.startswith(("hide", "remove")) for tag in tags):
+            self.open("code").parts += [_code(cell.source), *map(_printed, cell.outputs)]
+        for output in cell.outputs:
+            self.output(cell.metadata.get("mystnb", {}), output.get("data", {}))
+
+    def output(self, said: dict[str, Any], data: dict[str, Any]) -> None:
+        """One output: a picture or a table on its own slide, Markdown like the rest of the prose."""
+        html = re.sub(r"</?a\b[^>]*>|<script.*?</script>", "", data.get("text/html", ""), flags=re.S)
+        if "image/png" in data:
+            self.figure(_image(data["image/png"], said.get("image", {}).get("alt", "")), said)
+        elif "<table" in html:
+            for table in _cut(html):
+                self.open("table").parts.append(f'<div class="wide">{table}</div>')
+        elif "<img" in html:
+            self.figure(html, said)
+        elif "text/markdown" in data:
+            self.prose(data["text/markdown"])
+
+    def figure(self, image: str, said: dict[str, Any]) -> None:
+        """A picture with its caption, as large as the slide allows."""
+        caption = _inline(plain(self._cite(said.get("figure", {}).get("caption", ""))))
+        self.open("figure").parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+
+    # ------------------------------------------------------------------------------------------------ blocks
+
+    def block(self, block: Any, before: Any, after: Any) -> None:
+        """A block of Markdown by its kind; `before` and `after` are its neighbours."""
+        match block.type:
+            case "heading":
+                self.heading(block.tag, _inline(block.children[0].content))
+                return
+            case "math_block":
+                lead = _sentences(before)[-1:] if before is not None and before.type == "paragraph" else []
+                self.formula(block, lead)
+            case "paragraph" if after is None or after.type != "table":
+                self.paragraph(block)
+            case "bullet_list" | "ordered_list":
+                self.items(block)
+            case "table":
+                above = _render(before) if before is not None and before.type == "paragraph" else ""
+                self.open("table").parts.append(f'{above}<div class="wide">{_render(block)}</div>')
+            case "fence":
+                self.show(_render(block), 2 + block.content.count("\n"))
+            case "blockquote" if "**The claim**" in (claim := _render(block.children[-1])):
+                self.slides[-1].parts.append(claim + self.made)
+        self.note(_render(block))
+        self.fresh = False
+
+    def heading(self, tag: str, text: str) -> None:
+        """A new slide; the first heading is the title of the deck."""
+        self.section, self.title = (text if tag == "h2" else self.section), text
+        self.fresh = True
+        if tag == "h1":
+            self.open("title").parts += [f'<p class="goal">{escape(self.goal)}</p>'] * bool(self.goal)
+        else:
+            self.open()
+
+    def paragraph(self, block: Any) -> None:
+        """Its sentences with something bold, and the first of a section."""
+        said = _sentences(block)
+        for text in [s for s in said if "**" in s] or said[: self.fresh]:
+            alone = "key" if re.fullmatch(r"\*\*[^*]+\*\*", text) else "said"
+            self.show(f'<p class="{alone}">{_inline(text)}</p>', _lines(text))
+
+    def formula(self, block: Any, lead: list[str]) -> None:
+        """With the sentence that leads to it, unless the slide has just shown that."""
+        text = _inline(lead[0]) if lead and len(lead[0]) < LEAD else ""
+        shown = text and any(text in part for part in self.slides[-1].parts[-1:])
+        above = f'<p class="lead">{text}</p>' if text and not shown else ""
+        self.show(above + _render(block), 3 + 2 * block.content.count(r"\\") + bool(above))
+
+    def items(self, block: Any) -> None:
+        """Of each item what is bold and goes on as a sentence, else its first sentence."""
+        for item in block.children:
+            said = _sentences(item.children[0])
+            text = " ".join(said[: 1 + (len(said) > 1 and bool(re.fullmatch(r"\*\*[^*]+\*\*", said[0])))])
+            self.show(f'<p class="item">{_inline(text)}</p>', _lines(text))
+
+    def _cite(self, text: str) -> str:
+        def named(found: re.Match[str]) -> str:
+            names = [self.cited.get(key.strip(), key.strip()) for key in found[2].split(",")]
+            return ", ".join(names) if found[1] == "t" else f"({'; '.join(names)})"
+
+        return CITED.sub(named, text)
+
+
+# ---------------------------------------------------------------------------------------------------- Markdown to HTML
+
+
+@cache
+def _markdown() -> Any:
+    """Markdown with formulas as MathJax reads them, and links as their words: a deck leads nowhere."""
+    parser = need("markdown_it", "book").MarkdownIt("commonmark").enable("table")
+    need("mdit_py_plugins.dollarmath", "book").dollarmath_plugin(parser, allow_labels=False)
+    rules: dict[str, Callable[[str], str]] = {
+        "math_inline": lambda tex: f'<span class="math">\\({escape(tex)}\\)</span>',
+        "math_inline_double": lambda tex: f'<span class="math">\\[{escape(tex)}\\]</span>',
+        "math_block": lambda tex: f'<div class="formula">\\[{escape(tex.strip())}\\]</div>',
+        "link_open": lambda _: "",
+        "link_close": lambda _: "",
+    }
+    for name, write in rules.items():
+        parser.add_render_rule(name, lambda _, tokens, i, *rest, write=write: write(tokens[i].content))
+    return parser
+
+
+def _html(text: str) -> str:
+    return _markdown().render(text)
+
+
+def _inline(text: str) -> str:
+    return _markdown().renderInline(text)
+
+
+def _blocks(text: str) -> list[Any]:
+    return need("markdown_it.tree", "book").SyntaxTreeNode(_markdown().parse(text)).children
+
+
+def _render(block: Any) -> str:
+    return _markdown().renderer.render(block.to_tokens(), _markdown().options, {})
+
+
+def _sentences(block: Any) -> list[str]:
+    """Of a paragraph; a bold sentence counts as one."""
+    text = re.sub(r"\s+", " ", block.children[0].content) if block.children else ""
+    return [s.strip() for s in SENTENCE.findall(text) if s.strip()]
+
+
+def _lines(text: str) -> int:
+    return 1 + len(re.sub(r"\\\w+|[{}$*]", "", text)) // 72
+
+
+def _code(source: str) -> str:
+    pygments, python = need("pygments", "book"), need("pygments.lexers", "book").PythonLexer()
+    return pygments.highlight(source, python, need("pygments.formatters", "book").HtmlFormatter(noclasses=True))
+
+
+def _printed(output: Any) -> str:
+    return f'<pre class="printed">{escape(output.text)}</pre>' if output.get("name") == "stdout" else ""
+
+
+def _image(png: str, alt: str) -> str:
+    return f'<img src="data:image/png;base64,{"".join(png.split())}" alt="{escape(alt)}">'
+
+
+def _cut(table: str) -> Iterator[str]:
+    """A long table in pieces, each with its head."""
+    found = TABLE.fullmatch(table)
+    rows = re.findall(r"<tr.*?</tr>", found[2], re.S) if found and "rowspan" not in table else []
+    if not found or len(rows) <= ROWS:
+        yield table
+        return
+    count = -(-len(rows) // ROWS)
+    for piece in range(count):
+        yield found[1] + "\n".join(rows[len(rows) * piece // count : len(rows) * (piece + 1) // count]) + found[3]
+
+
+# ---------------------------------------------------------------------------------------------------- the file
+
+
+def authors(bibliography: Path) -> dict[str, str]:
+    """For each key of a BibTeX file author and year, as in "Granz et al. 2024"."""
+    entries = need("pybtex.database", "book").parse_file(str(bibliography)).entries
+    return {key: f"{_names(entry)} {entry.fields.get('year', '')}".strip() for key, entry in entries.items()}
+
+
+def _names(entry: Any) -> str:
+    names = [" ".join(re.sub(r"[{}]", "", x) for x in p.last_names) for p in entry.persons.get("author", [])]
+    return f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
+
+
+def _made(notebook: Any) -> str:
+    """When the numbers were made, and with which values."""
+    record = notebook.metadata.get("ood_book")
+    if not record:
+        return ""
+    values = ", ".join(f"{k} = {v}" for k, v in record["parameters"].items() if k in ("benchmark", "seeds", "epochs"))
+    return f'<p class="made">Figures and numbers: run of {record["finished"][:10]}{f", {values}" if values else ""}</p>'
+
+
+def page(deck: list[Slide], style: str, logo: str) -> str:
+    """One file with all that it needs inside: styles, reveal.js, MathJax, pictures."""
+    reveal = files(need("sphinx_revealjs", "book")) / "_static/revealjs"
+    mathjax = files(need("sphinx-mathjax-offline", "book")) / "static/mathjax/tex-svg-full.js"
+    sheets = [(reveal / f"dist/{name}.css").read_text("utf-8") for name in ("reset", "reveal")]
+    scripts = [(reveal / "dist/reveal.js"), (reveal / "plugin/notes/notes.js"), mathjax]
+    loaded = "".join(f"<script>{_inside(path.read_text('utf-8'))}</script>\n" for path in scripts)
+    title = re.sub(r"<[^>]+>", "", deck[0].title)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><style>{"".join([*sheets, style])}</style>
+<script>{SET_UP}</script>
+{loaded}</head><body class="measured"><div class="logo">{logo}</div><div class="reveal"><div class="slides">
+{"".join(slide.html for slide in deck)}</div></div><script>{START}</script></body></html>
+"""
+
+
+def _inside(script: str) -> str:
+    """A script as it may stand between tags."""
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+SET_UP = """
+MathJax = {startup: {typeset: false}, options: {enableMenu: false}, svg: {fontCache: 'local'}}
+"""
+# Formulas first. Then what does not fit gets smaller, with the answers of a quiz open. Then reveal.js may hide slides.
+START = """
+const fits = box => box.scrollHeight <= box.clientHeight && box.scrollWidth <= box.clientWidth
+const shrink = (box, inner = box) => {
+  for (let size = 100; size > 24 && !fits(box); size -= 4) inner.style.fontSize = size + '%'
+}
+MathJax.startup.promise.then(() => MathJax.typesetPromise()).then(() => {
+  const folded = document.querySelectorAll('.slide details')
+  for (const one of folded) one.open = true
+  for (const formula of document.querySelectorAll('.slide .formula')) shrink(formula)
+  for (const slide of document.querySelectorAll('.slide')) shrink(slide)
+  for (const one of folded) one.open = false
+  document.body.classList.remove('measured')
+  const print = () => { location.search = '?print-pdf' }
+  const notes = () => Reveal.configure({showNotes: !Reveal.getConfig().showNotes})
+  return Reveal.initialize({
+    width: 1280, height: 720, margin: 0.02, center: false, transition: 'none', slideNumber: 'c/t', hash: true,
+    pdfMaxPagesPerSlide: 1, keyboard: {78: notes, 80: print}, plugins: [RevealNotes],
+  })
+}).then(() => document.body.classList.add('ready'))
+"""
