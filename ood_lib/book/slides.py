@@ -21,10 +21,11 @@ from ood_lib.extras import need
 __all__ = ["Slide", "authors", "deck_of", "page", "slides"]
 
 ROOM = 10  # lines of text that a slide holds at its full size; one with more is cut in two
+SHORT = 3  # lines that a slide with a figure, a table or code has room for
 ROWS = 14  # of a table
 LEAD = 170  # letters of a sentence that leads to a formula; a longer one stays in the notes
 ATOM = r"\$[^$]+\$|`[^`]*`|\*\*.+?\*\*|\([^()]*\)|."
-SENTENCE = re.compile(rf"\*\*[^*]+[.?!]\*\*(?=\s|$)|(?:{ATOM})+?(?:[.?!:](?=\s|$)|$)", re.S)
+SENTENCE = re.compile(rf"\*\*[^*]+[.?!]\*\*(?=\s|$)|(?:{ATOM})+?(?:[.?!](?=\s|$)|$)", re.S)
 QUESTION = re.compile(r"^(?=\*\*\d+\. )", re.M)
 CITED = re.compile(r"\{cite:(t|p)\}`([^`]+)`")
 TABLE = re.compile(r"(.*<tbody>)(.*)(</tbody>.*)", re.S)
@@ -99,6 +100,14 @@ class _Deck:
         self.slides.append(Slide(kind, title or self.title, where))
         return self.slides[-1]
 
+    def alone(self, kind: str) -> Slide:
+        """A slide for something large; a question that waits on the last one comes along."""
+        last = self.slides[-1] if self.slides else self.open()
+        if last.kind != "text" or last.lines > SHORT:
+            last = self.open()
+        last.kind = kind
+        return last
+
     def show(self, html: str, lines: int) -> None:
         """A piece of text, where there is room."""
         last = self.slides[-1] if self.slides else self.open()
@@ -134,7 +143,7 @@ class _Deck:
         """What the cell has drawn, tabulated and said; its code only where it asserts what a formula says."""
         tags = cell.metadata.get("tags", [])
         if "assert " in cell.source and not any(tag.startswith(("hide", "remove")) for tag in tags):
-            self.open("code").parts += [_code(cell.source), *map(_printed, cell.outputs)]
+            self.alone("code").parts += [_code(cell.source), *map(_printed, cell.outputs)]
         for output in cell.outputs:
             self.output(cell.metadata.get("mystnb", {}), output.get("data", {}))
 
@@ -145,7 +154,7 @@ class _Deck:
             self.figure(_image(data["image/png"], said.get("image", {}).get("alt", "")), said)
         elif "<table" in html:
             for table in _cut(html):
-                self.open("table").parts.append(f'<div class="wide">{table}</div>')
+                self.alone("table").parts.append(f'<div class="wide">{table}</div>')
         elif "<img" in html:
             self.figure(html, said)
         elif "text/markdown" in data:
@@ -154,7 +163,7 @@ class _Deck:
     def figure(self, image: str, said: dict[str, Any]) -> None:
         """A picture with its caption, as large as the slide allows."""
         caption = _inline(plain(self._cite(said.get("figure", {}).get("caption", ""))))
-        self.open("figure").parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+        self.alone("figure").parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
 
     # ------------------------------------------------------------------------------------------------ blocks
 
@@ -173,11 +182,12 @@ class _Deck:
                 self.items(block)
             case "table":
                 above = _render(before) if before is not None and before.type == "paragraph" else ""
-                self.open("table").parts.append(f'{above}<div class="wide">{_render(block)}</div>')
+                self.alone("table").parts.append(f'{above}<div class="wide">{_render(block)}</div>')
             case "fence":
                 self.show(_render(block), 2 + block.content.count("\n"))
-            case "blockquote" if "**The claim**" in (claim := _render(block.children[-1])):
-                self.slides[-1].parts.append(claim + self.made)
+            case "blockquote" if self.slides[-1].kind == "title":
+                claims = [_render(b) for b in block.children if "".join(_sentences(b)).startswith("**The claim**")]
+                self.slides[-1].parts += [*claims, self.made]
         self.note(_render(block))
         self.fresh = False
 
@@ -186,7 +196,7 @@ class _Deck:
         self.section, self.title = (text if tag == "h2" else self.section), text
         self.fresh = True
         if tag == "h1":
-            self.open("title").parts += [f'<p class="goal">{escape(self.goal)}</p>'] * bool(self.goal)
+            self.open("title").parts += [f'<p class="goal">{escape(self.goal[:1].upper() + self.goal[1:])}</p>'] * bool(self.goal)
         else:
             self.open()
 
@@ -341,20 +351,21 @@ MathJax = {startup: {typeset: false}, options: {enableMenu: false}, svg: {fontCa
 # Formulas first. Then what does not fit gets smaller, with the answers of a quiz open. Then reveal.js may hide slides.
 START = """
 const fits = box => box.scrollHeight <= box.clientHeight && box.scrollWidth <= box.clientWidth
-const shrink = (box, inner = box) => {
-  for (let size = 100; size > 24 && !fits(box); size -= 4) inner.style.fontSize = size + '%'
+const size = box => parseFloat(getComputedStyle(box).fontSize)
+const shrink = box => {
+  const own = size(box) / size(box.parentElement)
+  for (let part = 0.96; part > 0.3 && !fits(box); part -= 0.04) box.style.fontSize = own * part + 'em'
 }
 MathJax.startup.promise.then(() => MathJax.typesetPromise()).then(() => {
   const folded = document.querySelectorAll('.slide details')
   for (const one of folded) one.open = true
-  for (const formula of document.querySelectorAll('.slide .formula')) shrink(formula)
-  for (const slide of document.querySelectorAll('.slide')) shrink(slide)
+  for (const boxes of ['.slide :is(.formula, .wide, pre)', '.slide']) document.querySelectorAll(boxes).forEach(shrink)
   for (const one of folded) one.open = false
   document.body.classList.remove('measured')
   const print = () => { location.search = '?print-pdf' }
   const notes = () => Reveal.configure({showNotes: !Reveal.getConfig().showNotes})
   return Reveal.initialize({
-    width: 1280, height: 720, margin: 0.02, center: false, transition: 'none', slideNumber: 'c/t', hash: true,
+    width: 1280, height: 720, margin: 0.02, center: false, transition: 'none', slideNumber: 'c/t', hash: true, controls: false,
     pdfMaxPagesPerSlide: 1, keyboard: {78: notes, 80: print}, plugins: [RevealNotes],
   })
 }).then(() => document.body.classList.add('ready'))
