@@ -20,12 +20,15 @@ from ood_lib.extras import need
 
 __all__ = ["Slide", "authors", "deck_of", "page", "slides"]
 
-ROOM = 10  # lines of text that a slide holds at its full size; one with more is cut in two
-SHORT = 3  # lines that a slide with a figure, a table or code has room for
-ROWS = 14  # of a table
+ROOM = 11  # lines of text that a slide holds at about its full size
+SHORT = 3  # lines that may stand above something large
+LARGE = {"figure": 9, "table": 2, "code": 2}  # lines that it takes itself, a table and code those of their rows more
+ROWS = 14  # of a table; a longer one is cut
 LEAD = 170  # letters of a sentence that leads to a formula; a longer one stays in the notes
 ATOM = r"\$[^$]+\$|`[^`]*`|\*\*.+?\*\*|\([^()]*\)|."
-SENTENCE = re.compile(rf"\*\*[^*]+[.?!]\*\*(?=\s|$)|(?:{ATOM})+?(?:[.?!](?=\s|$)|$)", re.S)
+WHOLE = r"\*\*[^*]+[.?!]\*\*|\([A-Z][^()]*[.?!]\)"  # a bold sentence, one in brackets
+SENTENCE = re.compile(rf"\s*((?:{WHOLE})(?=\s|$)|(?:{ATOM})+?(?:[.?!](?=\s|$)|$))", re.S)
+LABEL = re.compile(r"\*\*(?:[^\s*]+ ?){1,6}\.\*\*")  # says what the next sentence is about
 QUESTION = re.compile(r"^(?=\*\*\d+\. )", re.M)
 CITED = re.compile(r"\{cite:(t|p)\}`([^`]+)`")
 TABLE = re.compile(r"(.*<tbody>)(.*)(</tbody>.*)", re.S)
@@ -100,18 +103,20 @@ class _Deck:
         self.slides.append(Slide(kind, title or self.title, where))
         return self.slides[-1]
 
-    def alone(self, kind: str) -> Slide:
-        """A slide for something large; a question that waits on the last one comes along."""
+    def large(self, kind: str, html: str, rows: int = 0) -> None:
+        """A figure, a table or code on a slide of its own; a question that waits for it comes along."""
         last = self.slides[-1] if self.slides else self.open()
         if last.kind != "text" or last.lines > SHORT:
             last = self.open()
         last.kind = kind
-        return last
+        last.parts.append(html)
+        last.lines += LARGE[kind] + rows
 
-    def show(self, html: str, lines: int) -> None:
-        """A piece of text, where there is room."""
+    def show(self, html: str, lines: int, begins: bool = False) -> None:
+        """A piece of text, where there is room; what begins something new does not go below something large."""
         last = self.slides[-1] if self.slides else self.open()
-        if last.kind not in ("text", "title") or (last.lines and last.lines + lines > ROOM):
+        fixed = last.kind in ("title", "quiz", "exercise") or (begins and last.kind != "text")
+        if fixed or (last.lines and last.lines + lines > ROOM):
             last = self.open()
         last.parts.append(html)
         last.lines += lines
@@ -143,7 +148,8 @@ class _Deck:
         """What the cell has drawn, tabulated and said; its code only where it asserts what a formula says."""
         tags = cell.metadata.get("tags", [])
         if "assert " in cell.source and not any(tag.startswith(("hide", "remove")) for tag in tags):
-            self.alone("code").parts += [_code(cell.source), *map(_printed, cell.outputs)]
+            shown = _code(cell.source) + "".join(map(_printed, cell.outputs))
+            self.large("code", shown, shown.count("\n"))
         for output in cell.outputs:
             self.output(cell.metadata.get("mystnb", {}), output.get("data", {}))
 
@@ -154,7 +160,7 @@ class _Deck:
             self.figure(_image(data["image/png"], said.get("image", {}).get("alt", "")), said)
         elif "<table" in html:
             for table in _cut(html):
-                self.alone("table").parts.append(f'<div class="wide">{table}</div>')
+                self.large("table", f'<div class="wide">{table}</div>', table.count("<tr"))
         elif "<img" in html:
             self.figure(html, said)
         elif "text/markdown" in data:
@@ -163,7 +169,7 @@ class _Deck:
     def figure(self, image: str, said: dict[str, Any]) -> None:
         """A picture with its caption, as large as the slide allows."""
         caption = _inline(plain(self._cite(said.get("figure", {}).get("caption", ""))))
-        self.alone("figure").parts.append(f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+        self.large("figure", f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
 
     # ------------------------------------------------------------------------------------------------ blocks
 
@@ -182,7 +188,8 @@ class _Deck:
                 self.items(block)
             case "table":
                 above = _render(before) if before is not None and before.type == "paragraph" else ""
-                self.alone("table").parts.append(f'{above}<div class="wide">{_render(block)}</div>')
+                table = _render(block)
+                self.large("table", f'{above}<div class="wide">{table}</div>', table.count("<tr"))
             case "fence":
                 self.show(_render(block), 2 + block.content.count("\n"))
             case "blockquote" if self.slides[-1].kind == "title":
@@ -196,7 +203,9 @@ class _Deck:
         self.section, self.title = (text if tag == "h2" else self.section), text
         self.fresh = True
         if tag == "h1":
-            self.open("title").parts += [f'<p class="goal">{escape(self.goal[:1].upper() + self.goal[1:])}</p>'] * bool(self.goal)
+            self.open("title").parts += [f'<p class="goal">{escape(self.goal[:1].upper() + self.goal[1:])}</p>'] * bool(
+                self.goal
+            )
         else:
             self.open()
 
@@ -204,8 +213,8 @@ class _Deck:
         """Its sentences with something bold, and the first of a section."""
         said = _sentences(block)
         for text in [s for s in said if "**" in s] or said[: self.fresh]:
-            alone = "key" if re.fullmatch(r"\*\*[^*]+\*\*", text) else "said"
-            self.show(f'<p class="{alone}">{_inline(text)}</p>', _lines(text))
+            bold = bool(re.fullmatch(r"\*\*[^*]+\*\*", text))
+            self.show(f'<p class="{"key" if bold else "said"}">{_inline(text)}</p>', _lines(text), begins=bold)
 
     def formula(self, block: Any, lead: list[str]) -> None:
         """With the sentence that leads to it, unless the slide has just shown that."""
@@ -215,11 +224,11 @@ class _Deck:
         self.show(above + _render(block), 3 + 2 * block.content.count(r"\\") + bool(above))
 
     def items(self, block: Any) -> None:
-        """Of each item what is bold and goes on as a sentence, else its first sentence."""
-        for item in block.children:
-            said = _sentences(item.children[0])
-            text = " ".join(said[: 1 + (len(said) > 1 and bool(re.fullmatch(r"\*\*[^*]+\*\*", said[0])))])
-            self.show(f'<p class="item">{_inline(text)}</p>', _lines(text))
+        """The first sentence of each item; a long list in even parts."""
+        said = [_sentences(item.children[0])[0] for item in block.children]
+        size = -(-len(said) // -(-sum(map(_lines, said)) // ROOM))
+        for part in (said[i : i + size] for i in range(0, len(said), size)):
+            self.show("".join(f'<p class="item">{_inline(x)}</p>' for x in part), sum(map(_lines, part)))
 
     def _cite(self, text: str) -> str:
         def named(found: re.Match[str]) -> str:
@@ -266,9 +275,13 @@ def _render(block: Any) -> str:
 
 
 def _sentences(block: Any) -> list[str]:
-    """Of a paragraph; a bold sentence counts as one."""
-    text = re.sub(r"\s+", " ", block.children[0].content) if block.children else ""
-    return [s.strip() for s in SENTENCE.findall(text) if s.strip()]
+    """Of a paragraph; a bold sentence counts as one, and a bold label belongs to what it is the label of."""
+    text = re.sub(r"\s+", " ", block.children[0].content).strip() if block.children else ""
+    said = SENTENCE.findall(text)
+    for i in range(len(said) - 2, -1, -1):
+        if LABEL.fullmatch(said[i]):
+            said[i : i + 2] = [f"{said[i]} {said[i + 1]}"]
+    return said
 
 
 def _lines(text: str) -> int:
