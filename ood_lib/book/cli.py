@@ -104,13 +104,14 @@ def _list(args: argparse.Namespace) -> int:
 def _teach(args: argparse.Namespace) -> int:
     root = find_root(args.root)
     out, write = (args.out or root / "_build/teach").resolve(), need("jupytext", "book").writes
-    runs = _finished(root, args, args.notebooks)[1] if args.slides else []  # refused before anything is written
+    # What cannot be is refused before anything is written.
+    runs, tasks = _finished(root, args, args.notebooks) if args.slides else (root, [])
     for source in select(root, args.notebooks):
         notebook = load(source)
         for edition, make in EDITIONS.items():
             _put(out / edition / f"{source.stem}.ipynb", write(make(notebook), "ipynb") + "\n")
-    for task in runs:
-        _put(out / "slides" / f"{task.name}.html", deck_of(root, task.target))
+    for task in tasks:
+        _put(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
     print(f"editions are in {out}: {', '.join([*EDITIONS, *['slides'] * args.slides])}")
     return 0
 

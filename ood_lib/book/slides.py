@@ -28,6 +28,7 @@ LEAD = 170  # letters of a sentence that leads to a formula; a longer one stays 
 ATOM = r"\$[^$]+\$|`[^`]*`|\*\*.+?\*\*|\([^()]*\)|."
 WHOLE = r"\*\*[^*]+[.?!]\*\*|\([A-Z][^()]*[.?!]\)"  # a bold sentence, one in brackets
 SENTENCE = re.compile(rf"\s*((?:{WHOLE})(?=\s|$)|(?:{ATOM})+?(?:[.?!](?=\s|$)|$))", re.S)
+BOLD = re.compile(r"\*\*[^*]+\*\*")
 LABEL = re.compile(r"\*\*(?:[^\s*]+ ?){1,6}\.\*\*")  # says what the next sentence is about
 QUESTION = re.compile(r"^(?=\*\*\d+\. )", re.M)
 CITED = re.compile(r"\{cite:(t|p)\}`([^`]+)`")
@@ -50,7 +51,7 @@ class Slide:
         """As reveal.js reads it; a heading with nothing below opens a section."""
         kind = self.kind if self.parts else "section"
         where = f'<p class="where">{self.where}</p>' if self.where else ""
-        head = f"<header>{where}<h2>{self.title}</h2></header>"
+        head = f"<header><h2>{self.title}</h2>{where}</header>"
         notes = f'<aside class="notes">{"".join(self.notes)}</aside>' if self.notes else ""
         return f'<section class="{kind}"><div class="slide">{head}{"".join(self.parts)}</div>{notes}</section>\n'
 
@@ -212,9 +213,9 @@ class _Deck:
     def paragraph(self, block: Any) -> None:
         """Its sentences with something bold, and the first of a section."""
         said = _sentences(block)
-        for text in [s for s in said if "**" in s] or said[: self.fresh]:
-            bold = bool(re.fullmatch(r"\*\*[^*]+\*\*", text))
-            self.show(f'<p class="{"key" if bold else "said"}">{_inline(text)}</p>', _lines(text), begins=bold)
+        shown = [s for s in said if "**" in s] or said[: self.fresh]
+        if html := [f'<p class="{"key" if BOLD.fullmatch(s) else "said"}">{_inline(s)}</p>' for s in shown]:
+            self.show("".join(html), sum(map(_lines, shown)), begins=any(map(BOLD.fullmatch, shown)))
 
     def formula(self, block: Any, lead: list[str]) -> None:
         """With the sentence that leads to it, unless the slide has just shown that."""
@@ -378,8 +379,8 @@ MathJax.startup.promise.then(() => MathJax.typesetPromise()).then(() => {
   const print = () => { location.search = '?print-pdf' }
   const notes = () => Reveal.configure({showNotes: !Reveal.getConfig().showNotes})
   return Reveal.initialize({
-    width: 1280, height: 720, margin: 0.02, center: false, transition: 'none', slideNumber: 'c/t', hash: true, controls: false,
-    pdfMaxPagesPerSlide: 1, keyboard: {78: notes, 80: print}, plugins: [RevealNotes],
+    width: 1280, height: 720, margin: 0.02, center: false, transition: 'none', slideNumber: 'c/t', hash: true,
+    controls: false, pdfMaxPagesPerSlide: 1, keyboard: {78: notes, 80: print}, plugins: [RevealNotes],
   })
 }).then(() => document.body.classList.add('ready'))
 """
