@@ -51,7 +51,8 @@ class Slide:
         """As reveal.js reads it; a heading with nothing below opens a section."""
         kind = self.kind if self.parts else "section"
         where = f'<p class="where">{self.where}</p>' if self.where else ""
-        head = f"<header><h2>{self.title}</h2>{where}</header>"
+        tag = "h1" if kind == "title" else "h2"
+        head = f"<header><{tag}>{self.title}</{tag}>{where}</header>"
         notes = f'<aside class="notes">{"".join(self.notes)}</aside>' if self.notes else ""
         return f'<section class="{kind}"><div class="slide">{head}{"".join(self.parts)}</div>{notes}</section>\n'
 
@@ -73,7 +74,7 @@ def slides(notebook: Any, goal: str = "", cited: dict[str, str] | None = None) -
         goal: a line for the title.
         cited: what to write for a key of the bibliography.
     """
-    deck = _Deck(goal, cited or {}, _made(notebook))
+    deck = _Deck(f'<p class="goal">{escape(goal[:1].upper() + goal[1:])}</p>', cited or {}, _made(notebook))
     for part in placed(notebook):
         if part.place == "solution" or role(part.cell):
             continue
@@ -97,11 +98,12 @@ class _Deck:
     section: str = ""
     title: str = ""
     fresh: bool = False  # nothing was said since the heading
+    waiting: str = ""  # for the notes of the slide that comes
 
     def open(self, kind: str = "text", title: str = "") -> Slide:
         """A new slide, below the last heading."""
-        where = "" if self.section in (title, self.title) and not title else self.section
-        self.slides.append(Slide(kind, title or self.title, where))
+        title = title or self.title
+        self.slides.append(Slide(kind, title, self.section if self.section != title else ""))
         return self.slides[-1]
 
     def large(self, kind: str, html: str, rows: int = 0) -> None:
@@ -122,9 +124,12 @@ class _Deck:
         last.parts.append(html)
         last.lines += lines
 
-    def note(self, html: str) -> None:
-        """What the speaker reads to the last slide."""
-        self.slides[-1].notes.append(html)
+    def note(self, html: str, waits: bool) -> None:
+        """What the speaker reads to the last slide, or to the one with the formula that this leads to."""
+        self.waiting += html
+        if not waits:
+            self.slides[-1].notes.append(self.waiting)
+            self.waiting = ""
 
     # ------------------------------------------------------------------------------------------------ cells
 
@@ -196,7 +201,7 @@ class _Deck:
             case "blockquote" if self.slides[-1].kind == "title":
                 claims = [_render(b) for b in block.children if "".join(_sentences(b)).startswith("**The claim**")]
                 self.slides[-1].parts += [*claims, self.made]
-        self.note(_render(block))
+        self.note(_render(block), waits=after is not None and after.type == "math_block")
         self.fresh = False
 
     def heading(self, tag: str, text: str) -> None:
@@ -204,9 +209,7 @@ class _Deck:
         self.section, self.title = (text if tag == "h2" else self.section), text
         self.fresh = True
         if tag == "h1":
-            self.open("title").parts += [f'<p class="goal">{escape(self.goal[:1].upper() + self.goal[1:])}</p>'] * bool(
-                self.goal
-            )
+            self.open("title").parts.append(self.goal)
         else:
             self.open()
 
@@ -226,9 +229,8 @@ class _Deck:
 
     def items(self, block: Any) -> None:
         """The first sentence of each item; a long list in even parts."""
-        said = [_sentences(item.children[0])[0] for item in block.children]
-        size = -(-len(said) // -(-sum(map(_lines, said)) // ROOM))
-        for part in (said[i : i + size] for i in range(0, len(said), size)):
+        said = [sentences[0] for item in block.children if (sentences := _sentences(item.children[0]))]
+        for part in _even(said, -(-sum(map(_lines, said)) // ROOM)):
             self.show("".join(f'<p class="item">{_inline(x)}</p>' for x in part), sum(map(_lines, part)))
 
     def _cite(self, text: str) -> str:
@@ -309,9 +311,13 @@ def _cut(table: str) -> Iterator[str]:
     if not found or len(rows) <= ROWS:
         yield table
         return
-    count = -(-len(rows) // ROWS)
-    for piece in range(count):
-        yield found[1] + "\n".join(rows[len(rows) * piece // count : len(rows) * (piece + 1) // count]) + found[3]
+    for part in _even(rows, -(-len(rows) // ROWS)):
+        yield found[1] + "\n".join(part) + found[3]
+
+
+def _even(items: list[str], count: int) -> list[list[str]]:
+    """A list in so many parts."""
+    return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
 
 
 # ---------------------------------------------------------------------------------------------------- the file
@@ -377,10 +383,16 @@ MathJax.startup.promise.then(() => MathJax.typesetPromise()).then(() => {
   for (const one of folded) one.open = false
   document.body.classList.remove('measured')
   const print = () => { location.search = '?print-pdf' }
-  const notes = () => Reveal.configure({showNotes: !Reveal.getConfig().showNotes})
+  const notes = () => {
+    Reveal.configure({showNotes: !Reveal.getConfig().showNotes})
+    setTimeout(() => Reveal.layout())
+  }
   return Reveal.initialize({
     width: 1280, height: 720, margin: 0.02, center: false, transition: 'none', slideNumber: 'c/t', hash: true,
     controls: false, pdfMaxPagesPerSlide: 1, keyboard: {78: notes, 80: print}, plugins: [RevealNotes],
   })
-}).then(() => document.body.classList.add('ready'))
+}).then(() => {
+  document.body.classList.add('ready')
+  if (location.search.includes('print-pdf')) setTimeout(() => window.print(), 500)
+})
 """
