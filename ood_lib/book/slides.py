@@ -24,6 +24,7 @@ ROOM = 11  # lines of text that a slide holds at about its full size
 SHORT = 3  # lines that may stand above something large
 LARGE = {"figure": 9, "table": 2, "code": 2}  # lines that it takes itself, a table and code those of their rows more
 ROWS = 14  # of a table; a longer one is cut
+LETTERS = 1200  # of a table
 LEAD = 170  # letters of a sentence that leads to a formula; a longer one stays in the notes
 ATOM = r"\$[^$]+\$|`[^`]*`|\*\*.+?\*\*|\([^()]*\)|."
 WHOLE = r"\*\*[^*]+[.?!]\*\*|\([A-Z][^()]*[.?!]\)"  # a bold sentence, one in brackets
@@ -124,7 +125,7 @@ class _Deck:
         last.parts.append(html)
         last.lines += lines
 
-    def note(self, html: str, waits: bool) -> None:
+    def note(self, html: str, waits: bool = False) -> None:
         """What the speaker reads to the last slide, or to the one with the formula that this leads to."""
         self.waiting += html
         if not waits:
@@ -166,7 +167,7 @@ class _Deck:
             self.figure(_image(data["image/png"], said.get("image", {}).get("alt", "")), said)
         elif "<table" in html:
             for table in _cut(html):
-                self.large("table", f'<div class="wide">{table}</div>', table.count("<tr"))
+                self.table(f'<div class="wide">{table}</div>')
         elif "<img" in html:
             self.figure(html, said)
         elif "text/markdown" in data:
@@ -176,6 +177,13 @@ class _Deck:
         """A picture with its caption, as large as the slide allows."""
         caption = _inline(plain(self._cite(said.get("figure", {}).get("caption", ""))))
         self.large("figure", f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+
+    def table(self, html: str) -> None:
+        """A table of few words; one with many would be too small to read, and is the speaker's."""
+        if len(re.sub(r"<style.*?</style>|<[^>]+>|\s", "", html, flags=re.S)) < LETTERS:
+            self.large("table", html, html.count("<tr"))
+        else:
+            self.note(html)
 
     # ------------------------------------------------------------------------------------------------ blocks
 
@@ -194,8 +202,7 @@ class _Deck:
                 self.items(block)
             case "table":
                 above = _render(before) if before is not None and before.type == "paragraph" else ""
-                table = _render(block)
-                self.large("table", f'{above}<div class="wide">{table}</div>', table.count("<tr"))
+                self.table(f'{above}<div class="wide">{_render(block)}</div>')
             case "fence":
                 self.show(_render(block), 2 + block.content.count("\n"))
             case "blockquote" if self.slides[-1].kind == "title":
