@@ -96,10 +96,10 @@ def test_no_directive_and_no_role_is_left(source):
 
 @each_source
 def test_prose_is_in_the_notes_and_not_on_the_slides(source):
-    """A slide has at most a third of the words that are said to it and around it."""
-    deck = [slide for slide in slides(load(source)) if slide.kind == "text"]
-    assert len(shown(deck)) < 0.75 * len(noted(slides(load(source))))
-    assert [slide.title for slide in deck if len(text(slide.parts)) > 1100] == []
+    deck = slides(load(source))
+    wordy = [slide for slide in deck if slide.kind == "text"]
+    assert len(shown(wordy)) < 0.5 * len(noted(deck))
+    assert [slide.title for slide in wordy if len(text(slide.parts)) > 800] == []  # formulas as they are typed
 
 
 def test_the_title_has_goal_and_claim():
@@ -120,7 +120,7 @@ def test_what_lies_between_the_fences_of_a_solution_is_hidden_whatever_its_tags(
     (tmp_path / "page.py").write_text(LESSON)
     deck = slides(load(tmp_path / "page.py"))
     assert "SECRET" not in shown(deck) + noted(deck)
-    assert [slide.title for slide in deck][0] == "Exercise: One"
+    assert deck[0].title == "Exercise: One"
 
 
 def test_a_solution_that_does_not_end_is_refused(tmp_path):
@@ -168,7 +168,7 @@ def test_a_deck_is_one_light_file(run):
     assert asked(deck) == []
 
 
-# ------------------------------------------------------------------------------------------------ a chapter that is hard
+# ------------------------------------------------------------------------------------------------ a hard chapter
 
 
 def code(source, data=None, tags=(), **metadata):
@@ -186,7 +186,7 @@ def hard():
     choices = "\n\n".join(
         f"<details><summary>{c}. {'a choice ' * 9}</summary>\n\n{'why $x$ so ' * 20}\n\n</details>" for c in "ABCD"
     )
-    long = " + ".join(rf"\frac{{\partial f_{{{i}}}}}{{\partial x_{{{i}}}}}" for i in range(40))
+    long = " + ".join(rf"\frac{{\partial f_{{{i}}}}}{{\partial x_{{{i}}}}}" for i in range(25))
     caption = {"figure": {"caption": "Much to see. " * 30}, "image": {"alt": 'A "picture"'}}
     text_cell = nbformat.v4.new_markdown_cell
     return nbformat.v4.new_notebook(
@@ -222,7 +222,7 @@ def test_a_deck_is_made_by_the_rules():
 
 
 def asked(deck):
-    """Addresses on other hosts that a page would load: in attributes of tags and in styles, not in comments of scripts."""
+    """Addresses on other hosts that a page would load: in attributes of tags and in styles, not what scripts remark."""
     plain = re.sub(r"<script>.*?</script>", "", deck, flags=re.S)
     return re.findall(r"(?:src|srcset|href|action|data)=[\"']?((?:https?:)?//[^\"'\s>]+)", plain) + fetched(plain)
 
@@ -255,8 +255,8 @@ TOO_LARGE = """() => [...document.querySelectorAll('.slides > section')].filter(
   section.style.display = ''
   return found
 }).map(section => section.innerText.slice(0, 60))"""
-TOO_SMALL = """() => [...document.querySelectorAll('.slide')].filter(slide => parseFloat(slide.style.fontSize || 1) < 0.5)
-  .map(slide => slide.innerText.slice(0, 60))"""
+TOO_SMALL = """() => [...document.querySelectorAll('.slide')]
+  .filter(slide => parseFloat(slide.style.fontSize || 1) < 0.5).map(slide => slide.innerText.slice(0, 60))"""
 
 
 def opened(browser, path):  # noqa: F811
