@@ -24,7 +24,7 @@ ROOM = 11  # lines of text that a slide holds at about its full size
 SHORT = 3  # lines that may stand above something large
 LARGE = {"figure": 9, "table": 2, "code": 2}  # lines that it takes itself, a table and code those of their rows more
 ROWS = 14  # of a table; a longer one is cut
-LETTERS = 1200  # of a table
+LETTERS = 1200  # of a table; one with more could not be read from the last row
 LEAD = 170  # letters of a sentence that leads to a formula; a longer one stays in the notes
 ATOM = r"\$[^$]+\$|`[^`]*`|\*\*.+?\*\*|\([^()]*\)|."
 WHOLE = r"\*\*[^*]+[.?!]\*\*|\([A-Z][^()]*[.?!]\)"  # a bold sentence, one in brackets
@@ -107,9 +107,14 @@ class _Deck:
         self.slides.append(Slide(kind, title, self.section if self.section != title else ""))
         return self.slides[-1]
 
+    @property
+    def last(self) -> Slide:
+        """The slide that was opened last."""
+        return self.slides[-1] if self.slides else self.open()
+
     def large(self, kind: str, html: str, rows: int = 0) -> None:
         """A figure, a table or code on a slide of its own; a question that waits for it comes along."""
-        last = self.slides[-1] if self.slides else self.open()
+        last = self.last
         if last.kind != "text" or last.lines > SHORT:
             last = self.open()
         last.kind = kind
@@ -118,7 +123,7 @@ class _Deck:
 
     def show(self, html: str, lines: int, begins: bool = False) -> None:
         """A piece of text, where there is room; what begins something new does not go below something large."""
-        last = self.slides[-1] if self.slides else self.open()
+        last = self.last
         fixed = last.kind in ("title", "quiz", "exercise") or (begins and last.kind != "text")
         if fixed or (last.lines and last.lines + lines > ROOM):
             last = self.open()
@@ -129,7 +134,7 @@ class _Deck:
         """What the speaker reads to the last slide, or to the one with the formula that this leads to."""
         self.waiting += html
         if not waits:
-            self.slides[-1].notes.append(self.waiting)
+            self.last.notes.append(self.waiting)
             self.waiting = ""
 
     # ------------------------------------------------------------------------------------------------ cells
@@ -149,7 +154,7 @@ class _Deck:
         if heading := re.match(r"\*\*Exercise\.\*\* \*(.*)\*$", source):
             self.open("exercise", f"Exercise: {_inline(heading[1])}")
         else:
-            self.slides[-1].parts.append(_html(plain(self._cite(source))))
+            self.last.parts.append(_html(plain(self._cite(source))))
 
     def code(self, cell: Any) -> None:
         """What the cell has drawn, tabulated and said; its code only where it asserts what a formula says."""
@@ -205,9 +210,9 @@ class _Deck:
                 self.table(f'{above}<div class="wide">{_render(block)}</div>')
             case "fence":
                 self.show(_render(block), 2 + block.content.count("\n"))
-            case "blockquote" if self.slides[-1].kind == "title":
+            case "blockquote" if self.last.kind == "title":
                 claims = [_render(b) for b in block.children if "".join(_sentences(b)).startswith("**The claim**")]
-                self.slides[-1].parts += [*claims, self.made]
+                self.last.parts += [*claims, self.made]
         self.note(_render(block), waits=after is not None and after.type == "math_block")
         self.fresh = False
 
@@ -230,7 +235,7 @@ class _Deck:
     def formula(self, block: Any, lead: list[str]) -> None:
         """With the sentence that leads to it, unless the slide has just shown that."""
         text = _inline(lead[0]) if lead and len(lead[0]) < LEAD else ""
-        shown = text and any(text in part for part in self.slides[-1].parts[-1:])
+        shown = text and any(text in part for part in self.last.parts[-1:])
         above = f'<p class="lead">{text}</p>' if text and not shown else ""
         self.show(above + _render(block), 3 + 2 * block.content.count(r"\\") + bool(above))
 
