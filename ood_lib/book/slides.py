@@ -389,6 +389,10 @@ const shrink = box => {
   for (let part = 0.96; part > 0.3 && !fits(box); part -= 0.04) box.style.fontSize = own * part + 'em'
 }
 MathJax.startup.promise.then(() => MathJax.typesetPromise()).then(() => {
+  // The window of the notes copies them without MathJax's styles: what is for screen readers hides itself.
+  for (const one of document.querySelectorAll('.notes mjx-assistive-mml')) {
+    one.style.cssText = 'position: absolute; clip-path: inset(50%)'
+  }
   const folded = document.querySelectorAll('.slide details')
   for (const one of folded) one.open = true
   for (const boxes of ['.slide :is(.formula, .wide, pre)', '.slide']) document.querySelectorAll(boxes).forEach(shrink)
