@@ -218,6 +218,22 @@ def test_a_deck_is_made_by_the_rules():
     assert {slide.title for slide in deck} == {"A chapter", "1. Formulas", "Quiz"}
 
 
+@pytest.mark.parametrize(
+    ("prose", "sentences"),
+    [
+        ("One $a. b$ here. Two `x. y` **bold. Still.** there. Three", ["Two x. y bold. Still. there."]),
+        ("**Why?** Because. **So there.** A reason. Another.", ["Why?", "So there. A reason."]),
+        ("As **Li** et al. 2020 say. Not this. (**This** too.) Not this.", ["As Li et al. 2020 say.", "(This too.)"]),
+        ("Nothing is bold. So the first sentence is shown.", ["Nothing is bold."]),
+    ],
+)
+def test_sentences_with_something_bold_are_shown(prose, sentences):
+    chapter = hard()
+    chapter.cells = [nbformat.v4.new_markdown_cell(f"## A\n\n{prose}")]
+    (slide,) = slides(chapter)
+    assert [text([p]) for p in re.findall(r"<p.*?</p>", "".join(slide.parts))] == sentences
+
+
 # ------------------------------------------------------------------------------------------------ the file
 
 

@@ -22,13 +22,13 @@ __all__ = ["Slide", "authors", "deck_of", "page", "slides"]
 
 ROOM = 11  # lines of text that a slide holds at about its full size
 SHORT = 3  # lines that may stand above something large
-LARGE = {"figure": 9, "table": 2, "code": 2}  # lines that it takes itself, a table and code those of their rows more
+LARGE = {"figure": 8, "table": 2, "code": 2}  # lines that it takes itself, beside those of its rows or its caption
 ROWS = 14  # of a table; a longer one is cut
 LETTERS = 1200  # of a table; one with more could not be read from the last row
 LEAD = 170  # letters of a sentence that leads to a formula; a longer one stays in the notes
 ATOM = r"\$[^$]+\$|`[^`]*`|\*\*.+?\*\*|\([^()]*\)|."
-WHOLE = r"\*\*[^*]+[.?!]\*\*|\([A-Z][^()]*[.?!]\)"  # a bold sentence, one in brackets
-SENTENCE = re.compile(rf"\s*((?:{WHOLE})(?=\s|$)|(?:{ATOM})+?(?:[.?!](?=\s|$)|$))", re.S)
+WHOLE = r"\*\*[^*]+[.?!]\*\*|\((?:\*\*)?[A-Z][^()]*[.?!]\)"  # a bold sentence, one in brackets
+SENTENCE = re.compile(rf"\s*((?:{WHOLE})(?=\s|$)|(?:{ATOM})+?(?:(?<! al)[.?!](?=\s|$)|$))", re.S)
 BOLD = re.compile(r"\*\*[^*]+\*\*")
 LABEL = re.compile(r"\*\*(?:[^\s*]+ ?){1,6}\.\*\*")  # says what the next sentence is about
 QUESTION = re.compile(r"^(?=\*\*\d+\. )", re.M)
@@ -122,10 +122,10 @@ class _Deck:
         last.lines += LARGE[kind] + rows
 
     def show(self, html: str, lines: int, begins: bool = False) -> None:
-        """A piece of text, where there is room; what begins something new does not go below something large."""
+        """A piece of text, where there is room; a question begins a slide, and has at most a little above it."""
         last = self.last
-        fixed = last.kind in ("title", "quiz", "exercise") or (begins and last.kind != "text")
-        if fixed or (last.lines and last.lines + lines > ROOM):
+        full = last.kind in ("title", "quiz", "exercise") or last.lines + lines > ROOM
+        if (full and last.parts) or (begins and last.lines > SHORT):
             last = self.open()
         last.parts.append(html)
         last.lines += lines
@@ -181,7 +181,7 @@ class _Deck:
     def figure(self, image: str, said: dict[str, Any]) -> None:
         """A picture with its caption, as large as the slide allows."""
         caption = _inline(plain(self._cite(said.get("figure", {}).get("caption", ""))))
-        self.large("figure", f"<figure>{image}<figcaption>{caption}</figcaption></figure>")
+        self.large("figure", f"<figure>{image}<figcaption>{caption}</figcaption></figure>", len(caption) // 100)
 
     def table(self, html: str) -> None:
         """A table of few words; one with many would be too small to read, and is the speaker's."""
@@ -230,7 +230,7 @@ class _Deck:
         said = _sentences(block)
         shown = [s for s in said if "**" in s] or said[: self.fresh]
         if html := [f'<p class="{"key" if BOLD.fullmatch(s) else "said"}">{_inline(s)}</p>' for s in shown]:
-            self.show("".join(html), sum(map(_lines, shown)), begins=any(map(BOLD.fullmatch, shown)))
+            self.show("".join(html), sum(map(_lines, shown)), begins=any(s.endswith("?**") for s in shown))
 
     def formula(self, block: Any, lead: list[str]) -> None:
         """With the sentence that leads to it, unless the slide has just shown that."""
