@@ -261,6 +261,14 @@ def test_without_a_run_nothing_is_written_and_the_command_that_makes_one_is_name
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_a_run_the_command_writes_the_editions_and_a_deck(tmp_path, capsys):
+    line = ["teach", "weiper", "--slides", "--profile", "quick", "--root", str(ROOT), "--out", str(tmp_path)]
+    if cli.main(line):
+        pytest.skip(capsys.readouterr().err)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*EDITIONS, "slides"])
+    assert [p.name for p in (tmp_path / "slides").iterdir()] == ["10_weiper.html"]
+
+
 # ------------------------------------------------------------------------------------------------ in a browser
 
 TOO_LARGE = """() => [...document.querySelectorAll('.slides > section')].filter(section => {

@@ -20,7 +20,7 @@ from ood_lib.extras import need
 
 __all__ = ["Slide", "authors", "deck_of", "page", "slides"]
 
-ROOM = 11  # lines of text that a slide holds at about its full size
+ROOM = 12  # lines of text that a slide holds at about its full size
 SHORT = 3  # lines that may stand above something large
 LARGE = {"figure": 8, "table": 2, "code": 2}  # lines that it takes itself, beside those of its rows or its caption
 ROWS = 14  # of a table; a longer one is cut
