@@ -19,8 +19,9 @@ from ood_lib.book.editions import EDITIONS
 from ood_lib.book.metadata import about, generated
 from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, select, sources
 from ood_lib.book.pages import build_pages
-from ood_lib.book.plan import plan, profiles, read_profile
+from ood_lib.book.plan import Task, plan, profiles, read_profile
 from ood_lib.book.runner import run_side_by_side
+from ood_lib.book.slides import deck_of
 from ood_lib.book.sweep import collect, factors, plan_sweep, reserve
 from ood_lib.extras import MissingExtraError, need
 
@@ -60,11 +61,7 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _build(args: argparse.Namespace) -> int:
     root = find_root(args.root)
-    runs, tasks = plan(root, args.profile, dict(args.parameters))
-    if stale := [task.name for task in tasks if not task.is_done]:
-        overrides = [word for pair in args.parameters for word in ("-p", *pair)]
-        command = shlex.join(["ood-book", "run", "--profile", args.profile, *overrides])
-        raise Refused(f"not run as they are now: {', '.join(stale)}. Run: {command}")
+    runs, tasks = _finished(root, args)
     name = "html" if runs.name == "default" else f"html-{runs.name}"
     html = (args.out or root / "_build" / name).resolve()
     if not build_pages(root, tasks, html):
@@ -72,6 +69,16 @@ def _build(args: argparse.Namespace) -> int:
         return 1
     print(f"open {html / 'index.html'}")
     return 0
+
+
+def _finished(root: Path, args: argparse.Namespace, notebooks: Sequence[str] = ()) -> tuple[Path, list[Task]]:
+    """The folder of the runs and their tasks; refused where one is not run as it is now."""
+    runs, tasks = plan(root, args.profile, dict(args.parameters), notebooks)
+    if stale := [task.name for task in tasks if not task.is_done]:
+        overrides = [word for pair in args.parameters for word in ("-p", *pair)]
+        command = shlex.join(["ood-book", "run", *notebooks, "--profile", args.profile, *overrides])
+        raise Refused(f"not run as they are now: {', '.join(stale)}. Run: {command}")
+    return runs, tasks
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -97,16 +104,24 @@ def _list(args: argparse.Namespace) -> int:
 def _teach(args: argparse.Namespace) -> int:
     root = find_root(args.root)
     out, write = (args.out or root / "_build/teach").resolve(), need("jupytext", "book").writes
+    # What cannot be is refused before anything is written.
+    runs, tasks = _finished(root, args, args.notebooks) if args.slides else (root, [])
     for source in select(root, args.notebooks):
         notebook = load(source)
         for edition, make in EDITIONS.items():
-            path = out / edition / f"{source.stem}.ipynb"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(write(make(notebook), "ipynb") + "\n", encoding="utf-8")
-            partial.replace(path)
-    print(f"editions are in {out}: {', '.join(EDITIONS)}")
+            _put(out / edition / f"{source.stem}.ipynb", write(make(notebook), "ipynb") + "\n")
+    for task in tasks:
+        _put(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
+    print(f"editions are in {out}: {', '.join([*EDITIONS, *['slides'] * args.slides])}")
     return 0
+
+
+def _put(path: Path, text: str) -> None:
+    """Written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _sync(args: argparse.Namespace) -> int:
@@ -168,8 +183,9 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", parents=[root], help="notebooks, parameters, profiles")
     listing.set_defaults(command=_list)
 
-    teach = commands.add_parser("teach", parents=[root], help="write editions for students, teachers and otter-grader")
+    teach = commands.add_parser("teach", parents=[root, values], help="write editions for students, teachers, a grader")
     teach.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
+    teach.add_argument("--slides", action="store_true", help="and slides, of the runs with these values")
     teach.add_argument("--out", type=Path, help="where they go (default: _build/teach)")
     teach.set_defaults(command=_teach)
 

@@ -1,6 +1,7 @@
 """One source, three editions: what students get, what the teacher gets, and a master for the grader `otter`.
 
 Pure functions from a chapter to a notebook.  All three are plain Markdown: Jupyter and Colab show no directives.
+The fourth edition, slides, is made of a run and no notebook: `slides.py`.
 """
 
 import re
@@ -11,13 +12,13 @@ from ood_lib.book.notebooks import Refused
 from ood_lib.book.plain import plain
 from ood_lib.extras import need
 
-__all__ = ["EDITIONS", "instructor", "otter", "student"]
+__all__ = ["EDITIONS", "Part", "instructor", "otter", "placed", "role", "student"]
 
 FENCE = re.compile(r"^```\{(exercise|solution)-(start|end)\} *(.*)\n((?::\w+:.*\n)*)```\n?", re.M)
 ANSWER = re.compile(r"^\w+ = \.\.\..*$", re.M)
 
 
-class _Part(NamedTuple):
+class Part(NamedTuple):
     """A cell, and where it stands: in no exercise, in one, or in its solution."""
 
     place: str
@@ -27,19 +28,19 @@ class _Part(NamedTuple):
 
 def student(notebook: Any) -> Any:
     """The chapter without its solutions; the checks stay."""
-    shown = [p.cell for p in _parts(notebook) if p.place != "solution" and _kind(p.cell) not in ("solution", "wrong")]
+    shown = [p.cell for p in placed(notebook) if p.place != "solution" and role(p.cell) not in ("solution", "wrong")]
     return _notebook(notebook, [_shown(cell) for cell in shown])
 
 
 def instructor(notebook: Any) -> Any:
     """The chapter with its solutions, and the mistakes that the checks know."""
-    return _notebook(notebook, [_shown(part.cell) for part in _parts(notebook)])
+    return _notebook(notebook, [_shown(part.cell) for part in placed(notebook)])
 
 
 def otter(notebook: Any) -> Any:
     """The chapter as `otter assign` reads it: a question to each exercise, its check the test."""
     cells = [_raw("# ASSIGNMENT CONFIG\ninit_cell: true\nexport_cell: false\ncheck_all_cell: false")]
-    parts, waiting = list(_parts(notebook)), list[_Part]()
+    parts, waiting = list(placed(notebook)), list[Part]()
     for part in parts:
         if part.place != "exercise" and waiting:
             cells += _question(waiting, [p for p in parts if p.label == waiting[0].label])
@@ -54,9 +55,9 @@ def otter(notebook: Any) -> Any:
 EDITIONS = {"student": student, "instructor": instructor, "otter": otter}
 
 
-def _question(exercise: list[_Part], everything: list[_Part]) -> list[Any]:
+def _question(exercise: list[Part], everything: list[Part]) -> list[Any]:
     """Text, answer with its solution, check and test of one exercise; an exercise without a check is text."""
-    tagged = {kind: [p.cell for p in everything if _kind(p.cell) == kind] for kind in ("exercise", "check", "solution")}
+    tagged = {kind: [p.cell for p in everything if role(p.cell) == kind] for kind in ("exercise", "check", "solution")}
     if not tagged["check"]:
         return [_shown(p.cell) for p in exercise]
     stub, check, solution = ("\n\n\n".join(c.source for c in cells) for cells in tagged.values())
@@ -71,12 +72,12 @@ def _question(exercise: list[_Part], everything: list[_Part]) -> list[Any]:
     return [*begin, *before, *solved, *tests, _raw("# END QUESTION")]
 
 
-def _parts(notebook: Any) -> Iterator[_Part]:
+def placed(notebook: Any) -> Iterator[Part]:
     """The cells with their places; one that holds a fence is cut there, and the fence becomes a heading."""
     place = label = ""
     for cell in notebook.cells:
         if cell.cell_type != "markdown":
-            yield _Part(place, cell, label)
+            yield Part(place, cell, label)
             continue
         end = 0
         for fence in FENCE.finditer(cell.source):
@@ -91,12 +92,13 @@ def _parts(notebook: Any) -> Iterator[_Part]:
         raise Refused(f"the {place} {label} has no {{{place}-end}}")
 
 
-def _text(place: str, label: str, text: str) -> Iterator[_Part]:
+def _text(place: str, label: str, text: str) -> Iterator[Part]:
     if text.strip():
-        yield _Part(place, need("nbformat", "book").v4.new_markdown_cell(text.strip()), label)
+        yield Part(place, need("nbformat", "book").v4.new_markdown_cell(text.strip()), label)
 
 
-def _kind(cell: Any) -> str:
+def role(cell: Any) -> str:
+    """Of an exercise: exercise, check, wrong or solution; empty for any other cell."""
     tags = cell.metadata.get("tags", [])
     return "wrong" if "wrong" in tags else next((k for k in ("exercise", "check", "solution") if k in tags), "")
 
