@@ -498,6 +498,8 @@ plt.show()
 labels = bench.classes
 channels, C = bench.image_shape[0], len(labels)
 KINDS = ("plain", "hard", "bounded", "plain, eval", "hard, eval")
+# channels_last is faster; on larger pictures PyTorch 2.14 may crash in it (1x1, stride 2, 8 channels)
+layout = torch.channels_last if bench.image_shape[-1] <= 32 else torch.contiguous_format
 
 
 def build(kind, s):
@@ -510,7 +512,7 @@ def build(kind, s):
         ood.spectral_normalize(network, "bounded", coefficient, "exact", batchnorm=gain)
     if kind.endswith("eval"):
         forget_to_train(network)
-    return network.to(memory_format=torch.channels_last)
+    return network.to(memory_format=layout)
 
 
 # %% tags=["hide-input"]
@@ -549,7 +551,8 @@ def forget_to_train(network):
 
 
 def nudge(images, generator):
-    return ood.shift(images, images.shape[-1] // 16, generator)
+    moved = ood.shift(images, images.shape[-1] // 16, generator)
+    return moved.contiguous(memory_format=layout)
 
 
 # %%
