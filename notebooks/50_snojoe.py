@@ -498,8 +498,9 @@ plt.show()
 labels = bench.classes
 channels, C = bench.image_shape[0], len(labels)
 KINDS = ("plain", "hard", "bounded", "plain, eval", "hard, eval")
-# channels_last is faster; on larger pictures PyTorch 2.14 may crash in it (1x1, stride 2, 8 channels)
-layout = torch.channels_last if bench.image_shape[-1] <= 32 else torch.contiguous_format
+# The faster layout; on larger pictures PyTorch 2.14 may crash in it.
+small_images = bench.image_shape[-1] <= 32
+layout = torch.channels_last if small_images else torch.contiguous_format
 
 
 def build(kind, s):

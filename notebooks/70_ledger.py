@@ -72,11 +72,12 @@ measured = ood.load_results(archive)
 
 # %%
 def by_network(row, detector):
-    """Value, low and high of each network, in percent, of a detector on a set or a group."""
+    """Value, low and high of each network, in percent, on a set or a group."""
     rows = measured[(measured["run"] == row["run"]) & (measured["detector"] == detector)]
     metric = row["metric"] if isinstance(row["metric"], str) else "auroc"
     where = (rows["group"] == row["over"]) | (rows["ood_set"] == row["over"])
-    return 100 * rows[where & (rows["metric"] == metric)].groupby("seed")[["value", "low", "high"]].mean()
+    rows = rows[where & (rows["metric"] == metric)]
+    return 100 * rows.groupby("seed")[["value", "low", "high"]].mean()
 
 
 def over_networks(values):
@@ -93,7 +94,8 @@ def ours(row):
     if min(len(a), len(b)) != 1:  # none, or several
         return over_networks((a["value"] - b["value"]).dropna())
     (value, low, high), (other, under, over) = a.iloc[0], b.iloc[0]
-    below, above = math.hypot(value - low, over - other), math.hypot(high - value, other - under)
+    below = math.hypot(value - low, over - other)
+    above = math.hypot(high - value, other - under)
     return value - other, value - other - below, value - other + above
 
 
