@@ -83,15 +83,15 @@ def test_the_reference_has_every_room_and_leaves_nothing_of_it_out():
     assert "exclude-members" not in text
 
 
-def unnamed(text, extras, own="plots"):
+def unnamed(text, extras):
     """Packages that a file imports and pyproject.toml names neither in the core nor in the extra they come with."""
     missing = set()
     for node in ast.walk(ast.parse(text)):
         match node:
             case ast.Import(names=names):
-                pairs = [(a.name, own) for a in names]
+                pairs = [(a.name, "plots") for a in names]
             case ast.ImportFrom(module=str(module)):
-                pairs = [(module, own)]
+                pairs = [(module, "plots")]
             case ast.Call(func=ast.Name(id="need"), args=[ast.Constant(value=module), *extra]):
                 pairs = [(module, extra[0].value if extra else "plots")]
             case _:
@@ -107,14 +107,13 @@ def listed():
     """The packages of the core with those of each extra."""
     extras = {extra: PROJECT["optional-dependencies"][extra] for extra in ("plots", "book", "cluster")}
     names = {k: {re.match(r"[\w-]+", line)[0] for line in [*v, *PROJECT["dependencies"]]} for k, v in extras.items()}
-    return names | {"book": names["book"] | names["plots"]}  # the book asks for the figures
+    return names
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 def test_what_a_file_imports_is_named_in_pyproject(path):
     optional = {"matplotlib_inline"}  # tried, and done without
-    own = "book" if path.parent.name == "book" else "plots"
-    assert unnamed(path.read_text(encoding="utf-8"), listed(), own) - optional == set()
+    assert unnamed(path.read_text(encoding="utf-8"), listed()) - optional == set()
 
 
 def test_the_laws_can_fail():

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
+from ood_lib.extras import need
 
 __all__ = ["definitions", "mark", "setup"]
 
+nodes = need("docutils.nodes", "book")
 GLOSSARY = "book/glossary"
 ELSEWHERE = (nodes.table, nodes.reference, nodes.caption, nodes.legend)  # text in these stays as it is
 SIGNS = {"\\propto": "∝", "\\nabla": "∇", "\\sigma": "σ", "\\log": "log", "^2": "²", "$": ""}
@@ -38,7 +39,7 @@ def _plain(text: str) -> str:
     return text
 
 
-def mark(document: nodes.document, words: dict[str, str], page: str) -> None:
+def mark(document: Any, words: dict[str, str], page: str) -> None:
     """Make a reference of the first use of each word, in running text alone."""
     known = {_short(word): word for word in reversed(words)}  # of two that are written alike the first
     left = dict.fromkeys(sorted(known.values(), key=len, reverse=True))
@@ -48,19 +49,19 @@ def mark(document: nodes.document, words: dict[str, str], page: str) -> None:
         text.parent.remove(text)
 
 
-def _running(document: nodes.document) -> Iterator[nodes.Text]:
+def _running(document: Any) -> Iterator[Any]:
     for paragraph in document.findall(nodes.paragraph):
         if not any(isinstance(above, ELSEWHERE) for above in _above(paragraph)):
             yield from (child for child in paragraph.children if isinstance(child, nodes.Text))
 
 
-def _above(node: nodes.Node) -> Iterator[nodes.Node]:
+def _above(node: Any) -> Iterator[Any]:
     while node.parent is not None:
         node = node.parent
         yield node
 
 
-def _split(text: str, left: dict[str, None], page: str) -> Iterator[nodes.Node]:
+def _split(text: str, left: dict[str, None], page: str) -> Iterator[Any]:
     """The text in pieces, the words of the glossary as references; what was found is taken from `left`."""
     while left and (found := _pattern(left).search(text)):
         word = next(w for w in left if _short(w).lower() == found[1].lower())
@@ -82,11 +83,10 @@ def _short(word: str) -> str:
     return word.partition(" (")[0]
 
 
-def _reference(word: str, text: str, page: str) -> nodes.Node:
-    from sphinx.addnodes import pending_xref
-
+def _reference(word: str, text: str, page: str) -> Any:
     about = {"refdomain": "std", "reftype": "term", "reftarget": word, "refdoc": page, "refwarn": True}
-    return pending_xref(text, nodes.inline(text, text, classes=["glossary-term"]), **about)
+    shown = nodes.inline(text, text, classes=["glossary-term"])
+    return need("sphinx.addnodes", "book").pending_xref(text, shown, **about)
 
 
 def _read(app: Any, config: Any) -> None:
@@ -94,13 +94,13 @@ def _read(app: Any, config: Any) -> None:
     config.ood_book_words = definitions(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
-def _on_page(app: Any, document: nodes.document) -> None:
+def _on_page(app: Any, document: Any) -> None:
     page = app.env.docname
     if page.startswith(("notebooks/", "book/")) and page not in (GLOSSARY, "book/api", "book/bibliography"):
         mark(document, app.config.ood_book_words, page)
 
 
-def _explain(app: Any, document: nodes.document, page: str) -> None:
+def _explain(app: Any, document: Any, page: str) -> None:
     """What a pointer shows that rests on a word."""
     meanings = {nodes.make_id(f"term-{word}"): text for word, text in app.config.ood_book_words.items()}
     for reference in document.findall(nodes.reference):
