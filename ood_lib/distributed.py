@@ -1,5 +1,6 @@
 """Several processes, one piece of work: how those that ``torchrun`` starts find each other and divide it."""
 
+import atexit
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -65,4 +66,12 @@ def team() -> Team:
 @lru_cache(maxsize=1)
 def _beside(_: Any) -> Any:
     """One group for the words of a world's members, made when they first talk."""
+    atexit.register(_leave)
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _leave() -> None:
+    """End the groups while Python is whole: a thread of gloo that lets go of a tensor later aborts the process."""
+    _beside.cache_clear()  # it holds both groups, which end, and join their threads, when nobody does
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -193,7 +193,8 @@ class MomentDetector(Detector):
     def _need_every_class(moments: Moments, what: str = "a training sample") -> None:
         empty = (moments.counts == 0).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f"every class needs {what}; none of class {empty} has been given")
+            mend = "add some, or leave the class out of the labels (for a label matrix: its column)"
+            raise ValueError(f"every class needs {what}; none of class {empty} has been given: {mend}")
 
     # -- what a user calls ------------------------------------------------------------------------------------
 
