@@ -555,7 +555,7 @@ def nudge(images, generator):
 # %%
 runs, histories, seconds = range(seed, seed + seeds), {}, dict.fromkeys(KINDS, 0.0)
 networks = {kind: [build(kind, s) for s in runs] for kind in KINDS}
-low_resolution = bench.image_shape[-1] <= 32  # above, the faster layout may crash PyTorch 2.14
+low_resolution = bench.image_shape[-1] <= 32  # else the faster layout may crash PyTorch
 for n, kind in itertools.product(range(seeds), KINDS):
     start = time.process_time()
     histories[kind, n] = ood.train_multilabel(
