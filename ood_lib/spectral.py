@@ -108,13 +108,13 @@ class SpectralNorm(nn.Module):
 
     def sigma(self, weight: Tensor) -> Tensor:
         """The norm (); in training mode after a step of `power_iteration`."""
-        u, v = self.u, self.v
-        if self.training:  # half a step for v here; the other half, for u, is the product that sigma needs anyway
-            self.v = v = _unit(self.linear.adjoint(weight.detach(), u, v.shape))
+        if not self.training:
+            return torch.dot(self.u.flatten(), self.linear.apply(weight, self.v).flatten())
+        self.v = v = _unit(self.linear.adjoint(weight.detach(), self.u, self.v.shape))
         image = self.linear.apply(weight, v)
-        if self.training:
-            self.u = u = _unit(image.detach())
-        return torch.dot(u.flatten(), image.flatten())
+        norm = torch.linalg.vector_norm(image)  # = <u, A v> for the u that comes, and so is its gradient
+        self.u = image.detach() / norm.detach().clamp_min(1e-12)
+        return norm
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("u", "v"):  # their shape is learnt
