@@ -56,7 +56,6 @@ results: str = ""  # folder for what other pages show; empty = do not write
 
 # %% tags=["hide-input"]
 import math
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -453,11 +452,7 @@ print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}
 by_group = {"id": f.test.penultimate}
 by_group |= {g: torch.cat([x.penultimate for x in sets.values()]) for g, sets in f.groups().items()}
 picked = {k: v[torch.randperm(len(v), generator=generator)[: umap_points // 3]] for k, v in by_group.items()}
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # UMAP says that a fixed seed means one thread: we know
-    import umap
-
-    points = umap.UMAP(n_neighbors=20, min_dist=0.2, random_state=seed).fit_transform(torch.cat(list(picked.values())))
+points = plots.umap(torch.cat(list(picked.values())), seed)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of penultimate features of the first network. Near-OOD hangs on to the islands of the known classes; far-OOD forms places of its own, and yet the classifier names a class for it.", "name": "fig-protocol-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID points gather in islands by class, orange near-OOD triangles lie at their rims and between them, pink far-OOD squares form regions of their own."}}
 groups = np.repeat(list(picked), [len(v) for v in picked.values()])

@@ -470,16 +470,10 @@ display(Markdown(
 # little.
 
 # %% tags=["hide-input"]
-import warnings
-
 ood_all = {g: torch.cat([x.penultimate for x in sets.values()]) for g, sets in f.groups().items()}
 by_group = {"id": f.test.penultimate, **ood_all}
 picked = {k: v[torch.randperm(len(v), generator=generator)[: umap_points // 3]] for k, v in by_group.items()}
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # UMAP says that a fixed seed means one thread: we know
-    import umap
-
-    points = umap.UMAP(n_neighbors=20, min_dist=0.2, random_state=seed).fit_transform(torch.cat(list(picked.values())))
+points = plots.umap(torch.cat(list(picked.values())), seed)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of penultimate features. Look for islands of known classes, and for OOD points that land on them. Distances between islands carry no meaning.", "name": "fig-weiper-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue circles are ID points, which gather in islands by class; orange triangles are near-OOD and pink squares far-OOD points, which lie between the islands, on them, or apart."}}
 groups = np.repeat(list(picked), [len(v) for v in picked.values()])

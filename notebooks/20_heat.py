@@ -688,8 +688,6 @@ display(Markdown("\n".join(
 # clusters, and their sizes, mean little.
 
 # %% tags=["hide-input"]
-import warnings
-
 everything = {"id": [f.test], "near": list(f.near.values()), "far": list(f.far.values())}
 picked = {}
 for group, sets in everything.items():
@@ -699,11 +697,7 @@ for group, sets in everything.items():
     picked[group] = ood.Features(**{n: torch.cat([getattr(p, n) for p in parts]) for n in parts[0].tensors()})
 seen = ood.Features(**{n: torch.cat([getattr(p, n) for p in picked.values()]) for n in f.test.tensors()})
 groups = np.repeat(list(picked), [len(p) for p in picked.values()])
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # UMAP says that a fixed seed means one thread: we know
-    import umap
-
-    points = umap.UMAP(n_neighbors=20, min_dist=0.2, random_state=seed).fit_transform(seen.penultimate)
+points = plots.umap(seen.penultimate, seed)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "One embedding, six colourings. Top: the roles, and two priors. Bottom: the composition, and the residuals of these two priors. Yellow = high energy. Look where a residual is yellow and its prior is not: there it changes the ranking.", "name": "fig-heat-umap"}, "image": {"alt": "Six scatter plots of the same two-dimensional embedding. The first shows blue ID islands with orange near-OOD and pink far-OOD points between and beside them. In the others colour is the rank of an energy: the mixture and HEAT are dark on the ID islands and brighter elsewhere, the logit prior leaves a far-OOD cluster dark, the residual of the logits brightens it and the residual of the mixture does not."}}
 figure, axes = plt.subplots(2, 3, figsize=(plots.FULL, 4.9))

@@ -591,11 +591,7 @@ ood_all = {g: torch.cat([x.penultimate for x in sets.values()]) for g, sets in F
 by_group = {"far": ood_all["far"], "near": ood_all["near"], "id": F1.test.penultimate}
 picked = {k: v[torch.randperm(len(v), generator=generator)[: umap_points // 4]] for k, v in by_group.items()}
 picked = {k: F.normalize(v, dim=1) for k, v in picked.items()} | {"other": dreams}
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # UMAP says that a fixed seed means one thread: we know
-    import umap
-
-    points = umap.UMAP(n_neighbors=20, min_dist=0.2, random_state=seed).fit_transform(torch.cat(list(picked.values())))
+points = plots.umap(torch.cat(list(picked.values())), seed)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of normalised features and of samples drawn from the flow (green diamonds). Look for samples on the islands of the classes, and for samples between them: bridges. Distances between islands carry no meaning.", "name": "fig-flow-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID points gather in islands by class. Green flow samples lie on the islands and, many of them, between. Orange near-OOD triangles fill the middle between the islands; pink far-OOD squares form several clusters, some beside the islands and some apart."}}
 groups = np.repeat(list(picked), [len(v) for v in picked.values()])

@@ -69,7 +69,6 @@ results: str = ""  # folder for what other pages show; empty = do not write
 import dataclasses
 import math
 import time
-import warnings
 from functools import partial
 from pathlib import Path
 
@@ -717,12 +716,8 @@ display(Markdown(
 by_group = {"id": f.test.penultimate} | {g_: torch.cat([v.penultimate for v in s.values()]) for g_, s in f.groups().items()}
 picked = {k: v[torch.randperm(len(v), generator=g)[: umap_points // 3]] for k, v in by_group.items()}
 stacked = torch.cat(list(picked.values()))
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # UMAP says that a fixed seed means one thread: we know
-    import umap
-
-    standard = (stacked - f.test.penultimate.mean(0)) / f.test.penultimate.std(0)
-    layout = umap.UMAP(n_neighbors=20, min_dist=0.2, random_state=seed).fit_transform(standard)
+standard = (stacked - f.test.penultimate.mean(0)) / f.test.penultimate.std(0)
+layout = plots.umap(standard, seed)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the vectors of score norms. ID forms one cloud, not one per class; near-OOD continues it, far-OOD sets lie apart. Distances between clusters carry no meaning.", "name": "fig-msma-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID circles form one cloud, orange near-OOD triangles overlap with its edge and continue it, pink far-OOD squares form several separate clusters."}}
 groups = np.repeat(list(picked), [len(v) for v in picked.values()])

@@ -621,17 +621,10 @@ display(Markdown(
 # their sizes, mean little.
 
 # %% tags=["hide-input"]
-threads = torch.get_num_threads()
 pooled = {g: torch.cat([x.penultimate for x in sets.values()]) for g, sets in f.groups().items() if sets}
 by_group = {"id": f.test.penultimate, **pooled}
 picked = {k: torch.randperm(len(v), generator=generator)[: umap_points // len(by_group)] for k, v in by_group.items()}
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # UMAP says that a fixed seed means one thread: we know
-    import umap
-
-    rows = torch.cat([by_group[k][i] for k, i in picked.items()])
-    points = umap.UMAP(n_neighbors=20, min_dist=0.2, random_state=seed).fit_transform(rows)
-torch.set_num_threads(threads)  # UMAP's own threading raises it, and small operations then wait for each other
+points = plots.umap(torch.cat([by_group[k][i] for k, i in picked.items()]), seed)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of penultimate features of one plain network. Left: ID, near, far. Right: the ID points alone, by how many known labels they carry. Distances between islands carry no meaning.", "name": "fig-snojoe-umap"}, "image": {"alt": "Two scatter plots of the same two-dimensional embedding. Left, blue circles are ID points, orange triangles near-OOD, pink squares far-OOD. Right, only ID points, marked by the number of labels: one, two, or three and more."}}
 groups = np.repeat(list(picked), [len(i) for i in picked.values()])

@@ -51,7 +51,6 @@ results: str = ""  # folder for this run's tables; empty = do not write
 import hashlib
 import json
 import time
-import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -115,16 +114,12 @@ display(pd.DataFrame(rows, columns=["of the network", ""]).style.hide(axis="inde
 # class lie where CIFAR-10 lies? Does a digit?
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the features of a trained CIFAR-10 network. Ten clusters of test images; near-OOD lies between and in them, far-OOD in places of its own and at the edges of some clusters.", "name": "fig-cifar10-umap"}, "image": {"alt": "Two-dimensional UMAP embedding of penultimate features. Blue dots of CIFAR-10 test images form ten clusters, orange squares of near-OOD images spread between and over them, pink triangles of far-OOD images gather mostly between clusters."}}
-with warnings.catch_warnings(action="ignore"):  # of a progress bar that is not used
-    import umap
-threads, draw = torch.get_num_threads(), np.random.default_rng(seed)
+draw = np.random.default_rng(seed)
 share = umap_points // 3
 parts = {role: torch.cat([f.penultimate for f in sets]) for role, sets in (
     ("id", [x.test]), ("near", x.near.values()), ("far", x.far.values()))}  # fmt: skip
 parts = {role: z[draw.permutation(len(z))[:share]] for role, z in parts.items()}
-with warnings.catch_warnings(action="ignore"):
-    points = umap.UMAP(metric="cosine", random_state=seed).fit_transform(torch.cat([*parts.values()]).numpy())
-torch.set_num_threads(threads)
+points = plots.umap(torch.cat([*parts.values()]), seed, metric="cosine")
 ends = np.cumsum([0, *(len(z) for z in parts.values())])
 plots.embedding(points, {role: np.arange(a, b) for role, a, b in zip(parts, ends, ends[1:])})
 plt.show()

@@ -60,7 +60,7 @@ class Task(NamedTuple):
         return {"loss": self.loss.__name__, "groups": groups, "average": self.average, "autocast": str(self.autocast)}
 
 
-def layout(task: Task) -> torch.memory_format:
+def _layout(task: Task) -> torch.memory_format:
     """How images and weights lie in memory, however the augmentation left them."""
     return torch.channels_last if task.channels_last else torch.contiguous_format
 
@@ -75,7 +75,7 @@ class _Run:
         self.mean = ema(network, task.average) if task.average else None
         self.generator: torch.Generator = loader.generator  # of the order, and of the augmentation
         self.where = next(network.parameters()).device
-        self.layout = layout(task)
+        self.layout = _layout(task)
 
     @property
     def epochs(self) -> int:
@@ -139,7 +139,7 @@ def train(
         raise ValueError("the training set is empty: expected at least one (image, label) item")
     key = f"{task.options()}{epochs, batch_size, seed, len(data)}"  # type: ignore[arg-type]
     saved = Checkpoint(checkpoint, key) if checkpoint is not None else None
-    network.to(memory_format=layout(task))
+    network.to(memory_format=_layout(task))
     loader = DataLoader(data, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
     run = _Run(network, task, loader, epochs)
     if saved:

@@ -6,6 +6,7 @@ told by colour alone.
 """
 
 import html
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ __all__ = [
     "markdown_table",
     "sortable_table",
     "theme",
+    "umap",
 ]
 
 FULL, HALF = 7.2, 3.5  # figure widths in inches
@@ -117,6 +119,26 @@ def embedding(points: np.ndarray, groups: Mapping[str, np.ndarray], ax: Axes | N
     ax.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
     ax.legend(markerscale=2)
     return ax
+
+
+def umap(rows: Tensor, seed: int, **options: Any) -> np.ndarray:
+    """A map in the plane (N, 2) of rows (N, D) that keeps neighbours together; the same for the same seed.
+
+    Args:
+        rows: features.
+        seed: where it starts; each run of a chapter draws the same map.
+        options: of ``umap.UMAP``; without any, 20 neighbours and a least distance of 0.2.
+
+    References:
+        McInnes et al., UMAP: Uniform Manifold Approximation and Projection for Dimension Reduction, 2018.
+    """
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings(action="ignore"):  # that a fixed seed means one thread, that a progress bar is absent
+        from umap import UMAP
+
+        points = UMAP(**{"n_neighbors": 20, "min_dist": 0.2} | options, random_state=seed).fit_transform(rows.cpu())
+    torch.set_num_threads(threads)  # its own threading raises it, and small operations then wait for each other
+    return points
 
 
 def images(sets: Mapping[str, Dataset], columns: int = 10, roles: Mapping[str, str] | None = None) -> Figure:

@@ -26,6 +26,7 @@ PACKAGES = {
     "PIL": "pillow",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
+    "umap": "umap-learn",
 }  # whose name on the index is another one
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -24,6 +24,7 @@ from ood_lib.plots import (
     images,
     markdown_table,
     theme,
+    umap,
 )
 
 OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
@@ -90,6 +91,16 @@ def test_embedding_draws_the_points_of_each_group():
     assert np.allclose(result.collections[0].get_offsets(), points[:20])
     assert [to_hex(c.get_facecolor()[0]).upper() for c in result.collections] == [COLORS["id"], COLORS["far"]]
     drawn(result)
+
+
+def test_a_map_keeps_neighbours_together_and_is_the_same_for_a_seed():
+    rows = torch.cat([normal(40, 5), normal(40, 5) + 20])
+    threads = torch.get_num_threads()
+    points = umap(rows, seed=0)
+    assert points.shape == (80, 2) and np.array_equal(points, umap(rows, seed=0))
+    assert torch.get_num_threads() == threads
+    near, far = (np.linalg.norm(points[:40].mean(0) - half, axis=1) for half in (points[:40], points[40:]))
+    assert near.max() < far.min()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

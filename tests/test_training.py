@@ -306,5 +306,16 @@ def test_half_precision_learns_and_keeps_full_weights():
     assert {p.dtype for p in network.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_the_memory_layout_is_what_was_asked_for_whatever_augmentation_and_network_bring(last):
+    form = torch.channels_last if last else torch.contiguous_format
+    other = torch.contiguous_format if last else torch.channels_last
+    network, seen = ResNet(3, 2, (4,)).to(memory_format=other), []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].is_contiguous(memory_format=form)))
+    data = TensorDataset(torch.rand(8, 3, 8, 8), torch.arange(8) % 2)
+    train(network, data, augment=lambda x, _: x.contiguous(memory_format=other), channels_last=last)
+    assert all(seen) and all(p.is_contiguous(memory_format=form) for p in network.parameters() if p.ndim == 4)
+
+
 def test_double_precision_stays_double():
     assert train(linear().double(), TensorDataset(stripes().tensors[0].double(), stripes().tensors[1])).loss[0] > 0
