@@ -797,19 +797,9 @@ ax.set_xlim(max(0.0, float(summary["low"].fillna(summary["value"]).min()) - 0.02
 plt.show()
 
 # %% tags=["hide-input"]
-def against(one, other, group):
-    """Paired over networks: difference of group means in points, its t interval, and the word for it."""
-    wide = table[(table["metric"] == "auroc") & (table["group"] == group)]
-    wide = wide.pivot_table("value", "seed", "detector", "mean")
-    gap = 100 * (wide[one] - wide[other])
-    half = ood.metrics.student(len(gap)) * gap.std() / len(gap) ** 0.5
-    word = "better" if gap.mean() > half else "worse" if gap.mean() < -half else "no clear difference"
-    return f"**{gap.mean():+.2f} ± {half:.2f}** ({word}; ahead on {(gap > 0).sum()} of {len(gap)})"
-
-
 duels = [(f"hybrid {n}", f"prior {n}") for n in names]
 duels += [("HEAT", "priors composed"), ("HEAT", "prior GMM"), ("HEAT", "KNN"), ("HEAT", "ViM"), ("priors composed", "KNN")]
-lines = [f"* {a} against {b}: near {against(a, b, 'near')}; far {against(a, b, 'far')}." for a, b in duels]
+lines = [f"* {a} against {b}: near {ood.duel(table, a, b, 'near')}; far {ood.duel(table, a, b, 'far')}." for a, b in duels]
 display(Markdown("Differences in points of AUROC, paired over networks, ± 95 %:\n\n" + "\n".join(lines)))
 
 # %% [markdown]

@@ -820,20 +820,9 @@ ax.set_xlim(max(0.0, float(summary["low"].fillna(summary["value"]).min()) - 0.02
 plt.show()
 
 # %% tags=["hide-input"]
-def against(one, other, group):
-    """Paired over networks: difference of group means in points, its t interval, and the word for it."""
-    wide = table[(table["metric"] == "auroc") & (table["group"] == group)].pivot_table("value", "seed", "detector", "mean")
-    gap = 100 * (wide[one] - wide[other])
-    reach = ood.metrics.student(len(gap)) * gap.std() / len(gap) ** 0.5
-    if min(wide[one].mean(), wide[other].mean()) >= 0.9995:  # both are shown as 100.0
-        return "no difference (both at 100)"
-    word = "better" if gap.mean() > reach else "worse" if gap.mean() < -reach else "no difference"
-    return f"**{gap.mean():+.1f} ± {reach:.1f}** ({word if len(gap) > 1 else 'one network: no interval'})"
-
-
 rivals = ("MSMA, KNN", "MSMA, flow", "sum of norms", "pixels, KNN", "KNN", "MSP")
 duels = [("MSMA, mixture", name) for name in rivals]
-lines = [f"* {one} against {two}: near {against(one, two, 'near')}; far {against(one, two, 'far')}." for one, two in duels]
+lines = [f"* {one} against {two}: near {ood.duel(table, one, two, 'near')}; far {ood.duel(table, one, two, 'far')}." for one, two in duels]
 display(Markdown(f"The classifiers are right on {np.mean(accuracies):.1f} % of the test images. Differences in points of AUROC, "
                  "paired over networks, ± 95 %:\n\n" + "\n".join(lines)))  # fmt: skip
 

@@ -62,6 +62,7 @@ from IPython.display import Markdown, display
 import ood_lib as ood
 from ood_lib import plots
 from ood_lib.pretrained import RECIPES, SHIPPED, card
+from ood_lib.protocols import OPENOOD_CIFAR10
 
 plots.theme()
 folder = Path(bank) if bank else SHIPPED / "cifar10-bank"
@@ -164,17 +165,11 @@ display(Markdown(
 # were tuned there on OOD validation images; here they were not.
 
 # %% tags=["hide-input"]
-published = {  # AUROC near, far
-    "MSP": (88.03, 90.73), "TempScale": (88.09, 90.97), "MaxLogit": (87.52, 91.10), "Energy": (87.58, 91.21),
-    "GEN": (88.20, 91.35), "KLMatching": (79.19, 82.68), "Mahalanobis": (84.20, 89.72), "RMDS": (89.80, 92.20),
-    "ViM": (88.68, 93.48), "KNN": (90.64, 92.96), "FDBD": (90.42, 93.16), "SHE": (81.54, 85.32),
-    "ReAct": (87.11, 90.42), "ASH": (75.27, 78.49), "SCALE": (82.55, 86.39), "WeiPer+KLD": (90.54, 93.12),
-}  # fmt: skip
 auroc = table[table["metric"] == "auroc"]
 mine = 100 * auroc.groupby(["detector", "group"], sort=False)["value"].mean().unstack()
 beside = mine[["near", "far"]].rename(columns="{} here".format)
 for i, group in enumerate(("near", "far")):
-    beside[f"{group} published"] = [published.get(n, (np.nan,) * 2)[i] for n in beside.index]
+    beside[f"{group} published"] = [OPENOOD_CIFAR10.get(n, (np.nan,) * 2)[i] for n in beside.index]
 shared = beside.dropna()
 rank = {g: shared[f"{g} here"].corr(shared[f"{g} published"], method="spearman") for g in ("near", "far")}
 order = ["near here", "near published", "far here", "far published"]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ood_lib.images import Frame
 
-__all__ = ["PROTOCOLS", "Protocol", "departures"]
+__all__ = ["OPENOOD_CIFAR10", "PROTOCOLS", "Protocol", "departures"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _DTD, _MNIST, _SVHN = 5640, 70_000, 26_032
@@ -74,6 +74,16 @@ PROTOCOLS = {
         _JOINT_ENERGY, "val", (82_783, 40_504, 40_775), {}, {"imagenet22k": None, "textures": _DTD},
         Frame(3, 256, stretch=True), *_IMAGENET, remarks=_UNLABELLED,
     ),
+}  # fmt: skip
+
+#: What OpenOOD's leaderboard of July 2025 says of CIFAR-10: detector -> AUROC in % on near and on far OOD.  Means over
+#: three ResNet-18 of 95.1 % accuracy; what a detector can be tuned in was tuned on OOD validation images.
+OPENOOD_CIFAR10 = {
+    "MSP": (88.03, 90.73), "TempScale": (88.09, 90.97), "MaxLogit": (87.52, 91.10), "Energy": (87.58, 91.21),
+    "GEN": (88.20, 91.35), "KLMatching": (79.19, 82.68), "Mahalanobis": (84.20, 89.72), "RMDS": (89.80, 92.20),
+    "ViM": (88.68, 93.48), "KNN": (90.64, 92.96), "FDBD": (90.42, 93.16), "SHE": (81.54, 85.32),
+    "ReAct": (87.11, 90.42), "ASH": (75.27, 78.49), "SCALE": (82.55, 86.39), "ODIN": (82.87, 87.96),
+    "GradNorm": (54.90, 57.55), "WeiPer+KLD": (90.54, 93.12),
 }  # fmt: skip
 
 

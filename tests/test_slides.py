@@ -15,9 +15,10 @@ from test_lessons import ROOT, RUNS, exercises, nbformat
 from test_site import browser, fetched  # noqa: F401
 
 from ood_lib.book import cli
+from ood_lib.book.deck import authors, deck_of, page
 from ood_lib.book.editions import EDITIONS
 from ood_lib.book.notebooks import Refused, load
-from ood_lib.book.slides import authors, deck_of, page, slides
+from ood_lib.book.slides import slides
 
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 each_run = pytest.mark.parametrize("run", RUNS, ids=lambda p: p.stem)
@@ -244,8 +245,7 @@ def asked(deck):
 
 
 def make(notebook, folder):
-    style, logo = ((ROOT / "book/_static" / name).read_text("utf-8") for name in ("slides.css", "logo.svg"))
-    (folder / "deck.html").write_text(page(slides(notebook), style, logo), "utf-8")
+    (folder / "deck.html").write_text(page(slides(notebook), ROOT / "book/_static"), "utf-8")
     return folder / "deck.html"
 
 

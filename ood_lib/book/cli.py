@@ -15,13 +15,13 @@ from pathlib import Path
 from ood_lib import data
 from ood_lib.book.cluster import run_on_cluster
 from ood_lib.book.compare import write_comparison
+from ood_lib.book.deck import deck_of
 from ood_lib.book.editions import EDITIONS
 from ood_lib.book.metadata import about, generated
 from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, select, sources
 from ood_lib.book.pages import build_pages
 from ood_lib.book.plan import Task, plan, profiles, read_profile
 from ood_lib.book.runner import run_side_by_side
-from ood_lib.book.slides import deck_of
 from ood_lib.book.sweep import collect, factors, plan_sweep, reserve
 from ood_lib.extras import MissingExtraError, need
 

@@ -1,7 +1,7 @@
 """One source, three editions: what students get, what the teacher gets, and a master for the grader `otter`.
 
 Pure functions from a chapter to a notebook.  All three are plain Markdown: Jupyter and Colab show no directives.
-The fourth edition, slides, is made of a run and no notebook: `slides.py`.
+The fourth edition, slides, is made of a run and no notebook: `slides.py`, `deck.py`.
 """
 
 import re

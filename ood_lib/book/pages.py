@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ood_lib.book.deck import deck_of
 from ood_lib.book.links import used_by
 from ood_lib.book.metadata import about
 from ood_lib.book.notebooks import Refused, content_hash
@@ -57,6 +58,19 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
         need("nbformat", "book").write(page, stage / f"notebooks/{task.name}.ipynb")
         if task.results:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
+    _add_slides(root, tasks, stage / "book")
+
+
+def _add_slides(root: Path, tasks: Sequence[Task], book: Path) -> None:
+    """A deck for each executed notebook, and the list of them for the page on teaching."""
+    entries, decks = about(root), book / "_static/slides"
+    decks.mkdir(parents=True)
+    for task in tasks:
+        (decks / f"{task.name}.html").write_text(deck_of(root, Path(task.target)), encoding="utf-8")
+    names = {task.name: entries[task.name].title if task.name in entries else task.name for task in tasks}
+    items = (f'- <a href="../_static/slides/{name}.html">{title}</a>\n' for name, title in names.items())
+    (book / "_generated").mkdir(exist_ok=True)
+    (book / "_generated/slides.md").write_text("".join(items), encoding="utf-8")
 
 
 def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:

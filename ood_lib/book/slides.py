@@ -1,7 +1,7 @@
-"""A deck of slides per chapter, made by rules of an executed notebook: one file of HTML that works without a network.
+"""The slides of a chapter, made by rules of its executed notebook.
 
 What is short goes on slides: bold questions and sentences, formulas, figures, tables, exercises, the quiz.  The full
-prose goes into the speaker's notes.  reveal.js turns the pages, MathJax sets the formulas; both come from packages.
+prose goes into the speaker's notes.  `deck.py` makes a file of them.
 """
 
 import re
@@ -9,16 +9,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from html import escape
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from ood_lib.book.editions import placed, role
-from ood_lib.book.metadata import about
 from ood_lib.book.plain import plain
 from ood_lib.extras import need
 
-__all__ = ["Slide", "authors", "deck_of", "page", "slides"]
+__all__ = ["Slide", "slides"]
 
 ROOM = 12  # lines of text that a slide holds at about its full size
 SHORT = 3  # lines that may stand above something large
@@ -56,15 +53,6 @@ class Slide:
         head = f"<header><{tag}>{self.title}</{tag}>{where}</header>"
         notes = f'<aside class="notes">{"".join(self.notes)}</aside>' if self.notes else ""
         return f'<section class="{kind}"><div class="slide">{head}{"".join(self.parts)}</div>{notes}</section>\n'
-
-
-def deck_of(root: Path, run: Path) -> str:
-    """The file of slides of an executed notebook of the book."""
-    entries = about(root)
-    goal = entries[run.stem].goal if run.stem in entries else ""
-    cited = authors(root / "book/references.bib")
-    style, logo = ((root / "book/_static" / name).read_text("utf-8") for name in ("slides.css", "logo.svg"))
-    return page(slides(need("nbformat", "book").read(run, as_version=4), goal, cited), style, logo)
 
 
 def slides(notebook: Any, goal: str = "", cited: dict[str, str] | None = None) -> list[Slide]:
@@ -253,6 +241,15 @@ class _Deck:
         return CITED.sub(named, text)
 
 
+def _made(notebook: Any) -> str:
+    """When the numbers were made, and with which values."""
+    record = notebook.metadata.get("ood_book")
+    if not record:
+        return ""
+    values = ", ".join(f"{k} = {v}" for k, v in record["parameters"].items() if k in ("benchmark", "seeds", "epochs"))
+    return f'<p class="made">Figures and numbers: run of {record["finished"][:10]}{f", {values}" if values else ""}</p>'
+
+
 # ---------------------------------------------------------------------------------------------------- Markdown to HTML
 
 
@@ -330,85 +327,3 @@ def _cut(table: str) -> Iterator[str]:
 def _even(items: list[str], count: int) -> list[list[str]]:
     """A list in so many parts."""
     return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
-
-
-# ---------------------------------------------------------------------------------------------------- the file
-
-
-def authors(bibliography: Path) -> dict[str, str]:
-    """For each key of a BibTeX file author and year, as in "Granz et al. 2024"."""
-    entries = need("pybtex.database", "book").parse_file(str(bibliography)).entries
-    return {key: f"{_names(entry)} {entry.fields.get('year', '')}".strip() for key, entry in entries.items()}
-
-
-def _names(entry: Any) -> str:
-    names = [" ".join(re.sub(r"[{}]", "", x) for x in p.last_names) for p in entry.persons.get("author", [])]
-    return f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
-
-
-def _made(notebook: Any) -> str:
-    """When the numbers were made, and with which values."""
-    record = notebook.metadata.get("ood_book")
-    if not record:
-        return ""
-    values = ", ".join(f"{k} = {v}" for k, v in record["parameters"].items() if k in ("benchmark", "seeds", "epochs"))
-    return f'<p class="made">Figures and numbers: run of {record["finished"][:10]}{f", {values}" if values else ""}</p>'
-
-
-def page(deck: list[Slide], style: str, logo: str) -> str:
-    """One file with all that it needs inside: styles, reveal.js, MathJax, pictures."""
-    reveal = files(need("sphinx_revealjs", "book")) / "_static/revealjs"
-    mathjax = files(need("sphinx-mathjax-offline", "book")) / "static/mathjax/tex-svg-full.js"
-    sheets = [(reveal / f"dist/{name}.css").read_text("utf-8") for name in ("reset", "reveal")]
-    scripts = [(reveal / "dist/reveal.js"), (reveal / "plugin/notes/notes.js"), mathjax]
-    loaded = "".join(f"<script>{_inside(path.read_text('utf-8'))}</script>\n" for path in scripts)
-    title = re.sub(r"<[^>]+>", "", deck[0].title)
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{"".join([*sheets, style])}</style>
-<script>{SET_UP}</script>
-{loaded}</head><body class="measured"><div class="logo">{logo}</div><div class="reveal"><div class="slides">
-{"".join(slide.html for slide in deck)}</div></div><script>{START}</script></body></html>
-"""
-
-
-def _inside(script: str) -> str:
-    """A script as it may stand between tags."""
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
-
-
-SET_UP = """
-MathJax = {startup: {typeset: false}, options: {enableMenu: false}, svg: {fontCache: 'local'}}
-"""
-# Formulas first. Then what does not fit gets smaller, with the answers of a quiz open. Then reveal.js may hide slides.
-START = """
-const fits = box => box.scrollHeight <= box.clientHeight && box.scrollWidth <= box.clientWidth
-const size = box => parseFloat(getComputedStyle(box).fontSize)
-const shrink = box => {
-  const own = size(box) / size(box.parentElement)
-  for (let part = 0.96; part > 0.3 && !fits(box); part -= 0.04) box.style.fontSize = own * part + 'em'
-}
-MathJax.startup.promise.then(() => MathJax.typesetPromise()).then(() => {
-  // The window of the notes copies them without MathJax's styles: what is for screen readers hides itself.
-  for (const one of document.querySelectorAll('.notes mjx-assistive-mml')) {
-    one.style.cssText = 'position: absolute; clip-path: inset(50%)'
-  }
-  const folded = document.querySelectorAll('.slide details')
-  for (const one of folded) one.open = true
-  for (const boxes of ['.slide :is(.formula, .wide, pre)', '.slide']) document.querySelectorAll(boxes).forEach(shrink)
-  for (const one of folded) one.open = false
-  document.body.classList.remove('measured')
-  const print = () => { location.search = '?print-pdf' }
-  const notes = () => {
-    Reveal.configure({showNotes: !Reveal.getConfig().showNotes})
-    setTimeout(() => Reveal.layout())
-  }
-  return Reveal.initialize({
-    width: 1280, height: 720, margin: 0.02, center: false, transition: 'none', slideNumber: 'c/t', hash: true,
-    controls: false, pdfMaxPagesPerSlide: 1, keyboard: {78: notes, 80: print}, plugins: [RevealNotes],
-  })
-}).then(() => {
-  document.body.classList.add('ready')
-  if (location.search.includes('print-pdf')) setTimeout(() => window.print(), 500)
-})
-"""
