@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_spectral.py [--quick] [--threads 1] [--device cpu]
 
 One table: the median time of a whole update (forward, binary cross-entropy, backward, Adam) of networks of the chapter
-SNoJoE, plain and normalised in each way, PyTorch's own among them.  The ways take turns in random order, batch by batch, so that a busy machine
-slows all alike; "adds" is the median of the differences within a turn, over the median of the plain step.
+SNoJoE, plain and normalised in each way, PyTorch's own among them.  The ways take turns in random order, batch by
+batch, so that a busy machine slows all alike; "adds" is the median of the differences within a turn, over the median of
+the plain step.
 """
 
 import argparse
