@@ -98,6 +98,11 @@ def test_pictures_have_an_alternative(path):
     assert [image["src"] for image in READ[path].images if not image.get("alt", "").strip()] == []
 
 
+def test_each_chapter_has_its_slides_on_the_page_for_teachers():
+    decks = {Path(link).stem for link in READ[SITE / "book/teach.html"].links if "/slides/" in link}
+    assert decks == {path.stem for path in PAGES if path.parent.name == "notebooks"}
+
+
 def weight(path):
     """Megabytes of a page with what it loads."""
     files = {local(path, link)[0] for link in READ[path].loads if local(path, link)}
