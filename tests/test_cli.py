@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,8 @@ def book(tmp_path, monkeypatch):
     (tmp_path / "library/book").mkdir()
     (tmp_path / "library/book/pages.py").write_text("WIDTH = 1\n")
     (tmp_path / "book/intro.md").write_text("# Intro\n\nHello.\n")
+    (tmp_path / "book/references.bib").touch()
+    shutil.copytree(Path(__file__).parents[1] / "book/_static", tmp_path / "book/_static")
     (tmp_path / "_config.yml").write_text(
         'title: T\nauthor: A\nonly_build_toc_files: true\nexecute: {execute_notebooks: "off"}\n'
     )
