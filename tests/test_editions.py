@@ -4,6 +4,7 @@ import ast
 import re
 
 import pytest
+import yaml
 from test_lessons import NOTEBOOKS as SOURCES
 from test_lessons import ROOT, exercises, kind, nbformat
 
@@ -65,6 +66,13 @@ def test_the_grader_gets_a_question_with_a_test_for_each_exercise(source):
     assert raw == ["# ASSIGNMENT CONFIG", *one * count]
     assert len(set(re.findall(r"^name: (\w+)$", text(notebook, "raw"), re.M))) == count
     assert len(re.findall(r"^assert check_\w+\(\w+\), check_\w+\(\w+\)$", text(notebook, "code"), re.M)) == count
+
+
+@each_source
+def test_the_grader_is_told_to_install_what_colab_installs(source):
+    config = yaml.safe_load(EDITIONS["otter"](load(source)).cells[0].source)
+    (needed,) = config["requirements"]
+    assert needed.startswith("ood_lib[plots] @ git+https://") and f'SOURCE = "{needed}"' in text(load(source), "code")
 
 
 @each_source

@@ -15,6 +15,7 @@ from ood_lib.extras import need
 __all__ = ["EDITIONS", "Part", "instructor", "otter", "placed", "role", "student"]
 
 FENCE = re.compile(r"^```\{(exercise|solution)-(start|end)\} *(.*)\n((?::\w+:.*\n)*)```\n?", re.M)
+SOURCE = re.compile(r'^SOURCE = (".+")$', re.M)
 ANSWER = re.compile(r"^\w+ = \.\.\..*$", re.M)
 
 
@@ -39,7 +40,7 @@ def instructor(notebook: Any) -> Any:
 
 def otter(notebook: Any) -> Any:
     """The chapter as `otter assign` reads it: a question to each exercise, its check the test."""
-    cells = [_raw("# ASSIGNMENT CONFIG\ninit_cell: true\nexport_cell: false\ncheck_all_cell: false")]
+    cells = [_raw("# ASSIGNMENT CONFIG\ninit_cell: true\nexport_cell: false\ncheck_all_cell: false" + _needs(notebook))]
     parts, waiting = list(placed(notebook)), list[Part]()
     for part in parts:
         if part.place != "exercise" and waiting:
@@ -53,6 +54,12 @@ def otter(notebook: Any) -> Any:
 
 
 EDITIONS = {"student": student, "instructor": instructor, "otter": otter}
+
+
+def _needs(notebook: Any) -> str:
+    """What the grader has to install: what the chapter's first cell installs on Colab."""
+    found = (SOURCE.search(cell.source) for cell in notebook.cells if cell.cell_type == "code")
+    return "".join(f"\nrequirements:\n  - {match.group(1)}" for match in found if match)
 
 
 def _question(exercise: list[Part], everything: list[Part]) -> list[Any]:
