@@ -58,8 +58,8 @@ EDITIONS = {"student": student, "instructor": instructor, "otter": otter}
 
 def _needs(notebook: Any) -> str:
     """What the grader has to install: what the chapter's first cell installs on Colab."""
-    found = (SOURCE.search(cell.source) for cell in notebook.cells if cell.cell_type == "code")
-    return "".join(f"\nrequirements:\n  - {match.group(1)}" for match in found if match)
+    found = SOURCE.search("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code"))
+    return f"\nrequirements:\n  - {found.group(1)}" if found else ""
 
 
 def _question(exercise: list[Part], everything: list[Part]) -> list[Any]:
