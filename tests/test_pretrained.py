@@ -1,16 +1,16 @@
 """Laws of what is shipped: a file is what its card says, a bank is a fair sample, and both can be made again."""
 
-
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from ood_lib import BenchmarkFeatures, Features, accuracy, load_bank, load_benchmark, pretrained
+from ood_lib import BenchmarkFeatures, Features, ResNet, accuracy, load_bank, load_benchmark, pretrained
 from ood_lib.__main__ import main
 from ood_lib.pretrained import RECIPES, ROWS, Recipe, card, make_bank, shrink, train_recipe
 
-TINY = Recipe("digits", (4, 8), 1, {"epochs": 6, "batch_size": 64, "average": 0.9})
+TINY = Recipe("digits", partial(ResNet, widths=(4, 8)), {"epochs": 6, "batch_size": 64, "average": 0.9})
 
 
 @pytest.fixture
