@@ -47,11 +47,12 @@ class Recipe(NamedTuple):
 
 
 _SGD = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
+_OPENOOD = (64, 128, 256, 512)
 RECIPES = {
     # 4.3 million parameters, 512 features; about an hour on two CPU cores that multiply in bfloat16
     "cifar10-resnet8": Recipe("cifar10", FastResNet, _SGD | {"epochs": 24, "average": 0.998}, hole=8),
     # as OpenOOD v1.5 trains its ResNet-18 (100 epochs, crop and flip): 11 million parameters, for a GPU
-    "cifar10-resnet18": Recipe("cifar10", partial(ResNet, widths=(64, 128, 256, 512), blocks=2), _SGD | {"epochs": 100}),
+    "cifar10-resnet18": Recipe("cifar10", partial(ResNet, blocks=2, widths=_OPENOOD), _SGD | {"epochs": 100}),
 }
 
 
