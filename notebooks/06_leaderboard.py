@@ -123,9 +123,7 @@ small = f"small ResNet, {widths[-1]} features"
 label = name or (small if bench.head is None else benchmark)
 
 # %%
-command = f"ood-book run leaderboard -p benchmark {benchmark}"
-command += f" -p seeds {seeds} -p epochs {epochs}"
-origin = ood.provenance(command, data=data_hash(bench), sets="; ".join(bench.notes))
+origin = ood.provenance(data=data_hash(bench), sets="; ".join(bench.notes))
 file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
 ood.save_results(file, table, origin=origin, **about)

@@ -1718,10 +1718,7 @@ if results:
     plt.close(figure)
     table.to_csv(Path(results) / "benchmark.csv", index=False)
     (Path(results) / "summary.md").write_text(plots.markdown_table(summary))
-    origin = ood.provenance(
-        f"ood-book run msma -p benchmark {benchmark} -p seeds {seeds} -p score_steps {score_steps} -p patch {patch} "
-        f"-p score_widths '{score_widths}' -p half {half} -p images_per_set {images_per_set}", sets="; ".join(bench.notes),
-    )  # fmt: skip
+    origin = ood.provenance(sets="; ".join(bench.notes))
     label = f"score network, {score_steps} updates; classifier of {widths[-1]} features"
     about = {"benchmark": benchmark, "network": label, "accuracy": np.mean(accuracies) / 100}
     by_length.to_csv(Path(results) / "updates.csv")

@@ -1660,11 +1660,7 @@ if results:
     everything = pd.concat([table, renamed])
     everything.to_csv(Path(results) / "benchmark.csv", index=False)
     (Path(results) / "summary.md").write_text(plots.markdown_table(summary))
-    origin = ood.provenance(
-        f"ood-book run snojoe -p benchmark {benchmark} -p seeds {seeds} -p epochs {epochs} -p widths '{widths}' "
-        f"-p image_size {image_size} -p images_per_set {images_per_set} -p backbone '{backbone}'",
-        data=data_hash(bench), sets="; ".join(bench.notes),
-    )  # fmt: skip
+    origin = ood.provenance(data=data_hash(bench), sets="; ".join(bench.notes))
     label = f"{backbone or 'small ResNet'}, {f.test.penultimate.shape[1]} features, mAP {reached:.1f} %"
     about = {"benchmark": benchmark, "network": label}
     ood.save_results(Path(results) / "this-run.json", everything, origin=origin, **about)

@@ -595,10 +595,8 @@ if results:
     everything = pd.concat([table, pd.DataFrame([r for n, d in parts.items() for r in rows_of(n, d)])])
     record = (folder / "benchmark.json").read_bytes()
     made = json.loads(record)["about"]
-    origin = ood.provenance(
-        f"ood-book run cifar10 -p bank {folder.name} -p hybrid_updates {hybrid_updates}",
-        data=hashlib.sha256(record).hexdigest()[:12], sets=made.get("sets", ""), weights=made.get("command", ""),
-    )  # fmt: skip
+    data = hashlib.sha256(record).hexdigest()[:12]
+    origin = ood.provenance(data=data, sets=made.get("sets", ""), weights=made.get("command", ""))
     label = f"{folder.name} of a residual network, {head.in_features} features"
     ood.save_results(Path(results) / "this-run.json", everything, benchmark="cifar10", network=label, origin=origin, accuracy=right)
     gains.to_csv(Path(results) / "heat.csv", index=False)

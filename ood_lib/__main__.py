@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     given = parser.parse_args()
     bench = load_benchmark(RECIPES[given.name].benchmark, root=given.root, missing=given.missing)
-    command = f"python -m ood_lib {given.name} --seed {given.seed}"
+    command = f"python -m ood_lib {given.name} --seed {given.seed} --missing {given.missing}"
     origin = provenance(command, data=data_hash(bench), sets="; ".join(bench.notes))
     network, _ = train_recipe(given.name, bench, given.out, seed=given.seed, origin=origin, device=given.device)
     seen = extract_benchmark(network, bench, device=given.device, channels_last=True, autocast=torch.bfloat16)

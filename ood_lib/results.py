@@ -39,11 +39,11 @@ def data_hash(benchmark: Benchmark) -> str:
     return hashlib.sha256(prints.encode()).hexdigest()[:12]
 
 
-def provenance(command: str, device: str | torch.device = "cpu", **about: str) -> dict[str, str]:
+def provenance(command: str = "", device: str | torch.device = "cpu", **about: str) -> dict[str, str]:
     """Where a result comes from: command, commit, versions, device, date, and what else is worth knowing.
 
     Args:
-        command: what makes the result again.
+        command: what makes the result again; "" = the ``ood-book run`` that is under way.
         device: where it was computed.
         about: further facts, such as ``data=data_hash(bench)``.
     """
@@ -51,7 +51,7 @@ def provenance(command: str, device: str | torch.device = "cpu", **about: str) -
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     machine = torch.cuda.get_device_name(device) if cuda else f"CPU {platform.machine()}, {cores} cores"
     return {
-        "command": command,
+        "command": command or os.environ.get("OOD_COMMAND", "cells run by hand"),
         "commit": _commit(),
         "device": f"{machine}, {torch.get_num_threads()} threads",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, ood_lib {_version()}",

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import subprocess
@@ -152,6 +153,27 @@ def test_paths_are_meant_from_where_the_command_is_given(book, monkeypatch):
     here = plan.plan(book, "quick", {"data_dir": "mine"})[0]
     monkeypatch.chdir(book)
     assert plan.plan(book, "quick", {"data_dir": "mine"})[0] != here  # other pictures, another run
+
+
+def test_the_command_of_a_run_makes_it_again_and_names_no_folder_of_this_machine(book):
+    given = {"seeds": "3", "rate": "1e-7", "repeats": "null", "delta": "2", "names": '["a b", c]'}
+    given["benchmark"] = "bank:here/mine"
+    _, tasks = plan.plan(book, "quick", given)
+    for task in tasks:
+        program, run, name, *words = shlex.split(task.command)
+        assert (program, run) == ("ood-book", "run") and set(words[::3]) == {"-p"}
+        again = dict(zip(words[1::3], words[2::3]))
+        assert again.get("benchmark", "bank:mine") == "bank:mine"
+        meant = again | {k: given[k] for k in again if k == "benchmark"}  # which lies somewhere else
+        _, (repeated,) = plan.plan(book, "quick", meant, [name])
+        assert repeated.key == task.key
+
+
+def test_a_run_knows_its_command(book):
+    code = "# %%\nimport os\nprint('command:', os.environ['OOD_COMMAND'])\n"
+    write_notebook(book, "10_alpha", ALPHA, code)
+    assert cli.main(["run", "alpha", "-p", "rate", "0.25"]) == 0
+    assert "command: ood-book run 10_alpha -p seeds 2 -p rate 0.25" in output_of(book, "10_alpha", "default-rate=0.25")
 
 
 def test_list_shows_titles_parameters_with_help_profiles_and_benchmarks(book, capsys):

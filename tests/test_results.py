@@ -105,6 +105,13 @@ def test_the_commit_is_that_of_the_library_and_a_machine_without_git_has_none(mo
     assert provenance("x")["commit"] == ""
 
 
+def test_the_command_is_the_one_given_else_the_one_under_way(monkeypatch):
+    monkeypatch.setenv("OOD_COMMAND", "ood-book run it")
+    assert provenance()["command"] == "ood-book run it" and provenance("x")["command"] == "x"
+    monkeypatch.delenv("OOD_COMMAND")
+    assert provenance()["command"] == "cells run by hand"
+
+
 def test_the_data_hash_is_that_of_the_images_in_their_roles():
     one, two = load_benchmark("digits"), load_benchmark("digits")
     assert data_hash(one) == data_hash(two)

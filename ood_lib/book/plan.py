@@ -7,6 +7,7 @@ import ast
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,6 +48,12 @@ class Task:
     def name(self) -> str:
         """What the reader calls it."""
         return self.source.stem
+
+    @property
+    def command(self) -> str:
+        """What makes this run again: the values of a profile one by one, folders by their last name alone."""
+        words = (word for k, v in self.given.items() if k != "results" for word in ("-p", k, _to_anywhere(k, v)))
+        return shlex.join(["ood-book", "run", self.name, *words])
 
     @property
     def results(self) -> Path | None:
@@ -156,6 +163,12 @@ def _from_here(name: str, value: Any) -> Any:
     if name not in PATHS or not isinstance(value, str):
         return value
     return re.sub(PATHS[name], lambda path: os.path.abspath(os.path.expanduser(path[0])), value)
+
+
+def _to_anywhere(name: str, value: Any) -> str:
+    """The value as a command line takes it, the folders above a path left out."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(PATHS[name], lambda path: os.path.basename(path[0]), text) if name in PATHS else text
 
 
 def short_name(values: dict[str, Any]) -> str:

@@ -63,6 +63,7 @@ def work() -> None:
     draft = _draft(task)
     Thread(target=_end_with_input, args=(draft,), daemon=True).start()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel before the user's
+    os.environ["OOD_COMMAND"] = task.command  # for `ood_lib.provenance`
     for library in THREADS:
         os.environ.setdefault(f"{library}_NUM_THREADS", str(threads))
     try:
