@@ -131,5 +131,5 @@ def test_one_command_makes_network_features_and_bank(tiny, tmp_path, monkeypatch
     network, bank = pretrained("tiny", tmp_path), load_bank("digits-bank", tmp_path)
     whole = load_bank("digits-features", tmp_path)
     assert torch.equal(whole.head.weight, network.head.weight) and len(whole.test) == len(tiny.test)
-    assert card("tiny", tmp_path)["origin"]["command"] == "python -m ood_lib tiny --seed 0"
+    assert card("tiny", tmp_path)["origin"]["command"] == "python -m ood_lib tiny --seed 0 --missing raise"
     assert torch.equal(bank.test.penultimate, shrink(whole.test, ROWS["test"]).penultimate.float())
