@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ood_lib.detector import Detector, FrozenHead
 from ood_lib.features import Features
 from ood_lib.logits import energy
-from ood_lib.moments import MomentDetector, Moments, merge_moments, pooled, rounding, spread
+from ood_lib.moments import MomentDetector, Moments, merge_moments, pooled, spread
 
 __all__ = ["RMDS", "Mahalanobis", "ViM", "mahalanobis", "relative_mahalanobis", "vim", "whitening"]
 
@@ -22,8 +22,9 @@ __all__ = ["RMDS", "Mahalanobis", "ViM", "mahalanobis", "relative_mahalanobis", 
 def whitening(covariance: Tensor, means: Tensor) -> Tensor:
     r"""Matrix A with :math:`A^\top A = \Sigma^{-1}` (pseudo-inverse): z goes to A z, of unit covariance.
 
-    A direction counts as constant when its variance is below K times 1.2e-7 (the float32 epsilon) of the largest one,
-    whatever the precision of the features: most networks compute in float32.
+    A direction counts as constant when its variance is what the rounding of float32 makes of features of this length: K
+    times (1.2e-7 of it) squared.  The same floor for the covariance inside the classes and for that of all features, or
+    their distances could not be compared.
 
     Args:
         covariance: (K, K).
@@ -36,7 +37,8 @@ def whitening(covariance: Tensor, means: Tensor) -> Tensor:
         ValueError: the covariance is zero.
     """
     values, vectors = torch.linalg.eigh(covariance)
-    alive = values > len(values) * torch.maximum(values[-1] * torch.finfo(torch.float32).eps, rounding(means))
+    length = values.clamp(min=0).sum() + means.square().sum(1).amax()
+    alive = values > len(values) * torch.finfo(torch.float32).eps ** 2 * length
     if not alive.any():
         raise ValueError(
             "all training features of a class are equal: their covariance is zero; look at the network, or the labels"
