@@ -247,6 +247,9 @@ def test_only_what_changed_runs_again(book, capsys):
     assert ran()
     (book / "library/book/pages.py").write_text("WIDTH = 2\n")
     assert not ran()  # the runner is none of the library: no number depends on it
+    (book / "library/shipped").mkdir()
+    (book / "library/shipped/network.json").write_text('{"sha256": "other weights"}')
+    assert ran()
     (book / "notebooks/profiles/default.yaml").write_text("delta: 4\n")
     assert ran()
     (book / "notebooks/profiles/default.yaml").write_text("delta: 4\nseeds: 9\n")

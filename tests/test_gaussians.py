@@ -146,6 +146,15 @@ def test_a_direction_that_tells_no_classes_apart_cancels():
     assert (learned(torch.cat([z, unit], 1), labels).score(Features(penultimate=away)) > 1).all()
 
 
+def test_a_narrow_direction_that_tells_no_classes_apart_cancels_however_far_apart_the_classes_are():
+    far_apart = TRAIN.penultimate + 1000 * torch.eye(3, 9).double()[LABELS]
+    z, labels = torch.cat([far_apart, far_apart]).float(), LABELS.repeat(2)
+    unit = 1e-3 * torch.cat([torch.ones(120, 1), -torch.ones(120, 1)])  # as above; and narrow
+    away = torch.cat([QUERIES.float(), 0.1 * normal(40, 1, seed=7).float()], 1)
+    assert len(learned(torch.cat([z, unit], 1), labels).whitening) == 10
+    assert torch.allclose(rmds(torch.cat([z, unit], 1), away, labels), rmds(z, QUERIES.float(), labels), rtol=1e-4)
+
+
 def test_with_a_single_class_nothing_is_left_of_the_relative_score():
     scores = rmds(TRAIN.penultimate, QUERIES, torch.zeros(120).long())
     assert torch.allclose(scores, torch.zeros(40).double(), atol=1e-9)
