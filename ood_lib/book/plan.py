@@ -185,7 +185,7 @@ def hash_files(folder: Path, pattern: str = "*", without: str = "") -> str:
 
 
 def library_hash() -> str:
-    """One hash of all that numbers depend on beside the notebook: the code without the runner, and what ships with it."""
+    """One hash of all that numbers depend on beside the notebook: the code but the runner, and what ships with it."""
     cards = hash_files(LIBRARY / "shipped", "*.json")  # they hold the hashes of the weights and of the banks
     return content_hash(hash_files(LIBRARY, "*.py", without=RUNNER.name), cards)
 
