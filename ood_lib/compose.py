@@ -43,7 +43,7 @@ def soft_extreme(u: Tensor, beta: float) -> Tensor:
         return u.amax(0) if beta > 0 else u.amin(0)
     if abs(beta) < 1e-6:  # below this the next term, beta/2 times the variance, is lost in rounding
         return u.mean(0)
-    return (torch.logsumexp(beta * u, 0) - math.log(len(u))) / beta
+    return ((torch.logsumexp(beta * u.double(), 0) - math.log(len(u))) / beta).to(u.dtype)
 
 
 class Composed(Detector):
@@ -65,6 +65,8 @@ class Composed(Detector):
             self.register_buffer(name, torch.full((len(detectors),), math.nan, dtype=torch.float64))
 
     def _fit(self, features: Features) -> None:
+        self._forget()  # once a member is fitted anew, neither the old scale nor the old threshold is its own
+        self.fitted.fill_(False)
         for detector in self.detectors:
             detector.fit(features)
         found = torch.stack([d.score(features).double() for d in self.detectors])  # (n, N)

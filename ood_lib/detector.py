@@ -225,10 +225,10 @@ class Detector(nn.Module):
                     setattr(module, name, value.clone())
 
     @staticmethod
-    def _check_width(z: Tensor, width: int, who: str = "those it was fitted on were") -> None:
+    def _check_width(z: Tensor, width: int, who: str = "those it was fitted on were", what: str = "features") -> None:
         if z.shape[1] != width:
             raise ValueError(
-                f"the features are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
+                f"the {what} are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
             )
 
     def _prepare(self, chunk: Features) -> Features:

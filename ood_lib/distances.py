@@ -44,7 +44,8 @@ class SHE(MomentDetector):
         metric: see `she`.
 
     Raises:
-        ValueError: another metric; labels are missing; a class of which no training sample is classified correctly.
+        ValueError: another metric; labels are missing; a class of which no training sample is classified correctly;
+            features or logits of another width than those of the fit.
     """
 
     reads = ("penultimate", "logits")
@@ -66,6 +67,7 @@ class SHE(MomentDetector):
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
         self._check_width(z, self.means.shape[1])
+        self._check_width(features.logits, len(self.means), what="logits")
         return she(z, self.means.to(z.dtype)[features.logits.argmax(1)], self.metric)
 
 

@@ -71,13 +71,13 @@ class FeatureFlow(Detector):
         flow: ``"coupling"`` (`coupling_flow`), ``"paper"`` (`glow` and the training of the released code), or any
             module that answers ``log_prob(x)`` or, as in zuko, ``()`` with a distribution; each fit starts from a copy.
         normalize: divide each feature by its length.
-        whiten: start from the Gaussian fit.
+        whiten: start from the Gaussian fit; not for ``"paper"``.
         noise: standard deviation of the noise in training, as a share of the root mean variance of the features.
         updates: at most.
         batch_size: at most as many as there are rows.
         learning_rate: of Adam.
         holdout: share of the rows that choose the update to keep, by their likelihood (5,000 at most); 0 = the last.
-        check: updates between two looks at the held-out rows.
+        check_every: updates between two looks at the held-out rows.
         patience: looks without a better likelihood before training ends.
         class_base: one Gaussian per class in the latent; this one reads labels.
         two_sided: score the distance of log p to its mean over held-out ID rows: too likely is suspicious too.
@@ -142,12 +142,16 @@ class FeatureFlow(Detector):
             raise ValueError(f"holdout={self.holdout} was given; expected a share of the rows, 0 <= holdout < 1")
         if self.class_base and not isinstance(self.flow, str):
             raise ValueError("class_base=True needs a flow of this library; a foreign module has a base of its own")
+        if self.whiten and self.flow == "paper":
+            raise ValueError('whiten=True was given with flow="paper", which has no such start; take flow="coupling"')
 
     # -- the density ------------------------------------------------------------------------------------------
 
     def on_sphere(self, z: Tensor) -> Tensor:
         """Features (N, K) as the density sees them: of length 1, unless ``normalize=False``."""
         return F.normalize(z, dim=1) if self.normalize else z
+
+    project = on_sphere  # what a hybrid asks of its prior
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density of features (N, K) in nats, (N,), differentiable in z.
@@ -179,7 +183,7 @@ class FeatureFlow(Detector):
         classes = len(moments.counts) if self.class_base else 0
         dtype = z.dtype if z.dtype == torch.float64 else torch.float32
         density = self._build(z.shape[1], classes).to(self.threshold.device, dtype)
-        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed))
+        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(self.seed), device="cpu")
         held, rows = order.tensor_split([min(int(self.holdout * len(z)), MOST)])
         training = FlowTraining(
             density, z, labels, rows=rows, held=held, batch_size=self.batch_size, learning_rate=self.learning_rate,
@@ -188,11 +192,13 @@ class FeatureFlow(Detector):
         density.initialize(training.batch(0)[0], moments, noise)
         try:
             training.fit(self.updates, self.check_every, self.patience, self._checkpoint(z))
-        finally:  # a likelihood that was lost leaves the last good state
-            self.density, self.history = density.eval().requires_grad_(False), training.history
-            self.shape = self.shape.new_tensor([z.shape[1], classes])
-            self.fitted.fill_(True)
-            self.usual.fill_(self._mean_log_prob(features, held if len(held) else rows[:MOST]))
+        finally:  # a likelihood that was lost leaves the last good state, if there ever was one
+            if training.best:
+                self._forget()
+                self.density, self.history = density.eval().requires_grad_(False), training.history
+                self.shape = self.shape.new_tensor([z.shape[1], classes])
+                self.fitted.fill_(True)
+                self.usual.fill_(self._mean_log_prob(features, held if len(held) else rows[:MOST]))
 
     def _mean_log_prob(self, features: Features, rows: Tensor) -> float:
         """Of some rows as `score` sees them: without noise."""
@@ -236,7 +242,7 @@ class FeatureFlow(Detector):
             return None
         free = ("checkpoint", "updates", "patience", "two_sided")
         options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name not in free}
-        some = z[torch.linspace(0, len(z) - 1, 64).long()].double().cpu().numpy().tobytes()
+        some = z[torch.linspace(0, len(z) - 1, 64, device="cpu").long()].double().cpu().numpy().tobytes()
         return Checkpoint(self.checkpoint, hashlib.sha256(f"{options}{tuple(z.shape)}".encode() + some).hexdigest())
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

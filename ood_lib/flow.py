@@ -165,7 +165,7 @@ def coupling_flow(
         parts: list[nn.Module] = [Whitening(dim)] if whiten else []
         for index in range(layers):
             parts += [ActNorm(dim), *([Rotation(dim)] if rotate else []), Coupling(dim, widths, index % 2 == 1, clamp)]
-        return Flow(parts, ClassNormals(dim, classes) if classes else StandardNormal(dim))
+    return _flow(parts, dim, classes)
 
 
 def glow(dim: int, blocks: int = 10, *, classes: int = 0, seed: int = 0) -> Flow:
@@ -187,12 +187,18 @@ def glow(dim: int, blocks: int = 10, *, classes: int = 0, seed: int = 0) -> Flow
                 for weight in net[0].parameters():  # type: ignore[index]
                     weight.data *= 0.5**0.5
             parts += [coupling, InvertibleLinear(dim), ActNorm(dim)]
-        return Flow(parts, ClassNormals(dim, classes) if classes else StandardNormal(dim))
+    return _flow(parts, dim, classes)
+
+
+def _flow(parts: list[nn.Module], dim: int, classes: int) -> Flow:
+    """Layers over the base that was asked for, on the default device."""
+    base = ClassNormals(dim, classes) if classes else StandardNormal(dim)
+    return Flow(parts, base).to(torch.get_default_device())
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Random numbers of the CPU from a seed; outside, nothing has changed."""
-    with torch.random.fork_rng(devices=[]):
+    """Random numbers of the CPU from a seed, whatever the default device; outside, nothing has changed."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         yield

@@ -62,7 +62,7 @@ class FlowTraining:
         normalize: bool = False, autocast: bool = False, seed: int = 0,
     ) -> None:  # fmt: skip
         self.flow, self.z, self.labels = flow, z, labels
-        self.rows = torch.arange(len(z)) if rows is None else rows
+        self.rows = torch.arange(len(z), device="cpu") if rows is None else rows
         self.held = self.rows[:0] if held is None else held
         if len(self.rows) == 0:
             raise ValueError("no rows are left to train on: give more features, or hold out fewer")
@@ -80,7 +80,7 @@ class FlowTraining:
         """The batch of an update: each epoch in an order of its own, an incomplete batch at its end left out."""
         epoch, at = divmod(update, len(self.rows) // self.batch_size)
         if self._order[0] != epoch:
-            order = torch.randperm(len(self.rows), generator=self._generator("order", epoch))
+            order = torch.randperm(len(self.rows), generator=self._generator("order", epoch), device="cpu")
             self._order = (epoch, self.rows[order])
         return self.read(self._order[1][at * self.batch_size :][: self.batch_size], "batch", update)
 
@@ -137,9 +137,18 @@ class FlowTraining:
         return sum(self.flow.log_prob(z, y).sum().item() for z, y in parts) / len(rows)  # type: ignore[operator]
 
     def look(self, train: float | None = None) -> None:
-        """Note the likelihoods, and the flow when it is the best so far; without ``train``, that of the next rows."""
+        """Note the likelihoods, and the flow when it is the best so far; without ``train``, that of the first rows.
+
+        Raises:
+            ValueError: the first look finds no finite likelihood: there is nothing to improve on.
+        """
         train = self.log_prob(self.rows[: self.batch_size]) if train is None else train
         value = self.log_prob(self.held) if len(self.held) else train
+        if not self.best and not math.isfinite(train + value):
+            raise ValueError(
+                f"the likelihood is not finite at the start: the mean log-density is {train:g} of rows to train on and "
+                f"{value:g} of those to look at; expected a flow that reaches all of them: widen it, or scale the rows"
+            )
         if not len(self.held) or value > max(self.history.val, default=-math.inf):
             self.best = {name: tensor.clone() for name, tensor in self.flow.state_dict().items()}
         self.history.update.append(self.update)
@@ -158,6 +167,9 @@ class FlowTraining:
 
         With a checkpoint, go on from what it holds and save after every look.  When a run fails, the best flow so far
         is kept all the same.
+
+        Raises:
+            ValueError: a likelihood that is not finite, at the start or later; a checkpoint of another training.
         """
         if checkpoint is not None:
             checkpoint.load(self, self.like.device)

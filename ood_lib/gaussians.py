@@ -63,7 +63,8 @@ def mahalanobis(z: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
     References:
         Lee et al., A Simple Unified Framework for Detecting OOD Samples and Adversarial Attacks, NeurIPS 2018.
     """
-    return torch.cdist(z @ whitening.T, means @ whitening.T).square().amin(1)
+    centre = means.mean(0)  # of small numbers little is lost when the square is multiplied out
+    return torch.cdist((z - centre) @ whitening.T, (means - centre) @ whitening.T).square().amin(1)
 
 
 def relative_mahalanobis(z: Tensor, means: Tensor, whitening: Tensor, mean: Tensor, background: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ negatives it is trained on.
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ood_lib.detector import Detector
 from ood_lib.features import Features
 from ood_lib.langevin import DivergedError, sgld
-from ood_lib.moments import Moments, class_moments, merge_moments
+from ood_lib.moments import Kind, Moments, class_moments, merge_moments
 from ood_lib.residual import Diagnostics, ResidualNet, residual_loss
 
 __all__ = ["ResidualEBM"]
@@ -25,6 +25,11 @@ __all__ = ["ResidualEBM"]
 Start = Literal["prior", "noise", "data", "persistent"]
 
 FAR = 30.0  # times beyond which energies count as diverged, and features as of another scale
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of the numbers that are given; None stands for a default
+    "lam steps temperature noise decay updates learning_rate": ("a finite number >= 0", lambda x: 0 <= x < math.inf),
+    "prior_temperature step_size batch_size": ("a finite number > 0", lambda x: 0 < x < math.inf),
+    "average": ("a share in [0, 1)", lambda x: 0 <= x < 1),
+}
 POOL, RENEWED = 10, 0.05  # persistent chains per batch row, and the share of them that begins anew
 
 
@@ -42,6 +47,8 @@ class ResidualEBM(Detector):
         standardize: let the network see each feature in units of its spread over the training set.
         steps: K, Langevin steps from start to negative; with 0 the starts are the negatives.
         step_size: None = T_p / 10 with ``precondition``: noise and drift of a step on the unscaled prior energy, 0.1.
+            Without, as much in the narrowest direction, T_p / 10 times the smallest variance inside the classes: a unit
+            that never varies makes this tiny.
         temperature: of the chain; None = 1/T_p, at which a zero residual leaves the prior as it is.
         noise, decay: see `sgld`.
         precondition: use the covariance inside the classes (without labels: of all features) as metric.
@@ -75,6 +82,7 @@ class ResidualEBM(Detector):
     reads: tuple[str, ...]  # type: ignore[misc]
     t_p: Tensor
     length: Tensor
+    narrowest: Tensor  # smallest variance inside the classes in units of the metric: 1 with one
     metric: Tensor
     positive: Tensor
 
@@ -102,7 +110,7 @@ class ResidualEBM(Detector):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        _check_arguments(prior, lam, steps, start, average)
+        _check_prior(prior, start)
         self.prior: Any = prior
         self.reads = prior.reads
         self.lam, self.prior_temperature = lam, prior_temperature
@@ -112,12 +120,21 @@ class ResidualEBM(Detector):
         self.start: Start = start or ("prior" if hasattr(prior, "sample") else "noise")
         self.updates, self.batch_size, self.learning_rate = updates, batch_size, learning_rate
         self.average, self.seed = average, seed
+        self._check_numbers()
         self.net: Any = self._network(1)
         self.history = Diagnostics()
         self.register_buffer("metric", torch.empty(0))
         self.register_buffer("t_p", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("length", torch.tensor(math.nan, dtype=torch.float64))
+        self.register_buffer("narrowest", torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("positive", torch.tensor(False))
+
+    def _check_numbers(self) -> None:
+        for names, (expected, holds) in RANGES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise ValueError(f"{name}={value} was given; expected {expected}")
 
     # -- energies ---------------------------------------------------------------------------------------------------
 
@@ -135,9 +152,13 @@ class ResidualEBM(Detector):
         return self.net(z)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Minus `energy`, up to a constant the log-density: a hybrid can be the prior of another."""
+        """Log-density up to a constant, minus `energy` / ``temperature``: a hybrid can be the prior of another.
+
+        It is the density that long chains draw from, unless ``noise`` is free; at temperature 0, which draws from none,
+        that of 1/T_p.
+        """
         self._require_fit()
-        return -self.energy(z)
+        return -self.energy(z) / (self.temperature or 1 / self.t_p.item())
 
     def points(self, features: Features) -> Tensor:
         """Where features lie for this hybrid: the field it reads, projected as the prior asks, (N, D)."""
@@ -174,13 +195,16 @@ class ResidualEBM(Detector):
     # -- training ---------------------------------------------------------------------------------------------------
 
     def _fit(self, features: Features) -> None:
+        self._forget()  # from here on a fit that is broken off leaves neither the old hybrid nor its threshold
+        self.fitted.fill_(False)
         self.prior.fit(features)
         chunks = (self._prepare(chunk) for chunk in features.split(self.chunk))
         z = torch.cat([self.points(chunk).float() for chunk in chunks])  # on the detector's device
         self.positive.fill_(bool((z >= 0).all()))
         self.length.copy_(z.norm(dim=1).median())
         prior = torch.cat([self.prior.log_prob(part) for part in z.split(self.chunk)]).double()
-        self.t_p.fill_(self.prior_temperature or max(prior.std(correction=0).item(), math.sqrt(z.shape[1] / 2)))
+        spread = max(prior.std(correction=0).item(), math.sqrt(z.shape[1] / 2))
+        self.t_p.fill_(spread if self.prior_temperature is None else self.prior_temperature)
         parts = (class_moments(part, part.new_zeros(len(part)).long()) for part in z.split(self.chunk))
         overall = reduce(merge_moments, parts)
         self.net = self._network(z.shape[1]).to(z.device)
@@ -188,7 +212,9 @@ class ResidualEBM(Detector):
             variance = overall.scatter.diagonal() / len(z)
             self.net.shift.copy_(overall.means[0])
             self.net.scale.copy_((variance + 1e-3 * variance.mean()).sqrt())
-        self.metric = _root(getattr(self.prior, "moments", overall)) if self.precondition else z.new_empty(0)
+        inside = _within(getattr(self.prior, "moments", overall), getattr(self.prior, "kind", "tied"))
+        self.metric = torch.linalg.cholesky(inside) if self.precondition else z.new_empty(0)
+        self.narrowest.fill_(1.0 if self.precondition else torch.linalg.eigvalsh(inside)[0])
         self._train(z)
 
     def _network(self, width: int) -> ResidualNet:
@@ -202,12 +228,11 @@ class ResidualEBM(Detector):
         pool = self._fresh(POOL * self.batch_size, draw) if self.start == "persistent" else None
         try:
             for _ in range(self.updates):
-                batch = z[torch.randint(len(z), (self.batch_size,), generator=draw).to(z.device)]
+                batch = z[torch.randint(len(z), (self.batch_size,), generator=draw, device="cpu").to(z.device)]
                 self._update(adam, batch, self._negatives(batch, pool, draw))
                 average.update_parameters(self.net)
         except DivergedError as error:
             self.fitted.fill_(True)
-            self.threshold.fill_(math.nan)
             raise DivergedError(
                 f"training stopped at update {len(self.history.loss)} of {self.updates}: {error}. The weights before "
                 "that are kept; .history shows how it came about"
@@ -217,8 +242,8 @@ class ResidualEBM(Detector):
 
     def _negatives(self, batch: Tensor, pool: Tensor | None, draw: torch.Generator) -> Tensor:
         if pool is not None:
-            rows = torch.randperm(len(pool), generator=draw)[: len(batch)].to(pool.device)
-            renewed = (torch.rand(len(batch), 1, generator=draw) < RENEWED).to(pool.device)
+            rows = torch.randperm(len(pool), generator=draw, device="cpu")[: len(batch)].to(pool.device)
+            renewed = (torch.rand(len(batch), 1, generator=draw, device="cpu") < RENEWED).to(pool.device)
             start = torch.where(renewed, self._fresh(len(batch), draw), pool[rows])
             pool[rows] = ends = self._chain(start, draw)
         else:
@@ -233,13 +258,13 @@ class ResidualEBM(Detector):
         if hasattr(self.prior, "sample") and self.start != "noise":
             return self.prior.sample(n, generator).to(self.net.shift)
         width = len(self.net.shift)
-        noise = torch.randn(n, width, generator=generator).to(self.net.shift)
+        noise = torch.randn(n, width, generator=generator, device="cpu").to(self.net.shift)
         return noise * (self.length / math.sqrt(width)).to(noise)
 
     def _chain(self, start: Tensor, generator: torch.Generator | None) -> Tensor:
         t_p = self.t_p.item()
         temperature = 1 / t_p if self.temperature is None else self.temperature
-        size = self.step_size or (0.1 * t_p if self.precondition else 0.01 * t_p * float(self.length) ** 2)
+        size = 0.1 * t_p * self.narrowest.item() if self.step_size is None else self.step_size
         return sgld(
             self.energy, start, self.steps, size, temperature=temperature, noise=self.noise, decay=self.decay,
             metric=self.metric if self.precondition else None, project=self.project, generator=generator,
@@ -274,17 +299,15 @@ class ResidualEBM(Detector):
         return f"prior={self.prior}, hidden={self.hidden}, {super().extra_repr()}"
 
 
-def _root(moments: Moments) -> Tensor:
-    """Cholesky factor (D, D) of the covariance inside the components of any kind of moments."""
-    counts, means, scatter = moments
-    if scatter.ndim == 3 or scatter.shape != (means.shape[1],) * 2:
-        scatter = scatter.sum(0)
-    covariance = (scatter.diag() if scatter.ndim == 1 else scatter) / counts.sum()
+def _within(moments: Moments, kind: Kind) -> Tensor:
+    """Covariance (D, D) inside the components of moments of any kind, lifted until it has an inverse."""
+    scatter = moments.scatter if kind == "tied" else moments.scatter.sum(0)
+    covariance = (scatter.diag() if kind == "diagonal" else scatter) / moments.counts.sum()
     lift = 1e-6 * covariance.diagonal().mean()  # as `mixture` does
-    return torch.linalg.cholesky(covariance + lift * torch.eye(len(covariance)).to(covariance))
+    return covariance + lift.expand(len(covariance)).diag()
 
 
-def _check_arguments(prior: Detector, lam: float, steps: int, start: Start | None, average: float) -> None:
+def _check_prior(prior: Detector, start: Start | None) -> None:
     given = type(prior).__name__
     if not hasattr(prior, "log_prob") or len(getattr(prior, "reads", ())) != 1:
         raise ValueError(
@@ -295,5 +318,3 @@ def _check_arguments(prior: Detector, lam: float, steps: int, start: Start | Non
         raise ValueError(f"start={start!r} was given; expected 'prior', 'noise', 'data' or 'persistent'")
     if start == "prior" and not hasattr(prior, "sample"):
         raise ValueError(f"a {given} cannot be sampled: chains cannot start there; take start='noise' or 'persistent'")
-    if not (lam >= 0 and steps >= 0 and 0 <= average < 1):
-        raise ValueError(f"lam={lam}, steps={steps}, average={average} were given; expected >= 0, >= 0 and in [0, 1)")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ood_lib.detector import Detector
+from ood_lib.detector import Detector, class_indices
 from ood_lib.features import Features
 from ood_lib.moments import MomentDetector, Moments, class_moments
 
@@ -137,7 +137,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Raises:
         ValueError: the loss has no minimum: all samples are classified correctly (it falls until T = 0), or the labels
-            get no larger logits than the other classes (it falls until T is infinite); or shapes that do not fit.
+            get no larger logits than the other classes (it falls until T is infinite); or shapes that do not fit,
+            logits that are not finite, labels that are no class indices.
 
     References:
         Guo, Pleiss, Sun & Weinberger, On Calibration of Modern Neural Networks, ICML 2017.
@@ -152,7 +153,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         raise ValueError(
             f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} were given; expected (N, C) and (N,)"
         )
-    logits, labels = logits.detach().double(), labels.long()
+    if bad := int((~logits.isfinite()).any(1).sum()):
+        raise ValueError(f"{bad} of {len(logits)} rows of logits hold NaN or infinity; expected numbers: drop them")
+    logits, labels = logits.detach().double(), class_indices(labels, len(logits))
     own = logits.gather(1, labels[:, None])[:, 0]
     if (logits.amax(1) - own).mean() <= 0:
         raise ValueError(

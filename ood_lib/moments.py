@@ -220,10 +220,12 @@ class MomentDetector(Detector):
         """Add what another detector of the same make has seen.  Returns self.
 
         Raises:
-            ValueError: ``other`` is another detector, or has other hyperparameters or features.
+            ValueError: ``other`` is another detector, or has other hyperparameters, features or head.
         """
         if repr(other) != repr(self):
             raise ValueError(f"{other!r} cannot be merged into {self!r}: expected the same detector, made alike")
+        if any(not torch.equal(a, b.to(a.device)) for a, b in zip(self._frozen(), other._frozen())):
+            raise ValueError(f"{other!r} has another head than the one it is to be merged into: expected one network")
         return self._add(Moments(*(value.to(self.counts.device) for value in other.moments)))
 
     # -- how it works -----------------------------------------------------------------------------------------
@@ -232,6 +234,10 @@ class MomentDetector(Detector):
         moments = self._collect(features)
         self._finish(moments)  # what can fail comes first: a failed fit changes nothing
         self.counts, self.means, self.scatter = moments
+
+    def _frozen(self) -> list[Tensor]:
+        """What it was made with beside its hyperparameters: the tensors of a head."""
+        return [value for part in self.children() for value in part.buffers()]
 
     def _collect(self, features: Features) -> Moments:
         return reduce(partial(merge_moments, kind=self.kind), self._pieces(features))

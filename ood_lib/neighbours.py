@@ -31,6 +31,9 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block
     Returns:
         (N,)
 
+    Raises:
+        ValueError: ``k`` < 1, or more than the bank has rows.
+
     References:
         Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022.
 
@@ -38,6 +41,8 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block
         >>> knn_distance(torch.tensor([[0.0]]), torch.tensor([[1.0], [3.0]]), k=2)
         tensor([3.])
     """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k={k} was given with a bank of {len(bank)} rows; expected a neighbour in it, 1 <= k <= M")
     with torch.no_grad():
         rows = _nearest(queries, bank, k, chunk, block)
     pairs = zip(queries.split(block), rows.split(block))

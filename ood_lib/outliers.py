@@ -7,6 +7,7 @@ it has a fixed ``random_state``.
 
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,7 +29,8 @@ class Outlier(Detector):
         field: what it reads, logits, penultimate or style.
 
     Raises:
-        ValueError: the estimator has no ``score_samples`` or an unset ``random_state``, or there is no such field.
+        ValueError: the estimator, or a step of it, has an unset ``random_state``; it has no ``score_samples``; there is
+            no such field; on fitting, whatever the estimator raises.
 
     References:
         Breunig et al., LOF: Identifying Density-Based Local Outliers, SIGMOD 2000; Liu, Ting & Zhou, Isolation Forest,
@@ -55,8 +57,10 @@ class Outlier(Detector):
                 f"{estimator!r} cannot score new samples; expected an outlier detector of scikit-learn with "
                 "score_samples (LocalOutlierFactor has it with novelty=True)"
             )
-        if "random_state" in (options := estimator.get_params()) and not isinstance(options["random_state"], int):
-            raise ValueError(f"{estimator!r} draws at random; give it random_state=0, so that it can be fitted again")
+        options = estimator.get_params()  # those of the steps of a pipeline too
+        if free := [n for n, v in options.items() if n.endswith("random_state") and not isinstance(v, int)]:
+            mend = ", ".join(f"{name}=0" for name in free)
+            raise ValueError(f"{estimator!r} draws at random; give it {mend}, so that it can be fitted again")
         self.estimator, self.field = need("sklearn.base").clone(estimator), field
         self.register_buffer("reference", torch.empty(0, 0, dtype=torch.float64))
         self._refit: Any = None
@@ -67,14 +71,18 @@ class Outlier(Detector):
         return (self.field,)
 
     def _fit(self, features: Features) -> None:
-        rows = getattr(features, self.field).to(self.reference.device).double()
-        for column in range(rows.shape[1] - 1, -1, -1):  # lexicographic: the order in which they came does not matter
-            rows = rows[rows[:, column].argsort(stable=True)]
-        self.reference, self._refit = rows, None
+        rows = getattr(features, self.field).detach().to(self.reference.device).double()
+        order = np.lexsort(rows.cpu().numpy().T[::-1])  # by the first column first: how they came does not matter
+        rows = rows[torch.from_numpy(order)]
+        self._refit = self._fit_to(rows)  # what can fail comes first: a failed fit changes nothing
+        self.reference = rows
+
+    def _fit_to(self, rows: Tensor) -> Any:
+        return need("sklearn.base").clone(self.estimator).fit(rows.cpu().numpy())
 
     def _fitted(self) -> Any:
-        if self._refit is None:
-            self._refit = need("sklearn.base").clone(self.estimator).fit(self.reference.cpu().numpy())
+        if self._refit is None:  # the state was loaded
+            self._refit = self._fit_to(self.reference)
         return self._refit
 
     def _score(self, features: Features) -> Tensor:

@@ -23,6 +23,8 @@ __all__ = ["GMMPrior", "LogitPrior"]
 class GMMPrior(GMM):
     """Mixture of Gaussians with one covariance, on features brought to length one; larger energy = more OOD.
 
+    ``score`` brings them there; ``log_prob`` takes points that lie there, as `project` gives them, and does not check.
+
     Args:
         field: ``"penultimate"`` (the mean of the last map) or ``"style"`` (its spread).
         components: None = one per class; a number = found without labels, see `GMM`.
@@ -67,7 +69,7 @@ class GMMPrior(GMM):
         return Features(penultimate=self.project(getattr(features, self.field)), labels=features.labels)
 
     def _fit(self, features: Features) -> None:
-        super()._fit(features if self.components is None else self._seen(features))
+        super()._fit(features if self.components is None else self._seen(self._prepare(features)))
 
     def _measure(self, chunk: Features) -> Moments:
         return super()._measure(self._seen(chunk))

@@ -1,9 +1,10 @@
 r"""The residual: a small network that learns what a simple density gets wrong, and the loss it learns by.
 
-.. math:: E_h(z) = E_{\text{prior}}(z) / T_p + E_\theta(z), \qquad p_h(z) \propto e^{-E_h(z)}
+.. math:: E_h(z) = E_{\text{prior}}(z) / T_p + E_\theta(z), \qquad p_h(z) \propto e^{-E_h(z) / T}
 
-Larger energy = more OOD.  The network is pushed down on training features and up on *negatives*: features that the
-hybrid itself draws.  `ood_lib.hybrid` draws them and turns the wheel.
+Larger energy = more OOD.  T is the temperature at which the hybrid draws, by default :math:`1/T_p`: without a residual
+its density is that of the prior.  The network is pushed down on training features and up on *negatives*: features that
+the hybrid itself draws.  `ood_lib.hybrid` draws them and turns the wheel.
 """
 
 import itertools
@@ -49,7 +50,7 @@ class ResidualNet(nn.Module):
         seed: of the first weights.
 
     Raises:
-        ValueError: ``shared`` with hidden layers of different widths.
+        ValueError: no hidden layer, or one without units; ``shared`` with hidden layers of different widths.
 
     Example:
         >>> net = ResidualNet(512, [1024] * 5)
@@ -64,8 +65,8 @@ class ResidualNet(nn.Module):
         self, width: int, hidden: Sequence[int], shared: bool = False, bound: float = 1.0, seed: int = 0
     ) -> None:
         super().__init__()
-        if not hidden or (shared and len(set(hidden)) > 1):
-            raise ValueError(f"hidden={hidden}, shared={shared} given; expected widths, all the same to share a layer")
+        if not hidden or min(hidden) < 1 or (shared and len(set(hidden)) > 1):
+            raise ValueError(f"hidden={hidden}, shared={shared} given; expected widths >= 1, all the same if shared")
         draw, self.bound = torch.Generator().manual_seed(seed), bound
         inner = [_linear(a, b, draw) for a, b in itertools.pairwise(hidden)]
         self.hidden = nn.ModuleList([_linear(width, hidden[0], draw), *(inner[:1] * len(inner) if shared else inner)])

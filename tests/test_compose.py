@@ -22,6 +22,11 @@ def test_the_limits_are_minimum_mean_and_maximum():
         assert torch.allclose(soft_extreme(U, beta), U.mean(0), atol=1e-3)
 
 
+def test_single_precision_is_enough_near_zero():
+    for beta in (1e-5, -2e-6):
+        assert torch.allclose(soft_extreme(U.float(), beta).double(), soft_extreme(U, beta), atol=1e-5)
+
+
 def test_it_is_the_papers_formula_up_to_a_constant():
     for beta in (-2.0, 0.3, 7.0):
         paper = (beta * U).exp().sum(0).log() / beta
@@ -56,6 +61,15 @@ def test_compositions_compose(toy: Toy):
     u = outer.standardized(toy.test)
     assert torch.allclose(outer.score(toy.test), soft_extreme(u, -1.0))
     assert set(outer.reads) == {"logits", "penultimate"}
+
+
+def test_a_refit_that_fails_leaves_neither_scores_nor_the_old_threshold(toy: Toy):
+    both = compose([KNN(k=5), MSP()]).fit(toy.train).calibrate(toy.val)
+    with pytest.raises(ValueError, match=r"scores of \['MSP'\] are equal"):
+        both.fit(Features(penultimate=normal(20, 32), logits=torch.zeros(20, 4)))
+    for call in (both.score, both.is_ood):
+        with pytest.raises(NotFittedError):
+            call(toy.test)
 
 
 def test_what_cannot_be_composed_is_named(toy: Toy):

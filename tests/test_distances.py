@@ -85,6 +85,9 @@ def test_raw_knn_scales_with_the_features_and_ignores_shifts_and_rotations():
 
 
 def test_knn_needs_a_neighbour_and_enough_of_them():
+    for k in (0, 121):
+        with pytest.raises(ValueError, match=f"k={k} was given with a bank of 120 rows"):
+            knn_distance(QUERIES, BANK, k)
     with pytest.raises(ValueError, match="k=0"):
         KNN(k=0)
     with pytest.raises(ValueError, match=r"KNN\(k=50\) was given 49"):
@@ -184,6 +187,11 @@ def test_a_class_that_is_never_right_has_no_pattern():
         SHE().fit(through(BANK, torch.zeros(120, 3).long()))
     with pytest.raises(ValueError, match="metric='dot'"):
         SHE("dot")  # type: ignore[arg-type]
+
+
+def test_logits_of_another_width_are_named():
+    with pytest.raises(ValueError, match="the logits are 5 wide, but those it was fitted on were 3"):
+        SHE().fit(TRAIN).score(Features(penultimate=QUERIES, logits=normal(40, 5)))
 
 
 # -- FDBD -------------------------------------------------------------------------------------------------------

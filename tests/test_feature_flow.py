@@ -204,6 +204,24 @@ def test_a_lost_likelihood_leaves_a_detector_that_scores():
     assert flow.score(TRAIN).isfinite().all()
 
 
+def test_a_refit_that_loses_the_likelihood_forgets_the_threshold():
+    flow = FeatureFlow("paper", learning_rate=3.0, updates=0, check_every=2, batch_size=50).fit(TRAIN).calibrate(TRAIN)
+    flow.updates = 500
+    with pytest.raises(ValueError, match="no longer finite"):
+        flow.fit(TRAIN)
+    with pytest.raises(NotFittedError, match="no threshold yet"):
+        flow.is_ood(QUERIES)
+
+
+def test_a_refit_that_never_begins_changes_nothing(tmp_path):
+    flow = FeatureFlow(checkpoint=str(tmp_path / "flow.pt"), **SHORT).fit(TRAIN).calibrate(TRAIN)
+    before = flow.is_ood(QUERIES)
+    (tmp_path / "flow.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        flow.fit(TRAIN[:100])
+    assert torch.equal(flow.is_ood(QUERIES), before)
+
+
 # -- bad input --------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +260,8 @@ def test_wrong_arguments_are_named():
             FeatureFlow(**{name: value})
     with pytest.raises(ValueError, match="class_base=True needs a flow of this library"):
         FeatureFlow(Diagonal(), class_base=True)
+    with pytest.raises(ValueError, match=r'whiten=True was given with flow="paper"'):
+        FeatureFlow("paper", whiten=True)
 
 
 class Brittle(nn.Module):

@@ -268,3 +268,12 @@ def test_volumes_are_exact_under_autocast():
 def test_one_feature_cannot_be_split():
     with pytest.raises(ValueError, match=r"dim=1 was given; a coupling splits"):
         coupling_flow(1)
+
+
+@pytest.mark.parametrize("make", [coupling_flow, glow])
+def test_weights_are_drawn_on_the_cpu_and_brought_to_the_default_device(make, monkeypatch):
+    with torch.device("meta"):
+        assert all(value.is_meta for value in make(K).state_dict().values())
+        monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cpu"))
+        drawn = make(K).state_dict()
+    assert all(torch.equal(drawn[name], value) for name, value in make(K).state_dict().items())

@@ -47,6 +47,13 @@ def test_a_batch_is_a_function_of_seed_and_update():
     assert not torch.equal(c.batch(17)[0], later) and not torch.equal(a.batch(18)[0], later)
 
 
+def test_the_default_device_changes_no_batch():
+    a, b = training(), training()
+    with torch.device("meta"):
+        there = a.batch(7)[0]
+    assert torch.equal(there, b.batch(7)[0])
+
+
 def test_noise_has_the_width_that_was_asked_for_and_lengths_become_one():
     noisy = training(noise=0.5, batch_size=240).batch(0)[0] - training(noise=0.0, batch_size=240).batch(0)[0]
     assert noisy.std().item() == pytest.approx(0.5, rel=0.05)
@@ -143,6 +150,24 @@ def test_a_lost_likelihood_names_the_layer_and_leaves_the_last_good_flow():
         t.fit(500, check_every=2, patience=1000)
     assert weights(t.flow).isfinite().all()
     assert t.log_prob(HELD) == pytest.approx(max(v for v in t.history.val if v == v))
+
+
+class Box(nn.Module):
+    """A density of bounded support."""
+
+    def __init__(self):
+        super().__init__()
+        self.side = nn.Parameter(torch.ones(()))
+
+    def log_prob(self, x, labels=None):
+        return torch.where(x.abs().amax(1) < self.side, -K * self.side.log(), -torch.inf)
+
+
+def test_a_likelihood_that_is_not_finite_at_the_start_is_named():
+    t = FlowTraining(Box(), Z, rows=ROWS, held=HELD)
+    with pytest.raises(ValueError, match=r"not finite at the start: the mean log-density is -inf of rows"):
+        t.fit(10)
+    assert not t.history.update
 
 
 def test_autocast_trains_nearly_as_well():

@@ -95,6 +95,14 @@ def test_low_precision_keeps_every_direction(dtype: torch.dtype):
     assert learned(z, torch.arange(600) % 2).whitening.shape == (200, 200)
 
 
+def test_single_precision_is_enough_far_from_the_origin_in_any_number_of_rows():
+    z, means = 300 + normal(60, 64), 300 + normal(3, 64, seed=1)
+    exact, low = mahalanobis(z, means, torch.eye(64).double()), z.float()
+    for rows in (5, 60):
+        found = mahalanobis(low[:rows], means.float(), torch.eye(64))
+        assert torch.allclose(found.double(), exact[:rows], rtol=1e-3)
+
+
 def test_wrong_labels_are_named():
     with pytest.raises(ValueError, match="smallest one given is -1"):
         learned(BANK, LABELS - 1)

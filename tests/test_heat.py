@@ -1,14 +1,27 @@
 """Laws of HEAT: hybrids keep what the prior knows, mend what it gets wrong, and compose."""
 
 import io
+import itertools
 import math
 import warnings
 
 import pytest
 import torch
-from conftest import Toy, seeded
+from conftest import Toy, normal, seeded
 
-from ood_lib import GMM, HEAT, KNN, DivergedError, Features, GMMPrior, LogitPrior, NotFittedError, ResidualEBM, compose
+from ood_lib import (
+    GMM,
+    HEAT,
+    KNN,
+    DivergedError,
+    FeatureFlow,
+    Features,
+    GMMPrior,
+    LogitPrior,
+    NotFittedError,
+    ResidualEBM,
+    compose,
+)
 from ood_lib.metrics import auroc
 
 QUICK = {"updates": 20, "steps": 2, "hidden": (16, 16), "batch_size": 64}
@@ -133,6 +146,46 @@ def test_any_kind_of_mixture_gives_a_metric():
     assert ResidualEBM(GMM(), precondition=False, **QUICK).fit(plane).metric.numel() == 0
 
 
+def test_as_many_classes_as_features_leave_the_metric_of_a_diagonal_mixture_diagonal():
+    z, labels = normal(2, 300, 2) * torch.tensor([[[3.0, 1.0]], [[0.3, 3.0]]]), torch.arange(2).repeat_interleave(300)
+    train = Features(penultimate=z.flatten(0, 1), labels=labels)
+    hybrid = ResidualEBM(GMM(covariance="diagonal"), updates=0).fit(train)
+    assert torch.allclose(hybrid.metric, z.var(1, correction=0).mean(0).sqrt().diag(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0.0, 30.0])
+def test_plain_steps_leave_the_prior_as_it_is_wherever_it_lies_and_however_narrow(place: float):
+    train = Features(penultimate=place + normal(600, 4) * torch.tensor([1.0, 1.0, 0.01, 0.01]))
+    hybrid = ResidualEBM(GMM(components=1), precondition=False, updates=2).fit(train)
+    widths = hybrid.sample(2000, seeded()).std(0) / train.penultimate.std(0)
+    assert torch.allclose(widths, torch.ones(4).double(), atol=0.1)
+
+
+def test_the_density_of_a_hybrid_is_the_one_that_it_draws_from():
+    plane = ring_and_arcs(0, 200)
+    hybrid, hot = (ResidualEBM(GMM(), temperature=t, updates=0).fit(plane) for t in (None, 0.5))
+    twice, z = ResidualEBM(ResidualEBM(GMM(), updates=0), updates=0).fit(plane), plane.penultimate
+    for without_residual in (hybrid, twice):
+        assert torch.allclose(without_residual.log_prob(z), hybrid.prior.log_prob(z), atol=1e-4)
+    assert torch.allclose(hot.log_prob(z), -hot.energy(z) / 0.5)
+
+
+def test_a_flow_that_normalizes_keeps_its_hybrid_on_the_sphere(toy: Toy):
+    hybrid = ResidualEBM(FeatureFlow(updates=0), updates=0).fit(toy.train)
+    for z in (hybrid.points(toy.train), hybrid.sample(50, seeded())):
+        assert torch.allclose(z.norm(dim=1), torch.ones(len(z)).to(z))
+    raw = ResidualEBM(FeatureFlow(normalize=False, updates=0), updates=0).fit(toy.train)
+    assert torch.equal(raw.points(toy.train), toy.train.penultimate)
+
+
+def test_the_default_device_changes_no_draw(toy: Toy):
+    hybrid = ResidualEBM(LogitPrior(toy.head), start="persistent", **QUICK).fit(toy.train)
+    batch, pool = toy.train.penultimate[:9].float(), hybrid.sample(50, seeded())
+    with torch.device("meta"):
+        there = hybrid._negatives(batch, pool.clone(), seeded())
+    assert torch.equal(there, hybrid._negatives(batch, pool.clone(), seeded()))
+
+
 # -- HEAT -------------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +229,11 @@ def test_wrong_arguments_are_named(toy: Toy):
     for wrong in ({"start": "nowhere"}, {"lam": -1.0}, {"steps": -1}, {"average": 1.0}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}="):
             ResidualEBM(GMM(), **wrong)
+    positive = ["prior_temperature", "step_size", "batch_size"]
+    numbers = [*positive, "lam", "steps", "temperature", "noise", "decay", "updates", "learning_rate", "average"]
+    for name, value in [*itertools.product(numbers, (-1, math.nan, math.inf)), *((name, 0) for name in positive)]:
+        with pytest.raises(ValueError, match=f"^{name}={value} was given; expected a"):
+            ResidualEBM(GMM(), **{name: value})
     with pytest.raises(ValueError, match=r"options \['lam'\]"):
         HEAT([ResidualEBM(GMM())], lam=1.0)
     with pytest.raises(ValueError, match="were given to compose"):
@@ -187,6 +245,20 @@ def test_before_the_fit_there_is_nothing_to_ask(toy: Toy):
     for call in (hybrid.energy, hybrid.residual, hybrid.log_prob, lambda z: hybrid.sample(3)):
         with pytest.raises(NotFittedError):
             call(z)
+
+
+def test_a_refit_that_is_broken_off_leaves_neither_scores_nor_the_old_threshold(toy: Toy, monkeypatch):
+    hybrid = ResidualEBM(GMMPrior(), **QUICK).fit(toy.train).calibrate(toy.val)
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hybrid, "_update", stop)
+    with pytest.raises(KeyboardInterrupt):
+        hybrid.fit(toy.val)
+    for call in (hybrid.score, hybrid.is_ood):
+        with pytest.raises(NotFittedError):
+            call(toy.test)
 
 
 def test_divergence_stops_the_training_and_keeps_the_last_good_weights(toy: Toy):

@@ -227,6 +227,15 @@ def test_without_a_minimum_there_is_no_temperature():
         fit_temperature(LOGITS, torch.zeros(3).long())
 
 
+def test_labels_that_are_no_indices_and_logits_that_are_not_finite_have_no_temperature():
+    labels, holed = drawn(LOGITS, 2.0), LOGITS.clone()
+    with pytest.raises(ValueError, match="expected 200 class indices"):
+        fit_temperature(LOGITS, labels + 0.9)
+    holed[3, 1] = math.nan
+    with pytest.raises(ValueError, match="1 of 200 rows of logits"):
+        fit_temperature(holed, labels)
+
+
 def test_a_temperature_can_be_fitted_where_gradients_are_off():
     with torch.no_grad():
         assert fit_temperature(LOGITS, drawn(LOGITS, 2.0)) > 0

@@ -1,12 +1,14 @@
 """Laws of the moments: they add up, whatever the pieces; and of the detectors that learn from nothing else."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from conftest import Toy, normal
 from test_detector import MAKE, same_state, state_of
 
-from ood_lib import KNN, Detector, Features, Mahalanobis, NotFittedError
+from ood_lib import FDBD, KNN, Detector, Features, Mahalanobis, NotFittedError
 from ood_lib.moments import MomentDetector, class_moments, gram, merge_moments, pooled
 
 Z, LABELS = 3 + normal(90, 5), torch.arange(90) % 4
@@ -150,6 +152,14 @@ def test_only_detectors_of_one_make_are_merged(toy: Toy):
     for detector in (MAKE["RMDS"](toy.head), KNN()):
         with pytest.raises(ValueError, match=r"cannot be merged into Mahalanobis\(\)"):
             Mahalanobis().merge(detector)
+
+
+def test_detectors_with_different_heads_are_not_merged(toy: Toy):
+    other = copy.deepcopy(toy.head)
+    other.bias.data += 1
+    first, second = (FDBD(head).partial_fit(toy.train) for head in (toy.head, other))
+    with pytest.raises(ValueError, match="has another head"):
+        first.merge(second)
 
 
 def test_bad_pieces_are_refused_and_change_nothing(toy: Toy):

@@ -8,6 +8,8 @@ import torch
 from conftest import Toy, normal
 from sklearn.ensemble import IsolationForest
 from sklearn.neighbors import KernelDensity, LocalOutlierFactor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from ood_lib import Features, Outlier
 
@@ -50,9 +52,24 @@ def test_it_reads_the_field_that_it_is_told(toy: Toy):
     [
         (lambda: Outlier(LocalOutlierFactor()), "novelty=True"),
         (lambda: Outlier(IsolationForest()), "random_state=0"),
+        (lambda: Outlier(make_pipeline(StandardScaler(), IsolationForest())), "isolationforest__random_state=0"),
         (lambda: Outlier(FOREST, "labels"), "field='labels'"),
     ],
 )
 def test_what_cannot_score_or_repeat_itself_is_refused(make, said: str):
     with pytest.raises(ValueError, match=said):
         make()
+
+
+def test_what_cannot_be_fitted_fails_in_the_fit_and_changes_nothing(toy: Toy):
+    detector = Outlier(LOF).fit(toy.val)
+    before = detector.score(toy.test)
+    detector.estimator = LocalOutlierFactor(n_neighbors=-3, novelty=True)
+    with pytest.raises(ValueError, match="n_neighbors"):
+        detector.fit(toy.train)
+    assert torch.equal(detector.score(toy.test), before)
+
+
+def test_the_reference_is_sorted_by_the_first_column_first():
+    rows = normal(50, 3).round()
+    assert Outlier(LOF).fit(Features(logits=rows)).reference.tolist() == sorted(rows.tolist())

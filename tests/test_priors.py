@@ -56,6 +56,12 @@ def test_clusters_are_found_without_labels(toy: Toy):
     assert evaluate(blind.score(toy.test), blind.score(toy.ood)).auroc > 0.99
 
 
+def test_half_precision_costs_the_search_for_clusters_no_more_than_the_features_do(toy: Toy):
+    half = toy.train.penultimate.half()
+    low, exact = (GMMPrior(components=4).fit(Features(penultimate=z)) for z in (half, half.float()))
+    assert torch.equal(low.means, exact.means)
+
+
 def test_a_fit_in_pieces_is_a_fit(toy: Toy):
     whole, pieces = GMMPrior().fit(toy.train), GMMPrior()
     for part in toy.train.split(70):

@@ -39,8 +39,8 @@ def test_it_computes_in_the_precision_of_its_input():
     assert net(z.float()).dtype == torch.float32 and torch.allclose(net(z.float()).double(), exact, atol=1e-5)
 
 
-def test_layers_of_different_widths_cannot_be_shared():
-    for hidden, shared in (((8, 4), True), ((), False)):
+def test_layers_need_units_and_the_same_width_to_be_shared():
+    for hidden, shared in (((8, 4), True), ((), False), ((8, 0), False)):
         with pytest.raises(ValueError, match="expected widths"):
             ResidualNet(3, hidden, shared)
 
