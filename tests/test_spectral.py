@@ -11,8 +11,9 @@ from conftest import normal, seeded
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.data import TensorDataset
 
-from ood_lib import ResNet, lipschitz_report, spectral_normalize
+from ood_lib import ResNet, accuracy, lipschitz_report, spectral_normalize, train_classifier
 from ood_lib.lipschitz import batchnorm_gain, exact_norm, linear_map, reshaped_norm
 from ood_lib.spectral import power_iteration
 
@@ -238,6 +239,16 @@ def test_another_image_size_in_training_is_measured_anew_and_in_evaluation_is_no
     assert torch.equal(layer.weight, weight)
     run(layer, 200, normal(1, 3, 9, 9))
     assert exact_norm(layer, (3, 9, 9)) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["reshaped", "exact"])
+def test_a_fresh_network_can_be_measured_and_trained_with_averaged_weights(norm: str):
+    data = TensorDataset(IMAGES, torch.arange(8) % 4)
+    measured, averaged = network(norm=norm), network(norm=norm)
+    assert 0 <= accuracy(measured, data, device="cpu") <= 1
+    run(measured, 1, IMAGES)  # and it can be trained afterwards
+    train_classifier(averaged, data, epochs=2, average=0.9, device="cpu", progress=False)
+    assert exact_norm(averaged.stem[0], (3, 12, 12)) < 2 and averaged(IMAGES).isfinite().all()
 
 
 def test_only_the_chosen_layers_are_touched():
