@@ -7,6 +7,7 @@ import torch
 
 from ood_lib.benchmark import extract_benchmark
 from ood_lib.data import load_benchmark
+from ood_lib.networks import pick_device
 from ood_lib.pretrained import RECIPES, make_bank, train_recipe
 from ood_lib.results import data_hash, provenance
 
@@ -25,7 +26,7 @@ def main() -> None:
     given = parser.parse_args()
     bench = load_benchmark(RECIPES[given.name].benchmark, root=given.root, missing=given.missing)
     command = f"python -m ood_lib {given.name} --seed {given.seed} --missing {given.missing}"
-    origin = provenance(command, data=data_hash(bench), sets="; ".join(bench.notes))
+    origin = provenance(command, pick_device(given.device), data=data_hash(bench), sets="; ".join(bench.notes))
     network, _ = train_recipe(given.name, bench, given.out, seed=given.seed, origin=origin, device=given.device)
     seen = extract_benchmark(network, bench, device=given.device, channels_last=True, autocast=torch.bfloat16)
     seen.save(given.out / f"{bench.name}-features", **origin)

@@ -5,12 +5,13 @@ same images on every device.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Augment", "augmented", "cutout", "flip", "shift"]
+__all__ = ["Augment", "Augmented", "augmented", "cutout", "flip", "shift"]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -47,7 +48,22 @@ def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
 
 
-def augmented(pad: int = 4, mirror: bool = True, hole: int = 0) -> Augment:
+@dataclass(frozen=True)
+class Augmented:
+    """What `augmented` makes: a function of images and generator that can say what it does."""
+
+    pad: int
+    mirror: bool
+    hole: int
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Images (N, C, H, W), changed."""
+        images = shift(images, self.pad, generator)
+        images = flip(images, generator) if self.mirror else images
+        return cutout(images, self.hole, generator) if self.hole else images
+
+
+def augmented(pad: int = 4, mirror: bool = True, hole: int = 0) -> Augmented:
     """The usual training augmentation of small photographs: a shift, a flip, a hole.
 
     Args:
@@ -55,10 +71,4 @@ def augmented(pad: int = 4, mirror: bool = True, hole: int = 0) -> Augment:
         mirror: `flip`; leave it out where left and right matter, as for digits.
         hole: side of `cutout`; 0 = none.
     """
-
-    def change(images: Tensor, generator: torch.Generator) -> Tensor:
-        images = shift(images, pad, generator)
-        images = flip(images, generator) if mirror else images
-        return cutout(images, hole, generator) if hole else images
-
-    return change
+    return Augmented(pad, mirror, hole)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
 from ood_lib.cost import measured
 from ood_lib.data import Benchmark
 from ood_lib.detector import Detector
-from ood_lib.features import Features, extract
+from ood_lib.features import Features, extract, save_tensors
 from ood_lib.metrics import evaluate, student
 from ood_lib.networks import Network, adapt
 from ood_lib.records import BANK, by_group, linear, sha256_of, verified_files
@@ -61,7 +61,7 @@ class BenchmarkFeatures:
         for name, features in sets.items():
             features.save(folder / f"{name}.safetensors")
         if self.head is not None:
-            save_file(self.head.state_dict(), folder / "head.safetensors")
+            save_tensors(self.head.state_dict(), folder / "head.safetensors")
         hashes = {name: sha256_of(folder / f"{name}.safetensors") for name in [*sets, *(["head"] if self.head else [])]}
         partial = folder / f".{BANK}.partial"
         partial.write_text(json.dumps({"sets": hashes, "about": about}, indent=1) + "\n", encoding="utf-8")

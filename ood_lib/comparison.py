@@ -140,7 +140,7 @@ def duel(table: "pd.DataFrame", one: str, other: str, group: str, metric: str = 
         metric: auroc, fpr95, aupr_in or aupr_out.
 
     Raises:
-        ValueError: the table has no such rows.
+        ValueError: the table has no such rows, or none of the two on the same network.
 
     Example:
         >>> import pandas as pd
@@ -153,7 +153,9 @@ def duel(table: "pd.DataFrame", one: str, other: str, group: str, metric: str = 
     if lacking := {one, other} - set(rows["detector"]):
         raise ValueError(f"no {metric} of {sorted(lacking)} on {group} sets; there are {sorted(set(rows['detector']))}")
     wide = 100 * rows.pivot_table("value", "seed", "detector", "mean")
-    gap = wide[one] - wide[other]
+    gap = (wide[one] - wide[other]).dropna()
+    if gap.empty:
+        raise ValueError(f"no seed has both {one!r} and {other!r}; expected one network at least that both have judged")
     half = student(len(gap)) * gap.sem() if len(gap) > 1 else math.nan
     return Duel(float(gap.mean()), float(half), int((gap > 0).sum()), len(gap))
 

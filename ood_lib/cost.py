@@ -64,5 +64,5 @@ def _resident_from_now() -> float:
 def _status(field: str) -> float:
     if not STATUS.is_file():
         return math.nan
-    line = next(x for x in STATUS.read_text().splitlines() if x.startswith(field))
-    return 1024.0 * int(line.split()[1])
+    line = next((x for x in STATUS.read_text().splitlines() if x.startswith(field)), None)
+    return 1024.0 * int(line.split()[1]) if line else math.nan  # some kernels of containers leave lines out

@@ -261,7 +261,13 @@ def load_ood_set(name: str, bench: Benchmark, root: str | Path | None = None, *,
 
     Raises:
         MissingDataError: the set is not there; the message says what to put where.
+        ValueError: the benchmark is a bank, which has no network to look at images.
     """
+    if bench.head is not None:
+        raise ValueError(
+            f"{bench.name} is a bank: its images are features of a network, beside which pixels mean nothing; load the "
+            f"benchmark of the images, or extract {name} with that network and save a bank that holds it"
+        )
     frame = bench.test.frame or Frame(bench.image_shape[0], bench.image_shape[1])
     return Shelf(_root(root), download).unknown([name], frame)[name]
 

@@ -54,7 +54,16 @@ class Whiten(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """In single precision always: directions that are blown up would show the rounding of a shorter one."""
+        """In single precision always: directions that are blown up would show the rounding of a shorter one.
+
+        Raises:
+            ValueError: nothing was measured yet.
+        """
+        if not self.weight.any():
+            raise ValueError(
+                "the whitening layer is not measured yet and would answer 0 to every image: call fit_stem(images) of "
+                "the network (fit of the layer) with training images, or load the state of a trained network"
+            )
         with torch.autocast(images.device.type, enabled=False):
             return F.conv2d(images.to(self.weight.dtype), self.weight)
 
@@ -85,7 +94,7 @@ class FastResNet(ResNet):
         channels, classes, normalize: as of `ResNet`.
         widths: feature maps per stage; each stage halves the resolution, the last one is K.
 
-    `fit_stem` comes before training.
+    `fit_stem` comes before the first forward pass, or the state of a trained network.
     """
 
     def __init__(
@@ -99,5 +108,5 @@ class FastResNet(ResNet):
 
     def fit_stem(self, images: Tensor) -> Self:
         """Measure the patches of some thousand training images (N, channels, H, W) in [0, 1]."""
-        self.stem[0].fit(self.normalize(images))
+        self.stem[0].fit(self.normalize(images))  # type: ignore[operator]
         return self

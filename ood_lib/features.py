@@ -8,7 +8,7 @@ import math
 import os
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ood_lib.distributed import team
 from ood_lib.forward import data_hash, forward, network_hash
 from ood_lib.networks import Network, pick_device
 
-__all__ = ["Features", "extract"]
+__all__ = ["Features", "extract", "save_tensors"]
 
 _BLOCKS = 1024  # of a bank at most: what a kill costs, and how evenly processes share
 _SAMPLE = 64  # items by which a data set without a fingerprint is known again at a path of the reader's choice
@@ -92,17 +92,7 @@ class Features:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-        fresh.touch(exist_ok=False)
-        mode = fresh.stat().st_mode  # as the umask wants it: safetensors makes files that only the owner can read
-        try:
-            save_file(_apart(self.tensors()), fresh)
-            fresh.chmod(mode)
-            os.replace(fresh, path)
-        finally:
-            fresh.unlink(missing_ok=True)
+        save_tensors(self.tensors(), Path(path))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Features":
@@ -126,7 +116,21 @@ class Features:
             ) from error
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, as `Features.save` does; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    fresh.touch(exist_ok=False)
+    mode = fresh.stat().st_mode  # as the umask wants it: safetensors makes files that only the owner can read
+    try:
+        save_file(_apart(tensors), fresh)
+        fresh.chmod(mode)
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Contiguous, and each in memory of its own, as safetensors asks."""
     seen: set[int] = set()
     out = {}

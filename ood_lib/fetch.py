@@ -11,6 +11,11 @@ from zipfile import ZipFile
 
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows: two downloads at once would spoil the file, and the digest tells
+    fcntl = None  # type: ignore[assignment]
+
 __all__ = ["fetch", "unpack"]
 
 BLOCK = 1 << 20
@@ -39,6 +44,8 @@ def fetch(url: str, path: Path, digest: str) -> None:
             if not path.exists():
                 _continue(url, file)
                 _verify(file, digest, url)
+                if fcntl is None:  # Windows renames no open file; elsewhere the next one waits until it has its name
+                    file.close()
                 os.replace(partial, path)
     finally:
         if path.exists() or not partial.stat().st_size:
@@ -46,11 +53,8 @@ def fetch(url: str, path: Path, digest: str) -> None:
 
 
 def _wait_for_my_turn(file: IO[bytes]) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two downloads at once would spoil the file, and the digest tells
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _continue(url: str, file: IO[bytes]) -> None:

@@ -5,6 +5,7 @@ alone where a BatchNorm follows.  The report sets all of them side by side.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from ood_lib.data import Normalize
 from ood_lib.extras import need
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+KINDS = (nn.Conv2d, nn.Linear, *BATCHNORMS)  # what a report knows
 COARSE = 1e-4  # from this tolerance on single precision will do, in which convolutions are several times faster
 DENSE = 64  # up to so many inputs or outputs the whole matrix is decomposed
 
@@ -215,6 +218,19 @@ def gain(layer: Any, gamma: Tensor | None) -> Tensor:
     return torch.linalg.vector_norm(inverse if gamma is None else gamma * inverse, torch.inf)
 
 
+def _warn_of_unknown(network: nn.Module) -> None:
+    """Say which modules with numbers of their own a report leaves out."""
+    known = (*KINDS, Normalize)
+    others = {n: m for n, m in network.named_modules() if not isinstance(m, known) and "parametrizations" not in n}
+    own = {n: [*m.parameters(recurse=False), *m.buffers(recurse=False)] for n, m in others.items()}
+    if left := [f"{n} ({type(others[n]).__name__})" for n in own if own[n]]:
+        warnings.warn(
+            f"the report knows Conv2d, Linear and BatchNorm, and leaves out {', '.join(left)}: multiply by their "
+            "Lipschitz constants, or the product bounds only the rest",
+            stacklevel=4,
+        )
+
+
 @torch.no_grad()
 def lipschitz_report(network: nn.Module, images: Tensor, tolerance: float = 1e-6) -> "pd.DataFrame":
     """Layer by layer, in the order they run: how much each stretches at most, and the BatchNorm that follows it.
@@ -226,8 +242,10 @@ def lipschitz_report(network: nn.Module, images: Tensor, tolerance: float = 1e-6
 
     Returns:
         One row per convolution or linear layer: layer (its name), reshaped (`reshaped_norm`), exact (`exact_norm`),
-        gain (`batchnorm_gain` of a BatchNorm that reads its output directly, else 1) and product (exact x gain).  The
-        product over a chain of layers bounds its Lipschitz constant; branches add.
+        gain (`batchnorm_gain` of a BatchNorm that reads its output directly, else 1) and product (exact x gain).  A
+        BatchNorm that reads something else has a row of its own, with norm 1.  The product over a chain of layers
+        bounds its Lipschitz constant; branches add.  Distances are those of standardised images: `Normalize` has no
+        row.  Other modules with parameters or buffers have none either, and a warning names them.
 
     Raises:
         ValueError: a layer that `exact_norm` does not know, or a BatchNorm without a running variance.
@@ -244,17 +262,20 @@ def lipschitz_report(network: nn.Module, images: Tensor, tolerance: float = 1e-6
     rows: list[dict[str, Any]] = []
     made: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # the output is held, so that its id stays its own
 
+    def add(name: str, reshaped: float, exact: float) -> dict[str, Any]:
+        rows.append({"layer": name, "reshaped": reshaped, "exact": exact, "gain": 1.0})
+        return rows[-1]
+
     def look(name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(layer, BATCHNORMS):
-            if (found := made.get(id(inputs[0]))) is not None:
-                found[1]["gain"] = batchnorm_gain(layer).item()
+            row = made[id(inputs[0])][1] if id(inputs[0]) in made else add(name, 1.0, 1.0)
+            row["gain"] = batchnorm_gain(layer).item()
             return
         sigma, exact = reshaped_norm(layer.weight).item(), exact_norm(layer, inputs[0].shape[1:], tolerance)  # type: ignore[arg-type]
-        rows.append({"layer": name, "reshaped": sigma, "exact": exact, "gain": 1.0})
-        made[id(output)] = output, rows[-1]
+        made[id(output)] = output, add(name, sigma, exact)
 
-    kinds = (nn.Conv2d, nn.Linear, *BATCHNORMS)
-    seen = {name: m for name, m in network.named_modules() if isinstance(m, kinds)}
+    _warn_of_unknown(network)
+    seen = {name: m for name, m in network.named_modules() if isinstance(m, KINDS)}
     handles = [m.register_forward_hook(partial(look, name)) for name, m in seen.items()]
     modes = [(m, m.training) for m in network.modules()]
     try:

@@ -8,13 +8,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from ood_lib.augment import Augment
+from ood_lib.augment import Augment, Augmented
 from ood_lib.checkpoint import Checkpoint
+from ood_lib.forward import data_hash
 
 __all__ = ["History", "Task", "check_loss", "ema", "train"]
+
+SAMPLE = 64  # items by which a checkpoint knows its data set again
 
 
 @dataclass
@@ -26,6 +29,16 @@ class History:
     accuracy: list[float] = field(default_factory=list)  # per epoch, on the validation set; of many labels the mAP
 
 
+class _Average(AveragedModel):
+    """Keeps up with buffers whose shape a layer learns from its first input, as spectral normalisation does."""
+
+    def update_parameters(self, model: nn.Module) -> None:
+        for mean, value in zip(self.module.buffers(), model.buffers()):
+            if mean.shape != value.shape:
+                mean.resize_(value.shape).copy_(value)
+        super().update_parameters(model)
+
+
 def ema(network: nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of all weights, begun with a short memory: (1 + t) / (10 + t) up to ``decay``."""
 
@@ -34,7 +47,7 @@ def ema(network: nn.Module, decay: float) -> AveragedModel:
         for mean, value in zip(means, values):
             mean.lerp_(value, share) if mean.is_floating_point() else mean.copy_(value)  # BatchNorm counts its batches
 
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+    return _Average(network, multi_avg_fn=average, use_buffers=True)
 
 
 def check_loss(loss: Tensor, learning_rate: float) -> None:
@@ -57,12 +70,28 @@ class Task(NamedTuple):
     def options(self) -> dict[str, Any]:
         """What must not change between an interruption and the rest."""
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-        return {"loss": self.loss.__name__, "groups": groups, "average": self.average, "autocast": str(self.autocast)}
+        change = self.augment if isinstance(self.augment, Augmented) else ""  # what a function does nobody can tell
+        own = {"loss": self.loss.__name__, "groups": groups, "average": self.average, "autocast": str(self.autocast)}
+        return own | {"augment": str(change)}
 
 
 def _layout(task: Task) -> torch.memory_format:
     """How images and weights lie in memory, however the augmentation left them."""
     return torch.channels_last if task.channels_last else torch.contiguous_format
+
+
+def _key(network: nn.Module, data: Dataset, task: Task, *numbers: int) -> str:
+    """Tells this training from others: what it does, to which parameters, on what data."""
+    shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
+    return f"{task.options()}{numbers}{shapes}{_sample_hash(data)}"
+
+
+def _sample_hash(data: Dataset) -> str:
+    """Of a few items, evenly spread, so that it costs the same for any data set."""
+    rows = torch.linspace(0, len(data) - 1, SAMPLE, dtype=torch.float64).long().unique()  # type: ignore[arg-type]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # for items that are changed at random
+        return data_hash(Subset(data, rows.tolist()))  # not the `fingerprint` of all, which may read them all
 
 
 class _Run:
@@ -137,8 +166,9 @@ def train(
     """
     if len(data) == 0:  # type: ignore[arg-type]
         raise ValueError("the training set is empty: expected at least one (image, label) item")
-    key = f"{task.options()}{epochs, batch_size, seed, len(data)}"  # type: ignore[arg-type]
-    saved = Checkpoint(checkpoint, key) if checkpoint is not None else None
+    saved = None
+    if checkpoint is not None:
+        saved = Checkpoint(checkpoint, _key(network, data, task, epochs, batch_size, seed, len(data)))  # type: ignore[arg-type]
     network.to(memory_format=_layout(task))
     loader = DataLoader(data, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
     run = _Run(network, task, loader, epochs)

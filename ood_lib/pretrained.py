@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from ood_lib.augment import augmented
 from ood_lib.benchmark import BenchmarkFeatures
 from ood_lib.data import Benchmark, Normalize
 from ood_lib.fast_resnet import FastResNet
-from ood_lib.features import Features
+from ood_lib.features import Features, save_tensors
 from ood_lib.loop import History
 from ood_lib.networks import ResNet
 from ood_lib.records import SHIPPED, sha256_of
@@ -104,6 +104,8 @@ def train_recipe(
 ) -> tuple[ResNet, History]:  # fmt: skip
     """Train a network by its recipe and write its two files; an interrupted training goes on where it was.
 
+    The seconds on the card are those of the last call: of a training that was interrupted, of its rest.
+
     Args:
         name: of the recipe.
         bench: its benchmark.
@@ -119,7 +121,8 @@ def train_recipe(
         torch.manual_seed(seed)
         network = recipe.network(len(bench.classes), *_statistics(bench))
     if isinstance(network, FastResNet):
-        network.fit_stem(torch.stack([bench.train[i][0] for i in range(min(PATCHED, len(bench.train)))]))
+        rows = torch.linspace(0, len(bench.train) - 1, min(PATCHED, len(bench.train))).round().long()  # of all classes
+        network.fit_stem(bench.train.subset(rows).images)
     start = time.monotonic()
     history = train_classifier(
         network, bench.train, val=bench.val, seed=seed, augment=augmented(hole=recipe.hole),
@@ -134,16 +137,15 @@ def _write(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, An
     """Round the weights to half precision, measure what is left of the accuracy, write the file and its card."""
     half = {key: _half(x.detach().cpu()) for key, x in network.state_dict().items()}
     network.load_state_dict({key: _single(x) for key, x in half.items()})
-    partial = file.with_suffix(".partial")
-    save_file(half, partial)
-    os.replace(partial, file)
+    save_tensors(half, file)
     facts = {
         "benchmark": bench.name,
         "classes": list(bench.classes),
         "normalize": _statistics(bench),
-        "accuracy": accuracy(network, bench.test),
+        "accuracy": accuracy(network, bench.test, device=next(network.parameters()).device),
         "sha256": sha256_of(file),
     }
+    partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(dict(about) | facts, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, file.with_suffix(".json"))
 

@@ -76,8 +76,8 @@ ORIGINS = {
 def open_published(home: Path, name: str, split: str, frame: Frame | None, download: bool = False) -> ImageSet:
     """A split of a published set that lies in `home`; raises whatever its reader raises when it is not complete."""
     kind, there, _, options, pictures, read = PUBLISHED[name]
-    make = getattr(need("torchvision.datasets"), kind)
     if download or not (pictures or read):
+        make = getattr(need("torchvision.datasets"), kind)
         data = make(home, download=download, **(options or {"train": split == "train"}))
     if read:
         return read(home / there, split, frame)
@@ -118,6 +118,11 @@ def fetch_tiny_imagenet(home: Path) -> None:
     """The validation pictures of Tiny-ImageNet into `home`; the archive is fetched beside it and then removed."""
     url, digest, files = TINY_IMAGENET
     archive = home.parent / Path(url).name
-    fetch(url, archive, digest)
-    unpack(archive, "tiny-imagenet-200/val", home, files)
-    archive.unlink()
+    try:
+        fetch(url, archive, digest)
+        unpack(archive, "tiny-imagenet-200/val", home, files)
+    except OSError:
+        if not home.exists():  # no other process was faster
+            raise
+    with suppress(OSError):  # it is gone, or open to another process on Windows, which removes it then
+        archive.unlink()

@@ -60,13 +60,15 @@ def provenance(command: str = "", device: str | torch.device = "cpu", **about: s
 
 
 def _commit() -> str:
-    """The commit of the library's source, with + where it was changed since; "" outside a checkout."""
+    """The commit of the library's source, with + where it was changed since; "" outside a checkout of it."""
 
     def git(*words: str) -> str:
         run = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
         return run.stdout.strip() if run.returncode == 0 else ""
 
     try:
+        if not git("ls-files", "--error-unmatch", Path(__file__).name):  # installed inside another repository
+            return ""
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except OSError:  # no git
         return ""

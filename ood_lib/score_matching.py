@@ -72,7 +72,7 @@ def denoising_error(
     chunks = [*zip(x.split(batch_size), noise.split(batch_size))]
 
     def error(sigma: Tensor) -> float:
-        return sum(dsm_loss(network, a, sigma, b).double().sum().item() for a, b in chunks) * 2 / x.numel()
+        return sum(dsm_loss(network, a, sigma, b).cpu().double().sum().item() for a, b in chunks) * 2 / x.numel()
 
     return torch.tensor([error(sigma) for sigma in checked_scales(sigmas).to(x)[:, None]], dtype=torch.float64)
 
@@ -84,7 +84,7 @@ def draw_scales(network: Any, n: int, generator: torch.Generator) -> Tensor:
     """
     u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
     if levels := getattr(network, "levels", None):
-        return torch.tensor(levels)[(u * len(levels)).long()]
+        return torch.tensor(levels)[(u * len(levels)).long().clamp_max(len(levels) - 1)]  # u may round up to 1
     low, high = network.sigma_range
     return low * (high / low) ** u
 

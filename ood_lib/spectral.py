@@ -88,9 +88,10 @@ class SpectralNorm(nn.Module):
         if norm == "reshaped" or isinstance(layer, nn.Linear):
             self.begin(layer.weight, layer.weight[0].numel())  # type: ignore[arg-type, index]
 
+    @torch.inference_mode(False)  # `power_iteration` takes gradients, also when it is an accuracy that is measured
     def begin(self, weight: Tensor, *shape: int) -> None:
         """Find singular vectors from scratch, for inputs of a given shape."""
-        weight = weight.detach()
+        weight = weight.detach().clone()
         self.u, self.v = power_iteration(partial(self.linear.apply, weight), _start((1, *shape), weight), WARM_UP)
 
     def see(self, weight: Tensor, shape: Sequence[int]) -> None:

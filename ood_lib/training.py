@@ -51,7 +51,8 @@ def train_classifier(
         device: where to train.
         autocast: compute in this precision where that is safe, bfloat16 on a CPU.
         channels_last: the channel as the last index in memory, which convolutions in half precision like.
-        checkpoint: a file written after each epoch, from which the next call goes on; deleted at the end.
+        checkpoint: a file written after each epoch, from which the next call goes on; deleted at the end.  It knows
+            its training by recipe, network and a few of the items, so let ``augment`` change images, not the data set.
         progress: show a bar.
 
     Raises:

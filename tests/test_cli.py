@@ -225,6 +225,15 @@ def test_a_failure_names_cell_and_error_while_the_others_finish_and_old_output_s
     assert not (book / "_build/run/default/20_beta.failed.ipynb").exists()
 
 
+def test_a_finished_run_that_cannot_be_recorded_says_why_and_its_notebook_is_kept(book, capsys):
+    latin = '\n# %%\nwith open(f"{results}/t.csv", "w", encoding="latin-1") as f:\n    print("é", file=f)\n'
+    write_notebook(book, "10_alpha", ALPHA, latin)
+    assert cli.main(["run", "alpha"]) == 1
+    error = capsys.readouterr().err
+    assert "failed in writing" in error and "UnicodeDecodeError" in error and "10_alpha.failed.ipynb" in error
+    assert "t.csv" in output_of(book, "10_alpha.failed")
+
+
 @pytest.mark.parametrize(("name", "left_out"), [("digits", False), ("bank:/features", True)])
 def test_a_run_on_a_bank_leaves_out_the_cells_that_need_images(book, name, left_out):
     pixels = '\n# %% tags=["images"]\nprint("pix" + "els")\n\n# %%\nprint("go" + "es on")\n'

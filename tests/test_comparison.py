@@ -214,6 +214,14 @@ def test_the_word_of_a_duel(one, word):
     assert found.word == word and f"({word}; ahead on" in str(found) and "nan" not in str(found)
 
 
+def test_networks_that_only_one_of_the_two_has_seen_do_not_count():
+    one, other = [0.91, 0.85, 0.97, 0.9], [0.88, 0.86, 0.9]
+    assert duel(table_of(one, other), "one", "other", "near") == duel(table_of(one[:3], other), "one", "other", "near")
+    alone = table_of([0.9], [0.8]).assign(seed=[0, 1])
+    with pytest.raises(ValueError, match="no seed has both 'one' and 'other'"):
+        duel(alone, "one", "other", "near")
+
+
 def test_a_duel_with_nobody_is_refused():
     with pytest.raises(ValueError, match=r"no auroc of \['nobody'\] on near sets; there are \['one', 'other'\]"):
         duel(table_of([0.9], [0.8]), "one", "nobody", "near")

@@ -43,6 +43,15 @@ def test_where_memory_cannot_be_told_it_is_nan(monkeypatch, tmp_path):
     assert cost.memory_mb != cost.memory_mb and cost.seconds > 0
 
 
+@linux
+def test_a_kernel_that_leaves_the_peak_out_gives_nan(monkeypatch, tmp_path):
+    (tmp_path / "status").write_text("VmRSS:\t 1000 kB\n")
+    monkeypatch.setattr(room, "STATUS", tmp_path / "status")
+    with measured() as cost:
+        pass
+    assert cost.memory_mb != cost.memory_mb
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_cuda_memory_is_what_torch_allocates():
     with measured("cuda") as cost:

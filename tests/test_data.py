@@ -111,6 +111,12 @@ def test_one_more_set(tmp_path, digits):
         load_ood_set("fashion_mnist", digits, tmp_path, download=False)
 
 
+def test_a_bank_takes_no_further_set_of_images(tmp_path):
+    save_arrays(tmp_path / "kmnist" / "train.npz", draw(3, 28, 28), np.arange(3))
+    with pytest.raises(ValueError, match=r"cifar10-bank is a bank.*extract kmnist with that network"):
+        load_ood_set("kmnist", load_benchmark("cifar10-bank"), tmp_path, download=False)
+
+
 def test_absent_ood_sets_are_skipped_with_a_warning_where_the_reader_asked(tmp_path):
     _cifar10(tmp_path)
     save_arrays(tmp_path / "mnist" / "test.npz", draw(5, 28, 28))

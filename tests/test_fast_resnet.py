@@ -79,15 +79,19 @@ def test_the_head_makes_the_logits_from_a_feature_that_is_not_negative():
     assert (seen.penultimate >= 0).all()
 
 
-def test_before_its_stem_is_fitted_it_sees_nothing_and_afterwards_it_sees_what_normalize_leaves():
+def test_before_its_stem_is_fitted_it_refuses_and_afterwards_it_sees_what_normalize_leaves():
     class Shifted(torch.nn.Module):
         def forward(self, x):
             return x - 0.5
 
     network = FastResNet(3, 4, (4,), normalize=Shifted()).eval()
-    assert network.represent(images(5)).penultimate.std(0).eq(0).all()
-    network.fit_stem(images(20))
+    with pytest.raises(ValueError, match=r"not measured yet .* call fit_stem\(images\)"):
+        network.represent(images(5))
+    state = network.fit_stem(images(20)).state_dict()
     assert torch.equal(network.stem[0].weight, Whiten(3).fit(images(20) - 0.5).weight)
+    other = FastResNet(3, 4, (4,), normalize=Shifted()).eval()
+    other.load_state_dict(state)
+    assert torch.equal(other(images(5)), network(images(5)))
 
 
 def test_every_weight_learns():

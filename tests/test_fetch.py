@@ -3,12 +3,15 @@
 import contextlib
 import hashlib
 import http.server
+import os
 import threading
 import zipfile
+from pathlib import Path
 from urllib.error import HTTPError, URLError
 
 import pytest
 
+from ood_lib import fetch as room
 from ood_lib.fetch import fetch, unpack
 
 CONTENT = bytes(range(256)) * 5000
@@ -100,6 +103,19 @@ def test_another_file_is_refused_and_not_kept(tmp_path, partial):
         server.content = CONTENT
         fetch(server.url, path, SHA)
     assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks into /proc")
+def test_where_no_open_file_can_be_renamed_it_is_closed_before(tmp_path, monkeypatch):
+    def replace(source, target):
+        assert str(source) not in {os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()}
+        source.rename(target)
+
+    monkeypatch.setattr(room, "fcntl", None)
+    monkeypatch.setattr(room.os, "replace", replace)
+    with serving() as server:
+        fetch(server.url, tmp_path / "set.bin", SHA)
+    assert (tmp_path / "set.bin").read_bytes() == CONTENT
 
 
 def test_two_at_once_make_one_file(tmp_path):

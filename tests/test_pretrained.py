@@ -1,5 +1,6 @@
 """Laws of what is shipped: a file is what its card says, a bank is a fair sample, and both can be made again."""
 
+import os
 import sys
 from functools import partial
 
@@ -50,6 +51,37 @@ def test_a_whitening_layer_is_measured_on_the_images_and_shipped_with_the_weight
     assert torch.allclose(network.stem[0].weight, fitted.weight, atol=2e-3)  # half precision
     assert network.stem[0].weight.abs().amax() > 0
     assert torch.equal(pretrained("tiny", tmp_path)(images[:9]), network(images[:9]))
+
+
+def test_a_whitening_layer_sees_images_from_all_over_the_training_set(tiny, monkeypatch, tmp_path):
+    class Seen(FastResNet):
+        def fit_stem(self, images):
+            seen.append(images)
+            return super().fit_stem(images)
+
+    seen: list[torch.Tensor] = []
+    monkeypatch.setitem(RECIPES, "tiny", TINY._replace(build=partial(Seen, widths=(4,))))
+    monkeypatch.setitem(train_recipe.__globals__, "PATCHED", 11)
+    train(tiny, tmp_path, epochs=1)
+    rows = torch.linspace(0, len(tiny.train) - 1, 11).round().long()
+    assert torch.equal(seen[0], torch.stack([tiny.train[i][0] for i in rows.tolist()]))
+
+
+def test_the_accuracy_is_measured_where_the_network_was_trained(tiny, monkeypatch, tmp_path):
+    places = []
+    monkeypatch.setitem(train_recipe.__globals__, "accuracy", lambda *_, device="auto": places.append(str(device)))
+    train(tiny, tmp_path, epochs=1)
+    assert places == ["cpu"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_what_is_to_be_shared_others_may_read(tiny, tmp_path):
+    (tmp_path / "plain").touch()
+    train(tiny, tmp_path, epochs=1)
+    x = features(3, classes=3)
+    BenchmarkFeatures(x, x, x, {}, {}, torch.nn.Linear(1, 3)).save(tmp_path / "bank")
+    modes = {file.stat().st_mode for file in tmp_path.rglob("*") if file.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
 
 
 def test_seeds_have_files_of_their_own(tiny, tmp_path):
@@ -127,9 +159,15 @@ def test_a_bank_comes_back_and_damage_is_told(tmp_path):
 def test_one_command_makes_network_features_and_bank(tiny, tmp_path, monkeypatch):
     command = ["ood_lib", "tiny", "--out", str(tmp_path), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
+
+    def about(command, device=None, **_):
+        return {"command": command, "device": str(device)}
+
+    monkeypatch.setitem(main.__globals__, "provenance", about)
     main()
     network, bank = pretrained("tiny", tmp_path), load_bank("digits-bank", tmp_path)
     whole = load_bank("digits-features", tmp_path)
     assert torch.equal(whole.head.weight, network.head.weight) and len(whole.test) == len(tiny.test)
-    assert card("tiny", tmp_path)["origin"]["command"] == "python -m ood_lib tiny --seed 0 --missing raise"
+    origin = {"command": "python -m ood_lib tiny --seed 0 --missing raise", "device": "cpu"}
+    assert card("tiny", tmp_path)["origin"] == origin
     assert torch.equal(bank.test.penultimate, shrink(whole.test, ROWS["test"]).penultimate.float())

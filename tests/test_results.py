@@ -1,6 +1,7 @@
 """Laws of result files: what was measured comes back, with its origin; a leaderboard adds nothing to it."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -102,6 +103,16 @@ def test_the_commit_is_that_of_the_library_and_a_machine_without_git_has_none(mo
     real = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=here, capture_output=True, text=True)
     assert provenance("x")["commit"].rstrip("+") == (real.stdout.strip() if real.returncode == 0 else "")
     monkeypatch.setattr(results.subprocess, "run", missing)
+    assert provenance("x")["commit"] == ""
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="no git")
+def test_the_commit_of_a_repository_that_the_library_is_only_installed_in_is_not_its_own(monkeypatch, tmp_path):
+    own = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], [*own, "commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    (tmp_path / "results.py").touch()
+    monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
     assert provenance("x")["commit"] == ""
 
 

@@ -82,6 +82,11 @@ def test_levels_are_drawn_in_equal_shares():
     assert (drawn.unique(return_counts=True)[1] == 50).all()
 
 
+def test_the_largest_draw_there_is_has_a_level(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda n, generator: torch.full((n,), 1 - 2**-24))
+    assert draw_scales(ScoreNetwork(1, levels=[0.3, 0.1]), 128, seeded())[-1] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
 def test_the_average_of_weights_is_the_recursion(decay: float):
     layer = nn.Linear(1, 1, bias=False)

@@ -370,6 +370,28 @@ def test_tiny_imagenet_is_fetched_verified_and_unpacked(tmp_path, monkeypatch):
     assert [path.name for path in root.iterdir()] == ["tiny_imagenet"]
 
 
+@pytest.mark.parametrize("removed", [False, True])
+def test_tiny_imagenet_that_another_process_unpacked_meanwhile_is_taken(tmp_path, monkeypatch, removed):
+    archive, unpack = _tiny_zip(tmp_path / "source"), published.unpack
+
+    def late(packed, *where):
+        unpack(packed, *where)  # the other one
+        packed.unlink() if removed else None
+        unpack(packed, *where)
+
+    monkeypatch.setattr(published, "unpack", late)
+    with _served(archive.parent) as address:
+        monkeypatch.setattr(published, "TINY_IMAGENET", (f"{address}/{archive.name}", f"md5:{_md5(archive)}", 4))
+        assert len(_ood(tmp_path / "root", "tiny_imagenet", download=True)) == 3
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["tiny_imagenet"]
+
+
+def test_a_folder_of_pictures_is_read_without_torchvision(tmp_path, monkeypatch):
+    voc(tmp_path / "VOCdevkit" / "VOC2012", "val")
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    assert len(_ood(tmp_path, "voc")) == 3
+
+
 def test_download_false_never_asks_the_network(tmp_path, monkeypatch):
     import torchvision.datasets.utils as utils
 

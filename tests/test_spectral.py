@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,11 @@ from conftest import normal, seeded
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.data import TensorDataset
 
-from ood_lib import ResNet, lipschitz_report, spectral_normalize
+from ood_lib import FastResNet, ResNet, accuracy, lipschitz_report, spectral_normalize, train_classifier
+from ood_lib.data import Normalize
+from ood_lib.fast_resnet import PooledBlock
 from ood_lib.lipschitz import batchnorm_gain, exact_norm, linear_map, reshaped_norm
 from ood_lib.spectral import power_iteration
 
@@ -240,6 +244,16 @@ def test_another_image_size_in_training_is_measured_anew_and_in_evaluation_is_no
     assert exact_norm(layer, (3, 9, 9)) == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.parametrize("norm", ["reshaped", "exact"])
+def test_a_fresh_network_can_be_measured_and_trained_with_averaged_weights(norm: str):
+    data = TensorDataset(IMAGES, torch.arange(8) % 4)
+    measured, averaged = network(norm=norm), network(norm=norm)
+    assert 0 <= accuracy(measured, data, device="cpu") <= 1
+    run(measured, 1, IMAGES)  # and it can be trained afterwards
+    train_classifier(averaged, data, epochs=2, average=0.9, device="cpu", progress=False)
+    assert exact_norm(averaged.stem[0], (3, 12, 12)) < 2 and averaged(IMAGES).isfinite().all()
+
+
 def test_only_the_chosen_layers_are_touched():
     net = network(mode="hard")
     assert not hasattr(net.head, "parametrizations") and not hasattr(net.stem[1], "parametrizations")
@@ -295,6 +309,20 @@ def test_no_step_stretches_more_than_the_report_says():
     a, b = x, x + 1e-2 * normal(32, 3, 8, 8, seed=9, dtype=torch.float32)
     stretch = (chain(a) - chain(b)).flatten(1).norm(dim=1) / (a - b).flatten(1).norm(dim=1)
     assert 0 < stretch.max() <= bound
+
+
+def test_a_batchnorm_that_reads_no_layer_has_a_row_of_its_own_and_what_is_not_known_is_named():
+    block = PooledBlock(3, 4).eval()
+    block.norm1.running_var.fill_(0.01)
+    report = lipschitz_report(block, IMAGES).set_index("layer")
+    assert list(report.index) == ["conv1", "norm1", "conv2"]
+    assert report.loc["norm1", ["exact", "gain"]].tolist() == pytest.approx([1, batchnorm_gain(block.norm1).item()])
+    with pytest.warns(UserWarning, match=r"leaves out stem\.0 \(Whiten\): multiply") as seen:
+        lipschitz_report(FastResNet(3, 4, (4,)).fit_stem(IMAGES), IMAGES)
+    assert seen[0].filename == __file__
+    known = spectral_normalize(ResNet(3, 4, (4,), normalize=Normalize([0.5], [0.2])), batchnorm=2.0)
+    with warnings.catch_warnings(action="error"):
+        assert lipschitz_report(known, IMAGES)["layer"].iloc[0] == "stem.0"
 
 
 def test_the_scale_of_a_convolution_changes_no_product():

@@ -321,6 +321,15 @@ def test_without_dask_its_extra_is_named_and_nothing_else_needs_it(book, capsys,
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
+def test_a_page_draws_runs_without_a_value_beside_the_others():
+    rows = pd.DataFrame({"run": ["a", "b"], "rate": [None, 2.0], "value": [0.5, 0.6], "group": "near"})
+    table = rows.assign(
+        status="done", error="", detector="ours", ood_set="x", metric="auroc", seed=0, run_seconds=1.0, run_memory_mb=2
+    )
+    page = comparison_page(table, ["rate"], "T", {"a": "a.ipynb", "b": "b.ipynb"}, "by hand")
+    assert "Horizontal axis: rate at 2.0, nan." in page and "ours moves most, by 10.0 points" in page
+
+
 def test_a_page_without_benchmark_tables_says_so_and_still_lists_every_run():
     table = pd.DataFrame({"run": ["a", "b"], "status": ["done", "failed"], "error": ["", "<b>"], "rate": [1, 2],
                           "run_seconds": [1.0, None], "run_memory_mb": [2, None], "table": ""})  # fmt: skip

@@ -6,7 +6,8 @@ from conftest import normal, seeded
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ood_lib import ResNet, accuracy, mean_average_precision, shift, train_classifier, train_multilabel
+from ood_lib import ResNet, accuracy, augmented, mean_average_precision, shift, train_classifier, train_multilabel
+from ood_lib.checkpoint import Checkpoint
 
 
 def stripes(count: int = 48, side: int = 6) -> TensorDataset:
@@ -269,6 +270,29 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path):
     for other in ({"epochs": 4}, {"learning_rate": 0.2}, {"seed": 1}, {"average": 0.9}, {"data": stripes(64)}):
         with pytest.raises(ValueError, match="belongs to other data or options"):
             train(linear(), checkpoint=tmp_path / "a.pt", **other)
+
+
+def test_a_checkpoint_of_other_data_another_network_or_another_augmentation_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Checkpoint, "remove", lambda self: None)
+    data, options = stripes(), {"augment": augmented(1), "checkpoint": tmp_path / "a.pt"}
+    train(linear(), data, **options)
+    darker = TensorDataset(data.tensors[0] / 2, data.tensors[1])
+    deep = nn.Sequential(nn.Flatten(), nn.Linear(36, 5), nn.Linear(5, 2))
+    for network, other in ((linear(), {"data": darker}), (deep, {}), (linear(), {"augment": augmented(2)})):
+        with pytest.raises(ValueError, match="belongs to other data or options"):
+            train(network, **options | other)
+    train(linear(), data, **options)
+
+
+def test_images_that_are_drawn_anew_at_each_look_are_known_again(tmp_path, monkeypatch):
+    class Noisy(TensorDataset):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return image + torch.rand(()), label
+
+    monkeypatch.setattr(Checkpoint, "remove", lambda self: None)
+    losses = [train(linear(), Noisy(*stripes().tensors), checkpoint=tmp_path / "a.pt").loss for _ in range(2)]
+    assert losses[0] == losses[1]
 
 
 def test_the_average_is_that_of_the_weights_on_the_way():

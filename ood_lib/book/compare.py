@@ -120,9 +120,9 @@ def _figure(done: "pd.DataFrame", name: str, others: Sequence[str]) -> str:
     import pandas as pd
 
     auroc = done[done["metric"] == "auroc"]
-    values = auroc[name].drop_duplicates()
-    values = values.sort_values() if pd.api.types.is_numeric_dtype(values) else values
-    parts = [summarize(auroc[auroc[name] == value]).assign(x=x) for x, value in enumerate(values)]
+    numeric = pd.api.types.is_numeric_dtype(auroc[name])
+    values, groups = zip(*auroc.groupby(name, sort=numeric, dropna=False))  # null is a value too, and equals nothing
+    parts = [summarize(rows).assign(x=x) for x, rows in enumerate(groups)]
     summary = pd.concat(parts, ignore_index=True)
     spread = summary.groupby(["detector", "group"])["value"].agg(lambda v: 100 * (v.max() - v.min()))
     moves = spread.groupby("detector").max().sort_values(ascending=False, kind="stable")

@@ -125,16 +125,16 @@ def _execute(task: Task, index: int, draft: Path) -> str:
     except Exception as error:
         return _explain(error) + _keep(task, file)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # complete: only the moving is left
-    notebook.metadata["ood_book"] = _record(task, notebook.metadata.papermill["duration"], usage, results)
     try:
+        notebook.metadata["ood_book"] = _record(task, notebook.metadata.papermill["duration"], usage, results)
         _publish(task, notebook, draft)
     except Exception as error:
-        return f"writing {task.target}\n  {type(error).__name__}: {error}"
+        return f"writing {task.target}\n  {type(error).__name__}: {error}" + _keep(task, file)
     return ""
 
 
 def _keep(task: Task, file: Path) -> str:
-    """Keep a failed notebook beside where the finished one would be."""
+    """Keep the notebook of a failed run beside where the finished one would be."""
     if not file.is_file() or not isinstance(task.target, Path):
         return ""
     failed = task.target.with_suffix(".failed.ipynb")
