@@ -154,7 +154,7 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# The settings differ, and the difference matters. Our CIFAR-10 network has two fifths of the weights of theirs, there is one of it
+# The settings differ, and the difference matters. Our CIFAR-10 network has less than half of the weights of theirs, there is one of it
 # (section 3 adds a ResNet-56 that others trained), nothing was tuned on OOD images, and some OOD sets are smaller ({ref}`the notes below <ledger-sources>`). "Not reproduced" means: not on this
 # network with published settings. It does not mean that the paper is wrong.
 #

@@ -15,7 +15,6 @@ from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, SHE
 from ood_lib.exercises import Check
-from ood_lib.fast_resnet import FastResNet
 from ood_lib.feature_flow import FeatureFlow
 from ood_lib.features import Features, extract
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
@@ -47,11 +46,11 @@ from ood_lib.weiper import WeiPer, weiper_kld
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Detector", "DiffusersBody",
-    "DivergedError", "Energy", "FDBD", "FastResNet", "FeatureFlow", "Features", "Frame", "GEN", "GMM", "GMMPrior",
-    "GradNorm", "HEAT", "History", "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior",
-    "MSMA", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError",
-    "ODIN", "Outlier", "Perturbed", "RMDS", "ReAct", "Recorded", "ResNet", "ResidualEBM", "SCALE", "SHE",
-    "ScoreNetwork", "ScoreNorms", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
+    "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "Frame", "GEN", "GMM", "GMMPrior", "GradNorm",
+    "HEAT", "History", "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP",
+    "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
+    "Outlier", "Perturbed", "RMDS", "ReAct", "Recorded", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork",
+    "ScoreNorms", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
     "average_precision", "classical_detectors", "compare", "compose", "count_labels", "cutout", "denoising_error",
     "dsm_loss", "duel", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen",
     "gradnorm", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load_bank", "load_benchmark",

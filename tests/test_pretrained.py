@@ -2,17 +2,15 @@
 
 import os
 import sys
-from functools import partial
 
 import pytest
 import torch
 
-from ood_lib import BenchmarkFeatures, FastResNet, Features, ResNet, accuracy, load_bank, load_benchmark, pretrained
+from ood_lib import BenchmarkFeatures, Features, accuracy, load_bank, load_benchmark, pretrained
 from ood_lib.__main__ import main
-from ood_lib.fast_resnet import Whiten
-from ood_lib.pretrained import PATCHED, RECIPES, ROWS, Recipe, card, make_bank, shrink, train_recipe
+from ood_lib.pretrained import RECIPES, ROWS, Recipe, card, make_bank, shrink, train_recipe
 
-TINY = Recipe("digits", partial(ResNet, widths=(4, 8)), {"epochs": 6, "batch_size": 64, "average": 0.9})
+TINY = Recipe("digits", (4, 8), 1, {"epochs": 6, "batch_size": 64, "average": 0.9})
 
 
 @pytest.fixture
@@ -41,30 +39,6 @@ def test_what_is_loaded_is_what_was_measured(tiny, tmp_path):
     images = torch.stack([x for x, _ in tiny.test])
     assert torch.equal(again(images), network(images))
     assert {p.dtype for p in again.parameters()} == {torch.float32}
-
-
-def test_a_whitening_layer_is_measured_on_the_images_and_shipped_with_the_weights(tiny, monkeypatch, tmp_path):
-    monkeypatch.setitem(RECIPES, "tiny", TINY._replace(build=partial(FastResNet, widths=(4, 8))))
-    network, _ = train(tiny, tmp_path)
-    images = torch.stack([x for x, _ in tiny.train])
-    fitted = Whiten(1).fit(network.normalize(images[:PATCHED]))
-    assert torch.allclose(network.stem[0].weight, fitted.weight, atol=2e-3)  # half precision
-    assert network.stem[0].weight.abs().amax() > 0
-    assert torch.equal(pretrained("tiny", tmp_path)(images[:9]), network(images[:9]))
-
-
-def test_a_whitening_layer_sees_images_from_all_over_the_training_set(tiny, monkeypatch, tmp_path):
-    class Seen(FastResNet):
-        def fit_stem(self, images):
-            seen.append(images)
-            return super().fit_stem(images)
-
-    seen: list[torch.Tensor] = []
-    monkeypatch.setitem(RECIPES, "tiny", TINY._replace(build=partial(Seen, widths=(4,))))
-    monkeypatch.setitem(train_recipe.__globals__, "PATCHED", 11)
-    train(tiny, tmp_path, epochs=1)
-    rows = torch.linspace(0, len(tiny.train) - 1, 11).round().long()
-    assert torch.equal(seen[0], torch.stack([tiny.train[i][0] for i in rows.tolist()]))
 
 
 def test_the_accuracy_is_measured_where_the_network_was_trained(tiny, monkeypatch, tmp_path):
