@@ -1671,7 +1671,8 @@ check_blind(robust)
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: change nothing, and hope that the scales average the format out.
-naive = ood.MSMA(network, ood.GMM(1, "full"), sigmas).fit(seen(network, some(held_out, 400)))
+naive = ood.MSMA(network, ood.GMM(1, "full"), sigmas)
+naive.fit(seen(network, some(held_out, 400)))
 
 
 def robust(images):
@@ -1685,7 +1686,8 @@ def rounding(x, sigma):
     return network((x * grey).round() / grey, sigma)
 
 
-blind = ood.MSMA(rounding, ood.GMM(1, "full"), sigmas).fit(seen(rounding, some(held_out, 400)))
+blind = ood.MSMA(rounding, ood.GMM(1, "full"), sigmas)
+blind.fit(seen(rounding, some(held_out, 400)))
 
 
 def robust(images):

@@ -167,7 +167,7 @@ display(Markdown(
 
 # %%
 def rmds_by_hand(share, x):
-    """AUROC per set; directions whose variance is below a share of the largest are left out."""
+    """AUROC per set; directions below a share of the largest variance are left out."""
     z, y = x.train.penultimate.double(), x.train.labels
     means = torch.stack([z[y == c].mean(0) for c in y.unique()])
     def inverse(away):
@@ -177,13 +177,15 @@ def rmds_by_hand(share, x):
         own = f.penultimate.double()[:, None] - means  # (N, C, K)
         away = f.penultimate.double() - z.mean(0)
         return ((own @ inside) * own).sum(2).amin(1) - ((away @ overall) * away).sum(1)
-    return {n: 100 * ood.evaluate(score(x.test), score(f)).auroc for n, f in (x.near | x.far).items()}
+    ours, sets = score(x.test), x.near | x.far
+    return {n: 100 * ood.evaluate(ours, score(f)).auroc for n, f in sets.items()}
 
 # %%
 width = x.train.penultimate.shape[1]
 shares = {"float32, K × 1.2e-7": width * 1.2e-7, "float64, K × 2.2e-16": width * 2.2e-16}
 by_share = pd.DataFrame({name: rmds_by_hand(s, x) for name, s in shares.items()}).T
-by_share.style.format("{:.1f}").set_caption("RMDS by hand: AUROC in %, by the share below which a direction is dropped")
+caption = "RMDS by hand: AUROC in %, by the share below which a direction is dropped"
+by_share.style.format("{:.1f}").set_caption(caption)
 
 # %% tags=["hide-input"]
 mean_share = by_share.mean(axis=1)
