@@ -65,7 +65,7 @@ measured = ood.load_results(archive)
 # No verdict is typed. A claimed *value* is **reproduced** when it differs from ours by at most `close` points, or lies in
 # our interval; **partly** within `near_by` points; else **not reproduced**, above or below. A claimed *difference* is reproduced when the
 # interval of our difference lies on its side of zero; "not" when it lies on the other side; "undecided" when it holds zero, and
-# when the detector itself has an AUROC below 60: a difference between two that guess decides nothing.
+# when both detectors have an AUROC below 60: a difference between two that guess decides nothing.
 # A row that we cannot test stays, and says what it needs.
 #
 # The interval is over networks where there are several, over test images where there is one. A difference is taken network
@@ -108,8 +108,9 @@ def verdict(row):
     if row["ours"] != row["ours"]:
         return "not run yet"
     if isinstance(row["minus"], str):
-        if by_network(row, row["detector"])["value"].mean() < 60:
-            return "undecided: it hardly detects"
+        both = [by_network(row, row[k])["value"].mean() for k in ("detector", "minus")]
+        if max(both) < 60:
+            return "undecided, neither detects"
         below = "not reproduced" if row["high"] < 0 else "undecided"
         return "reproduced" if row["low"] > 0 else below
     gap = abs(row["ours"] - row["paper"])
