@@ -140,7 +140,7 @@ sys.path.insert(0, {tests!r})
 from test_bank import Images, run
 rank = os.environ["RANK"]
 data = Images(23, deadly=int(sys.argv[2]) if rank == sys.argv[1] else -1)
-print(len(run({out!r}, data)), "rows on rank", rank)
+sys.stdout.write(f"{{len(run({out!r}, data))}} rows on rank {{rank}}\\n")  # in one piece: the other writes, too
 """
 
 
