@@ -188,12 +188,14 @@ display(Markdown("Who leads, and who lies within its interval:\n\n" + "\n".join(
 import matplotlib.pyplot as plt
 
 board = ood.leaderboard(everything[everything["run"] == file.stem])
+spots = [("right", -4, 3), ("center", 0, -12), ("left", 4, 3), ("center", 0, -12), ("center", 0, 5)]
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 3.6), sharex=True)
 for ax, role in zip(axes, ("near", "far")):
     ax.semilogx(board["seconds_per_1000"], board[role], plots.MARKERS[role], color=plots.COLORS[role], ms=5)
-    for i, (_, row) in enumerate(board.nlargest(5, role).sort_values("seconds_per_1000").iterrows()):
-        where = {"xytext": (0, (5, -11)[i % 2]), "textcoords": "offset points"}
-        ax.annotate(row["detector"], (row["seconds_per_1000"], row[role]), ha="center", fontsize=8, **where)
+    best = board.nlargest(5, role).sort_values("seconds_per_1000")
+    for (_, row), (side, *away) in zip(best.iterrows(), spots):
+        at = row["seconds_per_1000"], row[role]
+        ax.annotate(row["detector"], at, away, textcoords="offset points", ha=side, fontsize=8)
     ax.set(xlabel="seconds per 1000 images", title=plots.NAMES[role])
 axes[0].set_ylabel("AUROC")
 plt.show()
