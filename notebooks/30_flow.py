@@ -1066,7 +1066,8 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 
 # %% [markdown]
 # Whoever reads the whole feature sees it, the flow and the distances alike.
-#
+
+# %% [markdown]
 # ### Quiz
 #
 # Answer before you open: every choice is explained, the wrong ones too.

@@ -102,17 +102,22 @@ def ours(row):
 
 
 # %%
+def of_difference(row):
+    both = [by_network(row, row[k])["value"].mean() for k in ("detector", "minus")]
+    if max(both) < 60:
+        return "undecided, neither detects"
+    below = "not reproduced" if row["high"] < 0 else "undecided"
+    return "reproduced" if row["low"] > 0 else below
+
+
+# %%
 def verdict(row):
     if isinstance(row["needs"], str):
         return "not testable here"
     if row["ours"] != row["ours"]:
         return "not run yet"
     if isinstance(row["minus"], str):
-        both = [by_network(row, row[k])["value"].mean() for k in ("detector", "minus")]
-        if max(both) < 60:
-            return "undecided, neither detects"
-        below = "not reproduced" if row["high"] < 0 else "undecided"
-        return "reproduced" if row["low"] > 0 else below
+        return of_difference(row)
     gap = abs(row["ours"] - row["paper"])
     if gap <= close or row["low"] <= row["paper"] <= row["high"]:
         return "reproduced"
