@@ -37,8 +37,8 @@ def whitening(covariance: Tensor, means: Tensor) -> Tensor:
         ValueError: the covariance is zero.
     """
     values, vectors = torch.linalg.eigh(covariance)
-    length = values.clamp(min=0).sum() + means.square().sum(1).amax()
-    alive = values > len(values) * torch.finfo(torch.float32).eps ** 2 * length
+    squared_length = values.clamp(min=0).sum() + means.square().sum(1).amax()
+    alive = values > len(values) * torch.finfo(torch.float32).eps ** 2 * squared_length
     if not alive.any():
         raise ValueError(
             "all training features of a class are equal: their covariance is zero; look at the network, or the labels"
