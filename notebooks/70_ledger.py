@@ -213,10 +213,15 @@ display(Markdown("\n".join(lines)))
 # ## 4. Where our values come from
 
 # %% tags=["hide-input"]
-facts = ["benchmark", "network", "accuracy", "date", "commit", "device", "versions", "data", "command", "sets"]
+facts = ["network", "accuracy", "date", "commit", "command", "device", "versions", "data", "sets"]
 sources = measured.reindex(columns=["run", *facts]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
-display(sources.T.fillna("").style.set_caption("Provenance: one column per file of book/results"))
+display(sources[facts[:4]].fillna("").style.set_caption("Provenance: one row per file of book/results"))
+whole = [
+    f"- **{run}**: `{s.command}`, on {s.device}, with {s.versions}; data {s.data}: {s.sets or 'the whole benchmark'}."
+    for run, s in sources.fillna("not recorded").iterrows()
+]
+display(Markdown("\n".join(whole)))
 
 # %% [markdown]
 # **Add a line.** Put the claim into `book/claims.yaml`, the file of the run that tests it into `book/results/`
