@@ -204,10 +204,16 @@ plt.show()
 # **Where the numbers come from:**
 
 # %% tags=["hide-input"]
-facts = ["benchmark", "network", "accuracy", "seeds", "date", "commit", "device", "versions", "data", "command", "weights", "sets"]
-sources = everything.reindex(columns=["run", *facts]).groupby("run", sort=False).first()
+short = ["benchmark", "network", "accuracy", "seeds", "date"]
+long = ["command", "commit", "device", "versions", "data", "weights", "sets"]
+sources = everything.reindex(columns=["run", *short, *long]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
-display(sources.T.fillna("").style.set_caption("Provenance: one column per run"))
+display(sources[short].fillna("").style.set_caption("Provenance: one row per run"))
+told = [
+    f"- **{run}**: " + "; ".join(f"{k} {row[k]}" for k in long if row[k])
+    for run, row in sources.fillna("").iterrows()
+]
+display(Markdown("\n".join(told)))
 
 # %% [markdown]
 # ## 3. How to read it

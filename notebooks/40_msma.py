@@ -334,8 +334,11 @@ for sigma in (0.1, 1.0, 10.0):
 # Divide the integral for $\nabla q_\sigma$ by $q_\sigma$. What stands inside, $p(x)N(\tilde x;x,\sigma^2I)/q_\sigma(\tilde x)$,
 # is by Bayes' rule the density of the clean $x$ given the noised $\tilde x$. Hence
 #
-# $$\boxed{\;\nabla\log q_\sigma(\tilde x) = \frac{\mathbb E[x\mid\tilde x]-\tilde x}{\sigma^2}\;}\qquad\text{and so}\qquad
-# \sigma\lVert s_\sigma(x)\rVert = \frac{\lVert x-D_\sigma(x)\rVert}{\sigma},\quad D_\sigma(x)=\mathbb E[\,\cdot\mid\tilde x = x].$$
+# $$\boxed{\;\nabla\log q_\sigma(\tilde x) = \frac{\mathbb E[x\mid\tilde x]-\tilde x}{\sigma^2}\;}$$
+#
+# and so, with the denoiser $D_\sigma(x)=\mathbb E[\,\cdot\mid\tilde x = x]$,
+#
+# $$\sigma\lVert s_\sigma(x)\rVert = \frac{\lVert x-D_\sigma(x)\rVert}{\sigma}.$$
 #
 # **The norm that MSMA reads is the distance between an image and its denoised version, counted in standard deviations of
 # the noise** {cite:p}`efron2011tweedie`. Check it by brute force: average the clean points, weighted by Bayes' rule.

@@ -213,15 +213,16 @@ display(Markdown("\n".join(lines)))
 # ## 4. Where our values come from
 
 # %% tags=["hide-input"]
-facts = ["network", "accuracy", "date", "commit", "command", "device", "versions", "data", "sets"]
-sources = measured.reindex(columns=["run", *facts]).groupby("run", sort=False).first()
+short = ["network", "accuracy", "date"]
+long = ["command", "commit", "device", "versions", "data", "sets"]
+sources = measured.reindex(columns=["run", *short, *long]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
-display(sources[facts[:4]].fillna("").style.set_caption("Provenance: one row per file of book/results"))
-whole = [
-    f"- **{run}**: `{s.command}`, on {s.device}, with {s.versions}; data {s.data}: {s.sets or 'the whole benchmark'}."
-    for run, s in sources.fillna("not recorded").iterrows()
+display(sources[short].fillna("").style.set_caption("Provenance: one row per file of book/results"))
+told = [
+    f"- **{run}**: " + "; ".join(f"{k} {row[k]}" for k in long if row[k])
+    for run, row in sources.fillna("").iterrows()
 ]
-display(Markdown("\n".join(whole)))
+display(Markdown("\n".join(told)))
 
 # %% [markdown]
 # **Add a line.** Put the claim into `book/claims.yaml`, the file of the run that tests it into `book/results/`

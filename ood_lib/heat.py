@@ -1,7 +1,8 @@
 r"""HEAT: simple densities of a feature, each corrected by a learned residual, composed.  Larger = more OOD.
 
-.. math:: E_h(z) = E_{\text{prior}}(z) / T_p + E_\theta(z), \qquad
-    E^\beta = \frac1\beta \log \frac1n \sum_{k=1}^n \exp(\beta u_k), \quad u_k = \text{standardised } E_{h,k}
+.. math:: E_h(z) = E_{\text{prior}}(z) / T_p + E_\theta(z)
+
+.. math:: E^\beta = \frac1\beta \log \frac1n \sum_{k=1}^n \exp(\beta u_k), \quad u_k = \text{standardised } E_{h,k}
 
 Lafon, Ramzi, Rambour & Thome, Hybrid Energy Based Model in the Feature Space for Out-of-Distribution Detection, ICML
 2023.  Each :math:`E_{h,k}` is a `ResidualEBM`; `ood_lib.compose` puts any detectors together.
