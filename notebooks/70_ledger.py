@@ -105,7 +105,7 @@ def ours(row):
 def of_difference(row):
     both = [by_network(row, row[k])["value"].mean() for k in ("detector", "minus")]
     if max(both) < 60:
-        return "undecided, neither detects"
+        return "undecided (neither detects)"
     below = "not reproduced" if row["high"] < 0 else "undecided"
     return "reproduced" if row["low"] > 0 else below
 
@@ -122,7 +122,7 @@ def verdict(row):
     if gap <= close or row["low"] <= row["paper"] <= row["high"]:
         return "reproduced"
     beyond = "above" if row["ours"] > row["paper"] else "below"
-    return "partly" if gap <= near_by else f"not reproduced, {beyond}"
+    return "partly" if gap <= near_by else f"not reproduced ({beyond})"
 
 
 # %%
