@@ -41,6 +41,7 @@ bank: str = ""  # folder written by BenchmarkFeatures.save; empty = the one that
 seed: int = 0  # the first of the seeds of what is random in a detector
 seeds: int = 3  # how many of them
 counts: list = [1, 2, 5, 10, 20, 50, 100]  # random heads of WeiPer
+deltas: list = [1.8, 2.0, 2.2, 2.4]  # lengths of its noise among which it is tuned
 lengths: list = [0, 20, 60, 180]  # updates of the flow; on the bank 18 are one epoch
 hybrid_updates: int = 200  # of each residual of HEAT
 umap_points: int = 2500  # features in the embedding
@@ -48,9 +49,12 @@ archive: str = "../book/results"  # folder with the result files of earlier runs
 results: str = ""  # folder for this run's tables; empty = do not write
 
 # %% tags=["hide-input"]
+import dataclasses
 import hashlib
 import json
 import time
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -267,6 +271,75 @@ display(Markdown(
     f"It scores all sets in {limit['seconds']:.2f} s, the random heads in {most['seconds'].mean():.2f} s: "
     f"**{most['seconds'].mean() / limit['seconds']:.1f} times** as long."
 ))  # fmt: skip
+
+# %% [markdown]
+# (cifar10-weiper-tuned)=
+# **Why is WeiPer+KLD so far from its published value?** The table of section 2 has it with the settings that its authors found for
+# another network. They found them on OOD *validation* images, Tiny-ImageNet, among 3,600 settings. Do the same: every second image of
+# the last near set chooses, and only the others stay in the comparison.
+
+# %%
+GRID = {
+    "lambda1": (0.1, 1, 2.5, 4), "lambda2": (0.1, 0.25, 1, 2.5, 5),
+    "smooth_penultimate": (4, 8, 12, 20, 40), "smooth_weiper": (15, 25, 40),
+}  # fmt: skip
+weiper = partial(ood.WeiPer, head, repeats=None)  # the closed form
+
+
+# %%
+def tune(sides):
+    """Setting of the authors' grid with the best AUROC of ID images against others."""
+    choices, found = [dict(zip(GRID, v)) for v in product(*GRID.values())], []
+    for delta, bins in product(deltas, (60, 80, 100)):
+        d = weiper(delta=delta, bins=bins).fit(x.train)
+        means = (d.reference.float(), d.reference_weiper.float())
+        seen = [d.densities(f.penultimate.float()) for f in sides]
+        for choice in choices:
+            scores = (ood.weiper_kld(*s, *means, **choice) for s in seen)
+            value, _ = ood.metrics.auroc(*scores)
+            found += [(value, {"delta": delta, "bins": bins} | choice)]
+    return max(found, key=lambda f: f[0])[1]
+
+
+# %%
+of_group = {n: g for g, sets in x.groups().items() for n in sets}
+chosen_on = list(of_group)[len(x.near) - 1]
+group, strangers = of_group[chosen_on], (x.near | x.far)[chosen_on]
+reduced = x.groups()[group] | {chosen_on: strangers[1::2]}
+rest = dataclasses.replace(x, **{group: reduced})
+setting = tune((x.val, strangers[::2]))
+parts_of_weiper = {
+    "WeiPer+KLD": weiper(),
+    "D₁ alone (activations)": weiper(lambda1=0, lambda2=0),
+    "D₂ alone (WeiPer space)": weiper(lambda1=1e6, lambda2=0),  # nothing else counts
+    "WeiPer MSP alone": weiper("msp"),
+    "WeiPer+KLD, tuned": weiper(**setting),
+    "MSP": ood.MSP(),
+}
+
+# %%
+fitted = {name: detector.fit(x.train) for name, detector in parts_of_weiper.items()}
+taken_apart = ood.run_benchmark(fitted, rest, seed=seed)
+caption = f"AUROC in %, closed form; of {chosen_on} the half that chose is left out"
+plots.benchmark_table(taken_apart, caption=caption)
+
+# %% tags=["hide-input"]
+apart_by = taken_apart[taken_apart["metric"] == "auroc"].groupby(["detector", "group"], sort=False)["value"]
+apart_by = 100 * apart_by.mean().unstack()
+moved = {n: apart_by.loc["WeiPer+KLD, tuned"] - apart_by.loc[n] for n in ("WeiPer+KLD", "MSP")}
+board = np.subtract(OPENOOD_CIFAR10["WeiPer+KLD"], OPENOOD_CIFAR10["MSP"])
+display(Markdown(
+    "The setting that was found: " + ", ".join(f"`{k}={v}`" for k, v in setting.items()) + ". Against the published setting it changes the "
+    "mean AUROC by " + " and ".join(f"**{v:+.1f}** points ({g})" for g, v in moved["WeiPer+KLD"].items())
+    + "; against MSP it is then at " + " and ".join(f"**{v:+.1f}** ({g})" for g, v in moved["MSP"].items())
+    + f". On the leaderboard it is at {board[0]:+.1f} (near) and {board[1]:+.1f} (far)."
+))  # fmt: skip
+
+# %% [markdown]
+# On the bank that ships, neither divergence is much of a detector by itself, and the sum of three terms with the weights of another
+# network is less than the third term alone. The sum with weights found *on this network* is more than each of its terms. So the
+# published number belongs to a method with six knobs **and OOD images to set them by**; whoever has none should not expect it. The other
+# detectors of section 2 have one knob at most, and keep their published setting.
 
 # %% [markdown]
 # ## 4. HEAT: does the residual help?
@@ -607,6 +680,10 @@ display(Markdown(
     f"* Ahead on this network: **{best['near']}** on near-OOD ({mine.loc[best['near'], 'near']:.1f}) and "
     f"**{best['far']}** on far-OOD ({mine.loc[best['far'], 'far']:.1f}).\n"
     f"* WeiPer's closed form stands in for {max(counts)} random heads within {max(abs(v) for v in apart.values()):.2f} points.\n"
+    "* WeiPer+KLD against MSP, tuned on OOD images: "
+    + " and ".join(f"{v:+.1f} points ({g})" for g, v in moved["MSP"].items())
+    + "; with the setting of another network: "
+    + " and ".join(f"{v - moved['WeiPer+KLD'][g]:+.1f} ({g})" for g, v in moved["MSP"].items()) + ".\n"
     f"* A residual on the GMM prior is {verdict(gains[gains['of'] == 'GMM'])}.\n"
     f"* {ends.index[-1]} updates of a flow change far-OOD AUROC by {100 * (last['far'] - first['far']):+.1f} points over its own start."
 ))  # fmt: skip
@@ -626,7 +703,8 @@ def rows_of(name, detector):
 
 if results:
     parts = {f"prior, {k}": d for k, d in before.items()} | {f"HEAT, {k}": after[k] for k in kinds}
-    everything = pd.concat([table, pd.DataFrame([r for n, d in parts.items() for r in rows_of(n, d)])])
+    tuned = taken_apart[taken_apart["detector"] == "WeiPer+KLD, tuned"]
+    everything = pd.concat([table, tuned, pd.DataFrame([r for n, d in parts.items() for r in rows_of(n, d)])])
     record = (folder / "benchmark.json").read_bytes()
     made = json.loads(record)["about"]
     data = hashlib.sha256(record).hexdigest()[:12]
