@@ -369,8 +369,9 @@ recipes.style.hide(axis="index").format("{:g}", subset=list(recipes)[1:])
 # training set*. Then $1/(2\lambda)$ counts standard deviations of the prior: at $\lambda=\frac14$ the best residual moves a point
 # by two of them, and no further. The law bounds the best residual, not the network: far from data and negatives nothing
 # holds the network back, as section 1 showed. There it grows at most linearly, and the energy of a mixture quadratically.
-# (In $D$ dimensions even an exact Gaussian spreads by $\sqrt{D/2}$ nats. The default is never less; where this floor is in
-# force, the unit is larger than the spread.)
+# (In $D$ dimensions even an exact Gaussian spreads by $\sqrt{D/2}$ nats. For a prior that is a density the default is never less: a
+# smaller spread over its own training set says that it is overfitted. The energy of the logits is no density, and its spread counts as it
+# is.)
 
 # %% [markdown]
 # ### 2.6 Langevin dynamics: samples from points that move

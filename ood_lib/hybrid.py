@@ -42,7 +42,8 @@ class ResidualEBM(Detector):
             ``project(z)`` keeps them where features lie.
         lam: lambda, see `residual_loss`: the best residual is at most 1/(2 lambda).
         prior_temperature: T_p; None = the standard deviation of the prior energy over the training features, so that
-            1/(2 lambda) counts in standard deviations; at least sqrt(D/2), that of a Gaussian.
+            1/(2 lambda) counts in standard deviations; for a prior that can be sampled, a density, at least sqrt(D/2),
+            that of a Gaussian.
         hidden, shared: see `ResidualNet`.
         standardize: let the network see each feature in units of its spread over the training set.
         steps: K, Langevin steps from start to negative; with 0 the starts are the negatives.
@@ -202,9 +203,7 @@ class ResidualEBM(Detector):
         z = torch.cat([self.points(chunk).float() for chunk in chunks])  # on the detector's device
         self.positive.fill_(bool((z >= 0).all()))
         self.length.copy_(z.norm(dim=1).median())
-        prior = torch.cat([self.prior.log_prob(part) for part in z.split(self.chunk)]).double()
-        spread = max(prior.std(correction=0).item(), math.sqrt(z.shape[1] / 2))
-        self.t_p.fill_(spread if self.prior_temperature is None else self.prior_temperature)
+        self.t_p.fill_(self._unit(z) if self.prior_temperature is None else self.prior_temperature)
         parts = (class_moments(part, part.new_zeros(len(part)).long()) for part in z.split(self.chunk))
         overall = reduce(merge_moments, parts)
         self.net = self._network(z.shape[1]).to(z.device)
@@ -216,6 +215,13 @@ class ResidualEBM(Detector):
         self.metric = torch.linalg.cholesky(inside) if self.precondition else z.new_empty(0)
         self.narrowest.fill_(1.0 if self.precondition else torch.linalg.eigvalsh(inside)[0])
         self._train(z)
+
+    def _unit(self, z: Tensor) -> float:
+        """Spread of the prior energy over the training features (N, D)."""
+        spread = torch.cat([self.prior.log_prob(part) for part in z.split(self.chunk)]).double().std(correction=0)
+        # of a density no less than that of a Gaussian: one that spreads less over its own training set is overfitted
+        least = math.sqrt(z.shape[1] / 2) if hasattr(self.prior, "sample") else 0.0
+        return max(spread.item(), least) or 1.0
 
     def _network(self, width: int) -> ResidualNet:
         bound = 1 / (2 * self.lam) if self.lam else 1.0

@@ -116,6 +116,16 @@ def test_the_temperature_of_the_prior_is_the_spread_of_its_energy(toy: Toy):
     assert ResidualEBM(GMMPrior(), prior_temperature=7.0, **QUICK).fit(toy.train).t_p == 7
 
 
+def test_an_energy_that_is_no_density_counts_in_its_own_spread_however_narrow(toy: Toy):
+    faint, flat = (torch.nn.Linear(toy.train.penultimate.shape[1], 3) for _ in range(2))
+    for head, size in ((faint, 1e-2), (flat, 0.0)):
+        torch.nn.init.normal_(head.weight, std=size)
+    hybrid = ResidualEBM(LogitPrior(faint), **QUICK).fit(toy.train)
+    assert hybrid.t_p.item() == pytest.approx(hybrid.prior.score(toy.train).std(correction=0).item(), rel=1e-4)
+    assert hybrid.t_p < 1  # far below the spread of any Gaussian
+    assert ResidualEBM(LogitPrior(flat), **QUICK).fit(toy.train).score(toy.test).isfinite().all()
+
+
 def test_the_residual_respects_its_bound_and_the_diagnostics_tell(toy: Toy):
     hybrid = ResidualEBM(GMMPrior(), lam=2.0, **QUICK | {"updates": 150}).fit(toy.train)
     history = hybrid.history
