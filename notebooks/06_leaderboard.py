@@ -174,7 +174,7 @@ def leaders(rows, group):
         return f"no {group} set"
     best = board.loc[board[group].idxmax()]
     level = board[(board[group] >= best[f"{group}_low"]) & (board["detector"] != best["detector"])]["detector"]
-    others = f", level with {', '.join(level)}" if len(level) else ", alone"
+    others = f", level with {'; '.join(level)}" if len(level) else ", alone"
     return f"{group}: **{best['detector']}** {100 * best[group]:.1f}{others}"
 
 
@@ -210,7 +210,7 @@ sources = everything.reindex(columns=["run", *short, *long]).groupby("run", sort
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
 display(sources[short].fillna("").style.set_caption("Provenance: one row per run"))
 told = [
-    f"- **{run}**: " + "; ".join(f"{k} {row[k]}" for k in long if row[k])
+    f"- **{run}**: " + "; ".join(f"{k} `{row[k]}`" if k in ("command", "weights") else f"{k} {row[k]}" for k in long if row[k])
     for run, row in sources.fillna("").iterrows()
 ]
 display(Markdown("\n".join(told)))
@@ -223,8 +223,8 @@ display(Markdown("\n".join(told)))
 #   the duels of the protocol chapter can tell, this table cannot.
 # * **The interval says what was drawn again**: networks, where there are several; test images, where there is one. A single network's interval
 #   is the mean of the intervals of its sets, which is too wide if anything, and says nothing of other networks.
-# * **Nobody was tuned on this page**, and of the defaults one has seen OOD images, the noise of the flow. A method with knobs may do better with knobs set on OOD validation images. The protocol chapter shows what that buys
-#   and what it costs.
+# * **Nobody was tuned on this page**, but a line that says *tuned*: its knobs were set on OOD validation images ([how](60_cifar10)). Of the
+#   defaults one has seen OOD images, the noise of the flow. The protocol chapter shows what tuning buys and what it costs.
 # * **Seconds and megabytes** are those of one process on the machine named under provenance, features given.
 #
 # ## 4. Add a line

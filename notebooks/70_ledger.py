@@ -219,7 +219,7 @@ sources = measured.reindex(columns=["run", *short, *long]).groupby("run", sort=F
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
 display(sources[short].fillna("").style.set_caption("Provenance: one row per file of book/results"))
 told = [
-    f"- **{run}**: " + "; ".join(f"{k} {row[k]}" for k in long if row[k])
+    f"- **{run}**: " + "; ".join(f"{k} `{row[k]}`" if k == "command" else f"{k} {row[k]}" for k in long if row[k])
     for run, row in sources.fillna("").iterrows()
 ]
 display(Markdown("\n".join(told)))
