@@ -45,6 +45,7 @@ deltas: list = [1.8, 2.0, 2.2, 2.4]  # lengths of its noise among which it is tu
 lengths: list = [0, 20, 60, 180]  # updates of the flow; on the bank 18 are one epoch
 hybrid_updates: int = 200  # of each residual of HEAT
 umap_points: int = 2500  # features in the embedding
+name: str = ""  # of the network in the result file; empty = that of the bank
 archive: str = "../book/results"  # folder with the result files of earlier runs
 results: str = ""  # folder for this run's tables; empty = do not write
 
@@ -709,7 +710,7 @@ if results:
     made = json.loads(record)["about"]
     data = hashlib.sha256(record).hexdigest()[:12]
     origin = ood.provenance(data=data, sets=made.get("sets", ""), weights=made.get("command", ""))
-    label = f"{folder.name} of a residual network, {head.in_features} features"
+    label = name or f"{folder.name} of a residual network, {head.in_features} features"
     ood.save_results(Path(results) / "this-run.json", everything, benchmark="cifar10", network=label, origin=origin, accuracy=right)
     gains.to_csv(Path(results) / "heat.csv", index=False)
     path.to_csv(Path(results) / "flow.csv", index=False)

@@ -161,7 +161,7 @@ display(Markdown(
 
 # %% [markdown]
 # The settings differ, and the difference matters. Our CIFAR-10 network has less than half of the weights of theirs, there is one of it
-# (section 3 adds a ResNet-56 that others trained), nothing was tuned on OOD images, and some OOD sets are smaller ({ref}`the notes below <ledger-sources>`). "Not reproduced" means: not on this
+# (a ResNet-56 that others trained is beside it), nothing was tuned on OOD images but WeiPer where the row says so, and some OOD sets are smaller ({ref}`the notes below <ledger-sources>`). "Not reproduced" means: not on this
 # network with published settings. It does not mean that the paper is wrong.
 #
 # ## 3. The leaderboard of OpenOOD
