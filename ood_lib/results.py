@@ -96,18 +96,19 @@ def save_results(
     Args:
         path: where to, ending in ``.json``.
         table: from `run_benchmark`, possibly several seeds on top of each other.
-        benchmark: its name.
+        benchmark: its name; of ``bank:PATH`` and ``folder:PATH`` the last folder is kept, so that no place on this machine
+            is told.
         network: what made the features.
         origin: see `provenance`.
         accuracy: share of ID test images that the networks classify correctly, mean over seeds.
         positive: convention of the fpr95 in the table.
     """
-    path = Path(path)
+    path, (kind, _, place) = Path(path), benchmark.partition(":")
     rounded = table.round({c: 6 for c in ("value", "low", "high", "seconds", "seconds_per_1000", "memory_mb")})
     rows = rounded.astype(object).where(rounded.notna(), None).to_dict("records")
     lines = ",\n".join(json.dumps(row) for row in rows)
     head = {
-        "benchmark": benchmark,
+        "benchmark": f"{kind}:{Path(place).name}" if place else benchmark,
         "network": network,
         "accuracy": None if accuracy != accuracy else round(accuracy, 4),
         "positive": positive,

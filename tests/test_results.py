@@ -34,6 +34,13 @@ def test_what_is_written_comes_back_with_its_origin(table: pd.DataFrame, tmp_pat
     assert set(back["command"]) == {"make toy"} and back["versions"].str.contains("torch").all()
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"), [("bank:/home/me/mine", "bank:mine"), ("folder:pictures", "folder:pictures"), ("digits", "digits")]
+)
+def test_a_result_tells_no_place_on_the_machine(given: str, kept: str, table: pd.DataFrame, tmp_path: Path):
+    assert set(load_results(write(tmp_path / "toy.json", table, benchmark=given))["benchmark"]) == {kept}
+
+
 def test_numbers_that_are_not_there_stay_so_and_the_file_is_plain_json(table: pd.DataFrame, tmp_path: Path):
     path = write(tmp_path / "toy.json", table.assign(memory_mb=np.nan))
     json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
