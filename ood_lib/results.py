@@ -96,8 +96,7 @@ def save_results(
     Args:
         path: where to, ending in ``.json``.
         table: from `run_benchmark`, possibly several seeds on top of each other.
-        benchmark: its name; of ``bank:PATH`` and ``folder:PATH`` the last folder is kept, so that no place on this machine
-            is told.
+        benchmark: its name; of ``bank:PATH`` and ``folder:PATH`` only the last folder is kept, no place on this machine.
         network: what made the features.
         origin: see `provenance`.
         accuracy: share of ID test images that the networks classify correctly, mean over seeds.
