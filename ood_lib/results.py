@@ -96,7 +96,7 @@ def save_results(
     Args:
         path: where to, ending in ``.json``.
         table: from `run_benchmark`, possibly several seeds on top of each other.
-        benchmark: its name; of ``bank:PATH`` and ``folder:PATH`` only the last folder is kept, no place on this machine.
+        benchmark: its name; of ``bank:PATH`` and ``folder:PATH`` only the last folder is kept.
         network: what made the features.
         origin: see `provenance`.
         accuracy: share of ID test images that the networks classify correctly, mean over seeds.
