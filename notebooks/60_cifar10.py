@@ -225,8 +225,8 @@ display(Markdown("\n".join(
 )))  # fmt: skip
 
 # %% [markdown]
-# Differences have several sources that this page cannot tell apart: one smaller network instead of three larger ones, other far
-# sets, a tenth of the training features, and tuning. The next sections compare things that share all of that.
+# Differences have several sources that this table cannot tell apart: one smaller network instead of three larger ones, other far
+# sets, a tenth of the training features, and tuning. The next sections compare things that share all of that, or change one of them alone.
 #
 # ## 3. WeiPer: heads without end
 #
@@ -544,7 +544,8 @@ display(shown if len(off) else Markdown("No run on all images is in the archive.
 #
 # <details><summary>C. Tuning on OOD validation images explains the difference.</summary>
 #
-# **No.** It is one of several sources, and the page cannot tell them apart. You would have to change it alone.
+# **No.** Section 3 changes it alone, for WeiPer, and there it is most of the difference. For the others it stays one of
+# several sources.
 #
 # </details>
 #
