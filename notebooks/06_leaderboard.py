@@ -153,7 +153,8 @@ def show(rows):
         ties = board[column].between(best[f"{column}_low"] - 1e-9, best[f"{column}_high"] + 1e-9)
         text = [percent(row, column) for _, row in board.iterrows()]
         cells[title] = [f"<strong>{t}</strong>" if tie else t for t, tie in zip(text, ties)]
-    cells["s / 1000 images"], cells["MB"] = board["seconds_per_1000"].map("{:.4f}".format), board["memory_mb"].map("{:.1f}".format)
+    for title, column, style in (("s / 1000 images", "seconds_per_1000", "{:.4f}"), ("MB", "memory_mb", "{:.1f}")):
+        cells[title] = board[column].map(style.format, na_action="ignore").fillna("")
     order = (-board["far"].fillna(board["near"])).argsort()
     keys = board[["detector", *columns, "seconds_per_1000", "memory_mb"]]
     kind = f"{about['seeds']} networks, ± 95 % over networks" if about["seeds"] > 1 else "one network, ± 95 % over test images"
