@@ -205,16 +205,10 @@ plt.show()
 # **Where the numbers come from:**
 
 # %% tags=["hide-input"]
-short = ["benchmark", "network", "accuracy", "seeds", "date"]
-long = ["command", "commit", "device", "versions", "data", "weights", "sets"]
-sources = everything.reindex(columns=["run", *short, *long]).groupby("run", sort=False).first()
+sources = everything.reindex(columns=["run", "benchmark", "network", "accuracy", "seeds", "date"]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
-display(sources[short].fillna("").style.set_caption("Provenance: one row per run"))
-told = [
-    f"- **{run}**: " + "; ".join(f"{k} `{row[k]}`" if k in ("command", "weights") else f"{k} {row[k]}" for k in long if row[k])
-    for run, row in sources.fillna("").iterrows()
-]
-display(Markdown("\n".join(told)))
+display(sources.fillna("").style.set_caption("Provenance: one row per run"))
+display(Markdown(ood.results.origins(everything)))
 
 # %% [markdown]
 # ## 3. How to read it

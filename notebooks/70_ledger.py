@@ -213,16 +213,10 @@ display(Markdown("\n".join(lines)))
 # ## 4. Where our values come from
 
 # %% tags=["hide-input"]
-short = ["network", "accuracy", "date"]
-long = ["command", "commit", "device", "versions", "data", "sets"]
-sources = measured.reindex(columns=["run", *short, *long]).groupby("run", sort=False).first()
+sources = measured.reindex(columns=["run", "network", "accuracy", "date"]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
-display(sources[short].fillna("").style.set_caption("Provenance: one row per file of book/results"))
-told = [
-    f"- **{run}**: " + "; ".join(f"{k} `{row[k]}`" if k == "command" else f"{k} {row[k]}" for k in long if row[k])
-    for run, row in sources.fillna("").iterrows()
-]
-display(Markdown("\n".join(told)))
+display(sources.fillna("").style.set_caption("Provenance: one row per file of book/results"))
+display(Markdown(ood.results.origins(measured)))
 
 # %% [markdown]
 # **Add a line.** Put the claim into `book/claims.yaml`, the file of the run that tests it into `book/results/`

@@ -25,10 +25,12 @@ from ood_lib.data import Benchmark
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["data_hash", "leaderboard", "load_results", "provenance", "save_results"]
+__all__ = ["data_hash", "leaderboard", "load_results", "origins", "provenance", "save_results"]
 
 ENDS = ("", "_low", "_high")
 KEYS = ("benchmark", "network", "accuracy", "positive", "provenance", "rows")
+CODE = ("command", "weights")  # of a provenance, what a page sets as code
+ORIGIN = (*CODE, "commit", "device", "versions", "data", "sets")
 
 
 def data_hash(benchmark: Benchmark) -> str:
@@ -142,6 +144,19 @@ def load_results(*places: str | os.PathLike[str]) -> "pd.DataFrame":
             raise ValueError(f"{file} is no result file ({type(error).__name__}: {error}); expected {KEYS}") from error
         tables.append(rows.assign(run=file.stem, **about).astype({"accuracy": float}))  # none is NaN
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def origins(results: "pd.DataFrame") -> str:
+    """Where each run comes from: a Markdown list with one item per run, of the facts that its file holds.
+
+    Args:
+        results: from `load_results`.
+    """
+    runs = results.reindex(columns=["run", *ORIGIN]).groupby("run", sort=False).first().astype(object).fillna("")
+    return "\n".join(
+        f"- **{run}**: " + "; ".join(f"{k} `{v}`" if k in CODE else f"{k} {v}" for k, v in facts.items() if v)
+        for run, facts in runs.iterrows()
+    )
 
 
 def leaderboard(results: "pd.DataFrame") -> "pd.DataFrame":

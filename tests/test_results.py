@@ -11,7 +11,7 @@ import pytest
 from conftest import Toy
 
 from ood_lib import MSP, BenchmarkFeatures, Energy, load_benchmark, results, run_benchmark, summarize
-from ood_lib.results import data_hash, leaderboard, load_results, provenance, save_results
+from ood_lib.results import data_hash, leaderboard, load_results, origins, provenance, save_results
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,13 @@ def test_what_is_written_comes_back_with_its_origin(table: pd.DataFrame, tmp_pat
 )
 def test_a_result_tells_no_place_on_the_machine(given: str, kept: str, table: pd.DataFrame, tmp_path: Path):
     assert set(load_results(write(tmp_path / "toy.json", table, benchmark=given))["benchmark"]) == {kept}
+
+
+def test_every_fact_that_a_file_holds_stands_in_its_item_and_no_other(table: pd.DataFrame, tmp_path: Path):
+    facts = {"command": "make a --fast", "data": "1234", "commit": ""}
+    write(tmp_path / "a.json", table, origin=facts)
+    write(tmp_path / "b.json", table, origin={"weights": "theirs"})
+    assert origins(load_results(tmp_path)) == "- **a**: command `make a --fast`; data 1234\n- **b**: weights `theirs`"
 
 
 def test_numbers_that_are_not_there_stay_so_and_the_file_is_plain_json(table: pd.DataFrame, tmp_path: Path):
