@@ -77,12 +77,12 @@ head, ood_sets = x.head, x.near | x.far
 # %% [markdown]
 # ## 1. A network and its bank
 #
-# The network is one of ours: residual, about five million weights, trained on the 50,000 training images of CIFAR-10 on
-# one CPU core. A *bank* holds what it computes of an image, the penultimate feature, the logits and the style, in half
+# The network is one of ours: residual, about six million weights, trained on the 50,000 training images of CIFAR-10 on
+# two CPU cores. A *bank* holds what it computes of an image, the penultimate feature, the logits and the style, in half
 # precision, for some images of each set of the OpenOOD protocol. No image is in it.
 
 # %% tags=["hide-input"]
-about = {} if bank else card("cifar10-resnet10")
+about = {} if bank else card("cifar10-resnet9")
 known = {"train": x.train, "val": x.val, "test": x.test}
 sizes = pd.DataFrame(
     [("ID", role, len(f)) for role, f in known.items()]
@@ -102,7 +102,7 @@ display(Markdown(
 # `ood.pretrained` gives the network itself, whose card this is. It verifies the hash of its weights, and reads no pickle.
 #
 # ```python
-# network = ood.pretrained("cifar10-resnet10")
+# network = ood.pretrained("cifar10-resnet9")
 # network.represent(images)  # penultimate, logits, style
 # ```
 
@@ -110,7 +110,7 @@ display(Markdown(
 recipe = RECIPES[about["recipe"]] if "recipe" in about else None
 facts = {k: v for k, v in about.items() if k not in ("origin", "normalize")} | about.get("origin", {})
 if recipe:
-    facts |= {"stages": recipe.widths, "blocks per stage": recipe.blocks, "hole in each training image": recipe.hole}
+    facts |= {"kind": recipe.kind.__name__, "stages": recipe.widths, "blocks per stage": recipe.blocks, "hole in each training image": recipe.hole}
     facts |= recipe.options
 rows = [(k, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)) for k, v in facts.items()]
 display(pd.DataFrame(rows, columns=["of the network", ""]).style.hide(axis="index"))
@@ -442,7 +442,7 @@ display(Markdown(
 # **How far off is the bank?**
 
 # %% tags=["hide-input"]
-files = [ood.load_results(p) for p in sorted(Path(archive).glob("cifar10-resnet10*.json"))]
+files = [ood.load_results(p) for p in sorted(Path(archive).glob("cifar10-resnet9*.json"))]
 whole = pd.concat(files) if files else pd.DataFrame(columns=auroc.columns)
 whole = whole[whole["metric"] == "auroc"].merge(auroc, on=["detector", "ood_set"], suffixes=("", "_bank"))
 whole = whole[whole["ood_set"].isin(ood_sets)]

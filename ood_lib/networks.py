@@ -15,7 +15,10 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from ood_lib.data import Benchmark
 
-__all__ = ["Adapted", "Block", "Network", "Recorded", "Representation", "ResNet", "adapt", "network_for", "pick_device"]
+__all__ = [
+    "Adapted", "Block", "Network", "PooledResNet", "Recorded", "Representation", "ResNet", "adapt",
+    "network_for", "pick_device",
+]  # fmt: skip
 
 
 class Representation(NamedTuple):
@@ -74,6 +77,9 @@ class ResNet(nn.Module):
         normalize: first layer, standardises images that arrive in [0, 1] (``Benchmark.normalize``).
 
     The penultimate feature is the spatial mean of the last rectified map, so it is non-negative.
+
+    Raises:
+        ValueError: not as many ``blocks`` as ``widths``.
     """
 
     def __init__(
@@ -86,13 +92,15 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         blocks = [blocks] * len(widths) if isinstance(blocks, int) else blocks
+        if len(blocks) != len(widths):
+            raise ValueError(f"blocks {blocks} for the stages {widths}: give one number for all, or one per stage")
         self.normalize = normalize or nn.Identity()
         self.stem = nn.Sequential(
             nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
         ins = [widths[0], *widths[:-1]]
         self.stages = nn.Sequential(
-            *(self._stage(i, o, b, 1 + (n > 0)) for n, (i, o, b) in enumerate(zip(ins, widths, blocks, strict=True)))
+            *(self._stage(i, o, b, 1 + (n > 0)) for n, (i, o, b) in enumerate(zip(ins, widths, blocks)))
         )
         self.head = nn.Linear(widths[-1], classes)
 

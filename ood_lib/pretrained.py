@@ -49,10 +49,13 @@ _SGD = {"batch_size": 128, "learning_rate": 0.1, "weight_decay": 5e-4}
 RECIPES = {
     # 6.3 million parameters, 512 features; under two hours on two CPU cores that multiply in bfloat16
     "cifar10-resnet9": Recipe(
-        "cifar10", (48, 96, 256, 512), (0, 1, 0, 1),
-        {"batch_size": 512, "learning_rate": 0.4, "weight_decay": 5e-4, "epochs": 22, "average": 0.99},
-        PooledResNet, hole=8,
-    ),  # fmt: skip
+        "cifar10",
+        (48, 96, 256, 512),
+        (0, 1, 0, 1),
+        _SGD | {"epochs": 22, "batch_size": 512, "learning_rate": 0.4, "average": 0.99},
+        PooledResNet,
+        hole=8,
+    ),
     # as OpenOOD v1.5 trains its ResNet-18 (100 epochs, crop and flip): 11 million parameters, for a GPU
     "cifar10-resnet18": Recipe("cifar10", (64, 128, 256, 512), 2, _SGD | {"epochs": 100}),
 }
@@ -65,14 +68,14 @@ def pretrained(name: str, folder: str | os.PathLike[str] | None = None) -> ResNe
     """A trained network, in eval mode and single precision; its card is `card`.
 
     Args:
-        name: one of those that `RECIPES` names and the folder holds, such as "cifar10-resnet10".
+        name: one of those that `RECIPES` names and the folder holds, such as "cifar10-resnet9".
         folder: where its two files lie; None = those that come with the library.
 
     Raises:
         ValueError: there is no network of that name, or its weights are not those of the card.
 
     Example:
-        >>> network = pretrained("cifar10-resnet10")
+        >>> network = pretrained("cifar10-resnet9")
         >>> network.represent(torch.rand(2, 3, 32, 32)).penultimate.shape
         torch.Size([2, 512])
     """

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ood_lib import ResNet, adapt, pick_device
+from ood_lib.networks import PooledResNet
 
 MAKE = {
     "resnet18": lambda: torchvision.models.resnet18(weights=None, num_classes=5),
@@ -36,9 +37,10 @@ def pictures_for(model: nn.Module) -> torch.Tensor:
 # -- our own ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("widths", "blocks"), [((8,), 1), ((8, 16), 2), ((4, 8, 12), 1)])
-def test_the_head_makes_the_logits_from_the_penultimate_feature(widths: tuple[int, ...], blocks: int):
-    network = ResNet(1, 3, widths, blocks).eval()
+@pytest.mark.parametrize("kind", [ResNet, PooledResNet])
+@pytest.mark.parametrize(("widths", "blocks"), [((8,), 1), ((8, 16), 2), ((4, 8, 12), 1), ((4, 8, 12), (0, 1, 2))])
+def test_the_head_makes_the_logits_from_the_penultimate_feature(kind, widths: tuple[int, ...], blocks):
+    network = kind(1, 3, widths, blocks).eval()
     seen = network.represent(images(4, 1, 16))
     assert seen.penultimate.shape == seen.style.shape == (4, widths[-1])
     assert torch.equal(network.head(seen.penultimate), seen.logits)
@@ -46,13 +48,27 @@ def test_the_head_makes_the_logits_from_the_penultimate_feature(widths: tuple[in
     assert (seen.penultimate >= 0).all() and (seen.style >= 0).all()
 
 
-def test_each_stage_after_the_first_halves_the_resolution():
-    network = ResNet(1, 3, (4, 8, 12)).eval()
+@pytest.mark.parametrize("kind", [ResNet, PooledResNet])
+def test_each_stage_after_the_first_halves_the_resolution(kind):
+    network = kind(1, 3, (4, 8, 12)).eval()
     maps = network.stages(network.stem(images(2, 1, 16)))
     assert maps.shape == (2, 12, 4, 4)
     seen = network.represent(images(2, 1, 16))
     assert torch.allclose(seen.penultimate, maps.mean((2, 3)))
     assert torch.allclose(seen.style, maps.flatten(2).std(2, correction=0))
+
+
+def test_pooling_one_convolution_a_stage_makes_the_resnet9_of_page():
+    network = PooledResNet(3, 10, (64, 128, 256, 512), (0, 1, 0, 1))
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert len(layers) == 9
+    pairs = [(3, 64), (64, 128), (128, 128), (128, 128), (128, 256), (256, 512), (512, 512), (512, 512)]
+    assert [m.weight.numel() for m in layers] == [9 * i * o for i, o in pairs] + [512 * 10]
+
+
+def test_as_many_blocks_as_stages():
+    with pytest.raises(ValueError, match=r"blocks \(1, 2\) for the stages \(4, 8, 12\): give one number"):
+        ResNet(1, 3, (4, 8, 12), (1, 2))
 
 
 def test_a_map_without_space_has_no_style():
