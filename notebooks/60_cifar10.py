@@ -110,8 +110,9 @@ display(Markdown(
 recipe = RECIPES[about["recipe"]] if "recipe" in about else None
 facts = {k: v for k, v in about.items() if k not in ("origin", "normalize")} | about.get("origin", {})
 if recipe:
-    facts |= {"kind": recipe.kind.__name__, "stages": recipe.widths, "blocks per stage": recipe.blocks, "hole in each training image": recipe.hole}
-    facts |= recipe.options
+    facts |= {"kind": recipe.kind.__name__, "stages": recipe.widths, "blocks per stage": recipe.blocks}
+    facts |= {"starts from": recipe.start or "random weights", "hole in each training image": recipe.hole}
+    facts = recipe.options | facts
 rows = [(k, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)) for k, v in facts.items()]
 display(pd.DataFrame(rows, columns=["of the network", ""]).style.hide(axis="index"))
 

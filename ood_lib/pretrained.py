@@ -59,7 +59,8 @@ RECIPES = {
     # 6.3 million parameters, 512 features; two cycles, 30 epochs, two hours on two CPU cores that multiply in bfloat16
     "cifar10-resnet9-start": _RESNET9,
     "cifar10-resnet9": _RESNET9._replace(
-        options=_RESNET9.options | {"epochs": 8, "learning_rate": 0.2, "weight_decay": 1e-3}, start="cifar10-resnet9-start"
+        options=_RESNET9.options | {"epochs": 8, "learning_rate": 0.2, "weight_decay": 1e-3},
+        start="cifar10-resnet9-start",
     ),
     # as OpenOOD v1.5 trains its ResNet-18 (100 epochs, crop and flip): 11 million parameters, for a GPU
     "cifar10-resnet18": Recipe("cifar10", (64, 128, 256, 512), 2, _SGD | {"epochs": 100}),
@@ -114,7 +115,8 @@ def train_recipe(
 ) -> tuple[ResNet, History]:  # fmt: skip
     """Train a network by its recipe and write its two files; an interrupted training goes on where it was.
 
-    The seconds on the card are those of the last call: of a training that was interrupted, of its rest.
+    Epochs and seconds on the card include those of the recipe that it starts from.  Of a training that was interrupted
+    the seconds are those of its rest.
 
     Args:
         name: of the recipe.
@@ -130,18 +132,27 @@ def train_recipe(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = recipe.network(len(bench.classes), *_statistics(bench))
+    spent = {"epochs": 0, "seconds": 0}
     if recipe.start:
-        if not (folder / _file(recipe.start, seed)).is_file():
-            train_recipe(recipe.start, bench, folder, seed=seed, origin=origin, **options)
-        network.load_state_dict(pretrained(Path(_file(recipe.start, seed)).stem, folder).state_dict())
+        spent = _begin(network, recipe.start, bench, folder, seed=seed, origin=origin, **options)
     start = time.monotonic()
     history = train_classifier(
         network, bench.train, val=bench.val, seed=seed, augment=augmented(hole=recipe.hole),
         checkpoint=file.with_suffix(".checkpoint"), **chosen,
     )  # fmt: skip
-    about = {"seed": seed, "seconds": round(time.monotonic() - start), "origin": dict(origin or {})}
-    _write(file, network, bench, {"recipe": name, "epochs": chosen["epochs"]} | about)
+    seconds = spent["seconds"] + round(time.monotonic() - start)
+    about = {"recipe": name, "epochs": spent["epochs"] + chosen["epochs"], "seed": seed, "seconds": seconds}
+    _write(file, network, bench, about | {"origin": dict(origin or {})})
     return pretrained(file.stem, folder), history
+
+
+def _begin(network: ResNet, name: str, bench: Benchmark, folder: Path, *, seed: int, **options: Any) -> dict[str, Any]:
+    """Give a network the weights of another recipe's, which is trained if it is not there; the card of that one."""
+    file = folder / _file(name, seed)
+    if not file.is_file():
+        train_recipe(name, bench, folder, seed=seed, **options)
+    network.load_state_dict(pretrained(file.stem, folder).state_dict())
+    return card(file.stem, folder)
 
 
 def _file(name: str, seed: int) -> str:

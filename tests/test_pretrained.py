@@ -69,6 +69,19 @@ def test_what_was_drawn_before_does_not_matter(tiny, tmp_path):
     assert torch.equal(networks[0].head.weight, networks[1].head.weight)
 
 
+def test_a_recipe_goes_on_from_another_and_trains_it_if_it_is_not_there(tiny, monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "more", TINY._replace(start="tiny", options=TINY.options | {"epochs": 2}))
+    network, history = train_recipe("more", tiny, tmp_path, seed=1, device="cpu", progress=False)
+    first, second = card("tiny-seed1", tmp_path), card("more-seed1", tmp_path)
+    assert (first["epochs"], second["epochs"], len(history.accuracy)) == (6, 8, 2)
+    assert second["seconds"] >= first["seconds"]
+    monkeypatch.setitem(RECIPES, "fresh", RECIPES["more"]._replace(start=""))
+    _, fresh = train_recipe("fresh", tiny, tmp_path, seed=1, device="cpu", progress=False)
+    assert sum(history.loss) < sum(fresh.loss)
+    again, _ = train_recipe("more", tiny, tmp_path, seed=1, device="cpu", progress=False)  # "tiny-seed1" is there
+    assert torch.equal(again.head.weight, network.head.weight)
+
+
 def test_a_damaged_or_missing_file_is_refused(tiny, tmp_path):
     train(tiny, tmp_path)
     file = tmp_path / "tiny.safetensors"
