@@ -917,7 +917,7 @@ display(Markdown(
 # %% [markdown]
 # A set of hyperparameters is a property of a data set and a network, not of a method. Compare methods that were tuned
 # alike, and ask of each published number which OOD images chose its knobs. [The CIFAR-10 page](60_cifar10) repeats the authors' own
-# search on a real network, where it decides between below MSP and above it.
+# search on a real network, where on near-OOD it decides between below MSP and above it.
 
 # %% [markdown]
 # ### 6.5 Which part does the work?

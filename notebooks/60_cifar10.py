@@ -276,7 +276,7 @@ display(Markdown(
 
 # %% [markdown]
 # (cifar10-weiper-tuned)=
-# **Why is WeiPer+KLD so far from its published value?** The table of section 2 has it with the settings that its authors found for
+# **What is the tuning of WeiPer+KLD worth?** The table of section 2 has it with the settings that its authors found for
 # another network. They found them on OOD *validation* images, Tiny-ImageNet, among 3,600 settings. Do the same: every second image of
 # the last near set chooses, and only the others stay in the comparison.
 
@@ -338,16 +338,15 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# On the bank that ships, neither divergence is much of a detector by itself, and the sum of three terms with the weights of another
-# network is less than the third term alone. The sum with weights found *on this network* is more than each of its terms. So the
-# published number belongs to a method with six knobs **and OOD images to set them by**; whoever has none should not expect it. The other
+# On the bank that ships, the sum of three terms with the weights of another network is less than its third term alone on near-OOD.
+# The sum with weights found *on this network* is at least as good as each of its terms, near and far. So the published number belongs to a method with six knobs **and OOD images to set them by**; whoever has none should not expect it. The other
 # detectors of section 2 have one knob at most, and keep their published setting.
 
 # %% [markdown]
 # ## 4. HEAT: does the residual help?
 #
-# On `digits` the mixtures left nothing to correct. Here there is room. Compare each hybrid with its own prior, image by image
-# (DeLong's paired interval), and the composition with the composition of the untrained priors.
+# On `digits` the mixtures left nothing to correct. **Do photographs leave more?** Compare each hybrid with its own prior, image by
+# image (DeLong's paired interval), and the composition with the composition of the untrained priors.
 
 # %%
 heat = judged["HEAT"]  # fitted above, and with it its hybrids and their priors
