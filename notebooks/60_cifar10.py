@@ -111,7 +111,8 @@ recipe = RECIPES[about["recipe"]] if "recipe" in about else None
 facts = {k: v for k, v in about.items() if k not in ("origin", "normalize")} | about.get("origin", {})
 if recipe:
     facts |= {"kind": recipe.kind.__name__, "stages": recipe.widths, "blocks per stage": recipe.blocks}
-    facts |= {"starts from": recipe.start or "random weights", "hole in each training image": recipe.hole}
+    first = RECIPES[recipe.start].options.items() if recipe.start else ()
+    facts |= {"the cycle before": ", ".join(f"{k} {v}" for k, v in first), "hole in each training image": recipe.hole}
     facts = recipe.options | facts
 rows = [(k, ", ".join(map(str, v)) if isinstance(v, (list, tuple)) else str(v)) for k, v in facts.items()]
 display(pd.DataFrame(rows, columns=["of the network", ""]).style.hide(axis="index"))
@@ -339,8 +340,9 @@ display(Markdown(
 
 # %% [markdown]
 # On the bank that ships, the sum of three terms with the weights of another network is less than its third term alone on near-OOD.
-# The sum with weights found *on this network* is at least as good as each of its terms, near and far. So the published number belongs to a method with six knobs **and OOD images to set them by**; whoever has none should not expect it. The other
-# detectors of section 2 have one knob at most, and keep their published setting.
+# The sum with weights found *on this network* is at least as good as each of its terms, near and far. So the published number
+# belongs to a method with six knobs **and OOD images to set them by**; whoever has none should not expect it. The other detectors
+# of section 2 have one knob at most, and keep their published setting.
 
 # %% [markdown]
 # ## 4. HEAT: does the residual help?

@@ -160,9 +160,10 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# The settings differ, and the difference matters. Our CIFAR-10 network has little more than half of the weights of theirs, there is one of it
-# (a ResNet-56 that others trained is beside it), nothing was tuned on OOD images but WeiPer where the row says so, and some OOD sets are smaller ({ref}`the notes below <ledger-sources>`). "Not reproduced" means: not on this
-# network with published settings. It does not mean that the paper is wrong.
+# The settings differ, and the difference matters. Our CIFAR-10 network has little more than half of the weights of theirs, there
+# is one of it (a ResNet-56 that others trained is beside it), nothing was tuned on OOD images but WeiPer where the row says so,
+# and some OOD sets are smaller ({ref}`the notes below <ledger-sources>`). "Not reproduced" means: not on this network with
+# published settings. It does not mean that the paper is wrong.
 #
 # ## 3. The leaderboard of OpenOOD
 #
