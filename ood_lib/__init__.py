@@ -31,7 +31,7 @@ from ood_lib.metrics import Metrics, evaluate
 from ood_lib.msma import MSMA, ScoreNorms, score_norms, select_gmm
 from ood_lib.multilabel import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
 from ood_lib.neighbours import KNN, NNGuide
-from ood_lib.networks import Recorded, ResNet, adapt, network_for, pick_device
+from ood_lib.networks import Recorded, ResNet, adapt, half_precision, network_for, pick_device
 from ood_lib.outliers import Outlier
 from ood_lib.pretrained import load_bank, pretrained
 from ood_lib.priors import GMMPrior, LogitPrior
@@ -53,11 +53,11 @@ __all__ = [
     "ScoreNorms", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
     "average_precision", "classical_detectors", "compare", "compose", "count_labels", "cutout", "denoising_error",
     "dsm_loss", "duel", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen",
-    "gradnorm", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load_bank", "load_benchmark",
-    "load_ood_set", "load_results", "max_logit", "mean_average_precision", "measured", "msp", "network_for",
-    "noise_scales", "odin", "pick_device", "pretrained", "provenance", "run_benchmark", "save_results", "score_norms",
-    "select_gmm", "sgld", "shift", "spectral_normalize", "summarize", "train_classifier", "train_multilabel",
-    "train_score_network", "weiper_kld",
+    "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load_bank",
+    "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision", "measured", "msp",
+    "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance", "run_benchmark",
+    "save_results", "score_norms", "select_gmm", "sgld", "shift", "spectral_normalize", "summarize",
+    "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
 ]  # fmt: skip
 
 __version__ = "0.1.0"

@@ -3,8 +3,6 @@
 import argparse
 from pathlib import Path
 
-import torch
-
 from ood_lib.benchmark import extract_benchmark
 from ood_lib.data import load_benchmark
 from ood_lib.networks import pick_device
@@ -28,7 +26,7 @@ def main() -> None:
     command = f"python -m ood_lib {given.name} --seed {given.seed} --missing {given.missing}"
     origin = provenance(command, pick_device(given.device), data=data_hash(bench), sets="; ".join(bench.notes))
     network, _ = train_recipe(given.name, bench, given.out, seed=given.seed, origin=origin, device=given.device)
-    seen = extract_benchmark(network, bench, device=given.device, channels_last=True, autocast=torch.bfloat16)
+    seen = extract_benchmark(network, bench, device=given.device, channels_last=True, autocast="auto")
     seen.save(given.out / f"{bench.name}-features", **origin)
     make_bank(seen, given.out / f"{bench.name}-bank", seed=0, **origin)
 

@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import warnings
 from functools import partial, reduce
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class FeatureFlow(Detector):
         patience: looks without a better likelihood before training ends.
         class_base: one Gaussian per class in the latent; this one reads labels.
         two_sided: score the distance of log p to its mean over held-out ID rows: too likely is suspicious too.
-        autocast: train with nets in bfloat16.
+        autocast: train with nets in bfloat16; ``"auto"``: where that is faster, see `half_precision`.
         checkpoint: file from which an interrupted fit goes on; removed when the fit is done.
         seed: of weights, order and noise.
 
@@ -111,7 +111,7 @@ class FeatureFlow(Detector):
         self, flow: str | nn.Module = "coupling", *, normalize: bool = True, whiten: bool | None = None,
         noise: float | None = None, updates: int | None = None, batch_size: int = 250,
         learning_rate: float | None = None, holdout: float | None = None, check_every: int = 50, patience: int = 10,
-        class_base: bool = False, two_sided: bool = False, autocast: bool = False,
+        class_base: bool = False, two_sided: bool = False, autocast: bool | Literal["auto"] = False,
         checkpoint: str | None = None, seed: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -191,7 +191,7 @@ class FeatureFlow(Detector):
         )  # fmt: skip
         density.initialize(training.batch(0)[0], moments, noise)
         try:
-            training.fit(self.updates, self.check_every, self.patience, self._checkpoint(z))
+            training.fit(self.updates, self.check_every, self.patience, self._checkpoint(z, training.autocast))
         finally:  # a likelihood that was lost leaves the last good state, if there ever was one
             if training.best:
                 self._forget()
@@ -236,12 +236,13 @@ class FeatureFlow(Detector):
         labels = self._labels(chunk) if self.class_base else torch.zeros(len(z), dtype=torch.long, device=z.device)
         return class_moments(self.on_sphere(z), labels, kind)
 
-    def _checkpoint(self, z: Tensor) -> Checkpoint | None:
+    def _checkpoint(self, z: Tensor, autocast: torch.dtype | None) -> Checkpoint | None:
         """Where to go on from; its key tells this fit from others."""
         if self.checkpoint is None:
             return None
         free = ("checkpoint", "updates", "patience", "two_sided")
         options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name not in free}
+        options["autocast"] = autocast  # what "auto" came to
         some = z[torch.linspace(0, len(z) - 1, 64, device="cpu").long()].double().cpu().numpy().tobytes()
         return Checkpoint(self.checkpoint, hashlib.sha256(f"{options}{tuple(z.shape)}".encode() + some).hexdigest())
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ood_lib.bank import Bank, map_tensors
-from ood_lib.distributed import team
+from ood_lib.distributed import Team, team
 from ood_lib.forward import data_hash, forward, network_hash
-from ood_lib.networks import Network, pick_device
+from ood_lib.networks import Network, autocast_dtype, pick_device
 
 __all__ = ["Features", "extract", "save_tensors"]
 
@@ -153,7 +153,7 @@ def extract(
     num_workers: int = 0,
     progress: bool = True,
     dtype: torch.dtype | None = None,
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | Literal["auto"] | None = None,
     channels_last: bool = False,
     compile: bool = False,
 ) -> Features:
@@ -173,7 +173,8 @@ def extract(
         num_workers: processes that load images.
         progress: show a bar.
         dtype: store features in this precision, float16 for instance; None = as computed.
-        autocast: run the network in this precision where that is safe, bfloat16 or float16.
+        autocast: run the network in this precision where that is safe, bfloat16 or float16; ``"auto"`` takes bfloat16
+            where the device is faster in it, see `half_precision` (processes that share a file: where all of them are).
         channels_last: give images to the network with the channel as the last index in memory.
         compile: put the network through ``torch.compile``.
 
@@ -184,18 +185,20 @@ def extract(
         ValueError: the data set is empty, or has no labels; ``out`` holds features of another network or data set.
         OSError: the disk is full; what was made so far stays, and counts.
     """
-    _check(dataset, batch_size, (dtype, autocast), out, cache)
-    ranks, rows = team(), len(dataset)  # type: ignore[arg-type]
+    ranks, where = team(), pick_device(device)
+    precision = _agreed(autocast, where, Team() if out is None and cache is None else ranks)
+    _check(dataset, batch_size, (dtype, precision), out, cache)
+    rows = len(dataset)  # type: ignore[arg-type]
     run = partial(
         forward,
         network,
         dataset,
         batch_size=batch_size,
-        device=ranks.device(pick_device(device)),
+        device=ranks.device(where),
         num_workers=num_workers,
         progress=progress and ranks.rank == 0,
         dtype=dtype,
-        autocast=autocast,
+        autocast=precision,
         channels_last=channels_last,
         compile=compile,
     )
@@ -208,7 +211,7 @@ def extract(
     identity = {
         "network": network_hash(network),
         "data": data_hash(dataset, _SAMPLE if cache is None else None, num_workers),
-        "precision": _precision(dtype, autocast),
+        "precision": _precision(dtype, precision),
     }
     path = Path(cache) / _cached_name(**identity) if cache is not None else Path(str(out))
     block = batch_size * math.ceil(rows / batch_size / _BLOCKS)  # whole batches: the same ones for any number of ranks
@@ -231,6 +234,12 @@ def _check(dataset: Any, batch_size: int, precisions: Iterable[torch.dtype | Non
         raise ValueError("both out and cache were given; expected one place for the result")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} was given; expected a number of images, >= 1")
+
+
+def _agreed(autocast: torch.dtype | Literal["auto"] | None, device: torch.device, ranks: Team) -> torch.dtype | None:
+    """What to compute in; ``"auto"`` comes to the same in all processes, however their machines differ."""
+    own = autocast_dtype(autocast, device)
+    return own if autocast != "auto" or all(ranks.gather(own)) else None
 
 
 def _precision(dtype: torch.dtype | None, autocast: torch.dtype | None) -> str:

@@ -7,7 +7,7 @@ of held-out rows; no OOD data has a part in it.
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ood_lib.checkpoint import Checkpoint
 from ood_lib.flow import Flow
+from ood_lib.networks import autocast_dtype
 
 __all__ = ["FlowHistory", "FlowTraining"]
 
@@ -42,7 +43,7 @@ class FlowTraining:
         learning_rate: of Adam.
         noise: standard deviation of the Gaussian noise that each batch gets anew.
         normalize: divide each feature by its length first.
-        autocast: nets in bfloat16, volumes in full precision.
+        autocast: nets in bfloat16, volumes in full precision; ``"auto"``: where that is faster, see `half_precision`.
         seed: of order and noise.
 
     Raises:
@@ -59,7 +60,7 @@ class FlowTraining:
     def __init__(
         self, flow: nn.Module, z: Tensor, labels: Tensor | None = None, *, rows: Tensor | None = None,
         held: Tensor | None = None, batch_size: int = 250, learning_rate: float = 1e-3, noise: float = 0.0,
-        normalize: bool = False, autocast: bool = False, seed: int = 0,
+        normalize: bool = False, autocast: bool | Literal["auto"] = False, seed: int = 0,
     ) -> None:  # fmt: skip
         self.flow, self.z, self.labels = flow, z, labels
         self.rows = torch.arange(len(z), device="cpu") if rows is None else rows
@@ -67,8 +68,9 @@ class FlowTraining:
         if len(self.rows) == 0:
             raise ValueError("no rows are left to train on: give more features, or hold out fewer")
         self.batch_size, self.noise, self.normalize = min(batch_size, len(self.rows)), noise, normalize
-        self.autocast, self.seed, self.update, self.history = autocast, seed, 0, FlowHistory()
+        self.seed, self.update, self.history = seed, 0, FlowHistory()
         self.like = next(flow.parameters()).detach()
+        self.autocast = autocast_dtype(autocast, self.like.device)
         fused = self.like.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(flow.parameters(), learning_rate, fused=fused)
         self.best: dict[str, Tensor] = {}  # state of the flow at the best look
@@ -109,7 +111,7 @@ class FlowTraining:
         seen = 0.0
         for _ in range(updates):
             z, labels = self.batch(self.update)
-            with torch.enable_grad(), torch.autocast(z.device.type, torch.bfloat16, enabled=self.autocast):
+            with torch.enable_grad(), torch.autocast(z.device.type, self.autocast, enabled=bool(self.autocast)):
                 loss = -self.flow.log_prob(z, labels).mean()  # type: ignore[operator]
             if not math.isfinite(loss.item()):
                 raise self._lost(z)

@@ -6,7 +6,7 @@ network says how to get from a noised image to the mean of the clean ones that m
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
 from ood_lib.loop import History, check_loss, ema
-from ood_lib.networks import pick_device
+from ood_lib.networks import autocast_dtype, pick_device
 from ood_lib.score_network import checked_images, checked_scales
 
 __all__ = ["denoising_error", "draw_scales", "dsm_loss", "train_score_network"]
@@ -100,7 +100,7 @@ def train_score_network(
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | Literal["auto"] | None = None,
     channels_last: bool = False,
     progress: bool = True,
 ) -> History:
@@ -117,7 +117,8 @@ def train_score_network(
         device: where to train.
         autocast: run the network in this precision where that is safe: bfloat16, whose range needs no scaling of the
             loss.  Several times faster on a GPU, and on a CPU with matrix units (AMX) for images of 28 pixels and more;
-            slower on other CPUs.  The loss itself and the weights keep theirs.
+            slower on a CPU that emulates it.  ``"auto"`` takes it where the device is faster in it, see
+            `half_precision`.  The loss itself and the weights keep theirs.
         channels_last: give images to the network with the channel as the last index in memory; it goes with autocast.
         progress: show a bar.
 
@@ -130,6 +131,7 @@ def train_score_network(
     if len(train) == 0 or steps < 1:  # type: ignore[arg-type]
         raise ValueError(f"{len(train)} training images, steps={steps} were given; expected one of each at least")  # type: ignore[arg-type]
     where, history = pick_device(device), History()
+    precision = autocast_dtype(autocast, where)
     generator = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(train, num_samples=steps * batch_size, generator=generator)  # type: ignore[arg-type]
     form: Any = {"memory_format": torch.channels_last if channels_last else torch.preserve_format}
@@ -143,7 +145,7 @@ def train_score_network(
         checked_images(images)
         sigma = draw_scales(network, len(images), generator).to(images)
         noise = torch.randn(images.shape, generator=generator, device="cpu")
-        with torch.autocast(where.type, autocast or torch.bfloat16, enabled=autocast is not None):
+        with torch.autocast(where.type, precision, enabled=precision is not None):
             loss = dsm_loss(network, images.to(where, **form), sigma.to(where), noise.to(where, **form)).mean()
         check_loss(loss, learning_rate)
         optimizer.zero_grad()

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from ood_lib.augment import Augment
 from ood_lib.labels import average_precision, count_labels, label_matrix
 from ood_lib.loop import History, Task
 from ood_lib.loop import train as run
-from ood_lib.networks import pick_device
+from ood_lib.networks import autocast_dtype, pick_device
 
 __all__ = ["accuracy", "mean_average_precision", "train_classifier", "train_multilabel"]
 
@@ -31,7 +31,7 @@ def train_classifier(
     augment: Augment | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | Literal["auto"] | None = None,
     channels_last: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -49,7 +49,8 @@ def train_classifier(
         augment: changes a batch of images, given a seeded generator, see `ood_lib.augment`.
         seed: of the order of the images and the augmentation.
         device: where to train.
-        autocast: compute in this precision where that is safe, bfloat16 on a CPU.
+        autocast: compute in this precision where that is safe, such as bfloat16; ``"auto"`` takes that where the
+            device is faster in it, see `half_precision`.
         channels_last: the channel as the last index in memory, which convolutions in half precision like.
         checkpoint: a file written after each epoch, from which the next call goes on; deleted at the end.  It knows
             its training by recipe, network and a few of the items, so let ``augment`` change images, not the data set.
@@ -64,7 +65,8 @@ def train_classifier(
     optimizer = torch.optim.SGD(
         network.parameters(), learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
     )
-    task = Task(_cross_entropy, accuracy, optimizer, augment, average, autocast, channels_last)
+    precision = autocast_dtype(autocast, where)
+    task = Task(_cross_entropy, accuracy, optimizer, augment, average, precision, channels_last)
     return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
 
 
@@ -82,7 +84,7 @@ def train_multilabel(
     augment: Augment | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | Literal["auto"] | None = None,
     channels_last: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -110,9 +112,8 @@ def train_multilabel(
     network.to(where)
     rates = _two_rates(network, learning_rate, backbone_rate)
     optimizer = torch.optim.Adam(rates, weight_decay=weight_decay, fused=where.type in ("cpu", "cuda"))
-    task = Task(
-        _binary_cross_entropy, mean_average_precision, optimizer, augment, average, autocast, channels_last
-    )
+    precision = autocast_dtype(autocast, where)
+    task = Task(_binary_cross_entropy, mean_average_precision, optimizer, augment, average, precision, channels_last)
     return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
 
 
