@@ -145,7 +145,7 @@ def contestants(head, train):
     return ood.classical_detectors(head, train) | {
         "WeiPer+KLD": ood.WeiPer(head, seed=seed),
         "HEAT": ood.HEAT(priors, updates=hybrid_updates, seed=seed),
-        "feature flow": ood.FeatureFlow(updates=max(lengths), autocast=True, seed=seed),
+        "feature flow": ood.FeatureFlow(updates=max(lengths), autocast="auto", seed=seed),
         "GMM, length 1": ood.GMMPrior(),
     }
 
@@ -409,7 +409,7 @@ display(Markdown(
 # %%
 def flow_after(updates, s):
     """Held-out log-likelihood and AUROCs of a flow after so many updates."""
-    flow = ood.FeatureFlow(updates=updates, patience=100, autocast=True, seed=s)
+    flow = ood.FeatureFlow(updates=updates, patience=100, autocast="auto", seed=s)
     flow.fit(x.train)
     return groups_of(flow, x) | {"nats": max(flow.history.val)}
 

@@ -194,6 +194,25 @@ def test_shown_code_fits_the_width_of_the_page(path):
     assert [c.source.splitlines()[0] for c in cells_of(path) if too_wide(c)] == []
 
 
+# What decides for a processor that it computes in half precision. One without it would emulate it, ten times as slowly;
+# so "auto" decides, or `ood.half_precision`.
+ASKED = r"""\bautocast["']?\s*[=:]\s*(?:True\b|torch\.(?!dtype\b))"""
+NAMED = r"\btorch\.(?:b?float16|half)\b|\.(?:half|bfloat16)\(\)|\bimport\b.*\b(?:b?float16|half)\b"
+DEFAULT = r"\btorch\.autocast\([^,()]*(?:\)|,\s*enabled\b)"  # on a CPU that is bfloat16
+hard_coded_autocast = re.compile(ASKED).findall
+hard_coded_half = re.compile(f"{ASKED}|{NAMED}|{DEFAULT}").findall
+
+
+@each(NOTEBOOKS)
+def test_no_notebook_takes_half_precision_without_asking_the_processor(path):
+    assert hard_coded_half(read(path)) == []
+
+
+@each([*PAGES, *sorted((ROOT / "ood_lib").rglob("*.py"))])
+def test_no_page_and_no_recipe_sets_autocast_to_a_precision(path):  # weights and features may rest in one
+    assert hard_coded_autocast(read(path)) == []
+
+
 def undescribed(metadata):
     """What is missing from the description of a figure, given the cell's `mystnb` metadata."""
     alt = metadata.get("image", {}).get("alt", "")
@@ -506,6 +525,15 @@ def test_the_tree_of_the_readme_shows_what_is_there():
         (untyped_parameters, "a: int = 1  # how many", "a = 1  # how many"),
         (untyped_parameters, "a: list = [1]  # which", "a: int = 1"),
         (untyped_parameters, 'a: str = ""  # where to', "a: int = len('x')  # computed"),
+        (hard_coded_half, 'ood.FeatureFlow(autocast="auto")', "ood.FeatureFlow(autocast=True)"),
+        (hard_coded_half, "half = ood.half_precision(device)", "how = torch.bfloat16 if half else None"),
+        (hard_coded_half, "plots.HALF, torch.float32", "x.to(torch.float16)"),
+        (hard_coded_half, "x.float()", "network.half()"),
+        (hard_coded_half, "torch.autocast(where.type, low, enabled=low is not None)", "with torch.autocast('cpu'):"),
+        (hard_coded_half, "import torch", "torch.autocast(where.type, enabled=half)"),
+        (hard_coded_half, "half a file", "from torch import nn, bfloat16"),
+        (hard_coded_autocast, "autocast: torch.dtype | None = None", '{"autocast": torch.bfloat16}'),
+        (hard_coded_autocast, "dtype=torch.float16", "extract(network, data, autocast=torch.float16)"),
         (undescribed, {"image": {"alt": "x" * ALT}, "figure": {"caption": "c", "name": "n"}}, {}),
         (undescribed, {"image": {"alt": "x" * ALT}, "figure": {"caption": "c", "name": "n"}}, {"image": {"alt": "x"}}),
         (directives_without_alt, f"```{{figure}} a.png\n:alt: {'x' * ALT}\n", "```{figure} a.png\n:alt: short\n"),
