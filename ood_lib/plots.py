@@ -178,10 +178,11 @@ def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) 
         style: Any = {"color": COLORS[role], "linestyle": "-" if role == "near" else ":"}
         ax.hlines(y, rows["low"], rows["high"], **style)
         ax.plot(rows["value"], y, MARKERS[role], color=COLORS[role], label=NAMES[role])
+    interval = "95 % interval over seeds" if summary["low"].notna().any() else "one network: no interval"
     ax.set(
         yticks=range(len(names)),
         yticklabels=names,
-        xlabel=f"{label} (mean over sets, 95 % interval over seeds)",
+        xlabel=f"{label} (mean over sets, {interval})",
     )
     ax.invert_yaxis()
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02 + 0.5 / len(names)), ncols=2)
@@ -192,15 +193,17 @@ def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str =
     """A `run_benchmark` table as a page shows it: detectors x OOD sets, in percent, with intervals, best in bold.
 
     The interval is that of Student's t over seeds; of a single seed, that of its test set.  Bold are the best value of
-    a column and all those within its interval.  Where no interval can be told, the caption says why.
+    a column and all those within its interval.  The caption goes on with what the intervals are, and says why one is
+    missing.
 
     Raises:
-        ValueError: the metric is unknown, or a value comes twice (see `counted_once`).
+        ValueError: the table does not hold the metric, or holds a value twice (see `counted_once`).
     """
     import pandas as pd
 
-    if metric not in DIRECTIONS:
-        raise ValueError(f"metric={metric!r} was given; expected one of {sorted(DIRECTIONS)}")
+    if metric not in DIRECTIONS or metric not in set(table["metric"]):
+        known = sorted(set(table["metric"]) & set(DIRECTIONS))
+        raise ValueError(f"metric={metric!r} was given; of those that are known here, the table holds {known}")
     ends = ["value", "low", "high"]
     groups = counted_once(table[table["metric"] == metric]).groupby(["detector", "group", "ood_set"], sort=False)
     found = {key: mean_interval(own["value"]) if len(own) > 1 else tuple(own[ends].iloc[0]) for key, own in groups}
@@ -213,9 +216,10 @@ def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str =
     cells = pd.Series([as_percent(*row, small=True) for row in found.values()], index)
     cells = cells.unstack([1, 2], sort=False).fillna("")  # a detector that has not met a set
     style = cells.style.apply(lambda _: ties.map({True: "font-weight: bold", False: ""}.get), axis=None)
-    if any(too_wide(*row) for row in found.values()):
-        caption += "; cannot tell: so few networks differ so much that the interval is as wide as the scale"
-    return style.set_caption(caption) if caption else style
+    most = max(len(own) for _, own in groups)
+    notes = [caption, f"in brackets the 95 % interval over {'networks' if most > 1 else 'test images'}"]
+    notes += ["cannot tell: the interval is as wide as the scale"] * any(too_wide(*row) for row in found.values())
+    return style.set_caption("; ".join(filter(None, notes)))
 
 
 def markdown_table(summary: "pd.DataFrame") -> str:

@@ -131,6 +131,13 @@ def test_dots_draws_each_detector_once_per_group():
     drawn(result)
 
 
+def test_dots_says_of_one_network_that_it_has_no_interval():
+    assert dots(summary()).get_xlabel().endswith("95 % interval over seeds)")
+    alone = dots(summary().assign(low=np.nan, high=np.nan))
+    assert alone.get_xlabel().endswith("one network: no interval)")
+    drawn(alone)
+
+
 def test_dots_manages_without_one_of_the_groups():
     drawn(dots(summary(groups=("far",))))
 
@@ -175,9 +182,10 @@ def test_the_table_shows_percent_means_and_intervals_over_seeds_and_its_caption(
     style = benchmark_table(table({"a": [0.919, 0.921]}, spread=0.5), caption="The caption")
     assert style.data.loc["a", ("far", "far-away")].startswith("92.0")
     html = style.to_html()
-    assert "[90.7, 93.3]" in html and "The caption" in html and "far-away" in html
+    assert "[90.7, 93.3]" in html and "far-away" in html
+    assert "The caption; in brackets the 95 % interval over networks" in html
     one_seed = benchmark_table(table({"a": [0.9]}, spread=0.03)).to_html()
-    assert "90.0 <small>[87.0, 93.0]</small>" in one_seed  # that of the test set
+    assert "90.0 <small>[87.0, 93.0]</small>" in one_seed and "interval over test images" in one_seed
 
 
 def test_an_interval_that_was_cut_at_one_is_shown_by_its_ends():
@@ -192,6 +200,11 @@ def test_networks_too_few_to_tell_anything_get_no_interval_and_the_caption_says_
     assert wild.data.loc["a", ("far", "far-away")] == "46.7 <small>(cannot tell)</small>"
     assert "[70.0, 70.0]" in wild.data.loc["b", ("far", "far-away")] and "as wide as the scale" in wild.to_html()
     assert "cannot tell" not in benchmark_table(table({"a": [0.7, 0.71, 0.72]}), caption="AUROC").to_html()
+
+
+def test_a_table_of_another_metric_names_those_that_it_has():
+    with pytest.raises(ValueError, match=r"metric='fpr95' was given; .* the table holds \['auroc'\]"):
+        benchmark_table(table({"a": [0.9]}), "fpr95")
 
 
 def test_a_detector_that_has_not_met_a_set_has_an_empty_cell():
