@@ -533,11 +533,12 @@ def story(part):
     runs = [run.set_index("update") for _, run in part.groupby("network")]
     stops = [run["val"].idxmax() for run in runs]
     kept = np.mean([run["near"][stop] for run, stop in zip(runs, stops)])
+    gap = means["train"].iloc[-1] - means["val"].iloc[-1]
     return (
         f"near-OOD AUROC starts at {100 * means['near'].iloc[0]:.1f}, is best after {best} updates ({100 * means['near'].max():.1f}) and is "
         f"{100 * means['near'].iloc[-1]:.1f} after {last}. Stopping where the held-out likelihood is best (after {np.mean(stops):.0f} updates on "
-        f"average) gives {100 * kept:.1f}. At the end, training batches are {means['train'].iloc[-1] - means['val'].iloc[-1]:.1f} nats "
-        "likelier than held-out features"
+        f"average) gives {100 * kept:.1f}. At the end, training batches are {abs(gap):.1f} nats "
+        f"{'likelier' if gap > 0 else 'less likely'} than held-out features"
     )
 
 

@@ -1212,7 +1212,7 @@ rows = {k: [*pair, change[k][-1], change[k][0]] for k, pair in joint_change.item
 columns = ["joint, original", "joint, rounded", f"change at σ = {smallest:g} alone", f"change at σ = {largest:g} alone"]
 medians = {k: (rounded_norms[k].penultimate.median(0).values / original_norms[k].penultimate.median(0).values - 1).abs() for k in names}
 most = max(medians, key=lambda k: medians[k].max(), default=None)
-display(pd.DataFrame(rows, columns).T.style.format("{:.1f}").set_caption("AUROC in %, first network, and its change by rounding in points"))
+display(pd.DataFrame(rows, columns).T.style.format("{:z.1f}").set_caption("AUROC in %, first network, and its change by rounding in points"))
 if most:
     display(Markdown(f"The largest change of a median norm is {medians[most].max():.0%}, {most} at σ = {sigmas[medians[most].argmax()]:.2g}."))
 

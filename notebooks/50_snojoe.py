@@ -787,9 +787,9 @@ def lipschitz_row(kind):
         "largest reshaped norm": f"{max(r['reshaped'].max() for r in convs):.2f}",
         "largest exact norm": f"{max(r['exact'].max() for r in convs):.2f}",
         "largest gain": f"{max(r['gain'].max() for r in convs):.1f}",
-        "log₁₀ product, untrained": f"{start:.1f}",
-        "log₁₀ product, trained": f"{np.mean(chains):.1f} ({min(chains):.1f} to {max(chains):.1f})",
-        "log₁₀ product, without BatchNorm": f"{np.mean(others):.1f} ({min(others):.1f} to {max(others):.1f})",
+        "log₁₀ product, untrained": f"{start:z.1f}",
+        "log₁₀ product, trained": f"{np.mean(chains):z.1f} ({min(chains):z.1f} to {max(chains):z.1f})",
+        "log₁₀ product, without BatchNorm": f"{np.mean(others):z.1f} ({min(others):z.1f} to {max(others):z.1f})",
         "slope of S at ID images": f"{np.mean(slopes[kind]):.0f} ({min(slopes[kind]):.0f} to {max(slopes[kind]):.0f})",
     }
 

@@ -99,7 +99,7 @@ def ours(row):
         return of_two(row, rows, a, by_network(rows, row["minus"]))
     if len(a) > 1:
         return ood.metrics.mean_interval(a["value"])
-    return a.iloc[0] if len(a) else [math.nan] * 3
+    return [*a.iloc[0]] if len(a) else [math.nan] * 3
 
 
 def of_two(row, rows, a, b):

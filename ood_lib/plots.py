@@ -218,7 +218,8 @@ def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str =
     style = cells.style.apply(lambda _: ties.map({True: "font-weight: bold", False: ""}.get), axis=None)
     most = max(len(own) for _, own in groups)
     notes = [caption, f"in brackets the 95 % interval over {'networks' if most > 1 else 'test images'}"]
-    notes += ["cannot tell: the interval is as wide as the scale"] * any(too_wide(*row) for row in found.values())
+    if any(too_wide(*row) for row in found.values()):
+        notes.append("cannot tell: the interval is as wide as the scale, or wider")
     return style.set_caption("; ".join(filter(None, notes)))
 
 
