@@ -333,7 +333,7 @@ other = ood.evaluate(id_b, ood_b)
 display(Markdown(
     f"The intervals overlap, {library.auroc:.3f} [{library.auroc_ci[0]:.3f}, {library.auroc_ci[1]:.3f}] against "
     f"{other.auroc:.3f} [{other.auroc_ci[0]:.3f}, {other.auroc_ci[1]:.3f}], and seem to say that nothing is known. The paired "
-    f"difference is **{duel.difference:+.4f} ± {(duel.high - duel.low) / 2:.4f}** (p = {duel.p_value:.2g}): its error is "
+    f"difference is **{duel.difference:+z.4f} [{duel.low:+z.4f}, {duel.high:+z.4f}]** (p = {duel.p_value:.2g}): its error is "
     f"{error * math.sqrt(2) / paired:.0f} times smaller than that of two independent test sets would be."
 ))  # fmt: skip
 
@@ -680,7 +680,7 @@ for family, members in FAMILIES.items():
 plt.show()
 
 # %%
-caption = f"AUROC in %, mean over {seeds} networks ± 95 %; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %%
@@ -768,7 +768,7 @@ def suspects(n, x):
 # %%
 asked = pd.concat([suspects(seed + n, x) for n, x in enumerate(features)])
 asked = pd.concat([table[table["detector"].isin(["MSP", "Energy"])], asked])
-plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} networks ± 95 %")
+plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} networks")
 
 # %% tags=["hide-input"]
 blame = 100 * ood.summarize(asked).pivot(index="detector", columns="group", values="value")
@@ -807,6 +807,7 @@ ahead = (luck["seeds"] > luck["images"]).groupby(luck["group"]).mean()
 display(Markdown(
     f"In {ahead['near']:.0%} of the near and {ahead['far']:.0%} of the far cases the network moves the number more than the test images do. A "
     "result from a single checkpoint, however many images it was tested on, leaves the larger half of the luck untold."
+    if seeds > 1 else "One network has no spread over networks: train several to compare."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -817,16 +818,15 @@ display(Markdown(
 
 # %%
 near = list(bench.near)[0]
-by_seed = area[area["ood_set"] == near].pivot_table("value", "seed", "detector")
+by_seed = area[area["ood_set"] == near].pivot(index="seed", columns="detector", values="value")
 
 
 def duel(a, b):
     """One network, image by image; then network by network. Differences in points."""
     one = ood.compare(*(scores[d][k] for d in (a, b) for k in ("ID", near)))
-    gaps = by_seed[a] - by_seed[b]
-    half = ood.metrics.student(len(gaps)) * gaps.std() / len(gaps) ** 0.5
-    cells = (one.difference, (one.high - one.low) / 2), (gaps.mean(), half)
-    texts = [f"{100 * value:+.1f} ± {100 * width:.1f}" for value, width in cells]
+    over_networks = ood.metrics.mean_interval(by_seed[a] - by_seed[b])
+    cells = (one.difference, one.low, one.high), over_networks
+    texts = [ood.metrics.as_percent(*cell, signed=True) for cell in cells]
     return [*texts, f"{one.p_value:.1g}"]
 
 
@@ -834,7 +834,7 @@ pairs = [("Mahalanobis", "MSP"), ("Mahalanobis", "KNN"), ("GEN", "MSP"), ("ViM",
 columns = ["other images, one network", "other networks", "p, one network"]
 duels = {" − ".join(pair): duel(*pair) for pair in pairs}
 duels = pd.DataFrame.from_dict(duels, "index", columns=columns)
-duels.style.set_caption(f"Difference in AUROC on {near}, in points, ± 95 %")
+duels.style.set_caption(f"Difference in AUROC on {near}, in points, with 95 % intervals")
 
 # %% [markdown]
 # With seventeen detectors there are 136 duels, and of those that are truly level one in twenty will look decided at the 5 % level.
@@ -869,9 +869,9 @@ lines = [line.replace("±", "<small>±").split(",") for line in published.splitl
 board = pd.DataFrame([[c + "</small>" * ("<" in c) for c in line[1:]] for line in lines], [line[0] for line in lines], columns)
 for group in ("near", "far"):
     rows = summary[summary["group"] == group].set_index("detector").loc[board.index]
-    halves = 50 * (rows["high"] - rows["low"])
-    board[f"{benchmark}, this run", group] = (100 * rows["value"]).map("{:.1f}".format) + halves.map(" <small>± {:.1f}</small>".format)
-board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours ± 95 %")
+    rows = rows[["value", "low", "high"]].itertuples(index=False)
+    board[f"{benchmark}, this run", group] = [ood.metrics.as_percent(*row, small=True) for row in rows]
+board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours with 95 % intervals")
 
 # %% [markdown]
 # The published rows are those of the OpenOOD leaderboard of July 2025 {cite:p}`zhang2023openood`: ResNet-18 for CIFAR, one
@@ -988,7 +988,7 @@ for _ in range(200):
 # %% tags=["hide-input"]
 display(Markdown(
     f"On {near}, with half of the images, the winner has {np.mean(crowned):.2f} where it was crowned and **{np.mean(later):.2f}** on the "
-    f"other half, over 200 splits: {np.mean(crowned) - np.mean(later):+.2f} points are the winner's luck. The smaller the test set and the more "
+    f"other half, over 200 splits: {np.mean(crowned) - np.mean(later):+z.2f} points are the winner's luck. The smaller the test set and the more "
     "contenders, the larger the gift."
 ))  # fmt: skip
 

@@ -137,11 +137,6 @@ ood.save_results(file, table, origin=origin, **about)
 # share of OOD images accepted when 95 % of ID images are (`positive="id"`).
 
 # %% tags=["hide-input"]
-def percent(row, column):
-    half = 50 * (row[f"{column}_high"] - row[f"{column}_low"])
-    return "" if row[column] != row[column] else f"{100 * row[column]:.1f} <small>± {half:.1f}</small>"
-
-
 def show(rows):
     board, about = ood.leaderboard(rows), rows.iloc[0]
     columns = {"near": "near AUROC", "far": "far AUROC", "near_fpr95": "near FPR95", "far_fpr95": "far FPR95"}
@@ -151,13 +146,14 @@ def show(rows):
         least = column.endswith("fpr95")
         best = board.loc[board[column].idxmin() if least else board[column].idxmax()]
         ties = board[column].between(best[f"{column}_low"] - 1e-9, best[f"{column}_high"] + 1e-9)
-        text = [percent(row, column) for _, row in board.iterrows()]
+        numbers = board[[column, f"{column}_low", f"{column}_high"]].to_numpy()
+        text = [ood.metrics.as_percent(*row, small=True) for row in numbers]
         cells[title] = [f"<strong>{t}</strong>" if tie else t for t, tie in zip(text, ties)]
     for title, column, style in (("s / 1000 images", "seconds_per_1000", "{:.4f}"), ("MB", "memory_mb", "{:.1f}")):
         cells[title] = board[column].map(style.format, na_action="ignore").fillna("")
     order = (-board["far"].fillna(board["near"])).argsort()
     keys = board[["detector", *columns, "seconds_per_1000", "memory_mb"]]
-    kind = f"{about['seeds']} networks, ± 95 % over networks" if about["seeds"] > 1 else "one network, ± 95 % over test images"
+    kind = f"{about['seeds']} networks, 95 % intervals over networks" if about["seeds"] > 1 else "one network, 95 % intervals over test images"
     caption = f"{about['benchmark']}, {about['network']}: {kind}"
     display(HTML(plots.sortable_table(cells.iloc[order], keys.iloc[order], caption)))
 

@@ -596,7 +596,7 @@ def over_networks(make):
 
 
 table = over_networks(contestants)
-caption = f"AUROC in %, mean over {seeds} networks ± 95 %; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% [markdown]
@@ -630,7 +630,7 @@ plt.show()
 duels = [("WeiPer MSP", "MSP"), ("WeiPer+KLD", "MSP"), ("WeiPer+KLD", "Mahalanobis"), ("WeiPer+KLD, limit", "WeiPer+KLD")]
 lines = [f"* {one} against {two}: near {ood.duel(table, one, two, 'near')}; far {ood.duel(table, one, two, 'far')}." for one, two in duels]
 worst = table[table["metric"] == "auroc"].sort_values("value").iloc[0]
-display(Markdown("Differences in points of AUROC, paired over networks, ± 95 %:\n\n" + "\n".join(lines) + (
+display(Markdown("Differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines) + (
     f"\n\nThe lowest single number is {worst['detector']} on {worst['ood_set']} with network {worst['seed']}: "
     f"{100 * worst['value']:.1f} %. Below 50 a score is not blind but *inverted*: it trusts these images more than ID images."
 )))
@@ -652,7 +652,7 @@ display(Markdown("Differences in points of AUROC, paired over networks, ± 95 %:
 
 # %% tags=["hide-input"]
 ours = {g: summary[(summary["detector"] == "WeiPer+KLD") & (summary["group"] == g)].iloc[0] for g in ("near", "far")}
-cell = {g: f"{100 * r['value']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]" for g, r in ours.items()}
+cell = {g: ood.metrics.as_percent(*r[["value", "low", "high"]]) for g, r in ours.items()}
 published = [
     ("CIFAR-10, ResNet-18, K = 512", "90.54", "93.12", "KNN 90.64 / 92.96, MSP 88.03 / 90.73"),
     ("CIFAR-100, ResNet-18, K = 512", "81.37", "79.01", "GEN 81.31 / 79.68, MSP 80.27 / 77.76"),
@@ -768,8 +768,8 @@ plt.show()
 gain = {score: part.groupby("value")[["near", "far"]].mean() for score, part in by_delta.items()}
 gain = {score: 100 * (means - means.loc[0.0]) for score, means in gain.items()}
 display(Markdown("\n".join(
-    f"* `{score}`: at δ = {delta:g} {t.loc[delta, 'near']:+.1f} near and {t.loc[delta, 'far']:+.1f} far; near is best at "
-    f"δ = {t['near'].idxmax():g} ({t['near'].max():+.1f}), far at δ = {t['far'].idxmax():g} ({t['far'].max():+.1f})."
+    f"* `{score}`: at δ = {delta:g} {t.loc[delta, 'near']:+z.1f} near and {t.loc[delta, 'far']:+z.1f} far; near is best at "
+    f"δ = {t['near'].idxmax():g} ({t['near'].max():+z.1f}), far at δ = {t['far'].idxmax():g} ({t['far'].max():+z.1f})."
     for score, t in gain.items()
 )))
 
@@ -943,7 +943,7 @@ def parts(h):
 
 # %%
 taken_apart = over_networks(parts)
-caption = f"AUROC in %, closed form, mean over {seeds} networks ± 95 % interval"
+caption = f"AUROC in %, closed form, mean over {seeds} networks"
 plots.benchmark_table(taken_apart, caption=caption)
 
 # %% tags=["hide-input"]

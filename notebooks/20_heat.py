@@ -672,7 +672,7 @@ with torch.no_grad():
     held_out = {n: (h.residual(h.points(f.test)).mean() - h.residual(h.points(f.train)).mean()).item()
                 for n, h in zip(names, heat.hybrids)}  # fmt: skip
 display(Markdown("\n".join(
-    f"* {n}: last gap {gaps[n]:.2f} of at most {1 / lam[k]:.2g}; held-out images lie {held_out[n]:+.2f} from training images; "
+    f"* {n}: last gap {gaps[n]:.2f} of at most {1 / lam[k]:.2g}; held-out images lie {held_out[n]:+z.2f} from training images; "
     f"T_p = {h.t_p.item():.2f}, and the prior's energy spreads by {spreads[n]:.2f}." for k, (n, h) in enumerate(zip(names, heat.hybrids))
 )))  # fmt: skip
 
@@ -788,7 +788,7 @@ tables = [
     for n, (h, fitted, x) in enumerate(zip(heads, heats, features))
 ]
 table = pd.concat(tables)
-caption = f"AUROC in %, mean over {seeds} networks ± 95 %; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %%
@@ -805,7 +805,7 @@ plt.show()
 duels = [(f"hybrid {n}", f"prior {n}") for n in names]
 duels += [("HEAT", "priors composed"), ("HEAT", "prior GMM"), ("HEAT", "KNN"), ("HEAT", "ViM"), ("priors composed", "KNN")]
 lines = [f"* {a} against {b}: near {ood.duel(table, a, b, 'near')}; far {ood.duel(table, a, b, 'far')}." for a, b in duels]
-display(Markdown("Differences in points of AUROC, paired over networks, ± 95 %:\n\n" + "\n".join(lines)))
+display(Markdown("Differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
 # Read it against the claim on top of the page. *No clear difference* speaks of this many networks; it is no proof that two detectors are the same.
@@ -824,7 +824,7 @@ before, after = wide["prior logits"], wide["hybrid logits"]
 gain = after - before
 display(Markdown(
     "Far AUROC of the logits in %, prior → hybrid: " + ", ".join(f"{a:.1f} → {b:.1f}" for a, b in zip(before, after)) + ". "
-    f"The largest gain is {gain.max():+.1f} points, on a network whose prior has {before[gain.idxmax()]:.1f}; the smallest is {gain.min():+.1f}, where it has "
+    f"The largest gain is {gain.max():+z.1f} points, on a network whose prior has {before[gain.idxmax()]:.1f}; the smallest is {gain.min():+z.1f}, where it has "
     f"{before[gain.idxmin()]:.1f}. On average the hybrid on logits reaches {after.mean():.1f}; the mixture that reads the same features, without a residual, has "
     f"{wide['prior GMM'].mean():.1f}."
 ))  # fmt: skip
@@ -841,7 +841,7 @@ display(Markdown(
 
 # %% tags=["hide-input"]
 ours = {g: summary[(summary["detector"] == "HEAT") & (summary["group"] == g)].iloc[0] for g in ("near", "far")}
-cell = {g: f"{100 * r['value']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}]" for g, r in ours.items()}
+cell = {g: ood.metrics.as_percent(*r[["value", "low", "high"]]) for g, r in ours.items()}
 others = {n: summary[summary["detector"] == n].set_index("group")["value"] * 100 for n in ("prior GMM", "KNN")}
 others = ", ".join(f"{n} {v['near']:.1f} / {v['far']:.1f}" for n, v in others.items())
 setting = f"this run: {benchmark}, width {head.in_features}, residuals {'-'.join(map(str, hidden))}, K = {steps}, β = {beta:g}"
@@ -1074,7 +1074,7 @@ pd.DataFrame(rows).T.style.format("{:.2f}").set_caption(caption)
 t = pd.DataFrame(rows).T
 shift_near = (t["near"] - t.loc["this page", "near"]).drop(["this page", "prior alone"])
 display(Markdown(
-    f"The largest effect on near is *{shift_near.abs().idxmax()}* ({shift_near[shift_near.abs().idxmax()]:+.2f} points). Together (a free noise sets the temperature, so the hot target has no say) they give "
+    f"The largest effect on near is *{shift_near.abs().idxmax()}* ({shift_near[shift_near.abs().idxmax()]:+z.2f} points). Together (a free noise sets the temperature, so the hot target has no say) they give "
     f"{t.loc['all but the hot target', 'near']:.2f} near. The hybrid of this page has {t.loc['this page', 'near']:.2f}, and the prior alone {t.loc['prior alone', 'near']:.2f}. What no residual changes, no recipe of "
     "residuals can change: as long as these numbers agree to a tenth, the table does not say which choice is better, only that on this benchmark none of them matters much."
 ))  # fmt: skip

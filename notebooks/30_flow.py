@@ -463,15 +463,9 @@ F1.test
 # watch two things at once: the likelihoods, and the AUROC, which of course takes no part in the training.
 
 # %%
-def half_width(values):
-    """Of the 95 % t interval of a mean over networks, as text."""
-    if (n := len(values)) == 1:
-        return " (one network)"
-    return f" ± {ood.metrics.student(n) * np.std(values, ddof=1) / n**0.5:.1f}"
-
-
-def signed(value):
-    return f"{round(value, 1) + 0.0:+.1f}".replace("-", "−")  # no minus before a zero
+def over_networks(values, **options):
+    """Mean of shares over networks and its 95 % interval, in percent."""
+    return ood.metrics.as_percent(*ood.metrics.mean_interval(values), **options)
 
 
 def group_auroc(score, f):
@@ -539,24 +533,24 @@ def story(part):
     runs = [run.set_index("update") for _, run in part.groupby("network")]
     stops = [run["val"].idxmax() for run in runs]
     kept = np.mean([run["near"][stop] for run, stop in zip(runs, stops)])
+    gap = means["train"].iloc[-1] - means["val"].iloc[-1]
     return (
         f"near-OOD AUROC starts at {100 * means['near'].iloc[0]:.1f}, is best after {best} updates ({100 * means['near'].max():.1f}) and is "
         f"{100 * means['near'].iloc[-1]:.1f} after {last}. Stopping where the held-out likelihood is best (after {np.mean(stops):.0f} updates on "
-        f"average) gives {100 * kept:.1f}. At the end, training batches are {means['train'].iloc[-1] - means['val'].iloc[-1]:.1f} nats "
-        "likelier than held-out features"
+        f"average) gives {100 * kept:.1f}. At the end, training batches are {abs(gap):.1f} nats "
+        f"{'likelier' if gap > 0 else 'less likely'} than held-out features"
     )
 
 
 def lost(part):
     """Points of near-OOD AUROC from the look that is best on average to the last, paired over networks."""
-    near = 100 * part.pivot(index="update", columns="network", values="near")
-    gap = (near.loc[near.mean(axis=1).idxmax()] - near.iloc[-1]).to_numpy()
-    return f"{gap.mean():.1f}{half_width(gap)}"
+    near = part.pivot(index="update", columns="network", values="near")
+    return over_networks(near.loc[near.mean(axis=1).idxmax()] - near.iloc[-1], signed=True)
 
 
 display(Markdown(
     "\n".join(f"* **{name}**: {story(part)}." for name, part in watched.items())
-    + "\n\nPoints of near-OOD AUROC lost from the best look to the last, ± 95 % over networks: "
+    + "\n\nPoints of near-OOD AUROC lost from the best look to the last, with 95 % intervals over networks: "
     + ", ".join(f"{lost(part)} ({name})" for name, part in watched.items()) + ". Zero where the best look is the last."
 ))  # fmt: skip
 
@@ -759,7 +753,7 @@ table = pd.concat([
     ood.run_benchmark(detectors, f, seed=seed + n)
     for n, (detectors, f) in enumerate(zip(fitted, features))
 ])  # fmt: skip
-caption = f"AUROC in %, mean over {seeds} networks ± 95 %; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %%
@@ -775,7 +769,7 @@ plt.show()
 # %% tags=["hide-input"]
 duels = [("Flow", "Flow, untrained"), ("Flow + classes", "Flow + classes, untrained"), ("Flow", "Mahalanobis"), ("Flow", "KNN"), ("Flow, paper", "Flow"), ("Flow", "Energy")]
 lines = [f"* {one} against {two}: near {ood.duel(table, one, two, 'near')}; far {ood.duel(table, one, two, 'far')}." for one, two in duels]
-display(Markdown("Differences in points of AUROC, paired over networks, ± 95 %:\n\n" + "\n".join(lines)))
+display(Markdown("Differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
 # Two comparisons matter most. *Flow against untrained*: what does the flow add to the Gaussian it starts from?
@@ -797,7 +791,7 @@ best = {g: summary[(summary["detector"] == "Flow") & (summary["group"] == g)].il
 
 
 def cell(row):
-    return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return ood.metrics.as_percent(*row[["value", "low", "high"]])
 
 
 published = [
@@ -829,13 +823,13 @@ far_seen = []
 
 
 def near_of(options):
-    """Near-OOD AUROC in %, one number per network."""
+    """Near-OOD AUROC, one number per network."""
     found = []
     for f in features[:curves]:
         detector = ood.FeatureFlow(seed=seed, **options).fit(f.train)
         found.append(group_auroc(lambda z, d=detector: d.score(ood.Features(z)), f))
     far_seen.append(100 * np.mean([row["far"] for row in found]))
-    return 100 * np.array([row["near"] for row in found])
+    return np.array([row["near"] for row in found])
 
 
 # %%
@@ -850,15 +844,14 @@ for n, length in lengths.items():
 knobs = pd.DataFrame(rows).T.rename_axis(["features", "noise"])
 
 # %% tags=["hide-input"]
-caption = f"Near-OOD AUROC in %, mean over {min(curves, seeds)} networks ± 95 %, {updates // 4} updates where trained"
-with_interval = knobs.map(lambda v: f"{v.mean():.1f}{half_width(v)}")
-with_interval.style.format_index("{:g}", level=1).set_caption(caption)
+caption = f"Near-OOD AUROC in %, mean over {min(curves, seeds)} networks with 95 % intervals, {updates // 4} updates where trained"
+knobs.map(over_networks).style.format_index("{:g}", level=1).set_caption(caption)
 
 # %% tags=["hide-input"]
 def worth(state, blur=noise):
     """What length 1 is worth at one noise, paired over networks."""
     gap = knobs.loc[("length 1", blur), state] - knobs.loc[("raw length", blur), state]
-    return f"**{signed(gap.mean())}{half_width(gap)}**"
+    return f"**{over_networks(gap, signed=True)}**"
 
 
 most = max(knobs.index.levels[1])
@@ -891,7 +884,7 @@ sided.style.format("{:.1f}").set_caption("AUROC in %, first network")
 # %% tags=["images", "hide-input"]
 change = {m: sided[m, "two-sided"] - sided[m, "one-sided"] for m in ("pixels", "features")}
 lines = [
-    f"* on {m}: {first} {signed(c[first])} points, {near} {signed(c[near])}, mean of the far sets {signed(c[list(bench.far)].mean())}"
+    f"* on {m}: {first} {c[first]:+z.1f} points, {near} {c[near]:+z.1f}, mean of the far sets {c[list(bench.far)].mean():+z.1f}"
     for m, c in change.items()
 ]
 display(Markdown("What the second side changes:\n\n" + "\n".join(lines)))
@@ -959,8 +952,8 @@ lines, first_out = [], plain["accuracy"].idxmin()
 for measure in ("uniformity", "tolerance", "accuracy"):
     rank = {g: spearmanr(plain[measure], plain[g]).statistic for g in ("near", "far")}
     rest = spearmanr(plain[measure].drop(first_out), plain["near"].drop(first_out)).statistic
-    lines.append(f"* {measure}: rank correlation with near AUROC {rank['near']:+.2f} (without *{first_out}* {rest:+.2f}), with far AUROC {rank['far']:+.2f}")
-lines.append(f"* uniformity with tolerance: {spearmanr(plain['uniformity'], plain['tolerance']).statistic:+.2f}")
+    lines.append(f"* {measure}: rank correlation with near AUROC {rank['near']:+z.2f} (without *{first_out}* {rest:+z.2f}), with far AUROC {rank['far']:+z.2f}")
+lines.append(f"* uniformity with tolerance: {spearmanr(plain['uniformity'], plain['tolerance']).statistic:+z.2f}")
 display(Markdown("\n".join(lines) + f"\n\nWith {len(plain)} networks, a rank correlation below about "
                  f"{2 / math.sqrt(len(plain) - 1):.1f} in size cannot be told from none."))  # fmt: skip
 

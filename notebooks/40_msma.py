@@ -810,7 +810,7 @@ def contestants(n):
 
 runs = [(n, x, judges) for n in range(seeds) for x, judges in contestants(n)]
 table = pd.concat([ood.run_benchmark(judges, x, seed=seed + n) for n, x, judges in runs])
-caption = f"AUROC in %, mean over {seeds} networks ± 95 %; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %%
@@ -828,7 +828,7 @@ rivals = ("MSMA, KNN", "MSMA, flow", "sum of norms", "pixels, KNN", "KNN", "MSP"
 duels = [("MSMA, mixture", name) for name in rivals]
 lines = [f"* {one} against {two}: near {ood.duel(table, one, two, 'near')}; far {ood.duel(table, one, two, 'far')}." for one, two in duels]
 display(Markdown(f"The classifiers are right on {np.mean(accuracies):.1f} % of the test images. Differences in points of AUROC, "
-                 "paired over networks, ± 95 %:\n\n" + "\n".join(lines)))  # fmt: skip
+                 "paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))  # fmt: skip
 
 # %% [markdown]
 # Compare this with the claim. MSMA finds every far set, and needs no label for it. So do the plain sum of the norms and a nearest
@@ -1145,7 +1145,7 @@ by_length.style.format("{:.3f}")
 gained = 100 * (by_length.iloc[-1] - by_length.iloc[0])
 display(Markdown(
     f"From {by_length.index[0]} updates to {by_length.index[-1]} the denoising error falls at both ends; AUROC changes by "
-    f"{gained['near']:+.1f} points on near and {gained['far']:+.1f} on far sets, and by {gained['made to order']:+.1f} on those "
+    f"{gained['near']:+z.1f} points on near and {gained['far']:+z.1f} on far sets, and by {gained['made to order']:+z.1f} on those "
     "made to order."
 ))  # fmt: skip
 
@@ -1212,7 +1212,7 @@ rows = {k: [*pair, change[k][-1], change[k][0]] for k, pair in joint_change.item
 columns = ["joint, original", "joint, rounded", f"change at σ = {smallest:g} alone", f"change at σ = {largest:g} alone"]
 medians = {k: (rounded_norms[k].penultimate.median(0).values / original_norms[k].penultimate.median(0).values - 1).abs() for k in names}
 most = max(medians, key=lambda k: medians[k].max(), default=None)
-display(pd.DataFrame(rows, columns).T.style.format("{:.1f}").set_caption("AUROC in %, first network, and its change by rounding in points"))
+display(pd.DataFrame(rows, columns).T.style.format("{:z.1f}").set_caption("AUROC in %, first network, and its change by rounding in points"))
 if most:
     display(Markdown(f"The largest change of a median norm is {medians[most].max():.0%}, {most} at σ = {sigmas[medians[most].argmax()]:.2g}."))
 

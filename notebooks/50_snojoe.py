@@ -609,7 +609,7 @@ display(Markdown(
     + ("**The plain networks are not far above it: they have hardly learnt what is in these images, and nothing below says "
        "more than they know.** " if reached < 2 * chance else "") +
     f"The hardest label of the plain networks is *{labels[worst]}*. Power iteration costs "
-    f"{100 * (seconds['hard'] / seconds['plain'] - 1):+.0f} % of training time here (other work on the machine counts in)."
+    f"{100 * (seconds['hard'] / seconds['plain'] - 1):+z.0f} % of training time here (other work on the machine counts in)."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -787,9 +787,9 @@ def lipschitz_row(kind):
         "largest reshaped norm": f"{max(r['reshaped'].max() for r in convs):.2f}",
         "largest exact norm": f"{max(r['exact'].max() for r in convs):.2f}",
         "largest gain": f"{max(r['gain'].max() for r in convs):.1f}",
-        "log₁₀ product, untrained": f"{start:.1f}",
-        "log₁₀ product, trained": f"{np.mean(chains):.1f} ({min(chains):.1f} to {max(chains):.1f})",
-        "log₁₀ product, without BatchNorm": f"{np.mean(others):.1f} ({min(others):.1f} to {max(others):.1f})",
+        "log₁₀ product, untrained": f"{start:z.1f}",
+        "log₁₀ product, trained": f"{np.mean(chains):z.1f} ({min(chains):z.1f} to {max(chains):z.1f})",
+        "log₁₀ product, without BatchNorm": f"{np.mean(others):z.1f} ({min(others):z.1f} to {max(others):z.1f})",
         "slope of S at ID images": f"{np.mean(slopes[kind]):.0f} ({min(slopes[kind]):.0f} to {max(slopes[kind]):.0f})",
     }
 
@@ -904,7 +904,7 @@ for n in range(seeds):
     seen_by_odin = moved(networks["plain"][n])
     tables.append(ood.run_benchmark({"ODIN": ood.MaxLogit()}, seen_by_odin, seed=seed + n))
 table = pd.concat(tables)
-caption = f"AUROC in %, mean over {seeds} plain networks ± 95 %; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} plain networks; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %%
@@ -929,7 +929,7 @@ duels = [("JointEnergy", other) for other in ("MaxLogit", "MSP", "SumProb", "Mah
 lines = [f"* {a} against {b}: near {against(a, b, 'near', table)}; far {against(a, b, 'far', table)}." for a, b in duels]
 worst = table[table["metric"] == "auroc"].groupby(["detector", "ood_set"])["value"].mean().idxmin()
 display(Markdown(
-    "Differences in points of AUROC, paired over networks, ± 95 %:\n\n" + "\n".join(lines) +
+    "Differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines) +
     f"\n\nThe lowest mean of the table is {worst[0]} on {worst[1]}. Below 50 a score is not blind but *inverted*: it trusts "
     "these images more than ID images."
 ))  # fmt: skip
@@ -983,7 +983,7 @@ by_count.style.format("{:.3f}").set_caption(caption)
 helped = 100 * (by_count.loc["JointEnergy"] - by_count.loc["MaxLogit"])
 if len(helped) > 1:
     as_argued = helped.iloc[-1] > 0 > helped.iloc[0]
-    found = ", ".join(f"{x:+.1f} with {k}" for k, x in enumerate(helped, 1))
+    found = ", ".join(f"{x:+z.1f} with {k}" for k, x in enumerate(helped, 1))
     near_fpr = fpr.loc[list(bench.near), ["JointEnergy", "MaxLogit"]].mean()
     display(Markdown(
         "The argument: every voucher counts, so the sum should help ID images with many labels. It should hurt those with a "
@@ -1006,7 +1006,7 @@ rows = [
     for n in range(seeds)
 ]
 by_kind = pd.concat(rows)
-caption = f"Joint energy, AUROC in %, mean over {seeds} networks of each kind ± 95 %"
+caption = f"Joint energy, AUROC in %, mean over {seeds} networks of each kind"
 plots.benchmark_table(by_kind, caption=caption)
 
 # %%
@@ -1031,7 +1031,7 @@ lines = [f"* {a} against {b}: near {against(a, b, 'near', by_kind)}; far {agains
 lost = {k: 100 * p.nanmean().item() for k, p in precision.items()}
 norms = [max(r[r["layer"] != "head"]["reshaped"].max() for r in after[k]) for k in ("hard", "hard, eval")]
 display(Markdown(
-    "Joint energy, differences in points of AUROC, paired over seeds, ± 95 %:\n\n" + "\n".join(lines) +
+    "Joint energy, differences in points of AUROC, paired over seeds, with 95 % intervals:\n\n" + "\n".join(lines) +
     f"\n\nThe forgotten `train()` moves the mAP of plain networks from {lost['plain']:.1f} to {lost['plain, eval']:.1f} %, "
     f"that of hard ones from {lost['hard']:.1f} to {lost['hard, eval']:.1f} %, and the largest *normalised* norm from "
     f"{norms[0]:.2f} to {norms[1]:.2f}."
@@ -1053,7 +1053,7 @@ verdict = (
 display(Markdown(
     f"**The verdict of this page.** Hard against plain networks: near, {claim['near']}; far, {claim['far']}. So "
     f"this run {verdict}. Bounded against plain: near, {both_bounded['near']}; far, {both_bounded['far']}. The forgotten `train()` changes "
-    f"the mAP of plain networks by {lost['plain, eval'] - lost['plain']:+.1f} points; their detection: near, {defect['near']}; far, "
+    f"the mAP of plain networks by {lost['plain, eval'] - lost['plain']:+z.1f} points; their detection: near, {defect['near']}; far, "
     f"{defect['far']}."
 ))  # fmt: skip
 
@@ -1178,9 +1178,9 @@ S = ood.joint_energy(f.test.logits)
 rows = {}
 for c, name in enumerate(labels):
     own = S[alone & (f.test.labels[:, c] == 1)]
-    middle = own.median().item() if len(own) else math.nan
-    counts = {"trained on": report.per_class[c], "alone in test": len(own)}
-    rows[name] = counts | {"median S alone": middle}
+    if len(own):  # a label that never comes alone has no median
+        counts = {"trained on": report.per_class[c], "alone in test": len(own)}
+        rows[name] = counts | {"median S alone": own.median().item()}
 rare = pd.DataFrame(rows).T.sort_values("median S alone").tail(5)
 rare.astype({"trained on": int, "alone in test": int}).round(1)
 

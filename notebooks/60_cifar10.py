@@ -152,7 +152,7 @@ def contestants(head, train):
 
 judged = contestants(head, x.train)
 table = ood.run_benchmark(judged, x, seed=seed)
-caption = "AUROC in %, ± 95 % over images; bold: best and its equals"
+caption = "AUROC in %; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% [markdown]
@@ -222,7 +222,7 @@ gap = {g: (shared[f"{g} here"] - shared[f"{g} published"]) for g in ("near", "fa
 worst = {g: gap[g].abs().idxmax() for g in gap}
 display(Markdown("\n".join(
     f"* **{g}**: the order of the {len(shared)} detectors agrees with the published one to a rank correlation of "
-    f"{rank[g]:.2f}; the median difference is {gap[g].median():+.1f} points, the largest {gap[g][worst[g]]:+.1f} ({worst[g]})."
+    f"{rank[g]:.2f}; the median difference is {gap[g].median():+z.1f} points, the largest {gap[g][worst[g]]:+z.1f} ({worst[g]})."
     for g in gap
 )))  # fmt: skip
 
@@ -270,7 +270,7 @@ plt.show()
 most = drawn[drawn["heads"] == max(counts)]
 apart = {g: 100 * (limit[g] - most[g].mean()) for g in ("near", "far")}
 display(Markdown(
-    f"Against r = {max(counts)}, the closed form differs by {apart['near']:+.2f} points (near) and {apart['far']:+.2f} (far). "
+    f"Against r = {max(counts)}, the closed form differs by {apart['near']:+z.2f} points (near) and {apart['far']:+z.2f} (far). "
     f"It scores all sets in {limit['seconds']:.2f} s, the random heads in {most['seconds'].mean():.2f} s: "
     f"**{most['seconds'].mean() / limit['seconds']:.1f} times** as long."
 ))  # fmt: skip
@@ -333,9 +333,9 @@ moved = {n: apart_by.loc["WeiPer+KLD, tuned"] - apart_by.loc[n] for n in ("WeiPe
 board = np.subtract(OPENOOD_CIFAR10["WeiPer+KLD"], OPENOOD_CIFAR10["MSP"])
 display(Markdown(
     "The setting that was found: " + ", ".join(f"`{k}={v}`" for k, v in setting.items()) + ". Against the published setting it changes the "
-    "mean AUROC by " + " and ".join(f"**{v:+.1f}** points ({g})" for g, v in moved["WeiPer+KLD"].items())
-    + "; against MSP it is then at " + " and ".join(f"**{v:+.1f}** ({g})" for g, v in moved["MSP"].items())
-    + f". On the leaderboard it is at {board[0]:+.1f} (near) and {board[1]:+.1f} (far)."
+    "mean AUROC by " + " and ".join(f"**{v:+z.1f}** points ({g})" for g, v in moved["WeiPer+KLD"].items())
+    + "; against MSP it is then at " + " and ".join(f"**{v:+z.1f}** ({g})" for g, v in moved["MSP"].items())
+    + f". On the leaderboard it is at {board[0]:+z.1f} (near) and {board[1]:+z.1f} (far)."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -387,7 +387,7 @@ plt.show()
 def verdict(rows):
     up, down = int((rows["low"] > 0).sum()), int((rows["high"] < 0).sum())
     by_group = rows.groupby("group")["difference"].mean()
-    mean = ", ".join(f"{g} {by_group[g]:+.1f}" for g in ("near", "far") if g in by_group)
+    mean = ", ".join(f"{g} {by_group[g]:+z.1f}" for g in ("near", "far") if g in by_group)
     return f"better on {up}, worse on {down}, undecided on {len(rows) - up - down} sets; mean {mean} points"
 
 
@@ -432,7 +432,7 @@ first, last = ends.iloc[0], ends.iloc[-1]
 classic = {n: means_ for n, means_ in mine.loc[["GMM, length 1", "KNN"], ["near", "far"]].iterrows()}
 display(Markdown(
     f"From {ends.index[0]} to {ends.index[-1]} updates the likelihood of held-out images rises by {last['nats'] - first['nats']:.0f} nats; "
-    f"near-OOD AUROC moves by {100 * (last['near'] - first['near']):+.1f} points, far-OOD by {100 * (last['far'] - first['far']):+.1f}. "
+    f"near-OOD AUROC moves by {100 * (last['near'] - first['near']):+z.1f} points, far-OOD by {100 * (last['far'] - first['far']):+z.1f}. "
     "Beside it: "
     + "; ".join(f"{n} {v['near']:.1f} near, {v['far']:.1f} far" for n, v in classic.items()) + "."
 ))  # fmt: skip
@@ -449,7 +449,7 @@ whole = pd.concat(files) if files else pd.DataFrame(columns=auroc.columns)
 whole = whole[whole["metric"] == "auroc"].merge(auroc, on=["detector", "ood_set"], suffixes=("", "_bank"))
 whole = whole[whole["ood_set"].isin(ood_sets)]
 off = (100 * (whole["value_bank"] - whole["value"])).groupby(whole["detector"], sort=False).agg(["mean", "min", "max"])
-shown = off.style.format("{:+.1f}").set_caption("AUROC on the bank minus AUROC on everything, in points, over the sets")
+shown = off.style.format("{:+z.1f}").set_caption("AUROC on the bank minus AUROC on everything, in points, over the sets")
 display(shown if len(off) else Markdown("No run on all images is in the archive."))
 
 # %% [markdown]
@@ -619,7 +619,7 @@ check_loser(loser)
 
 # %% tags=["solution"]
 loser = right_answer
-print({n: f"{100 * v:+.2f} points lost" for n, v in lost.items()})
+print({n: f"{100 * v:+z.2f} points lost" for n, v in lost.items()})
 check_loser(loser)
 
 # %% [markdown]
@@ -667,7 +667,7 @@ check_pair(pair)
 # %% tags=["solution"]
 pair = ood.MSP(), ood.GMMPrior()
 gains_of_pair = beats_its_parts(pair)
-print({g: f"{100 * v:+.2f} points over the better part" for g, v in gains_of_pair.items()})
+print({g: f"{100 * v:+z.2f} points over the better part" for g, v in gains_of_pair.items()})
 check_pair(pair)
 
 # %% [markdown]
@@ -685,11 +685,11 @@ display(Markdown(
     f"**{best['far']}** on far-OOD ({mine.loc[best['far'], 'far']:.1f}).\n"
     f"* WeiPer's closed form stands in for {max(counts)} random heads within {max(abs(v) for v in apart.values()):.2f} points.\n"
     "* WeiPer+KLD against MSP, tuned on OOD images: "
-    + " and ".join(f"{v:+.1f} points ({g})" for g, v in moved["MSP"].items())
+    + " and ".join(f"{v:+z.1f} points ({g})" for g, v in moved["MSP"].items())
     + "; with the setting of another network: "
-    + " and ".join(f"{v - moved['WeiPer+KLD'][g]:+.1f} ({g})" for g, v in moved["MSP"].items()) + ".\n"
+    + " and ".join(f"{v - moved['WeiPer+KLD'][g]:+z.1f} ({g})" for g, v in moved["MSP"].items()) + ".\n"
     f"* A residual on the GMM prior is {verdict(gains[gains['of'] == 'GMM'])}.\n"
-    f"* {ends.index[-1]} updates of a flow change far-OOD AUROC by {100 * (last['far'] - first['far']):+.1f} points over its own start."
+    f"* {ends.index[-1]} updates of a flow change far-OOD AUROC by {100 * (last['far'] - first['far']):+z.1f} points over its own start."
 ))  # fmt: skip
 
 # %% [markdown]

@@ -73,29 +73,45 @@ measured = ood.load_results(archive)
 # which is too wide: the same images are in both.
 
 # %%
-def by_network(row, detector):
-    """Value, low and high of each network, in percent, on a set or a group."""
-    rows = measured[(measured["run"] == row["run"]) & (measured["detector"] == detector)]
-    metric = row["metric"] if isinstance(row["metric"], str) else "auroc"
-    where = (rows["group"] == row["over"]) | (rows["ood_set"] == row["over"])
-    rows = rows[where & (rows["metric"] == metric)]
-    return 100 * rows.groupby("seed")[["value", "low", "high"]].mean()
+def rows_of(row):
+    """Our rows of a claim: those of its run and its metric, on its set or group."""
+    here = (measured["run"] == row["run"]) & (measured["metric"] == metric_of(row))
+    where = (measured["group"] == row["over"]) | (measured["ood_set"] == row["over"])
+    return measured[here & where].assign(group=row["over"])
 
 
-def over_networks(values):
-    """Mean, and the interval of Student's t around it."""
-    centre, half = values.mean(), ood.metrics.student(len(values)) * values.sem()
-    return centre, centre - half, centre + half
+def metric_of(row):
+    return row["metric"] if isinstance(row["metric"], str) else "auroc"
+
+
+def by_network(rows, detector):
+    """Value, low and high of each network, in percent."""
+    own = ood.comparison.counted_once(rows[rows["detector"] == detector])
+    return 100 * own.groupby("seed")[["value", "low", "high"]].mean()
 
 
 # %%
 def ours(row):
     """Our value, low, high of a row: of one detector, or of a difference."""
-    a = by_network(row, row["detector"])
-    b = by_network(row, row["minus"]) if isinstance(row["minus"], str) else 0 * a
-    if min(len(a), len(b)) != 1:  # none, or several
-        return over_networks((a["value"] - b["value"]).dropna())
-    (value, low, high), (other, under, over) = a.iloc[0], b.iloc[0]
+    rows = rows_of(row)
+    a = by_network(rows, row["detector"])
+    if isinstance(row["minus"], str) and len(a):
+        return of_two(row, rows, a, by_network(rows, row["minus"]))
+    if len(a) > 1:
+        return ood.metrics.mean_interval(a["value"])
+    return [*a.iloc[0]] if len(a) else [math.nan] * 3
+
+
+def of_two(row, rows, a, b):
+    """The same of a difference."""
+    pair = row["detector"], row["minus"]
+    if b.empty:
+        return [math.nan] * 3
+    found = ood.duel(rows, *pair, row["over"], metric_of(row))
+    if found.networks > 1:
+        return [found.difference + k * found.half for k in (0, -1, 1)]
+    seed = a.index.intersection(b.index)[0]
+    (value, low, high), (other, under, over) = a.loc[seed], b.loc[seed]
     below = math.hypot(value - low, over - other)
     above = math.hypot(high - value, other - under)
     return value - other, value - other - below, value - other + above
@@ -103,11 +119,13 @@ def ours(row):
 
 # %%
 def of_difference(row):
-    both = [by_network(row, row[k])["value"].mean() for k in ("detector", "minus")]
-    if max(both) < 60:
+    both = [by_network(rows_of(row), row[k])["value"].mean() for k in ("detector", "minus")]
+    if metric_of(row) == "auroc" and max(both) < 60:
         return "undecided (neither detects)"
-    below = "not reproduced" if row["high"] < 0 else "undecided"
-    return "reproduced" if row["low"] > 0 else below
+    ahead = ood.metrics.DIRECTIONS[metric_of(row)]  # of an error rate, the side below zero
+    worst, best = sorted((ahead * row["low"], ahead * row["high"]))
+    below = "not reproduced" if best < 0 else "undecided"
+    return "reproduced" if worst > 0 else below
 
 
 # %%
@@ -139,11 +157,16 @@ def number(value):
     return "" if value != value or value is None else f"{value:.1f}"
 
 
+def in_percent(row):
+    numbers = (x / 100 for x in (row.ours, row.low, row.high))
+    return ood.metrics.as_percent(*numbers, signed=isinstance(row.minus, str), small=True)
+
+
 def show(rows, caption):
     cells = pd.DataFrame({
         "claim": rows["claim"], "setting": rows["setting"], "source": rows["source"],
         "paper": rows["paper"].map(number),
-        "ours": [f"{r.ours:.1f} <small>[{r.low:.1f}, {r.high:.1f}]</small>" if r.ours == r.ours else "" for r in rows.itertuples()],
+        "ours": [in_percent(r) for r in rows.itertuples()],
         "verdict": rows["verdict"],
         "run, or what it needs": rows["needs"].where(rows["needs"].notna(), rows["run"]),
     })  # fmt: skip
@@ -199,7 +222,7 @@ axes[0][0].legend()
 plt.show()
 
 # %% tags=["hide-input"]
-wide = board.assign(text=[f"{r.ours:.1f} ({r.ours - r.paper:+.1f}) {r.verdict}" for r in board.itertuples()])
+wide = board.assign(text=[f"{r.ours:.1f} ({r.ours - r.paper:+z.1f}) {r.verdict}" for r in board.itertuples()])
 wide = wide.pivot_table(index="detector", columns=["run", "group"], values="text", aggfunc="first", sort=False).fillna("")
 display(wide.style.set_caption("Our AUROC in %, in brackets the difference from the published value, and the verdict"))
 lines = []

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import Dataset
 
+from ood_lib.comparison import counted_once
 from ood_lib.cost import measured
 from ood_lib.data import Benchmark
 from ood_lib.detector import Detector
@@ -176,14 +177,15 @@ def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":
         metric: auroc, fpr95, aupr_in or aupr_out.
 
     Returns:
-        One row per detector and group: value, low, high (both NaN for a single seed), seeds.
+        One row per detector and group: value, low, high (both NaN for a single seed), seeds.  The ends are cut to
+        [0, 1]: half of what lies between them is no half-width.
 
     Raises:
-        ValueError: the table does not hold the metric.
+        ValueError: the table does not hold the metric, or holds a value twice (see `counted_once`).
     """
     if metric not in set(table["metric"]):
         raise ValueError(f"metric={metric!r} was given; the table holds {sorted(set(table['metric']))}")
-    chosen = table[table["metric"] == metric]
+    chosen = counted_once(table[table["metric"] == metric])
     per_seed = chosen.groupby(["detector", "group", "seed"], sort=False)["value"].mean()
     out = per_seed.groupby(level=["detector", "group"], sort=False).agg(["mean", "std", "count"])
     half = out["std"] / out["count"] ** 0.5 * out["count"].map(student)

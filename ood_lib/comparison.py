@@ -13,12 +13,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ood_lib.metrics import Positive, ascending, auroc, checked_scores, fpr_at_tpr, student, variance_of_mean
+from ood_lib.metrics import (
+    DIRECTIONS,
+    Positive,
+    as_percent,
+    ascending,
+    auroc,
+    checked_scores,
+    fpr_at_tpr,
+    mean_interval,
+    too_wide,
+    variance_of_mean,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "Duel", "compare", "duel"]
+__all__ = ["Comparison", "Duel", "compare", "counted_once", "duel"]
 
 Interval = tuple[float, float]
 Scores = tuple[Tensor, Tensor]  # of one detector on ID and on OOD images
@@ -107,27 +118,37 @@ def compare(
 
 
 class Duel(NamedTuple):
-    """Difference of two detectors over several networks, in points (hundredths); as text, what a page says of it."""
+    """Difference of two detectors over several networks, in points (hundredths); as text, what a page says of it.
+
+    The difference has the sign of the values: positive where the first detector has more, which is better for an AUROC
+    and worse for an FPR95.  ``word`` and ``ahead`` know which.
+    """
 
     difference: float  # mean over networks
     half: float  # of its 95 % interval, Student's t; NaN for one network
-    ahead: int  # networks on which the first detector has more
+    ahead: int  # networks on which the first detector is better
     networks: int
+    metric: str = "auroc"
 
     @property
     def word(self) -> str:
         """What may be said of it: a difference that shows as 0.0 is none, however sure its sign."""
+        gain, sure = DIRECTIONS[self.metric] * self.difference, abs(self.difference) > self.half
         if self.networks == 1:
             return "one network: no interval"
-        if abs(self.difference) < 0.05:
+        if too_wide(*self._shares()) and not sure:
+            return "cannot tell"
+        if abs(gain) < 0.05:
             return "no difference that shows"
-        sure = abs(self.difference) > self.half
-        return ("better" if self.difference > 0 else "worse") if sure else "no clear difference"
+        return ("better" if gain > 0 else "worse") if sure else "no clear difference"
+
+    def _shares(self) -> tuple[float, float, float]:
+        return self.difference / 100, (self.difference - self.half) / 100, (self.difference + self.half) / 100
 
     def __str__(self) -> str:
-        half = "" if math.isnan(self.half) else f" ± {self.half:.1f}"
-        gap = f"{0.0 if abs(self.difference) < 0.05 else self.difference:+.1f}".replace("-", "−")
-        return f"**{gap}{half}** ({self.word}; ahead on {self.ahead} of {self.networks} networks)"
+        gap, _, interval = as_percent(*self._shares(), signed=True).partition(" ")
+        gap = f"{gap} {interval}" if interval.startswith("[") else gap  # else the word says why there is none
+        return f"**{gap}** ({self.word}; ahead on {self.ahead} of {self.networks} networks)"
 
 
 def duel(table: "pd.DataFrame", one: str, other: str, group: str, metric: str = "auroc") -> Duel:
@@ -137,27 +158,65 @@ def duel(table: "pd.DataFrame", one: str, other: str, group: str, metric: str = 
         table: from `run_benchmark`, several seeds on top of each other.
         one, other: detectors; the difference is that of ``one`` minus ``other``.
         group: "near" or "far".
-        metric: auroc, fpr95, aupr_in or aupr_out.
+        metric: auroc, fpr95, aupr_in or aupr_out; of fpr95 less is better.
 
     Raises:
-        ValueError: the table has no such rows, or none of the two on the same network.
+        ValueError: the metric is none of these; the table has no such rows, or none of the two on the same network; a
+            row comes twice; the two were judged on different sets.
 
     Example:
         >>> import pandas as pd
-        >>> rows = [("a", s, 0.9 + s / 100) for s in range(3)] + [("b", s, 0.8 + s / 100) for s in range(3)]
-        >>> table = pd.DataFrame(rows, columns=["detector", "seed", "value"]).assign(metric="auroc", group="near")
+        >>> rows = [("a", s, 0.9 + s / 100) for s in range(3)] + [("b", s, 0.8 + s / 50) for s in range(3)]
+        >>> table = pd.DataFrame(rows, columns=["detector", "seed", "value"])
+        >>> table = table.assign(metric="auroc", group="near", ood_set="letters")
         >>> print(duel(table, "a", "b", "near"))
-        **+10.0 ± 0.0** (better; ahead on 3 of 3 networks)
+        **+9.0 [+6.5, +11.5]** (better; ahead on 3 of 3 networks)
     """
+    if metric not in DIRECTIONS:
+        raise ValueError(f"metric={metric!r} was given; expected one of {sorted(DIRECTIONS)}")
     rows = table[(table["metric"] == metric) & (table["group"] == group)]
     if lacking := {one, other} - set(rows["detector"]):
         raise ValueError(f"no {metric} of {sorted(lacking)} on {group} sets; there are {sorted(set(rows['detector']))}")
-    wide = 100 * rows.pivot_table("value", "seed", "detector", "mean")
-    gap = (wide[one] - wide[other]).dropna()
-    if gap.empty:
+    a, b = (_by_seed(rows[rows["detector"] == name]) for name in (one, other))
+    seeds = [seed for seed in a if seed in b]
+    if not seeds:
         raise ValueError(f"no seed has both {one!r} and {other!r}; expected one network at least that both have judged")
-    half = student(len(gap)) * gap.sem() if len(gap) > 1 else math.nan
-    return Duel(float(gap.mean()), float(half), int((gap > 0).sum()), len(gap))
+    for seed in seeds:
+        if set(a[seed].index) != set(b[seed].index):
+            raise ValueError(
+                f"on {group} sets of seed {seed}, {one!r} was judged on {sorted(a[seed].index)} and {other!r} on "
+                f"{sorted(b[seed].index)}; their means would compare the sets. Judge both on the same sets, or keep "
+                f"the rows of those that both have: {sorted({*a[seed].index} & {*b[seed].index})}"
+            )
+    gap = [100 * (a[seed].mean() - b[seed].mean()) for seed in seeds]
+    mean, low, _ = mean_interval(gap)
+    return Duel(mean, mean - low, sum(DIRECTIONS[metric] * g > 0 for g in gap), len(gap), metric)
+
+
+def _by_seed(rows: "pd.DataFrame") -> dict[int, "pd.Series"]:
+    """The values of one detector by set, for each seed."""
+    by_seed = counted_once(rows).dropna(subset="value").groupby("seed", sort=False)
+    return {seed: own.set_index("ood_set")["value"] for seed, own in by_seed}
+
+
+def counted_once(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows of a benchmark table, each of which is there once: a mean over networks must not count one twice.
+
+    Args:
+        rows: with the columns of `run_benchmark`.
+
+    Raises:
+        ValueError: a detector has two values for the same set, metric and seed.
+    """
+    keys = ["detector", "group", "ood_set", "metric", "seed"]
+    if (twice := rows.loc[rows.duplicated(keys), keys].drop_duplicates()).empty:
+        return rows
+    named = [f"{r.metric} of {r.detector!r} on {r.ood_set!r}, seed {r.seed}" for r in twice.head(3).itertuples()]
+    more = f" and {len(twice) - 3} more" if len(twice) > 3 else ""
+    raise ValueError(
+        f"values that come more than once: {'; '.join(named)}{more}. Expected one row per detector, OOD set, metric "
+        "and seed: give each network a seed of its own, `run_benchmark(..., seed=...)`, or leave out the repeated rows"
+    )
 
 
 def _paired(a: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:

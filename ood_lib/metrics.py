@@ -5,6 +5,7 @@ over what lies below each score.  The cost is O(N log N), the memory about 60 by
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, NamedTuple
 
@@ -15,11 +16,12 @@ from torch import Tensor
 from ood_lib.extras import need
 
 __all__ = [
-    "Metrics", "Positive", "ascending", "aupr", "auroc", "checked_scores", "evaluate", "fpr_at_tpr", "student",
-    "variance_of_mean",
+    "DIRECTIONS", "Metrics", "Positive", "as_percent", "ascending", "aupr", "auroc", "checked_scores", "evaluate",
+    "fpr_at_tpr", "mean_interval", "student", "too_wide", "variance_of_mean",
 ]  # fmt: skip
 
 Positive = Literal["id", "ood"]
+DIRECTIONS = {"auroc": 1, "fpr95": -1, "aupr_in": 1, "aupr_out": 1}  # -1: the smaller, the better
 _Estimate = tuple[float, tuple[float, float]]  # value and interval
 
 
@@ -298,3 +300,68 @@ def student(n: int) -> float:
         (12.7, nan)
     """
     return float(need("scipy.stats").t.ppf(0.975, n - 1)) if n > 1 else math.nan
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """Mean of a number over networks, with the 95 % interval of Student's t; its ends are not cut to any scale.
+
+    Args:
+        values: (N,), one per network.
+
+    Returns:
+        Mean, low, high; of one network the ends are NaN.
+
+    Raises:
+        ValueError: no values.
+
+    Example:
+        >>> [round(x, 2) for x in mean_interval([0.8, 0.9])]
+        [0.85, 0.21, 1.49]
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"values of shape {values.shape} were given; expected one number at least, one per network")
+    half = student(len(values)) * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def too_wide(value: float, low: float, high: float) -> bool:
+    """Whether an interval tells nothing, because without its cuts it would be as wide as the scale from 0 to 1.
+
+    It then reaches 0.5 or further to one side of its value.  A few networks that differ much make such intervals.
+    """
+    return max(value - low, high - value) >= 0.5
+
+
+def as_percent(
+    value: float, low: float = math.nan, high: float = math.nan, *, signed: bool = False, small: bool = False
+) -> str:
+    """A share and its interval in percent, as every page shows them: ``90.1 [75.7, 100.0]``.
+
+    The ends are cut to the scale, [0, 1], or [-1, 1] of a difference.  A number of one network has no interval, and an
+    interval of which nothing can be told is not shown (see `too_wide`): ``90.1 (one network)``, ``45.2 (cannot tell)``.
+
+    Args:
+        value: a share; "" is what is shown of NaN.
+        low, high: ends of its interval; NaN where there is one network only.
+        signed: the value is a difference: each number has its sign, and an interval of any width that leaves out zero
+            is shown, because it tells the sign.
+        small: the interval is set in small type, for HTML.
+
+    Example:
+        >>> as_percent(0.901, 0.757, 1.045), as_percent(-0.0004, -0.02, 0.01, signed=True)
+        ('90.1 [75.7, 100.0]', '+0.0 [−2.0, +1.0]')
+    """
+    if math.isnan(value):
+        return ""
+
+    def number(share: float) -> str:
+        return (f"{100 * share:+z.1f}" if signed else f"{100 * share:z.1f}").replace("-", "−")
+
+    if math.isnan(low):
+        interval = "(one network)"
+    elif too_wide(value, low, high) and not (signed and low * high > 0):
+        interval = "(cannot tell)"
+    else:
+        interval = f"[{number(max(low, -1.0 if signed else 0.0))}, {number(min(high, 1.0))}]"
+    return f"{number(value)} <small>{interval}</small>" if small else f"{number(value)} {interval}"

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ood_lib.metrics import student
+from ood_lib.comparison import counted_once
+from ood_lib.metrics import DIRECTIONS, as_percent, mean_interval, too_wide
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -177,10 +178,11 @@ def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) 
         style: Any = {"color": COLORS[role], "linestyle": "-" if role == "near" else ":"}
         ax.hlines(y, rows["low"], rows["high"], **style)
         ax.plot(rows["value"], y, MARKERS[role], color=COLORS[role], label=NAMES[role])
+    interval = "95 % interval over seeds" if summary["low"].notna().any() else "one network: no interval"
     ax.set(
         yticks=range(len(names)),
         yticklabels=names,
-        xlabel=f"{label} (mean over sets, 95 % interval over seeds)",
+        xlabel=f"{label} (mean over sets, {interval})",
     )
     ax.invert_yaxis()
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02 + 0.5 / len(names)), ncols=2)
@@ -191,33 +193,41 @@ def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str =
     """A `run_benchmark` table as a page shows it: detectors x OOD sets, in percent, with intervals, best in bold.
 
     The interval is that of Student's t over seeds; of a single seed, that of its test set.  Bold are the best value of
-    a column and all those within its interval.
-    """
-    keys = ["detector", "group", "ood_set"]
-    chosen = table[table["metric"] == metric].assign(half=lambda t: (t["high"] - t["low"]) / 2)
-    grouped = 100 * chosen.groupby(keys, sort=False)[["value", "half"]].agg(["mean", "sem"])
-    over_seeds = grouped["value", "sem"] * student(chosen["seed"].nunique())
-    value, half = (
-        column.unstack([1, 2], sort=False).rename_axis(None).rename_axis([None, None], axis=1)
-        for column in (grouped["value", "mean"], over_seeds.fillna(grouped["half", "mean"]))
-    )
+    a column and all those within its interval.  The caption goes on with what the intervals are, and says why one is
+    missing.
 
-    best = value.idxmin() if metric == "fpr95" else value.idxmax()
-    ties = value.apply(lambda c: (c - c[best[c.name]]).abs() <= half.loc[best[c.name], c.name])
-    cells = value.map("{:.1f}".format) + half.map(" <small>± {:.1f}</small>".format)
+    Raises:
+        ValueError: the table does not hold the metric, or holds a value twice (see `counted_once`).
+    """
+    import pandas as pd
+
+    if metric not in DIRECTIONS or metric not in set(table["metric"]):
+        known = sorted(set(table["metric"]) & set(DIRECTIONS))
+        raise ValueError(f"metric={metric!r} was given; of those that are known here, the table holds {known}")
+    ends = ["value", "low", "high"]
+    groups = counted_once(table[table["metric"] == metric]).groupby(["detector", "group", "ood_set"], sort=False)
+    found = {key: mean_interval(own["value"]) if len(own) > 1 else tuple(own[ends].iloc[0]) for key, own in groups}
+    index = pd.MultiIndex.from_tuples(found)
+    value, low, high = (
+        pd.Series(column, index, dtype=float).unstack([1, 2], sort=False) for column in zip(*found.values())
+    )
+    best = value.idxmax() if DIRECTIONS[metric] > 0 else value.idxmin()
+    ties = value.apply(lambda c: c.between(low.loc[best[c.name], c.name], high.loc[best[c.name], c.name]))
+    cells = pd.Series([as_percent(*row, small=True) for row in found.values()], index)
+    cells = cells.unstack([1, 2], sort=False).fillna("")  # a detector that has not met a set
     style = cells.style.apply(lambda _: ties.map({True: "font-weight: bold", False: ""}.get), axis=None)
-    return style.set_caption(caption) if caption else style
+    most = max(len(own) for _, own in groups)
+    notes = [caption, f"in brackets the 95 % interval over {'networks' if most > 1 else 'test images'}"]
+    if any(too_wide(*row) for row in found.values()):
+        notes.append("cannot tell: the interval is as wide as the scale, or wider")
+    return style.set_caption("; ".join(filter(None, notes)))
 
 
 def markdown_table(summary: "pd.DataFrame") -> str:
     """A summary as a Markdown table in percent, one column per group with intervals, for pages that include it."""
-
-    def cell(row: "pd.Series") -> str:
-        half = 50 * (row["high"] - row["low"])  # NaN for a single seed
-        return f"{100 * row['value']:.1f}" + ("" if half != half else f" ± {half:.1f}")
-
-    cells = summary.assign(cell=summary.apply(cell, axis=1))
-    wide = cells.pivot(index="detector", columns="group", values="cell").loc[list(dict.fromkeys(cells["detector"]))]
+    cells = summary.assign(cell=[as_percent(*row) for row in summary[["value", "low", "high"]].to_numpy()])
+    wide = cells.pivot(index="detector", columns="group", values="cell").fillna("")
+    wide = wide.loc[list(dict.fromkeys(cells["detector"]))]
     wide = wide[[group for group in ("near", "far") if group in wide]]
     head = [["detector", *(NAMES[group] for group in wide)], ["---", *("---:" for _ in wide.columns)]]
     lines = [*head, *([name, *row] for name, row in zip(wide.index, wide.to_numpy()))]

@@ -183,6 +183,22 @@ def test_detectors_keep_their_order_and_intervals_stay_in_0_to_1():
     assert summarize(table)["high"].eq(1).all() and summarize(table)["low"].ge(0).all()
 
 
+def test_a_network_that_is_there_twice_is_refused_and_named():
+    table = numbers(seeds=2)
+    again = table[(table["seed"] == 1) & (table["detector"] == "two") & (table["ood_set"] == "x")]
+    with pytest.raises(ValueError, match=r"more than once: auroc of 'two' on 'x', seed 1\. .* seed of its own"):
+        summarize(pd.concat([table, again]))
+    four = table[(table["seed"] == 0) & (table["detector"] == "one")]
+    with pytest.raises(ValueError, match=r"more than once: .* on 'x', seed 0 and 2 more\."):
+        summarize(pd.concat([table, four]))
+
+
+def test_the_same_set_may_be_near_and_far_and_judged_by_several_metrics():
+    table = numbers(seeds=2)
+    table["ood_set"] = table["ood_set"].replace({"x": "a"})
+    assert len(summarize(table)) == 4
+
+
 def test_an_unknown_metric_is_named_with_the_known_ones():
     with pytest.raises(ValueError, match=r"metric='accuracy'.*\['auroc', 'fpr95'\]"):
         summarize(numbers(1), "accuracy")

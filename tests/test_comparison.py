@@ -177,9 +177,9 @@ def test_a_gpu_gives_the_same_comparison(metric: str):
 # -- over networks ------------------------------------------------------------------------------------------------
 
 
-def table_of(one, other, group="near"):
+def table_of(one, other, group="near", metric="auroc"):
     rows = [(name, seed, v) for name, values in (("one", one), ("other", other)) for seed, v in enumerate(values)]
-    return pd.DataFrame(rows, columns=["detector", "seed", "value"]).assign(metric="auroc", group=group, ood_set="a")
+    return pd.DataFrame(rows, columns=["detector", "seed", "value"]).assign(metric=metric, group=group, ood_set="a")
 
 
 def test_a_duel_is_the_paired_t_interval():
@@ -205,6 +205,7 @@ def test_a_duel_averages_over_the_sets_of_a_group_first():
         ([0.9, 0.91, 0.9], "better"),
         ([0.7, 0.71, 0.7], "worse"),
         ([0.7, 0.95, 0.8], "no clear difference"),
+        ([0.1, 0.95, 0.8], "cannot tell"),  # half of the interval: 112 points
         ([0.8001, 0.8002, 0.8001], "no difference that shows"),
         ([0.9], "one network: no interval"),
     ],
@@ -212,6 +213,59 @@ def test_a_duel_averages_over_the_sets_of_a_group_first():
 def test_the_word_of_a_duel(one, word):
     found = duel(table_of(one, [0.8] * len(one)), "one", "other", "near")
     assert found.word == word and f"({word}; ahead on" in str(found) and "nan" not in str(found)
+    assert ("[" in str(found)) == (found.networks > 1 and word != "cannot tell")
+
+
+def test_of_an_error_rate_less_is_better():
+    rates, fewer = [0.6, 0.61, 0.6], [0.2, 0.2, 0.22]
+    tables = {metric: table_of(rates, fewer, metric=metric) for metric in ("auroc", "aupr_in", "aupr_out", "fpr95")}
+    found = {metric: duel(table, "one", "other", "near", metric) for metric, table in tables.items()}
+    assert {metric: (d.word, d.ahead) for metric, d in found.items()} == {
+        "auroc": ("better", 3), "aupr_in": ("better", 3), "aupr_out": ("better", 3), "fpr95": ("worse", 0),
+    }  # fmt: skip
+    assert {round(d.difference, 6) for d in found.values()} == {39.666667}  # the difference is that of the values
+    assert "+39.7 [" in str(found["fpr95"]) and "(worse; ahead on 0 of 3 networks)" in str(found["fpr95"])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_of_two_detectors_one_is_worse_where_the_other_is_better(metric: str):
+    table = table_of([0.6, 0.61, 0.6], [0.2, 0.2, 0.22], metric=metric)
+    a, b = duel(table, "one", "other", "near", metric), duel(table, "other", "one", "near", metric)
+    assert {a.word, b.word} == {"better", "worse"} and {a.ahead, b.ahead} == {0, 3}
+    assert (a.difference, a.half) == pytest.approx((-b.difference, b.half))
+
+
+def test_a_metric_without_a_direction_is_refused():
+    with pytest.raises(ValueError, match=r"metric='accuracy'.*\['aupr_in', 'aupr_out', 'auroc', 'fpr95'\]"):
+        duel(table_of([0.9], [0.8], metric="accuracy"), "one", "other", "near", "accuracy")
+
+
+def test_no_difference_has_a_minus_before_a_zero_and_a_minus_is_a_minus():
+    none, less = (duel(table_of(values, [0.8] * 3), "one", "other", "near") for values in ([0.7997] * 3, [0.7] * 3))
+    assert str(none) == "**+0.0 [+0.0, +0.0]** (no difference that shows; ahead on 0 of 3 networks)"
+    assert str(less) == "**−10.0 [−10.0, −10.0]** (worse; ahead on 0 of 3 networks)"
+
+
+def test_detectors_that_were_judged_on_different_sets_are_not_compared():
+    easy = table_of([0.9, 0.9], [0.9, 0.9]).query("detector == 'one'").assign(ood_set="easy")
+    table = pd.concat([table_of([0.6, 0.6], [0.6, 0.6]), easy])
+    words = r"seed 0, 'one' was judged on \['a', 'easy'\] and 'other' on \['a'\].*both have: \['a'\]"
+    with pytest.raises(ValueError, match=words):
+        duel(table, "one", "other", "near")
+    late = pd.concat([table_of([0.6, 0.6], [0.6, 0.6]), easy[easy["seed"] == 1]])  # one seed alone is enough
+    with pytest.raises(ValueError, match="seed 1, 'one' was judged on"):
+        duel(late, "one", "other", "near")
+    assert duel(table[table["ood_set"] == "a"], "one", "other", "near").difference == 0
+
+
+def test_a_network_that_is_there_twice_is_refused_and_named():
+    table = table_of([0.9, 0.8], [0.7, 0.7])
+    twice = pd.concat([table, table[table["seed"] == 1].assign(value=0.5)])
+    with pytest.raises(ValueError, match="more than once: auroc of 'one' on 'a', seed 1"):
+        duel(twice, "one", "other", "near")
+    bystander = table[table["detector"] == "one"].assign(detector="third")  # of detectors that do not take part
+    both = pd.concat([table, bystander, bystander])
+    assert duel(both, "one", "other", "near") == duel(table, "one", "other", "near")
 
 
 def test_networks_that_only_one_of_the_two_has_seen_do_not_count():

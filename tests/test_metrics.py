@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import normal, seeded
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, ttest_1samp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from ood_lib.metrics import Metrics, aupr, auroc, evaluate, fpr_at_tpr
+from ood_lib.metrics import Metrics, as_percent, aupr, auroc, evaluate, fpr_at_tpr, mean_interval, too_wide
 
 ID, OOD = normal(150), normal(90, seed=1) + 1
 TIED = [
@@ -284,3 +284,64 @@ def test_a_gpu_gives_the_same_numbers(known: torch.Tensor, unknown: torch.Tensor
 
 def test_aupr_of_a_single_positive_is_one_over_its_rank():
     assert aupr(torch.tensor([2.0]), torch.tensor([4.0, 3.0, 1.0]))[0] == pytest.approx(1 / 3)
+
+
+# -- over networks, and on a page ---------------------------------------------------------------------------------
+
+
+def test_the_interval_over_networks_is_students_and_is_not_cut():
+    values = [0.99, 0.85, 0.97]
+    mean, low, high = mean_interval(values)
+    assert (mean, low, high) == pytest.approx((np.mean(values), *ttest_1samp(values, 0).confidence_interval()))
+    assert high > 1 and mean - low == pytest.approx(high - mean)
+
+
+def test_one_network_has_a_mean_and_no_interval_and_none_has_neither():
+    mean, low, high = mean_interval([0.9])
+    assert mean == 0.9 and math.isnan(low) and math.isnan(high)
+    with pytest.raises(ValueError, match="at least"):
+        mean_interval([])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((0.901, 0.757, 1.045), "90.1 [75.7, 100.0]"),  # 90.1 ± 14.4: half of what is left after the cut is 12.2
+        ((0.901, 0.757, 1.0), "90.1 [75.7, 100.0]"),
+        ((0.03, -0.02, 0.08), "3.0 [0.0, 8.0]"),
+        ((0.9,), "90.0 (one network)"),
+        ((0.45, -0.358, 1.258), "45.0 (cannot tell)"),
+        ((0.45, 0.0, 1.0), "45.0 (cannot tell)"),  # the same, cut
+        ((0.9, 0.3, 1.0), "90.0 (cannot tell)"),
+        ((0.9, 0.41, 1.0), "90.0 [41.0, 100.0]"),
+        ((math.nan, math.nan, math.nan), ""),
+    ],
+)
+def test_a_share_with_its_interval_as_text(numbers: tuple, text: str):
+    assert as_percent(*numbers) == text
+    assert as_percent(*numbers, small=True) == text.replace(" ", " <small>", 1) + "</small>" * (" " in text)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ((0.012, 0.008, 0.016), "+1.2 [+0.8, +1.6]"),
+        ((-0.0004, -0.02, 0.01), "+0.0 [−2.0, +1.0]"),
+        ((-0.1,), "−10.0 (one network)"),
+        ((0.3, -0.4, 1.0), "+30.0 (cannot tell)"),
+        ((0.7, 0.1, 1.3), "+70.0 [+10.0, +100.0]"),  # wide, and yet all of it on one side of zero
+        ((-0.7, -1.3, -0.1), "−70.0 [−100.0, −10.0]"),
+    ],
+)
+def test_a_difference_with_its_interval_as_text(numbers: tuple, text: str):
+    assert as_percent(*numbers, signed=True) == text
+
+
+def test_whether_an_interval_is_too_wide_does_not_depend_on_a_cut():
+    for value in np.linspace(0, 1, 41):
+        for half in np.linspace(0.02, 0.97, 25):
+            low, high = value - half, value + half
+            uncut = high - low >= 1
+            assert too_wide(value, low, high) == uncut
+            if low > 0 or high < 1:  # one end is still there
+                assert too_wide(value, max(low, 0), min(high, 1)) == uncut

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 from torch.utils.data import TensorDataset
 
-from ood_lib import plots
+from ood_lib import plots, summarize
 from ood_lib.plots import (
     COLORS,
     LINES,
@@ -131,6 +131,13 @@ def test_dots_draws_each_detector_once_per_group():
     drawn(result)
 
 
+def test_dots_says_of_one_network_that_it_has_no_interval():
+    assert dots(summary()).get_xlabel().endswith("95 % interval over seeds)")
+    alone = dots(summary().assign(low=np.nan, high=np.nan))
+    assert alone.get_xlabel().endswith("one network: no interval)")
+    drawn(alone)
+
+
 def test_dots_manages_without_one_of_the_groups():
     drawn(dots(summary(groups=("far",))))
 
@@ -175,16 +182,52 @@ def test_the_table_shows_percent_means_and_intervals_over_seeds_and_its_caption(
     style = benchmark_table(table({"a": [0.919, 0.921]}, spread=0.5), caption="The caption")
     assert style.data.loc["a", ("far", "far-away")].startswith("92.0")
     html = style.to_html()
-    assert "± 1.3" in html and "The caption" in html and "far-away" in html
-    assert "± 3.0" in benchmark_table(table({"a": [0.9]}, spread=0.03)).to_html()  # one seed: that of the test set
+    assert "[90.7, 93.3]" in html and "far-away" in html
+    assert "The caption; in brackets the 95 % interval over networks" in html
+    one_seed = benchmark_table(table({"a": [0.9]}, spread=0.03)).to_html()
+    assert "90.0 <small>[87.0, 93.0]</small>" in one_seed and "interval over test images" in one_seed
+
+
+def test_an_interval_that_was_cut_at_one_is_shown_by_its_ends():
+    values = {"a": [0.99, 0.85, 0.97]}  # 93.7 ± 18.8
+    shown = "93.7 <small>[74.9, 100.0]</small>"
+    assert benchmark_table(table(values)).data.loc["a", ("far", "far-away")] == shown
+    assert "| a | 93.7 [74.9, 100.0] |" in markdown_table(summarize(table(values)))
+
+
+def test_networks_too_few_to_tell_anything_get_no_interval_and_the_caption_says_why():
+    wild = benchmark_table(table({"a": [0.1, 0.8, 0.5], "b": [0.7, 0.7, 0.7]}), caption="AUROC")
+    assert wild.data.loc["a", ("far", "far-away")] == "46.7 <small>(cannot tell)</small>"
+    assert "[70.0, 70.0]" in wild.data.loc["b", ("far", "far-away")] and "as wide as the scale" in wild.to_html()
+    assert "cannot tell" not in benchmark_table(table({"a": [0.7, 0.71, 0.72]}), caption="AUROC").to_html()
+
+
+def test_a_table_of_another_metric_names_those_that_it_has():
+    with pytest.raises(ValueError, match=r"metric='fpr95' was given; .* the table holds \['auroc'\]"):
+        benchmark_table(table({"a": [0.9]}), "fpr95")
+
+
+def test_a_detector_that_has_not_met_a_set_has_an_empty_cell():
+    met, not_met = table({"a": [0.9, 0.8]}), table({"b": [0.7, 0.6]}).assign(ood_set="other", group="near")
+    both = pd.concat([met, not_met])
+    cells = benchmark_table(both).data
+    assert cells.loc["b", ("far", "far-away")] == cells.loc["a", ("near", "other")] == ""
+    assert markdown_table(summarize(both)).splitlines()[3].endswith("|  |")
+
+
+def test_a_network_that_is_there_twice_is_refused():
+    once = table({"a": [0.9, 0.8]})
+    with pytest.raises(ValueError, match="more than once: auroc of 'a' on 'far-away', seed 1"):
+        benchmark_table(pd.concat([once, once[once["seed"] == 1]]))
 
 
 def test_a_markdown_table_has_a_line_per_detector_in_its_order():
     lines = markdown_table(summary()).splitlines()
     assert lines[0] == "| detector | near-OOD | far-OOD |"
-    assert [line.split(" ± ")[0] for line in lines[2:]] == ["| MSP | 80.0", "| KNN | 82.0"]
-    one_seed = summary().assign(low=float("nan"), high=float("nan"))
-    assert markdown_table(one_seed).splitlines()[2:] == ["| MSP | 80.0 | 80.0 |", "| KNN | 82.0 | 82.0 |"]
+    cells = {"MSP": "80.0 [70.0, 95.0]", "KNN": "82.0 [70.0, 95.0]"}
+    assert lines[2:] == [f"| {name} | {cell} | {cell} |" for name, cell in cells.items()]
+    one_seed = markdown_table(summary().assign(low=float("nan"), high=float("nan")))
+    assert one_seed.splitlines()[2] == "| MSP | 80.0 (one network) | 80.0 (one network) |"
 
 
 def test_a_markdown_table_leaves_out_a_group_that_is_not_there():

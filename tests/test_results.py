@@ -11,6 +11,7 @@ import pytest
 from conftest import Toy
 
 from ood_lib import MSP, BenchmarkFeatures, Energy, load_benchmark, results, run_benchmark, summarize
+from ood_lib.metrics import as_percent, mean_interval
 from ood_lib.results import data_hash, leaderboard, load_results, origins, provenance, save_results
 
 
@@ -97,6 +98,22 @@ def test_one_network_gets_the_interval_of_its_test_images(table: pd.DataFrame, t
     rows = one[(one["detector"] == "MSP") & (one["group"] == "far") & (one["metric"] == "auroc")]
     assert board.loc["MSP", "far_low"] == pytest.approx(rows["low"].mean(), abs=1e-5)
     assert board.loc["MSP", "far_high"] == pytest.approx(rows["high"].mean(), abs=1e-5)
+
+
+def test_a_network_that_stands_twice_in_a_file_is_refused(table: pd.DataFrame, tmp_path: Path):
+    twice = pd.concat([table, table[(table["seed"] == 2) & (table["detector"] == "MSP")]])
+    with pytest.raises(ValueError, match="more than once: auroc of 'MSP' on 'a', seed 2"):
+        leaderboard(load_results(write(tmp_path / "toy.json", twice)))
+
+
+def test_the_interval_of_a_line_is_shown_by_its_ends_and_not_by_half_of_what_was_cut_off(table: pd.DataFrame):
+    values = {0: 0.99, 1: 0.85, 2: 0.97}
+    chosen = table[(table["detector"] == "MSP") & (table["group"] == "far")]
+    line = leaderboard(chosen.assign(run="toy", value=chosen["seed"].map(values))).iloc[0]
+    mean, low, high = mean_interval([*values.values()])
+    assert high > 1 == line["far_high"] and line["far_low"] == pytest.approx(low)
+    shown = as_percent(*line[["far", "far_low", "far_high"]])
+    assert shown == f"{100 * mean:.1f} [{100 * low:.1f}, 100.0]" and "±" not in shown
 
 
 def test_a_run_without_near_sets_has_no_near_value(table: pd.DataFrame, tmp_path: Path):

@@ -202,7 +202,7 @@ def test_a_sweep_killed_on_the_way_leaves_no_process_and_is_taken_up_where_it_wa
 
     page = (folder / "index.html").read_text()
     assert "AUROC against rate" in page and 'class="sortable"' in page and "4 done" in page
-    assert "61.5 <small>± " in page  # near, rate 1: the mean over four networks
+    assert "61.5 <small>[59.4, 63.6]</small>" in page  # near, rate 1: the mean over four networks
     for link in ("rate=1,seed=0/10_tiny.ipynb", "table.csv"):
         assert f'href="{link}"' in page and (folder / link).is_file()
 
@@ -335,3 +335,28 @@ def test_a_page_without_benchmark_tables_says_so_and_still_lists_every_run():
                           "run_seconds": [1.0, None], "run_memory_mb": [2, None], "table": ""})  # fmt: skip
     page = comparison_page(table, ["rate"], "T", {"a": "a.ipynb", "b": "b.ipynb"}, "by hand")
     assert "nothing to draw" in page and "1 done, 1 failed" in page and "&lt;b&gt;" in page and "<img" not in page
+
+
+def rows_of(*runs: tuple) -> pd.DataFrame:
+    """Of runs (name, rate, depth, seed, value), each with one number."""
+    rows = pd.DataFrame(runs, columns=["run", "rate", "depth", "seed", "value"])
+    return rows.assign(run_seed=0, status="done", error="", detector="ours", ood_set="x", group="near", metric="auroc",
+                       run_seconds=1.0, run_memory_mb=2)  # fmt: skip
+
+
+def page_of(table: pd.DataFrame, names: list[str]) -> str:
+    return comparison_page(table, names, "T", {run: f"{run}.ipynb" for run in table["run"]}, "by hand")
+
+
+def test_a_page_counts_a_network_once_though_two_runs_or_two_values_of_another_parameter_have_it():
+    values = {("a", 1): 0.6, ("b", 1): 0.8, ("c", 2): 0.7, ("d", 2): 0.9}
+    table = rows_of(*((r, rate, depth, 0, v) for depth, ((r, rate), v) in zip((1, 2, 1, 2), values.items())))
+    page = page_of(table, ["rate", "depth"])
+    assert "AUROC against rate" in page and "one seed, so no interval" in page  # four runs, one network
+    shared = rows_of(("a", 1, 1, 0, 0.6), ("a", 1, 1, 1, 0.7), ("b", 1, 1, 1, 0.7), ("b", 1, 1, 2, 0.8))
+    assert "70.0 <small>[45.2, 94.8]</small>" in page_of(shared, ["rate", "seed"])  # three networks, not four
+
+
+def test_a_page_shows_no_nan_where_there_is_one_network():
+    page = page_of(rows_of(("a", 1, 1, 0, 0.6), ("b", 2, 1, 0, 0.7)), ["rate"])
+    assert "60.0 <small>(one network)</small>" in page and ">nan<" not in page and "nan]" not in page

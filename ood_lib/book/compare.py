@@ -13,6 +13,7 @@ from ood_lib.benchmark import summarize
 from ood_lib.book.plan import Task
 from ood_lib.book.sweep import Sweep
 from ood_lib.extras import need
+from ood_lib.metrics import as_percent
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,13 +117,19 @@ def _groups(table: "pd.DataFrame", names: Sequence[str]) -> Iterator[tuple[tuple
     yield from table.groupby(list(names), sort=False, dropna=False) if names else [((), table)]
 
 
+def _by_network(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """One value per network: the mean where runs share a network, or differ in a parameter that is not looked at."""
+    keys = ["detector", "ood_set", "group", "metric", "seed"]
+    return rows.groupby(keys, sort=False, as_index=False)["value"].mean()
+
+
 def _figure(done: "pd.DataFrame", name: str, others: Sequence[str]) -> str:
     import pandas as pd
 
     auroc = done[done["metric"] == "auroc"]
     numeric = pd.api.types.is_numeric_dtype(auroc[name])
     values, groups = zip(*auroc.groupby(name, sort=numeric, dropna=False))  # null is a value too, and equals nothing
-    parts = [summarize(rows).assign(x=x) for x, rows in enumerate(groups)]
+    parts = [summarize(_by_network(rows)).assign(x=x) for x, rows in enumerate(groups)]
     summary = pd.concat(parts, ignore_index=True)
     spread = summary.groupby(["detector", "group"])["value"].agg(lambda v: 100 * (v.max() - v.min()))
     moves = spread.groupby("detector").max().sort_values(ascending=False, kind="stable")
@@ -185,7 +192,7 @@ def _detectors(done: "pd.DataFrame", names: Sequence[str]) -> str:
     for combination, rows in _groups(done, names):
         columns = {}
         for metric in [m for m in METRICS if m in set(rows["metric"])]:
-            for _, line in summarize(rows, metric).iterrows():
+            for _, line in summarize(_by_network(rows), metric).iterrows():
                 columns[line["detector"], f"{METRICS[metric]}, {line['group']}"] = line
         for detector in dict.fromkeys(d for d, _ in columns):
             own = {column: line for (d, column), line in columns.items() if d == detector}
@@ -193,9 +200,10 @@ def _detectors(done: "pd.DataFrame", names: Sequence[str]) -> str:
             seeds = {"seeds": max(line["seeds"] for line in own.values())}
             keys.append(head | {column: line["value"] for column, line in own.items()} | seeds)
             shown = {k: html.escape(str(v)) for k, v in head.items()}
-            cells.append(shown | {column: _percent(line) for column, line in own.items()} | seeds)
+            texts = {column: as_percent(*line[["value", "low", "high"]], small=True) for column, line in own.items()}
+            cells.append(shown | texts | seeds)
     caption = (
-        "In percent, mean over the sets of a group ± half of the 95 % interval over seeds. AUROC: larger is better; "
+        "In percent, mean over the sets of a group [95 % interval over seeds]. AUROC: larger is better; "
         "FPR95, the share of OOD images accepted where 95 % of ID images are: smaller. A click on a head sorts."
     )
     table = need("ood_lib.plots").sortable_table(pd.DataFrame(cells).fillna(""), pd.DataFrame(keys))
@@ -205,11 +213,6 @@ def _detectors(done: "pd.DataFrame", names: Sequence[str]) -> str:
 def _wide(table: str, label: str) -> str:
     """A table that scrolls by itself where the page is narrow, also from the keyboard."""
     return f'<div class="wide" tabindex="0" role="region" aria-label="{label}">{table}</div>'
-
-
-def _percent(line: "pd.Series") -> str:
-    half = 50 * (line["high"] - line["low"])  # NaN for a single seed
-    return f"{100 * line['value']:.1f}" + ("" if half != half else f" <small>± {half:.1f}</small>")
 
 
 def _cell(value: Any) -> str:
