@@ -116,6 +116,8 @@ def judge(network, bench, s):
 
 # %%
 bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
+if not (bench.near or bench.far):
+    raise ValueError(f"{benchmark}: this page ranks detectors by OOD sets, give at least one")
 if bench.head is not None:
     seeds = 1  # a bank: one network, trained already
 networks = {s: train_one(bench, s) for s in range(seed, seed + seeds)}

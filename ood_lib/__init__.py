@@ -17,6 +17,7 @@ from ood_lib.distances import FDBD, SHE
 from ood_lib.exercises import Check
 from ood_lib.feature_flow import FeatureFlow
 from ood_lib.features import Features, extract
+from ood_lib.folders import split_folder
 from ood_lib.gaussians import RMDS, Mahalanobis, ViM
 from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
 from ood_lib.heat import HEAT
@@ -55,8 +56,8 @@ __all__ = [
     "dsm_loss", "duel", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen",
     "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load_bank",
     "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision", "measured", "msp",
-    "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance", "run_benchmark",
-    "save_results", "score_norms", "select_gmm", "sgld", "shift", "spectral_normalize", "summarize",
+    "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance", "run_benchmark", "save_results",
+    "score_norms", "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize",
     "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
 ]  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ COLUMNS = [
     "detector", "ood_set", "group", "metric", "value", "low", "high", "seed",
     "seconds", "seconds_per_1000", "memory_mb",
 ]  # fmt: skip
+NOTHING_JUDGED = (
+    "an AUROC compares ID images with those of an OOD set, and there is none; of a folder:PATH those are the pictures "
+    "in PATH/near/NAME/ and PATH/far/NAME/"
+)
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,12 @@ def run_benchmark(
     Returns:
         One row per detector, OOD set and metric: detector, ood_set, group, metric, value, low, high, seed; seconds (to
         fit and to score all sets), seconds_per_1000 (to score 1000 images), memory_mb (of both, see `measured`).
-        Without detectors or OOD sets, these columns and no row.
+        Without detectors or OOD sets, these columns and no row; without OOD sets a warning says so.
     """
     import pandas as pd
+
+    if not (features.near or features.far):
+        warnings.warn(f"no row is made: {NOTHING_JUDGED}", stacklevel=2)
 
     return pd.DataFrame(
         [
@@ -181,8 +189,10 @@ def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":
         [0, 1]: half of what lies between them is no half-width.
 
     Raises:
-        ValueError: the table does not hold the metric, or holds a value twice (see `counted_once`).
+        ValueError: the table does not hold the metric, holds a value twice (see `counted_once`), or has no row at all.
     """
+    if table.empty:
+        raise ValueError(f"the table has no row: no detector was given, or {NOTHING_JUDGED}")
     if metric not in set(table["metric"]):
         raise ValueError(f"metric={metric!r} was given; the table holds {sorted(set(table['metric']))}")
     chosen = counted_once(table[table["metric"] == metric])

@@ -8,6 +8,7 @@ has no class here: its label is -1.
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from ood_lib.bundled import BUNDLED
+from ood_lib.folders import named_sets, read_splits
 from ood_lib.images import Frame, ImageSet, divide
 from ood_lib.protocols import PROTOCOLS, Protocol, departures
 from ood_lib.records import SHIPPED, by_group, read_bank
-from ood_lib.sources import MissingDataError, Shelf, subfolders
+from ood_lib.sources import Shelf
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set"]
 
@@ -55,7 +57,8 @@ class Normalize(nn.Module):
 class Benchmark:
     """Which set plays which role; every item is (image float32 (C, H, W) in [0, 1], label).
 
-    `notes` names, one by one, what departs from the published benchmark of that name on this machine.  With a `head`
+    `notes` names, one by one, what departs on this machine from the published benchmark of that name, or from the
+    layout of a folder of your own, which may also have no OOD set.  With a `head`
     the images are records of a network that is trained already (`ood_lib.records`).
     """
 
@@ -123,23 +126,22 @@ def _banked(name: str, folder: Path) -> Benchmark:
     return Benchmark(name, *known, {**near}, {**far}, classes, nn.Identity(), shape, notes, head)
 
 
-def _folder(name: str, place: Path, image_size: int | None, skip: bool) -> Benchmark:
+def _folder(name: str, place: Path, image_size: int | None, resize: int | None, skip: bool) -> Benchmark:
     """A reader's own pictures; the shape follows the first training picture.
 
     Pictures of several classes are stretched, so that nothing is cut off that a label names.
     """
-    shelf = Shelf(place, skip=skip)
-    known = [shelf.known("", split, None) for split in ("train", "val", "test")]
+    known, cut = read_splits(place)
     channels, height, width = known[0][0][0].shape
-    frame = Frame(channels, image_size or min(height, width, 224), stretch=known[0].labels.ndim == 2)
+    frame = Frame(channels, image_size or min(height, width, 224), resize or 0, stretch=known[0].labels.ndim == 2)
     for data in known:
         data.frame = frame
-    names = [f"{role}/{entry}" for role in ("near", "far") for entry in subfolders(place / role)]
-    if not names:
-        raise MissingDataError(f"no OOD set: put pictures into {place}/near/NAME/ or far/NAME/")
-    sets = shelf.unknown(names, frame)
-    near, far = ({k.removeprefix(role): sets[k] for k in sets if k.startswith(role)} for role in ("near/", "far/"))
-    return _benchmark(name, known, near, far)
+    sets = Shelf(place, skip=skip).unknown(named_sets(place), frame)
+    near, far = by_group(sets)
+    notes = [cut, "" if sets else f"no OOD set in {place}: put pictures of one into near/NAME/ or far/NAME/"]
+    if cut:
+        warnings.warn(cut, stacklevel=3)  # the caller of load_benchmark
+    return _benchmark(name, known, near, far, notes=tuple(filter(None, notes)))
 
 
 def _benchmark(
@@ -207,6 +209,7 @@ def load_benchmark(
     download: bool = True,
     missing: Literal["raise", "skip"] = "raise",
     image_size: int | None = None,
+    resize: int | None = None,
 ) -> Benchmark:
     """All sets of a benchmark, in their roles.
 
@@ -218,12 +221,15 @@ def load_benchmark(
     Args:
         name: one of `BENCHMARKS`; or `folder:PATH` for pictures of your own in `PATH/train|val|test/<class>/` or
             `PATH/train|val|test/labels.csv`, `PATH/near/<name>/` and `PATH/far/<name>/`; or `bank:PATH` for features
-            of your own, from `BenchmarkFeatures.save`.
+            of your own, from `BenchmarkFeatures.save`.  Of a folder only `train` is needed: a held-out split that is
+            not there is cut from the other one, or both from `train`, with a warning; see also `split_folder`.
         root: the folder of sets; by default the variable OOD_DATA, else ~/.cache/ood_lib.
         download: whether the network may be used for what is not under `root`.
         missing: "skip" leaves absent OOD sets out, with a warning; ID sets are always needed.
         image_size: of `folder:PATH` alone, in pixels; by default the shorter side of the first training picture, at
             most 224.
+        resize: of `folder:PATH` alone, the shorter side before the centre crop to `image_size`, such as 256 before
+            224 for most ImageNet networks; by default `image_size`, so that the crop takes the longer side only.
 
     Raises:
         MissingDataError: a set is not there; the message says what to put where.
@@ -239,8 +245,10 @@ def load_benchmark(
     own = name.startswith("folder:") and name != "folder:"
     if image_size is not None and (not own or image_size < 1):
         raise ValueError(f"image_size={image_size} needs a folder:PATH and at least 1 pixel")
+    if resize is not None and (image_size is None or resize < 1):
+        raise ValueError(f"resize={resize} needs an image_size, to which the centre is cropped, and at least 1 pixel")
     if own:
-        return _folder(name, Path(name.removeprefix("folder:")).expanduser(), image_size, missing == "skip")
+        return _folder(name, Path(name.removeprefix("folder:")).expanduser(), image_size, resize, missing == "skip")
     if name.startswith("bank:"):
         return _banked(name, Path(name.removeprefix("bank:")).expanduser())
     if name not in BENCHMARKS:

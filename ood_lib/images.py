@@ -7,6 +7,7 @@ has no class here: its label is -1.
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from torch.utils.data import Dataset
 
 from ood_lib.extras import need
 
-__all__ = ["Frame", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "recolour"]
+__all__ = ["Frame", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "is_hidden", "recolour"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+LITTER = ("__MACOSX", "@eaDir")  # beside hidden folders: what macOS and network disks leave among pictures
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,20 @@ class Frame:
 
     The rule of OpenOOD (bilinear with antialiasing); `resize=0` means `resize=size`, in pixels.  With `stretch` both
     sides are resized to `size` instead, whatever the proportions: nothing is cut off that a label may name.
+
+    Raises:
+        ValueError: a `resize` smaller than the crop, or one beside `stretch`.
     """
 
     channels: int
     size: int
     resize: int = 0
     stretch: bool = False
+
+    def __post_init__(self) -> None:
+        if self.resize and (self.stretch or self.resize < self.size):
+            why = "such pictures are stretched, not cropped" if self.stretch else "the crop would be larger"
+            raise ValueError(f"resize={self.resize} does not go with a size of {self.size}: {why}")
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: (N, 1 or 3, H, W) in [0, 1] -> (N, channels, size, size)."""
@@ -114,6 +124,10 @@ class ImageArray(_Images):
         """The same images as an OOD set."""
         return type(self)(self._raw, None, self.frame)
 
+    def contents(self) -> list[str]:
+        """A key for each image, equal where the pixels are."""
+        return [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in self._raw]
+
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """All images of several sets of one size and frame, unlabelled."""
@@ -163,9 +177,14 @@ class ImageFiles(_Images):
     """
 
     def __init__(
-        self, base: Path, names: list[str], labels: Any = None, frame: Frame | None = None, classes: Sequence[str] = ()
+        self,
+        base: str | Path,
+        names: list[str],
+        labels: Any = None,
+        frame: Frame | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
-        self.base, self.names = base, names
+        self.base, self.names = Path(base), names
         super().__init__(len(names), labels, frame, classes)
 
     def subset(self, indices: Tensor) -> Self:
@@ -176,6 +195,13 @@ class ImageFiles(_Images):
     def unlabelled(self) -> Self:
         """The same pictures as an OOD set."""
         return type(self)(self.base, self.names, None, self.frame)
+
+    def contents(self) -> list[str]:
+        """A key for each picture, equal where two files are so byte by byte; reads only files of equal size."""
+        paths = [self.base / name for name in self.names]
+        sizes = [path.stat().st_size for path in paths]
+        often = Counter(sizes)
+        return [_digest(path) if often[size] > 1 else f"{size}" for path, size in zip(paths, sizes)]
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -216,12 +242,17 @@ def _checked_labels(labels: Tensor, count: int) -> Tensor:
     return labels.long()
 
 
-def divide(labels: Tensor, shares: Sequence[float]) -> list[Tensor]:
-    """Indices of len(shares) disjoint parts, always the same ones.
+def divide(
+    labels: Tensor, shares: Sequence[float], seed: int = 0, contents: Sequence[str] | None = None
+) -> list[Tensor]:
+    """Indices of len(shares) disjoint parts, the same ones for the same seed.
 
     Args:
         labels: class indices (N,), each class being divided by `shares`; or 0/1 (N, C), divided as a whole.
         shares: what each part gets; they sum to 1.
+        seed: of the draw.
+        contents: a key for each image (N,); images of one key come into one part and count as one, of the first one's
+            class.
 
     Raises:
         ValueError: a part would be empty.
@@ -230,26 +261,39 @@ def divide(labels: Tensor, shares: Sequence[float]) -> list[Tensor]:
         >>> divide(torch.tensor([0, 0, 1, 1]), (0.5, 0.5))[0].shape  # one of each class
         torch.Size([2])
     """
-    random, cuts = np.random.default_rng(0), np.cumsum(shares)[:-1]
-    strata = labels.numpy() if labels.ndim == 1 else np.zeros(len(labels))
+    random, cuts = np.random.default_rng(seed), np.cumsum(shares)[:-1]
+    keys = np.arange(len(labels)) if contents is None else np.asarray(contents)
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    strata = labels.numpy()[first] if labels.ndim == 1 else np.zeros(len(first))
     pieces = []
     for stratum in np.unique(strata):
         members = random.permutation(np.flatnonzero(strata == stratum))
         pieces.append(np.split(members, np.rint(cuts * len(members)).astype(int)))
-    parts = [torch.from_numpy(np.sort(np.concatenate(part))) for part in zip(*pieces, strict=True)]
+    groups = [np.concatenate(part) for part in zip(*pieces, strict=True)]
+    parts = [torch.from_numpy(np.flatnonzero(np.isin(group, chosen))) for chosen in groups]
     if not all(map(len, parts)):
         raise ValueError(f"{len(labels)} images are too few to be divided into shares {tuple(shares)}")
     return parts
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the reader's own: .ipynb_checkpoints, __MACOSX, @eaDir."""
+    return name.startswith(".") or name in LITTER
+
+
 def find_pictures(folder: Path) -> list[str]:
-    """Sorted relative names of all pictures below `folder`; links to folders are followed."""
-    return sorted(
-        os.path.relpath(os.path.join(where, file), folder)
-        for where, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if file.lower().endswith(PICTURES) and not file.startswith(".")
-    )
+    """Sorted relative names of all pictures below `folder`, hidden ones left out; links to folders are followed."""
+    found = []
+    for where, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = (name for name in folders if not is_hidden(name))  # where os.walk goes on
+        pictures = (file for file in files if file.lower().endswith(PICTURES) and not is_hidden(file))
+        found += [os.path.relpath(os.path.join(where, file), folder) for file in pictures]
+    return sorted(found)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _decode(path: Path) -> np.ndarray:

@@ -171,8 +171,14 @@ def leaderboard(results: "pd.DataFrame") -> "pd.DataFrame":
     Returns:
         Columns run, detector, seeds, near, near_low, near_high, far, ..., near_fpr95, far_fpr95, seconds_per_1000,
         memory_mb; a group that a run does not have is NaN.
+
+    Raises:
+        ValueError: there is no row.
     """
     import pandas as pd
+
+    if results.empty:
+        raise ValueError("no row to show: there is no result file, or its run judged no detector on an OOD set")
 
     lines = []
     for (run, detector), rows in results.groupby(["run", "detector"], sort=False):

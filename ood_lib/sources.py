@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet, find_pictures
+from ood_lib.images import Frame, ImageArray, ImageFiles, ImageSet, find_pictures, is_hidden
 from ood_lib.listings import read_openood, read_table
 from ood_lib.published import ORIGINS, PUBLISHED, fetch_published, fetch_tiny_imagenet, open_published
 
-__all__ = ["MissingDataError", "Shelf", "subfolders"]
+__all__ = ["MissingDataError", "Shelf", "read_classes", "subfolders"]
 
 OOD_SPLITS = ("test", "val", "train")  # an OOD set is only ever tested: any split will do
 
@@ -199,11 +199,15 @@ def _read_flat(folder: Path, frame: Frame | None) -> ImageFiles | None:
 def _read_labelled(folder: Path, frame: Frame | None) -> ImageFiles | None:
     if (folder / "labels.csv").is_file():
         return read_table(folder, frame)
-    return _read_classes(folder, frame)
+    return read_classes(folder, subfolders(folder), frame)
 
 
-def _read_classes(folder: Path, frame: Frame | None) -> ImageFiles | None:
-    classes = subfolders(folder)
+def read_classes(folder: Path, classes: Sequence[str], frame: Frame | None = None) -> ImageFiles | None:
+    """The pictures in the folders `classes` below `folder`, labelled by them; None where there is no picture.
+
+    Raises:
+        MissingDataError: one of the folders holds no picture, others do.
+    """
     files = [[f"{name}/{file}" for file in find_pictures(folder / name)] for name in classes]
     if any(files) and [] in files:
         raise MissingDataError(f"{folder / classes[files.index([])]} holds no picture")
@@ -215,4 +219,4 @@ def _read_classes(folder: Path, frame: Frame | None) -> ImageFiles | None:
 def subfolders(folder: Path) -> list[str]:
     """Sorted names of the visible folders in `folder`, which need not exist."""
     entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p.name for p in entries if p.is_dir() and not p.name.startswith("."))
+    return sorted(p.name for p in entries if p.is_dir() and not is_hidden(p.name))

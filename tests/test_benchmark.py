@@ -110,11 +110,14 @@ def test_a_benchmark_without_near_sets_has_no_near_rows(toy: Toy):
     assert set(table["group"]) == {"far"}
 
 
-@pytest.mark.parametrize("detectors", [{}, {"MSP": MSP()}], ids=["no detector", "no OOD set"])
-def test_a_table_without_rows_has_its_columns_all_the_same(toy: Toy, detectors: dict):
-    sets = {} if detectors else {"c": toy.ood}
-    table = run_benchmark(detectors, BenchmarkFeatures(toy.train, toy.val, toy.test, {}, sets))
-    assert list(table.columns) == COLUMNS and len(table) == 0
+def test_a_table_without_rows_has_its_columns_all_the_same_and_summarize_says_what_is_lacking(toy: Toy):
+    nobody = run_benchmark({}, BenchmarkFeatures(toy.train, toy.val, toy.test, {}, {"c": toy.ood}))
+    with pytest.warns(UserWarning, match="there is none; of a folder:PATH"):
+        nothing = run_benchmark({"MSP": MSP()}, BenchmarkFeatures(toy.train, toy.val, toy.test, {}, {}))
+    for table in (nobody, nothing):
+        assert list(table.columns) == COLUMNS and len(table) == 0
+        with pytest.raises(ValueError, match=r"no detector was given, or an AUROC compares.*PATH/near/NAME/"):
+            summarize(table)
 
 
 def test_extract_benchmark_extracts_every_set():

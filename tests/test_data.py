@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_images import draw, save_picture
 from test_listings import coco, table, voc
 from test_sources import CIFAR10, save_arrays
 from torch.utils.data import DataLoader
 
 from ood_lib.data import Normalize, load_benchmark, load_ood_set
+from ood_lib.images import Frame
 from ood_lib.protocols import PROTOCOLS
 from ood_lib.published import ORIGINS, PUBLISHED
 from ood_lib.sources import MissingDataError
@@ -239,12 +241,38 @@ def test_own_folder_errors(tmp_path):
         assert list(load_benchmark(f"folder:{own}", missing="skip").far) == ["car"]
 
 
-def test_own_folder_needs_an_ood_set(tmp_path):
+@pytest.mark.parametrize("height, width", [(256, 256), (300, 400), (641, 257), (150, 120), (375, 500), (224, 300)])
+def test_own_folder_is_resized_and_cropped_as_torchvision_does(tmp_path, height, width):
+    """The transform that most ImageNet networks name, on Pillow's pictures; Pillow rounds twice."""
+    from torchvision import transforms
+
+    rule = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()])
     own = _own(tmp_path)
-    (own / "near").rename(own / "nearby")
-    (own / "far").rename(own / "farther")
-    with pytest.raises(MissingDataError, match="near/NAME"):
-        load_benchmark(f"folder:{own}")
+    photo = Image.fromarray(draw(9, 12, 3)).resize((width, height), Image.Resampling.BICUBIC)
+    photo.save(own / "test" / "cat" / "0.png")
+    bench = load_benchmark(f"folder:{own}", image_size=224, resize=256)
+    assert bench.image_shape == (3, 224, 224) and bench.far["car"].frame == bench.test.frame == Frame(3, 224, 256)
+    away = (bench.test[0][0] * 255 - rule(photo).float()).abs()
+    assert away.max() < 1.5 and away.mean() < 0.5
+    plain = load_benchmark(f"folder:{own}", image_size=224).test[0][0]
+    assert (plain - bench.test[0][0]).abs().mean() > 0.005  # another part of the picture
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"resize": 256}, "resize=256 needs an image_size"),
+        ({"resize": 200, "image_size": 224}, "the crop would be larger"),
+        ({"resize": 0, "image_size": 224}, "at least 1 pixel"),
+    ],
+)
+def test_a_crop_needs_both_sizes(tmp_path, options, says):
+    with pytest.raises(ValueError, match=says):
+        load_benchmark(f"folder:{_own(tmp_path)}", **options)
+    with pytest.raises(ValueError, match=r"resize=256 needs|image_size=224 needs a folder"):
+        load_benchmark("digits", image_size=224, resize=256)
+    with pytest.raises(ValueError, match="stretched, not cropped"):
+        load_benchmark(f"folder:{_labelled(tmp_path / 'labelled')}", image_size=8, resize=9)
 
 
 # --------------------------------------------------------------------------- several labels

@@ -59,8 +59,31 @@ def test_parts_are_disjoint_complete_and_stratified(shares):
         assert torch.bincount(labels[part]).tolist() == [round(100 * share)] * 3
     whole = divide(torch.eye(3, dtype=torch.long)[labels], shares)
     assert torch.equal(torch.cat(whole).sort().values, torch.arange(300))
+    other = divide(labels, shares, seed=1)
+    assert [len(part) for part in other] == [len(part) for part in parts]
+    assert not torch.equal(other[0], parts[0]) and torch.equal(divide(labels, shares, seed=0)[0], parts[0])
     with pytest.raises(ValueError, match="too few"):
         divide(torch.arange(2), (0.9, 0.1))
+
+
+def test_images_of_one_content_come_into_one_part_and_count_once():
+    labels, keys = torch.arange(60) % 2, [str(i // 2 % 10 * 2 + i % 2) for i in range(60)]  # 10 of each class, thrice
+    parts = divide(labels, (0.6, 0.4), contents=keys)
+    found = [{keys[i] for i in part.tolist()} for part in parts]
+    assert [len(part) for part in parts] == [36, 24] and not found[0] & found[1]
+    assert [sum(int(key) % 2 for key in part) for part in found] == [6, 4]
+    apart = divide(labels, (0.6, 0.4), contents=[f"{i:02}" for i in range(60)])
+    assert all(torch.equal(a, b) for a, b in zip(apart, divide(labels, (0.6, 0.4))))
+
+
+def test_contents_are_equal_where_pictures_are(tmp_path):
+    raw = draw(3, 8, 8, 3)
+    array = ImageArray(raw[[0, 1, 0, 2]]).contents()
+    assert array[0] == array[2] and len(set(array)) == 3
+    for i, k in enumerate((0, 1, 0, 2)):
+        Image.fromarray(raw[k]).save(tmp_path / f"{i}.bmp")  # all of one size
+    files = ImageFiles(tmp_path, [f"{i}.bmp" for i in range(4)]).contents()
+    assert files[0] == files[2] and len(set(files)) == 3
 
 
 def test_values_are_bytes_over_255():
@@ -90,6 +113,14 @@ def test_frame_is_the_rule_of_torchvision_on_pillow(height, width):
     expected = rule(Image.fromarray(pixels)).float()
     mine = ImageArray(pixels[None], frame=Frame(3, 32, 40)).images[0] * 255
     assert mine.shape == (3, 32, 32) and (mine - expected).abs().max() < 1.5  # Pillow rounds twice
+
+
+def test_a_frame_that_would_cut_out_more_than_there_is_is_refused():
+    with pytest.raises(ValueError, match=r"resize=200.*size of 224: the crop would be larger"):
+        Frame(3, 224, 200)
+    with pytest.raises(ValueError, match="stretched, not cropped"):
+        Frame(3, 224, 256, stretch=True)
+    assert Frame(3, 224, 224)(torch.rand(1, 3, 300, 260)).shape == (1, 3, 224, 224)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +185,7 @@ def test_files_and_arrays_give_the_same_tensors(tmp_path):
     files = ImageFiles(tmp_path, list(kinds), [1, 0], Frame(1, 8), ("a", "b"))
     turned = files.subset(torch.tensor([1, 0]))
     assert turned.labels.tolist() == [0, 1] and turned.classes == ("a", "b")
+    assert torch.equal(ImageFiles(str(tmp_path), list(kinds), frame=Frame(1, 8)).images, files.images)
     assert torch.equal(turned.images, files.images.flip(0))
 
 

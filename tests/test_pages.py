@@ -1,9 +1,11 @@
 """Laws of the pages on data: what they show runs, what they quote is said, what they list is there."""
 
+import copy
 import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_images import draw, save_picture
@@ -36,6 +38,9 @@ def somebody(tmp_path, monkeypatch):
                 save_picture(tmp_path / "pictures" / split / name / f"{i}.png", draw(70, 80, 3, seed=100 * label + i))
         (tmp_path / "labelled" / split).mkdir(parents=True)
         table(tmp_path / "labelled" / split, [("a.png", 1, 0), ("b.png", 1, 1), ("c.png", 0, 0)])
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(10):
+            save_picture(tmp_path / "photos" / name / f"{i}.png", draw(70, 80, 3, seed=100 * label + i))
     for place in ("pictures/near/fox", "pictures/far/car", "labelled/far/car"):
         for i in range(3):
             save_picture(tmp_path / place / f"{i}.png", draw(90, 70, 3, seed=900 + i))
@@ -59,8 +64,67 @@ def test_every_block_for_your_own_data_runs_in_order(somebody, capsys):
     assert ("\nout of distribution" if names["refuse"] else "\nin distribution") in said
     assert names["p"] in [pytest.approx(k / 21, abs=1e-6) for k in range(1, 22)]  # of 20 held out, and itself
     assert names["refuse"] == (names["p"] <= 0.05)
+    assert re.search(r"train +folder:photos-split +14", said)
+    assert re.findall(r"note: (.*):", said) == ["no OOD set in photos-split"]
     assert names["several"].train.labels.tolist() == [[1, 0], [1, 1], [0, 0]]
     assert len(names["bench"].train) == 24 and len(list(Path("features").iterdir())) == 5
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A network that knows the digits, and the benchmark."""
+    torch.manual_seed(0)
+    bench = ood.load_benchmark("digits")
+    network = ood.network_for(bench)
+    ood.train_classifier(network, bench.train, epochs=5, learning_rate=0.05, device="cpu", progress=False)
+    return network, bench
+
+
+def accuracy_blocks(network, bench):
+    """What the page's section on the accuracy makes of a network, from the accuracy to the mended head."""
+    names = {"ood": ood, "np": np, "pd": pd, "torch": torch, "count": len(bench.classes)}
+    names |= {"network": network, "bench": bench}
+    found = blocks(page("own-data.md").split("## Does it see")[1].split("\n## ")[0])
+    for block in found[:2]:
+        exec(block, names)
+    return names["accuracy"], names["matrix"], lambda order: exec(found[2], names | {"list": lambda _: order})
+
+
+def test_another_order_of_classes_shows_in_the_matrix_and_is_mended_as_the_page_says(trained):
+    network, bench = copy.deepcopy(trained[0]), trained[1]
+    right, matrix, _ = accuracy_blocks(network, bench)
+    assert right > 0.95 and matrix.idxmax(axis=1).tolist() == [*bench.classes]
+    moved = [3, 0, 6, 1, 2, 4, 5]  # no class stays
+    with torch.no_grad():
+        network.head.weight.copy_(network.head.weight[moved])
+        network.head.bias.copy_(network.head.bias[moved])
+    accuracy, matrix, mend = accuracy_blocks(network, bench)
+    assert accuracy < 1 / 7 and len(set(matrix.idxmax(axis=1))) == 7
+    assert (matrix.max(axis=1) / matrix.sum(axis=1)).min() > 0.8
+    mend([bench.classes[k] for k in moved])
+    assert accuracy_blocks(network, bench)[0] == right
+
+
+@pytest.mark.parametrize("fault", ["twice", "not at all", "0 to 255"])
+def test_pixels_of_another_scale_show_in_a_few_columns_as_the_page_says(trained, fault):
+    network, bench = copy.deepcopy(trained[0]), trained[1]
+    once = network.normalize
+    network.normalize = {
+        "twice": torch.nn.Sequential(once, once),
+        "not at all": torch.nn.Identity(),
+        "0 to 255": torch.nn.Sequential(ood.Normalize([0.0], [1 / 255]), once),
+    }[fault]
+    accuracy, matrix, _ = accuracy_blocks(network, bench)
+    assert accuracy < 0.6 and matrix.sum().nlargest(2).sum() > 0.75 * len(bench.val)
+
+
+def test_turning_the_first_layer_reads_colours_in_the_other_order():
+    model = pytest.importorskip("torchvision").models.resnet18(weights=None, num_classes=2).eval()
+    pixels = torch.rand(2, 3, 64, 64)
+    expected = model(pixels.flip(1))  # what a training with OpenCV showed it
+    line = re.search(r"`(model\.conv1\.weight\.data = .*?)`", page("own-data.md").replace("\n  ", " "))[1]
+    exec(line, {"model": model})
+    assert (model(pixels) - expected).abs().max() < 1e-5
 
 
 def messages():
@@ -81,16 +145,20 @@ def messages():
         path.write_bytes(path.read_bytes()[:50])
         ood.extract(model, ood.load_benchmark("folder:pictures", image_size=64).train, progress=False)
 
-    def apart(path):
-        for role in ("near", "far"):
-            (path / role).rename(path / f"no {role}")
+    def flattened(path):
+        for split in ("train", "val", "test"):
+            (path / split).rename(path / f"no {split}")
 
     return [
         change("pictures/val/dog", lambda path: path.rename(path.with_name("dug"))),
         change("labelled/val/labels.csv", lambda path: path.write_text("image,cat,dog\na.png,2,0\n")),
         change("labelled/val/labels.csv", lambda path: path.write_text("image,cat,dog\nz.png,1,0\n")),
         change("pictures/train/dog/1.png", cut),
-        change("pictures", apart),
+        change("pictures/far/a.png", lambda path: save_picture(path, draw(9, 9))),
+        lambda: ood.load_benchmark("folder:nowhere"),
+        lambda: ood.split_folder("photos", "pictures"),
+        change("pictures", flattened),
+        lambda: ood.summarize(ood.run_benchmark({}, ood.BenchmarkFeatures(features, features, features, {}, {}))),
         lambda: ood.extract(model, unsigned, progress=False),
         lambda: ood.extract(softened, [(torch.zeros(3, 64, 64), 0)] * 2, progress=False),
         lambda: ood.KNN(k=2).fit(features).calibrate(features, tpr=0.95),
@@ -102,7 +170,7 @@ def test_every_message_that_is_explained_is_said(somebody):
     explained = set(re.findall(r"^\* - `(.*?)`$", page("own-data.md"), re.M))
     said = []
     for fail in messages():
-        with pytest.raises((ValueError, FileNotFoundError, RuntimeError)) as caught:
+        with pytest.raises((ValueError, OSError, RuntimeError)) as caught:
             fail()
         said += [text for text in explained if text in str(caught.value)]
         if (somebody / "pictures/val/dug").exists():

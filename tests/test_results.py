@@ -62,6 +62,15 @@ def test_a_folder_gives_all_its_files_and_no_folder_gives_none(table: pd.DataFra
     assert load_results(tmp_path / "nowhere").empty
 
 
+def test_a_board_without_rows_is_refused_by_name(table: pd.DataFrame, tmp_path: Path):
+    write(tmp_path / "nothing.json", table[:0])  # a run without an OOD set
+    for place in ("nothing.json", "nowhere"):
+        with pytest.raises(ValueError, match="no row to show"):
+            leaderboard(load_results(tmp_path / place))
+    write(tmp_path / "one.json", table)
+    assert set(leaderboard(load_results(tmp_path))["run"]) == {"one"}
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"rows": []}'])
 def test_a_file_that_is_no_result_is_named(tmp_path: Path, text: str):
     (tmp_path / "bad.json").write_text(text)
