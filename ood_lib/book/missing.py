@@ -15,12 +15,13 @@ LABEL = re.compile(r'"name": "([\w-]+)"|\(([\w-]+)\)=|:(?:name|label): ([\w-]+)'
 ROLE = re.compile(r"\{(?:num)?ref\}`(?:([^`<]*?)\s*<([\w-]+)>|([\w-]+))`")
 ANCHORED = r"(\]\([^()\s]*\b{name}(?:\.ipynb)?)#[^()\s]*\)"
 SHOWN = r"^(?P<fence>`{{3,}}|:{{3,}})\{{\w+\}} +\S*_generated/{name}/.*?^(?P=fence) *$"
+REASON = re.compile(r'([^:"\n]*(?:"[^"]*")?)(?:: )?(.*)', re.S)  # a sentence, and what follows its colon or its line
 MARKS = re.compile(r"([!-/:-@\[-`{-~])")  # what Markdown may read as more than a letter
 PAGE = """# {title}
 
 ``````````{{admonition}} This chapter is missing
 :class: warning
-It {first}
+It {sentence}.
 
 {rest}
 ``````````
@@ -40,7 +41,7 @@ class Missing:
     Args:
         name: of its notebook.
         title: of its page.
-        reason: what became of it, behind the word "it"; the first line says it, more may follow.
+        reason: what became of its run, to be read after "it".
         commands: what runs it and builds the pages.
         labels: what other pages may refer to in it.
     """
@@ -61,10 +62,12 @@ class Missing:
     def page(self) -> Any:
         """A notebook of one cell, so that links find it where they look for the chapter."""
         v4 = need("nbformat", "book").v4
-        first, _, rest = self.reason.partition("\n")
-        rest = f"~~~~~~~~~~text\n{textwrap.dedent(rest)}\n~~~~~~~~~~" if rest else ""
-        parts = {"title": self.title, "first": MARKS.sub(r"\\\1", first), "rest": rest}
-        text = PAGE.format(**parts, commands="\n".join(self.commands))
+        sentence, rest = REASON.findall(self.reason)[0]
+        rest = textwrap.dedent(rest.strip("\n"))
+        if self.reason.startswith("failed"):  # code and its error
+            rest = f"~~~~~~~~~~text\n{rest}\n~~~~~~~~~~"
+        shown = {"sentence": MARKS.sub(r"\\\1", sentence), "rest": rest, "commands": "\n".join(self.commands)}
+        text = PAGE.format(title=self.title, **shown)
         return v4.new_notebook(cells=[v4.new_markdown_cell(text, id="missing")])
 
     def mended(self, text: str) -> str:

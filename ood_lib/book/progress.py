@@ -73,7 +73,7 @@ class Progress:
         """A cell is the next one; also those that only hold text come by."""
         if cell.cell_type == "markdown":
             heading = [self._heading, *HEADING.findall(cell.source)][-1]
-            self._heading = textwrap.shorten(re.sub("[*`]", "", heading), 50, placeholder=" ...")
+            self._heading = textwrap.shorten(re.sub('[*`"]', "", heading), 50, placeholder=" ...")
         elif cell.source.strip():
             self._cell += 1
         if self._bar is not None:
