@@ -27,9 +27,12 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
 
+# A notebook that fails (1) leaves the others their pages; refused input (2) and Ctrl-C (130) end here.
 book: $(READY)
-	@$(BIN)/ood-book run --profile default
-	@$(BIN)/ood-book build --profile default
+	@$(BIN)/ood-book run --profile default; ran=$$?; \
+	  test $$ran -le 1 || exit $$ran; \
+	  $(BIN)/ood-book build --profile default || exit $$?; \
+	  exit $$ran
 
 # The tests come last, so that their closing line ends the output.
 test: $(READY)

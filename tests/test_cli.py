@@ -2,7 +2,9 @@
 
 import json
 import os
+import pickle
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ood_lib import data
-from ood_lib.book import cli, plan, work
+from ood_lib.book import cli, metadata, plan, runner, work
 
 pytest.importorskip("papermill")
 pytest.importorskip("jupytext")
@@ -216,6 +218,7 @@ def test_a_failure_names_cell_and_error_while_the_others_finish_and_old_output_s
     assert cli.main(["run"]) == 1
     error = capsys.readouterr().err
     assert "20_beta failed in cell [4]: # the comment" in error  # [2] holds what is injected
+    assert plan.plan(book, "default", {}, ["beta"])[1][0].failure.startswith("failed in cell [4]: # the comment")
     assert "ZeroDivisionError: division by zero" in error and "1 of 2 failed: 20_beta" in error
     assert output_of(book, "20_beta") == before
     assert "ZeroDivisionError" in output_of(book, "20_beta.failed")
@@ -363,6 +366,100 @@ time.sleep(120)
     assert list((book / "_build/run/default").iterdir()) == []
 
 
+BUSY = """
+# %% [markdown]
+# ## 3. Never done
+# %%
+import os, time
+from pathlib import Path
+Path("../pid").write_text(str(os.getpid()))
+# %%
+while True:
+    {}
+"""
+
+
+def budgets_of(monkeypatch, **minutes):
+    monkeypatch.setattr(plan, "budgets", lambda root: {f"20_{k}": v for k, v in minutes.items()})
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("does", ["pass", "time.sleep(1)"])
+def test_a_run_over_its_budget_says_so_and_is_stopped_at_its_ceiling_while_the_others_finish(
+    book, capfd, monkeypatch, does
+):
+    budgets_of(monkeypatch, beta=0.02)
+    write_notebook(book, "20_beta", BETA, BUSY.format(does))
+    assert cli.main(["run"]) == 1
+    said = capfd.readouterr()
+    late = "more than 3 times its budget of 0.02 min, in cell .*; it is stopped at 6 times"
+    assert re.search(f"^20_beta: .* {late}", said.err, re.M)
+    stopped = 'more than 6 times its budget of 0.02 min, in cell [4] of "3. Never done"'
+    assert re.search(r"^20_beta was stopped after 0\.\d min .*" + re.escape(stopped), said.err, re.M)
+    assert "`--patience TIMES`" in said.err and "1 of 2 failed: 20_beta" in said.err
+    assert not process_is_alive(int((book / "pid").read_text()))
+    assert "10_alpha: done" in said.out
+    names = {p.name for p in (book / "_build/run/default").iterdir()}
+    assert names == {"10_alpha", "10_alpha.ipynb", "20_beta.failed.ipynb"}
+
+
+@pytest.mark.parametrize("words", [["--patience", "0"], ["--patience", "1e6"], ["-p", "delta", "3"]])
+def test_a_run_with_patience_or_with_values_of_its_own_is_not_stopped(book, capfd, monkeypatch, words):
+    budgets_of(monkeypatch, beta=0.0001)
+    write_notebook(book, "20_beta", BETA, "\n# %%\nimport time\ntime.sleep(3)\n")
+    assert cli.main(["run", "beta", *words]) == 0
+    assert ("more than 3 times its budget" in capfd.readouterr().err) == (words[0] == "--patience")
+
+
+@pytest.mark.parametrize("times", ["-1", "inf", "nan", "much"])
+def test_a_patience_that_is_none_is_refused(book, capsys, times):
+    with pytest.raises(SystemExit):
+        cli.main(["run", f"--patience={times}"])
+    assert "--patience" in capsys.readouterr().err
+
+
+def test_on_a_terminal_a_bar_names_the_section_and_the_time_of_the_budget(book, monkeypatch):
+    pty = pytest.importorskip("pty")
+    budgets_of(monkeypatch, beta=4)
+    pause = "\n# %% [markdown]\n# ## 3. The pause\n\n# %%\nimport time\ntime.sleep(2.5)\n"
+    write_notebook(book, "20_beta", BETA, pause)
+    (task,) = plan.plan(book, "default", {}, ["beta"])[1]
+    ours, theirs = pty.openpty()
+    pytest.importorskip("termios").tcsetwinsize(theirs, (24, 100))
+    process = subprocess.Popen(runner.WORK, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs)
+    process.stdin.write(pickle.dumps((task, 0, 1)))
+    process.stdin.flush()
+    assert process.stdout.read().decode() == work.DONE
+    process.stdin.close()
+    process.wait(30)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    assert re.search(r"20_beta: .*\| 4/5 cells, 0.0 min of 4 min, 3. The pause", shown)
+    assert "5/5 cells" in shown
+
+
+def test_budgets_are_the_minutes_of_the_entries_and_a_chapter_without_one_runs(asking):
+    assert metadata.budgets(asking) == {"10_alpha": 2, "20_beta": 3}
+    tasks = plan.plan(asking, "quick", {})[1]
+    assert [task.budget for task in tasks] == [2, 3]
+    (asking / "notebooks/notebooks.yaml").write_text("10_alpha: {run: 7}\n20_beta: soon\n")
+    assert [task.budget for task in plan.plan(asking, "default", {})[1]] == [7, None]
+    (asking / "notebooks/profiles/mine.yaml").write_text("seeds: 50\n")
+    assert plan.plan(asking, "mine", {})[1][0].budget is None  # nothing is promised of these values
+
+
+def test_at_its_end_a_run_names_the_tables_and_the_line_that_reads_one(book, capsys):
+    table = '\n# %%\n_ = (Path(results) / "scores.csv").write_text("a,b\\n1,2\\n")\n'
+    write_notebook(book, "10_alpha", ALPHA, ALPHA_CODE + table)
+    for _ in range(2):  # the second time it is up to date
+        assert cli.main(["run"]) == 0
+        said = capsys.readouterr().out
+        assert "10_alpha/  scores.csv\n" in said and "20_beta/" not in said
+        names = {}
+        exec(re.search(r"import pandas .*", said)[0].replace("pd.read", "read = pd.read"), names)
+        assert names["read"].to_dict("list") == {"a": [1], "b": [2]}
+
+
 def test_sync_is_stable_and_its_check_catches_an_edited_source(book, capsys):
     assert cli.main(["sync"]) == 0
     text = (book / "notebooks/20_beta.ipynb").read_text()
@@ -454,6 +551,62 @@ def test_build_shows_how_each_page_was_made_fails_on_a_warning_and_spares_foreig
         assert cli.main(["build"]) == 1
     assert "nowhere" in capfd.readouterr().err
     assert (pages / "notebooks/10_alpha.html").is_file()  # the last good pages stay
+
+
+def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_the_book_is_not_complete(book, capfd):
+    pytest.importorskip("jupyter_book")
+    labels = "\n# %% [markdown]\n# (beta-way)=\n# ## 1. The way\n"
+    write_notebook(book, "20_beta", BETA, labels + BETA_CODE.replace("1 / delta", "1 / (delta - 2)"))
+    ways = "{ref}`there <beta-way>`, [here](../notebooks/20_beta.ipynb#1-the-way)"
+    (book / "book/intro.md").write_text(f"# Intro\n\n{ways}\n\n```{{include}} _generated/20_beta/numbers.md\n```\n")
+    assert cli.main(["run"]) == 1
+    assert cli.main(["build"]) == 1
+    said = capfd.readouterr()
+    assert "not complete" in said.err and '  20_beta failed in cell [4] of "1. The way": # the comment' in said.err
+    assert "Run: ood-book run 20_beta --profile default" in said.err and "WARNING" not in said.err
+    pages = book / "_build/html"
+    assert f"open {pages / 'index.html'}" in said.out
+    assert "seeds=2" in (pages / "notebooks/10_alpha.html").read_text()
+    beta, intro = ((pages / f"{name}.html").read_text() for name in ("notebooks/20_beta", "book/intro"))
+    for phrase in ("<h1>20_Beta", "This chapter is missing", "ZeroDivisionError: division by zero", "# the comment",
+                   "ood-book run 20_beta --profile default", "ood-book build --profile default"):  # fmt: skip
+        assert phrase in beta
+    assert str(book) not in beta
+    assert intro.count('href="../notebooks/20_beta.html"') >= 4  # the three of its text, and the contents
+    assert "which is missing" in intro
+
+    (book / "notebooks/20_beta.py").write_text((book / "notebooks/20_beta.py").read_text() + "\n# %%\nlast = 1\n")
+    assert cli.main(["build"]) == 1  # another source: what failed is not this one
+    assert "20_beta has not been run as it is now" in capfd.readouterr().err
+
+    write_notebook(book, "20_beta", BETA, labels + BETA_CODE)
+    (book / "book/intro.md").write_text(f"# Intro\n\n{ways}\n")
+    assert cli.main(["run"]) == cli.main(["build"]) == 0
+    assert "This chapter is missing" not in (pages / "notebooks/20_beta.html").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.parametrize(
+    ("run", "build", "calls", "code"),
+    [
+        (0, 0, ["run", "build"], 0),
+        (1, 0, ["run", "build"], 2),  # of make: some recipe failed
+        (1, 1, ["run", "build"], 2),
+        (0, 1, ["run", "build"], 2),
+        (2, 0, ["run"], 2),  # refused
+        (130, 0, ["run"], 2),  # Ctrl-C
+    ],
+)
+def test_make_book_builds_what_there_is_and_fails_where_a_notebook_did(tmp_path, run, build, calls, code):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(Path(__file__).parents[1] / name, tmp_path)
+    command = tmp_path / "env/bin/ood-book"
+    command.parent.mkdir(parents=True)
+    command.write_text(f"#!/bin/sh\necho $1 >> called\ntest $1 = run && exit {run}\nexit {build}\n")
+    command.chmod(0o755)
+    (tmp_path / "env/.ood-book-ready").touch()  # newer than pyproject.toml: nothing to install
+    assert subprocess.run(["make", "-s", "book", "VENV=env"], cwd=tmp_path).returncode == code
+    assert (tmp_path / "called").read_text().split() == calls
 
 
 def test_build_takes_the_same_values_as_run(book, capfd):

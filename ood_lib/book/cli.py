@@ -6,10 +6,10 @@ it writes lies under `_build/`, except for `sync`: the `.ipynb` next to each `.p
 
 import argparse
 import ast
-import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ood_lib import data
@@ -18,29 +18,43 @@ from ood_lib.book.compare import write_comparison
 from ood_lib.book.deck import deck_of
 from ood_lib.book.editions import EDITIONS
 from ood_lib.book.metadata import about, generated
-from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, select, sources
+from ood_lib.book.missing import Missing
+from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, select, sources, title_of
 from ood_lib.book.pages import build_pages
-from ood_lib.book.plan import Task, plan, profiles, read_profile
+from ood_lib.book.plan import PROMISED, Task, plan, profiles, read_profile
+from ood_lib.book.progress import PATIENCE, WARN
 from ood_lib.book.runner import run_side_by_side
 from ood_lib.book.sweep import collect, factors, plan_sweep, reserve
+from ood_lib.book.work import TABLES
 from ood_lib.extras import MissingExtraError, need
 
 __all__ = ["main"]
 
 
 def _run(args: argparse.Namespace) -> int:
-    out, tasks = plan(find_root(args.root), args.profile, dict(args.parameters), args.notebooks, args.out)
+    out, planned = plan(find_root(args.root), args.profile, dict(args.parameters), args.notebooks, args.out)
+    tasks = [replace(task, patience=args.patience) for task in planned]
     todo = [task for task in tasks if args.force or not task.is_done]
     for task in tasks:
         if task not in todo:
             print(f"{task.name}: up to date")
     failures = run_side_by_side(todo, args.jobs)
     for name, message in failures.items():
-        print(f"\n{name} failed in {message}", file=sys.stderr)
+        print(f"\n{name} {message}", file=sys.stderr)
     if failures:
         print(f"\n{len(failures)} of {len(todo)} failed: {', '.join(failures)}", file=sys.stderr)
-    print(f"runs are in {out}")
+    print("\n".join([f"runs are in {out}", *_tables([task for task in tasks if task.label not in failures])]))
     return 1 if failures else 0
+
+
+def _tables(tasks: Sequence[Task]) -> list[str]:
+    """The tables that runs have written, a line for each notebook, and the line of pandas that reads one of them."""
+    folders = [task.results for task in tasks if task.results]
+    found = {folder: sorted(p.name for p in folder.iterdir() if p.suffix in TABLES) for folder in folders}
+    lines = [f"  {folder.name}/  {', '.join(names)}" for folder, names in found.items() if names]
+    tables = [folder / name for folder, names in found.items() for name in names if name.endswith(".csv")]
+    read = [f'read one in Python: import pandas as pd; pd.read_csv("{tables[0].as_posix()}")'] if tables else []
+    return ["tables, in the folder of each notebook there:", *lines, *read] if lines else []
 
 
 def _sweep(args: argparse.Namespace) -> int:
@@ -53,7 +67,7 @@ def _sweep(args: argparse.Namespace) -> int:
         print(f"{len(todo)} of {len(sweep.tasks)} runs to do", flush=True)
         failures = run_on_cluster(todo, args.dask) if args.dask else run_side_by_side(todo, args.jobs)
     for name, message in failures.items():
-        print(f"\n{name} failed in {message}", file=sys.stderr)
+        print(f"\n{name} {message}", file=sys.stderr)
     table = collect(sweep, failures)
     print(f"runs are in {sweep.out}\nopen {write_comparison(sweep, table, args.line)}")
     return 0 if set(table["status"]) == {"done"} else 1
@@ -61,24 +75,44 @@ def _sweep(args: argparse.Namespace) -> int:
 
 def _build(args: argparse.Namespace) -> int:
     root = find_root(args.root)
-    runs, tasks = _finished(root, args)
+    runs, tasks = plan(root, args.profile, dict(args.parameters))
+    done = [task for task in tasks if task.is_done]
+    if not done:
+        raise _not_run(args, tasks)
+    build = _again("build", [], args)
+    missing = [Missing.of(t, (_again("run", [t.name], args), build)) for t in tasks if t not in done]
     name = "html" if runs.name == "default" else f"html-{runs.name}"
     html = (args.out or root / "_build" / name).resolve()
-    if not build_pages(root, tasks, html):
+    if not build_pages(root, done, html, missing):
         print("ood-book: no pages; the warnings above say why", file=sys.stderr)
         return 1
-    print(f"open {html / 'index.html'}")
-    return 0
+    print(f"open {html / 'index.html'}", flush=True)
+    if not missing:
+        return 0
+    print("ood-book: the pages are not complete. In the place of these chapters a page says why:", file=sys.stderr)
+    for chapter in missing:
+        print(f"  {chapter.name} {chapter.reason.splitlines()[0]}", file=sys.stderr)
+    print(f"Run: {_again('run', [chapter.name for chapter in missing], args)}", file=sys.stderr)
+    return 1
 
 
-def _finished(root: Path, args: argparse.Namespace, notebooks: Sequence[str] = ()) -> tuple[Path, list[Task]]:
+def _finished(root: Path, args: argparse.Namespace, notebooks: Sequence[str]) -> tuple[Path, list[Task]]:
     """The folder of the runs and their tasks; refused where one is not run as it is now."""
     runs, tasks = plan(root, args.profile, dict(args.parameters), notebooks)
-    if stale := [task.name for task in tasks if not task.is_done]:
-        overrides = [word for pair in args.parameters for word in ("-p", *pair)]
-        command = shlex.join(["ood-book", "run", *notebooks, "--profile", args.profile, *overrides])
-        raise Refused(f"not run as they are now: {', '.join(stale)}. Run: {command}")
+    if stale := [task for task in tasks if not task.is_done]:
+        raise _not_run(args, stale, notebooks)
     return runs, tasks
+
+
+def _not_run(args: argparse.Namespace, tasks: Sequence[Task], notebooks: Sequence[str] = ()) -> Refused:
+    names = ", ".join(task.name for task in tasks)
+    return Refused(f"not run as they are now: {names}. Run: {_again('run', notebooks, args)}")
+
+
+def _again(command: str, notebooks: Sequence[str], args: argparse.Namespace) -> str:
+    """The line that runs notebooks, or builds the pages, with the values of this command."""
+    overrides = [word for pair in args.parameters for word in ("-p", *pair)]
+    return shlex.join(["ood-book", command, *notebooks, "--profile", args.profile, *overrides])
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -86,9 +120,7 @@ def _list(args: argparse.Namespace) -> int:
     entries = about(root)
     print("Notebooks")
     for name, source in sources(root).items():
-        headings = (re.search(r"^# (.+)", c.source, re.M) for c in load(source).cells)
-        title = next((h[1] for h in headings if h), "")
-        print(f"  {name:<24} {title}")
+        print(f"  {name:<24} {title_of(load(source))}")
         if name in entries:
             print(f"      {entries[name].goal}\n      {entries[name].cost}; {entries[name].data}")
         for key, p in parameters_of(source).items():
@@ -145,6 +177,12 @@ def _positive(text: str) -> int:
     return number
 
 
+def _patience(text: str) -> float:
+    if not 0 <= (times := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError("0 or more")
+    return times
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ood-book", description="Run and build the book.")
     root = argparse.ArgumentParser(add_help=False)
@@ -161,6 +199,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("-j", "--jobs", type=_positive, help="notebooks at a time")
     run.add_argument("--out", type=Path, help="folder of the runs (default: _build/run/PROFILE)")
     run.add_argument("--force", action="store_true", help="run also what is up to date")
+    patience = run.add_argument("--patience", type=_patience, default=PATIENCE, metavar="TIMES")
+    patience.help = (
+        f"stop a notebook that takes more than TIMES its budget, the minutes in notebooks/notebooks.yaml; 0: never "
+        f"(default: {PATIENCE}; from {WARN} times on the run says so). Of wall-clock and processor time the smaller "
+        f"counts, and wall-clock time at least by half. Only the profiles {' and '.join(PROMISED)} have a budget, and "
+        "only without -p"
+    )
     run.set_defaults(command=_run)
 
     sweep = commands.add_parser("sweep", parents=[root, profile], help="run one notebook at many values and seeds")

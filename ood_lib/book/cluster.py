@@ -25,7 +25,7 @@ def run_on_cluster(tasks: Sequence[Task], address: str) -> dict[str, str]:
             try:
                 message = future.result()
             except Exception as error:  # its worker died time and again, or cannot even read the task
-                message = f"the cluster\n  {type(error).__name__}: {error}"
+                message = f"failed on the cluster\n  {type(error).__name__}: {error}"
             if message:
                 failures[task.label] = message
             say(f"{task.label}: {'FAILED' if message else 'done'}")
@@ -44,9 +44,10 @@ def _client(address: str) -> Any:
 
 
 def run_on_worker(task: Task) -> str:
-    """What a worker does: the run in a process of its own, with its share of the cores; "" or what failed."""
+    """What a worker does: the run in a process of its own, with its share of the cores; "" or how it failed."""
     if library_hash() != task.library:
-        return f"a check: the ood_lib of {platform.node()} is not the one that planned; install the same everywhere"
+        other = f"the ood_lib of {platform.node()} is not the one that planned"
+        return f"failed in a check: {other}; install the same everywhere"
     if task.is_done:  # its first worker died after it had finished
         return ""
     slots = need("distributed", "cluster").get_worker().state.nthreads

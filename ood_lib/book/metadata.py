@@ -9,7 +9,7 @@ from typing import Any
 from ood_lib.book.notebooks import Refused, sources, unknown
 from ood_lib.extras import need
 
-__all__ = ["About", "about", "generated"]
+__all__ = ["About", "about", "budgets", "generated"]
 
 FILE = "notebooks/notebooks.yaml"
 COLAB = "https://colab.research.google.com"
@@ -45,11 +45,22 @@ def about(root: Path) -> dict[str, About]:
     """
     if not (root / FILE).is_file():
         return {}
-    entries = need("yaml", "book").safe_load((root / FILE).read_text(encoding="utf-8")) or {}
+    entries = _entries(root)
     for name in entries:
         if name not in sources(root):
             raise unknown(f"notebook in {FILE}", name, sources(root))
     return {name: _read(name, entries.get(name, {})) for name in sources(root)}
+
+
+def _entries(root: Path) -> dict[str, Any]:
+    return need("yaml", "book").safe_load((root / FILE).read_text(encoding="utf-8")) or {}
+
+
+def budgets(root: Path) -> dict[str, float]:
+    """Minutes that a run may take, by notebook; a chapter that has no entry yet runs without."""
+    entries = _entries(root) if (root / FILE).is_file() else {}
+    asked = {name: entry.get("run") for name, entry in entries.items() if isinstance(entry, dict)}
+    return {name: minutes for name, minutes in asked.items() if isinstance(minutes, int | float)}
 
 
 def _read(name: str, entry: dict[str, Any]) -> About:

@@ -14,7 +14,7 @@ from ood_lib.extras import need
 
 __all__ = [
     "Parameter", "Refused", "content_hash", "find_root", "fits", "load", "parameters_of", "parse", "select",
-    "sources", "unknown",
+    "sources", "title_of", "unknown",
 ]  # fmt: skip
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -80,6 +80,12 @@ def parse(text: str) -> Any:
         seen[cell.source] += 1
         cell.id = content_hash(cell.cell_type, cell.source, str(seen[cell.source]))[:12]
     return notebook
+
+
+def title_of(notebook: Any) -> str:
+    """The first heading of the first level; empty where there is none."""
+    headings = (re.search(r"^# (.+)", cell.source, re.M) for cell in notebook.cells if cell.cell_type == "markdown")
+    return next((heading[1] for heading in headings if heading), "")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 from ood_lib.book.deck import deck_of
 from ood_lib.book.links import used_by
 from ood_lib.book.metadata import about
+from ood_lib.book.missing import Missing
 from ood_lib.book.notebooks import Refused, content_hash
 from ood_lib.book.plan import Task, hash_files, library_hash
 from ood_lib.extras import need
@@ -23,19 +24,24 @@ JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # not PATH's, t
 STAMP = ".ood-book"  # marks a folder of finished pages; holds the hash of what they show
 
 
-def build_pages(root: Path, tasks: Sequence[Task], html: Path) -> bool:
-    """The pages of finished runs in `html`; False for a warning, which leaves the last good pages."""
+def build_pages(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence[Missing] = ()) -> bool:
+    """The pages of finished runs in `html`, and one in the place of each chapter that has none.
+
+    Returns False for a warning, which leaves the last good pages. Pages with a chapter missing are built in spite of
+    warnings: they are not the ones to publish.
+    """
     if html.is_dir() and any(html.iterdir()) and not (html / STAMP).is_file():
         raise Refused(f"{html} holds something else than pages of this book")
     stage, work = root / "_build/stage", root / "_build/book"
-    _stage(root, tasks, stage)
+    _stage(root, tasks, stage, missing)
     digest = content_hash(hash_files(stage), library_hash(), version("jupyter-book"))
     if (html / STAMP).is_file() and (html / STAMP).read_text() == digest:
         return True
     print(f"building the pages of {html.name} (under a minute) ...", flush=True)
     # From nothing: Sphinx keeps quiet about warnings of pages it has from a failed build.
     shutil.rmtree(work, ignore_errors=True)
-    options = ["-q", "-W", "-n", "--keep-going", "--path-output", str(work), str(stage)]
+    strict = [] if missing else ["-W", "--keep-going"]
+    options = ["-q", "-n", *strict, "--path-output", str(work), str(stage)]
     if subprocess.run([sys.executable, "-c", JUPYTER_BOOK, "build", *options], stdout=subprocess.DEVNULL).returncode:
         return False
     (work / "_build/html" / STAMP).write_text(digest)
@@ -44,8 +50,9 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path) -> bool:
     return True
 
 
-def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
+def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Missing]) -> None:
     """A copy of the book's sources, with the executed notebooks in place of their `.py`."""
+    nbformat = need("nbformat", "book")
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("_generated"))
     for name in ("_config.yml", "_toc.yml"):
@@ -55,10 +62,21 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path) -> None:
     (stage / "notebooks").mkdir()
     for task in tasks:
         page = _page(task, [place for place, pages in uses.items() if task.name in pages])
-        need("nbformat", "book").write(page, stage / f"notebooks/{task.name}.ipynb")
+        _mend_cells(page, missing)
+        nbformat.write(page, stage / f"notebooks/{task.name}.ipynb")
         if task.results:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
     _add_slides(root, tasks, stage / "book")
+    for chapter in missing:
+        nbformat.write(chapter.page(), stage / f"notebooks/{chapter.name}.ipynb")
+        for file in (stage / "book").rglob("*.md"):
+            file.write_text(chapter.mended(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _mend_cells(page: Any, missing: Sequence[Missing]) -> None:
+    for cell in page.cells:
+        for chapter in missing if cell.cell_type == "markdown" else ():
+            cell.source = chapter.mended(cell.source)
 
 
 def _add_slides(root: Path, tasks: Sequence[Task], book: Path) -> None:

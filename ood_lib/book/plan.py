@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ood_lib import data
+from ood_lib.book.metadata import budgets
 from ood_lib.book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
 from ood_lib.extras import need
 
@@ -23,6 +24,7 @@ __all__ = [
     "readings", "short_name",
 ]  # fmt: skip
 
+PROMISED = ("default", "quick")  # profiles with which a notebook keeps its budget of time
 RUNNER = Path(__file__).parent
 LIBRARY = RUNNER.parent
 PATHS = {  # the part of a parameter that is a path
@@ -43,6 +45,8 @@ class Task:
     key: str
     library: str  # hash of the library that was planned with
     label: str  # what messages call it: the notebook, or the run of a sweep
+    budget: float | None = None  # minutes; None where nothing is promised of these values
+    patience: float = 0  # times its budget after which it is stopped; 0: never
 
     @property
     def name(self) -> str:
@@ -59,6 +63,21 @@ class Task:
     def results(self) -> Path | None:
         """The folder of what the notebook writes for the pages; None where the notebook alone is kept."""
         return self.target.with_suffix("") if isinstance(self.target, Path) and self.fills_results else None
+
+    @property
+    def failed(self) -> Path | None:
+        """Where the notebook of a run that failed is kept; None where it is not."""
+        return self.target.with_suffix(".failed.ipynb") if isinstance(self.target, Path) else None
+
+    @property
+    def failure(self) -> str:
+        """What became of the last run with this very key that failed or was stopped; empty where there is none."""
+        try:
+            text = self.failed.read_text(encoding="utf-8") if self.failed else "{}"
+            record = json.loads(text)["metadata"]["ood_book_failed"]
+        except (KeyError, OSError, ValueError):
+            return ""
+        return record["message"] if record["key"] == self.key else ""
 
     @property
     def is_done(self) -> bool:
@@ -131,7 +150,11 @@ def plan(
     folder = f"{start.name}-{short_name({k: read[k][-1] for k in overrides})}" if overrides else start.name
     out = (out or root / "_build/run" / folder).resolve()
     library = library_hash()
-    return out, [make_task(s, known, read, out / f"{s.stem}.ipynb", library) for s, known in selected.items()]
+    promised = {} if overrides or start.name not in PROMISED else budgets(root)
+    return out, [
+        make_task(s, known, read, out / f"{s.stem}.ipynb", library, budget=promised.get(s.stem))
+        for s, known in selected.items()
+    ]
 
 
 def check_names(kind: str, given: Iterable[str], known: Iterable[dict[str, Any]]) -> None:
@@ -192,7 +215,7 @@ def library_hash() -> str:
 
 def make_task(
     source: Path, known: dict[str, Parameter], read: dict[str, list[Any]], target: Path | str, library: str,
-    label: str = "",
+    label: str = "", budget: float | None = None,
 ) -> Task:  # fmt: skip
     """The task of one notebook; refuses values that do not fit the annotations of its parameters."""
     values = {k: _value(k, known[k], meanings, source) for k, meanings in read.items() if k in known}
@@ -204,7 +227,7 @@ def make_task(
     text = source.read_text(encoding="utf-8")
     given_values = json.dumps(parameters, sort_keys=True, default=str)
     key = content_hash(source.read_bytes(), library, given_values, _files(source, parameters.values()))
-    return Task(source, text, target, given, parameters, fills_results, key, library, label or source.stem)
+    return Task(source, text, target, given, parameters, fills_results, key, library, label or source.stem, budget)
 
 
 def _files(source: Path, values: Iterable[Any]) -> str:

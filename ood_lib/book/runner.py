@@ -16,7 +16,7 @@ from ood_lib.extras import need
 __all__ = ["run_in_process", "run_side_by_side", "say"]
 
 WORK = [sys.executable, "-c", "from ood_lib.book.work import work; work()"]
-DIED = "its process, which died (out of memory?)"
+DIED = "failed in its process, which died (out of memory?)"
 
 
 def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str, str]:
@@ -59,7 +59,7 @@ def say(line: str) -> None:
 def run_in_process(
     task: Task, index: int = 0, threads: int = 1, processes: list[subprocess.Popen] | None = None
 ) -> str:  # fmt: skip
-    """Run one task in a process of its own; "" or what failed.
+    """Run one task in a process of its own; "" or how it failed.
 
     The process ends when its input does, that is, when this process ends, in whatever way.
 

@@ -22,9 +22,10 @@ from typing import Any
 
 from ood_lib.book.notebooks import parse
 from ood_lib.book.plan import Task
+from ood_lib.book.progress import Progress
 from ood_lib.extras import need
 
-__all__ = ["DONE", "bars", "clear", "cores", "interrupt", "work"]
+__all__ = ["DONE", "TABLES", "bars", "clear", "cores", "interrupt", "work"]
 
 THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")
 DONE = "done"
@@ -55,7 +56,7 @@ def clear(task: Task) -> None:
 
 
 def work() -> None:
-    """The process of one notebook: reads its task from the input, writes "done" or what failed to the output."""
+    """The process of one notebook: reads its task from the input, writes "done" or how it failed to the output."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else is printed
     signal.signal(signal.SIGTERM, interrupt)
@@ -112,34 +113,47 @@ def _execute(task: Task, index: int, draft: Path) -> str:
     shutil.rmtree(draft, ignore_errors=True)
     results.mkdir(parents=True)
     usage: list[tuple[int, float]] = []
+    notebook, given = _fitting(task), task.given | ({"results": str(results)} if task.fills_results else {})
+    cells = len(notebook.cells) + bool(given)  # what is given stands in a cell of its own
+    progress = Progress(task, cells, index if bars() else None, _kernel_seconds, _kill_kernels)
     try:
-        notebook = need("papermill", "book").execute_notebook(
-            _fitting(task),
-            file,
-            task.given | ({"results": str(results)} if task.fills_results else {}),
-            progress_bar={"desc": task.label, "position": index} if bars() else False,
-            cwd=task.source.parent if task.source.parent.is_dir() else draft,
-            on_cell_executed=lambda **_: usage.extend(_kernel_usage()),
-            extra_arguments=["--log-level=CRITICAL"],  # the kernel's own chatter cuts the bars
-        )
+        with progress:
+            notebook = need("papermill", "book").execute_notebook(
+                notebook,
+                file,
+                given,
+                progress_bar=False,
+                cwd=task.source.parent if task.source.parent.is_dir() else draft,
+                on_cell_start=progress.starts,
+                on_cell_executed=lambda **_: usage.extend(_kernel_usage()),
+                extra_arguments=["--log-level=CRITICAL"],  # the kernel's own chatter cuts the bars
+            )
     except Exception as error:
-        return _explain(error) + _keep(task, file)
+        return _keep(task, file, progress.stopped or _explain(error, progress.section))
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # complete: only the moving is left
     try:
         notebook.metadata["ood_book"] = _record(task, notebook.metadata.papermill["duration"], usage, results)
         _publish(task, notebook, draft)
     except Exception as error:
-        return f"writing {task.target}\n  {type(error).__name__}: {error}" + _keep(task, file)
+        return _keep(task, file, f"failed in writing {task.target}\n  {type(error).__name__}: {error}")
     return ""
 
 
-def _keep(task: Task, file: Path) -> str:
-    """Keep the notebook of a failed run beside where the finished one would be."""
-    if not file.is_file() or not isinstance(task.target, Path):
-        return ""
-    failed = task.target.with_suffix(".failed.ipynb")
-    os.replace(file, failed)
-    return f"\n  kept: {failed}"
+def _keep(task: Task, file: Path, message: str) -> str:
+    """Keep the notebook of a failed run, with the message, beside where the finished one would be; the message."""
+    if not task.failed:
+        return message
+    nbformat, kept = need("nbformat", "book"), file.with_suffix(".kept")
+    notebook = nbformat.read(file, as_version=4) if file.is_file() else parse(task.text)
+    notebook.metadata["ood_book_failed"] = {"key": task.key, "message": message}
+    try:
+        nbformat.write(notebook, kept)
+    except OSError:  # a full disk, for instance: as it is, then
+        kept = file
+    if not kept.is_file():
+        return message
+    os.replace(kept, task.failed)
+    return f"{message}\n  kept: {task.failed}"
 
 
 def _publish(task: Task, notebook: Any, draft: Path) -> None:
@@ -151,7 +165,8 @@ def _publish(task: Task, notebook: Any, draft: Path) -> None:
         task.target.unlink(missing_ok=True)  # never this notebook beside results of another run
         _replace(draft / task.name, task.results, draft)
     os.replace(file, task.target)  # last: it says "complete"
-    task.target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+    if task.failed:
+        task.failed.unlink(missing_ok=True)
     return None
 
 
@@ -168,11 +183,11 @@ def _replace(folder: Path, place: Path, aside: Path, attempts: int = 20) -> None
     return None
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, section: str) -> str:
     if not hasattr(error, "exec_count"):  # not a cell's own error: a dead kernel, for instance
-        return f"its run\n  {type(error).__name__}: {error}"
+        return f"failed in its run\n  {type(error).__name__}: {error}"
     line = next((x for x in error.source.splitlines() if x.strip()), "")
-    return f"cell [{error.exec_count}]: {line}\n  {error.ename}: {error.evalue}"
+    return f"failed in cell [{error.exec_count}]{section}: {line}\n  {error.ename}: {error.evalue}"
 
 
 def _record(task: Task, seconds: float, usage: list[tuple[int, float]], results: Path) -> dict[str, Any]:
@@ -198,6 +213,10 @@ def _kernel_usage() -> list[tuple[int, float]]:
     with suppress(psutil.NoSuchProcess):
         return [(_peak(child.pid), sum(child.cpu_times()[:4])) for child in psutil.Process().children()]
     return []
+
+
+def _kernel_seconds() -> float:
+    return max((seconds for _, seconds in _kernel_usage()), default=0.0)
 
 
 def _peak(process: int) -> int:
