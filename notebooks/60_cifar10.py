@@ -608,15 +608,19 @@ display(shown if len(off) else Markdown("No run on all images is in the archive.
 loser = ...  # "KNN" or "Mahalanobis"
 
 # %% tags=["check", "hide-input"]
-halves = {"KNN": ood.KNN(k=50), "Mahalanobis": ood.Mahalanobis()}
-lost = {
-    n: groups_of(d.fit(x.train), x)["near"] - groups_of(d.fit(x.train[::2]), x)["near"]
-    for n, d in halves.items()
-}
-right_answer = max(lost, key=lost.get)
+from functools import cache
+
+
+@cache
+def lost_by(name):
+    """The near-OOD AUROC that goes with every second row."""
+    d = {"KNN": ood.KNN(k=50), "Mahalanobis": ood.Mahalanobis()}[name]
+    return groups_of(d.fit(x.train), x)["near"] - groups_of(d.fit(x.train[::2]), x)["near"]
+
+
 check_loser = ood.Check(
-    (lambda a: a in halves, "one of the two names"),
-    (lambda a: a == right_answer, "compute it: the other loses more"),
+    (lambda a: a in ("KNN", "Mahalanobis"), "one of the two names"),
+    (lambda a: lost_by(a) > min(map(lost_by, ("KNN", "Mahalanobis"))), "compute it: the other loses more"),
 )
 check_loser(loser)
 
@@ -630,11 +634,15 @@ check_loser(loser)
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: the answer to the opposite question.
-loser = min(lost, key=lost.get)
+loser = min(("KNN", "Mahalanobis"), key=lost_by)
 check_loser(loser)
 
 # %% tags=["solution"]
-loser = right_answer
+lost = {}
+for detector in (ood.KNN(k=50), ood.Mahalanobis()):
+    whole, half = (groups_of(detector.fit(rows), x)["near"] for rows in (x.train, x.train[::2]))
+    lost[type(detector).__name__] = whole - half
+loser = max(lost, key=lost.get)
 print({n: f"{100 * v:+.2f} points lost" for n, v in lost.items()})
 check_loser(loser)
 

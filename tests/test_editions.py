@@ -6,15 +6,20 @@ for each.
 
 import ast
 import json
+import math
 import re
 import tomllib
+from contextlib import suppress
 from itertools import pairwise
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from test_lessons import NOTEBOOKS as SOURCES
 from test_lessons import ROOT, exercises, kind, nbformat
 
+import ood_lib
 from ood_lib.book import cli
 from ood_lib.book.editions import EDITIONS, reader
 from ood_lib.book.notebooks import Refused, load
@@ -57,7 +62,7 @@ def prose_of_solutions(source):
 def test_nothing_of_a_solution_reaches_a_student(source):
     shown = text(made("student", source))
     assert [x for x in [*cells(source, "solution", "wrong"), *prose_of_solutions(source)] if x in shown] == []
-    assert "solution-" not in shown
+    assert re.findall(r"\b[Ss]olutions?\b", shown) == []  # none is promised
 
 
 @each_source
@@ -65,6 +70,58 @@ def test_students_get_every_question_and_its_check(source):
     student = made("student", source)
     assert [x for x in cells(source, "exercise", "check") if x not in text(student, "code")] == []
     assert text(student).count("**Exercise.**") == len(exercises(load(source).cells))
+    checks = [c for c in student.cells if kind(c) == "check"]
+    assert len(checks) == len(cells(source, "check")) and all(map(is_folded, checks))
+
+
+def run_alone(code):
+    """The names that code defines, up to where it needs one of the chapter's."""
+    space = {"math": math, "torch": torch, "ood": ood_lib}
+    with suppress(NameError):
+        exec(code, space)
+    return space
+
+
+def constants(code):
+    """Every value that an expression without names has."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.expr) and not any(isinstance(n, ast.Name | ast.Call) for n in ast.walk(node)):
+            with suppress(ValueError, TypeError, SyntaxError):
+                found += np.ravel(eval(compile(ast.Expression(node), "", "eval"))).tolist()
+    return [x for x in found if isinstance(x, int | float)]
+
+
+def given_away(check, solution):
+    """Numbers of a check that are the answer, where this is one or two and computed without the chapter."""
+    call = check.splitlines()[-1]
+    answer = re.findall(r"\((\w+)\)", call)[0]
+    space = run_alone(solution.removesuffix(call))
+    wanted = np.ravel(space.get(answer, [])).tolist()
+    wanted = [x for x in wanted if isinstance(x, int | float)] if len(wanted) < 3 else []
+    return [x for x in constants(check) if any(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-12) for y in wanted)]
+
+
+@each_source
+def test_no_number_in_a_check_is_the_answer(source):
+    found = {label: dict(parts) for label, parts in exercises(load(source).cells)}
+    told = {label: given_away(p["check"].source, p["solution"].source) for label, p in found.items()}
+    assert {label: x for label, x in told.items() if x} == {}
+
+
+@each_source
+def test_a_check_makes_functions_alone_so_that_no_name_holds_the_answer(source):
+    for code in cells(source, "check"):
+        *made, last, call = ast.parse(code).body
+        assert isinstance(call, ast.Expr) and isinstance(last, ast.Assign) and "ood.Check(" in ast.unparse(last)
+        assert [ast.unparse(x) for x in made if not isinstance(x, ast.FunctionDef | ast.Import | ast.ImportFrom)] == []
+
+
+def test_an_answer_in_a_check_is_found_out():
+    check = "check_p = ood.Check((lambda a: abs(a - (1 - 0.95**20)) < 1e-3, ''))\ncheck_p(p)"
+    assert len(given_away(check, "p = 1 - math.pow(0.95, 20)\ncheck_p(p)")) == 1
+    assert given_away(check, "p = 0.95\ncheck_p(p)") and not given_away(check, "p = 0.64\ncheck_p(p)")
+    assert given_away(check, "p = f.test\ncheck_p(p)") == []  # needs the chapter
 
 
 @each_source
@@ -82,6 +139,40 @@ def test_the_grader_gets_a_question_with_a_test_for_each_exercise(source):
     assert raw == ["# ASSIGNMENT CONFIG", *one * count]
     assert len(set(re.findall(r"^name: (\w+)$", text(notebook, "raw"), re.M))) == count
     assert len(re.findall(r"^assert check_\w+\(\w+\), check_\w+\(\w+\)$", text(notebook, "code"), re.M)) == count
+
+
+def functions(notebook):
+    """What a notebook defines outside its solutions, and a student may define again."""
+    found = [ast.parse(c.source).body for c in notebook.cells if c.cell_type == "code"]
+    return {x.name for body in found for x in body if isinstance(x, ast.FunctionDef | ast.ClassDef)}
+
+
+def of_each_question(notebook):
+    """The cells of code between the marks of each test."""
+    cells = notebook.cells
+    return [after.source for c, after in pairwise(cells) if c.cell_type == "raw" and c.source == "# BEGIN TESTS"]
+
+
+@each_source
+def test_a_test_takes_no_function_and_no_module_from_the_notebook_of_a_student(source):
+    student = made("student", source)
+    theirs = functions(student) | {"ood", "np", "torch", "math", "pd", "F", "nn", "auroc"}
+    for code in of_each_question(made("otter", source)):
+        tree = ast.parse(code)
+        own = {x.name for x in tree.body if isinstance(x, ast.FunctionDef | ast.ClassDef)}
+        own |= {a.asname or a.name for x in tree.body if isinstance(x, ast.Import | ast.ImportFrom) for a in x.names}
+        bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+        bound |= {a.arg for n in ast.walk(tree) if isinstance(n, ast.arguments) for a in [*n.args, *n.kwonlyargs]}
+        loaded = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+        assert loaded & theirs - own - bound == set(), code
+
+
+def test_a_check_that_a_student_has_redefined_counts_for_nothing():
+    (code,) = [x for x in of_each_question(made("otter", ROOT / "notebooks/20_heat.py")) if "check_nats" in x]
+    cheat = {"check_nats": lambda a: True, "ood": None}
+    with pytest.raises(AssertionError, match="multiply"):
+        exec(code, cheat | {"nats": 0.1})
+    exec(code, cheat | {"nats": 20})
 
 
 @each_source

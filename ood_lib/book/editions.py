@@ -4,9 +4,11 @@ Pure functions from a chapter to a notebook.  All of them are plain Markdown: Ju
 Slides are no notebook, and are made of a run: `slides.py`, `deck.py`.
 """
 
+import ast
 import re
 from collections.abc import Iterator, Set
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from ood_lib.book.notebooks import Refused
@@ -76,7 +78,7 @@ def otter(notebook: Any, book: Book = ALONE) -> Any:
     book, parts, waiting = replace(book, labels=labels(notebook)), list(placed(notebook)), list[Part]()
     for part in parts:
         if part.place != "exercise" and waiting:
-            cells += _question(waiting, [p for p in parts if p.label == waiting[0].label], book)
+            cells += _question(waiting, parts, book)
             waiting = []
         if part.place == "exercise":
             waiting.append(part)
@@ -94,9 +96,13 @@ def _needs(notebook: Any) -> str:
     return f"\nrequirements:\n  - {found.group(1)}" if found else ""
 
 
-def _question(exercise: list[Part], everything: list[Part], book: Book) -> list[Any]:
+def _question(exercise: list[Part], parts: list[Part], book: Book) -> list[Any]:
     """Text, answer with its solution, check and test of one exercise; an exercise without a check is text."""
-    tagged = {kind: [p.cell for p in everything if role(p.cell) == kind] for kind in ("exercise", "check", "solution")}
+    label = exercise[0].label
+    tagged = {
+        kind: [p.cell for p in parts if p.label == label and role(p.cell) == kind]
+        for kind in ("exercise", "check", "solution")
+    }
     if not tagged["check"]:
         return [made for p in exercise for made in _shown(p.cell, book)]
     stub, check, solution = ("\n\n\n".join(c.source for c in cells) for cells in tagged.values())
@@ -104,11 +110,44 @@ def _question(exercise: list[Part], everything: list[Part], book: Book) -> list[
     asked = next(iter(ANSWER.findall(stub)), stub)
     answer = f"{asked}\n# BEGIN SOLUTION NO PROMPT\n{solution.removesuffix(call).rstrip()}\n# END SOLUTION"
     text = [_markdown(plain(p.cell.source, book)) for p in exercise if p.cell.cell_type == "markdown"]
-    begin = [_raw(f"# BEGIN QUESTION\nname: {exercise[0].label.replace('-', '_')}\npoints: 1"), *text]
-    before = [_code(x) for x in (given, check.removesuffix(call).rstrip()) if x]
+    begin = [_raw(f"# BEGIN QUESTION\nname: {label.replace('-', '_')}\npoints: 1"), *text]
+    judge, named = check.removesuffix(call).rstrip(), _title(tagged["check"][0])
+    before = [*([_code(given)] if given else []), _code(judge, title=named)]
     solved = [_raw("# BEGIN SOLUTION"), _code(answer), _raw("# END SOLUTION"), _code(call)]
-    tests = [_raw("# BEGIN TESTS"), _code(f"assert {call}, {call}"), _raw("# END TESTS")]
-    return [*begin, *before, *solved, *tests, _raw("# END QUESTION")]
+    before_it = takewhile(lambda p: p.cell is not tagged["check"][0], parts)
+    known = [p.cell.source for p in before_it if p.place != "solution" and p.cell.cell_type == "code"]
+    test = f"{_own(judge, known)}\n\n\nassert {call}, {call}"
+    return [*begin, *before, *solved, _raw("# BEGIN TESTS"), _code(test), _raw("# END TESTS"), _raw("# END QUESTION")]
+
+
+def _own(code: str, known: list[str]) -> str:
+    """Code after what it needs of the cells before it, imports and functions: it takes none of them from a student."""
+    made = dict[str, str]()
+    for node in (node for cell in known for node in ast.parse(cell).body):
+        found = dict(_made(node))
+        stored = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        for name in [] if found else stored:  # a value from here on
+            made.pop(name, None)
+        made |= found
+    needed, left = set[str](), [code]
+    while left:
+        used = {n.id for n in ast.walk(ast.parse(left.pop())) if isinstance(n, ast.Name)}
+        left += [made[name] for name in sorted(used & made.keys() - needed)]
+        needed |= used & made.keys()
+    return "\n\n".join([*(text for name, text in made.items() if name in needed), code])
+
+
+def _made(node: ast.stmt) -> Iterator[tuple[str, str]]:
+    """What a statement imports or defines, and the code that does so."""
+    match node:
+        case ast.Import(names=names):
+            yield from ((a.asname or a.name.split(".")[0], ast.unparse(ast.Import([a]))) for a in names)
+        case ast.ImportFrom(module=module, names=names):
+            yield from ((a.asname or a.name, ast.unparse(ast.ImportFrom(module, [a], 0))) for a in names)
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name, ast.unparse(node)
+        case ast.Assign(targets=[ast.Name(id=name)], value=ast.Lambda()):
+            yield name, ast.unparse(node)
 
 
 def placed(notebook: Any) -> Iterator[Part]:
