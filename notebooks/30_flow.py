@@ -28,12 +28,28 @@
 # %% tags=["hide-input"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
+import re
 import subprocess
 import sys
 
 SOURCE = "ood_lib[plots] @ git+https://github.com/ood-book/ood-book@main"
+
+
+class NotInstalled(ImportError):
+    def _render_traceback_(self):  # Jupyter shows this sentence in place of the traceback
+        return [f"NotInstalled: {self}"]
+
+
 if importlib.util.find_spec("ood_lib") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-color", SOURCE]
+    pip = subprocess.run(command, capture_output=True, text=True)
+    if pip.returncode:
+        reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
+        raise NotInstalled(
+            f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
+            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
+        )
 
 # %% [markdown]
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
@@ -1195,7 +1211,7 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 # %% [markdown]
 # ## 8. Exercises
 #
-# Each has a hint, a check that tells you whether you are right and what is wrong if you are not, and a solution.
+# Each has a hint, and a check that tells you whether you are right, and what is wrong if you are not.
 
 # %% [markdown]
 # ```{exercise-start} Predict
@@ -1209,14 +1225,17 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 difference = ...  # in nats, hers minus yours
 
 # %% tags=["check", "hide-input"]
-bare = {"normalize": False, "updates": 0}
-units = {c: ood.Features(c * F1.train.penultimate) for c in (1, 1000)}
-mean = {c: ood.FeatureFlow(**bare).fit(x).usual for c, x in units.items()}
-measured = (mean[1000] - mean[1]).item()
+def measured():
+    """Mean log-density of an untrained flow, hers minus yours."""
+    units = [ood.Features(c * F1.train.penultimate) for c in (1000, 1)]
+    hers, yours = (ood.FeatureFlow(normalize=False, updates=0).fit(x).usual for x in units)
+    return (hers - yours).item()
+
+
 check_units = ood.Check(
     (lambda a: a < 0, "stretching thins the density out: hers is smaller"),
     (lambda a: abs(a) > 7, "that is one dimension; there are K of them"),
-    (lambda a: abs(a / measured - 1) < 0.01, "z → cz has determinant c to the K"),
+    (lambda a: abs(a / measured() - 1) < 0.01, "z → cz has determinant c to the K"),
 )
 check_units(difference)
 
@@ -1235,7 +1254,7 @@ check_units(difference)
 
 # %% tags=["solution"]
 difference = -K * math.log(1000)
-print(f"derived {difference:.1f}, measured {measured:.1f} nats")
+print(f"derived {difference:.1f}, measured {measured():.1f} nats")
 check_units(difference)
 
 # %% [markdown]
@@ -1307,10 +1326,9 @@ def near_auroc(blur):
     return group_auroc(lambda z: detector.score(ood.Features(z)), F1)["near"]
 
 
-without = near_auroc(0.0)
 check_noise = ood.Check(
     (lambda a: a > 0, "no noise cannot be too much of it"),
-    (lambda a: near_auroc(a) < without - 0.02, "not two points yet: try values above 0.3"),
+    (lambda a: near_auroc(a) < near_auroc(0.0) - 0.02, "not two points yet: try values above 0.3"),
 )
 check_noise(too_much)
 
@@ -1329,6 +1347,7 @@ check_noise(too_much)
 
 # %% tags=["solution"]
 steps = 0.3, 0.5, 1.0, 2.0, 5.0, 20.0
+without = near_auroc(0.0)
 too_much = next(blur for blur in steps if near_auroc(blur) < without - 0.02)
 limit = near_auroc(1000.0)
 print(f"noise {too_much:g}: {near_auroc(too_much):.3f}; in the limit {limit:.3f}")
@@ -1354,14 +1373,18 @@ check_noise(too_much)
 ceiling = ...
 
 # %% tags=["check", "hide-input"]
-ball = F.normalize(torch.randn(20_000, 3, generator=generator), dim=1)
-r = (ball + 0.05 * torch.randn(ball.shape, generator=generator)).norm(dim=1)
-s2 = 0.05**2  # the exact density of a blurred sphere: an integral over the angle
-exact = -((r - 1) ** 2) / (2 * s2) - torch.log(4 * math.pi * r)
-exact = (exact - 0.5 * math.log(2 * math.pi * s2)).mean().item()
+def exact():
+    """By simulation: the density of a blurred sphere is an integral over the angle that can be solved."""
+    draw = torch.Generator().manual_seed(seed)
+    ball = F.normalize(torch.randn(20_000, 3, generator=draw), dim=1)
+    r = (ball + 0.05 * torch.randn(ball.shape, generator=draw)).norm(dim=1)
+    density = -((r - 1) ** 2) / (2 * 0.05**2) - torch.log(4 * math.pi * r)
+    return (density - 0.5 * math.log(2 * math.pi * 0.05**2)).mean().item()
+
+
 check_ceiling = ood.Check(
-    (lambda a: abs(a - exact - math.log(2)) > 0.02, "a circle; a sphere has area 4π"),
-    (lambda a: abs(a - exact) < 0.02, "one direction is across: K − d = 1"),
+    (lambda a: abs(a - exact() - math.log(2)) > 0.02, "a circle; a sphere has area 4π"),
+    (lambda a: abs(a - exact()) < 0.02, "one direction is across: K − d = 1"),
 )
 check_ceiling(ceiling)
 
@@ -1462,12 +1485,15 @@ def near_of(scores):
     return np.mean([auroc(scores["id"], scores[n])[0] for n in F1.near])
 
 
-near_sets = {"id": F1.test} | F1.near
-alone = {n: flow.score(x) for n, x in near_sets.items()}
+def alone():
+    """The scores of the first flow, in the form that is asked for."""
+    return {n: flow.score(x) for n, x in ({"id": F1.test} | F1.near).items()}
+
+
 check_together = ood.Check(
-    (lambda s: {n: len(s[n]) for n in near_sets} == {n: len(x) for n, x in near_sets.items()},
-     f"scores of all images of {', '.join(near_sets)}, under these names"),
-    (lambda s: near_of(s) > near_of(alone), "not above one network: standardise, then average"),
+    (lambda s: all(len(s[n]) == len(x) for n, x in alone().items()),
+     f"scores of all images of {', '.join(['id', *F1.near])}, under these names"),
+    (lambda s: near_of(s) > near_of(alone()), "not above one network: standardise, then average"),
 )  # fmt: skip
 check_together(together)
 
@@ -1481,7 +1507,7 @@ check_together(together)
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: the flow of the first network is good enough.
-together = alone
+together = alone()
 check_together(together)
 
 # %% tags=["solution"]
@@ -1493,7 +1519,7 @@ def standardised(detector, f):
 
 votes = [standardised(d["Flow"], f) for d, f in zip(fitted, features)]
 together = {n: torch.stack([vote[n] for vote in votes]).mean(0) for n in votes[0]}
-print(f"all {len(votes)} networks {near_of(together):.4f}, the first {near_of(alone):.4f}")
+print(f"all {len(votes)} networks {near_of(together):.4f}, the first {near_of(alone()):.4f}")
 check_together(together)
 
 # %% [markdown]

@@ -23,12 +23,28 @@
 # %% tags=["hide-input"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
+import re
 import subprocess
 import sys
 
 SOURCE = "ood_lib[plots] @ git+https://github.com/ood-book/ood-book@main"
+
+
+class NotInstalled(ImportError):
+    def _render_traceback_(self):  # Jupyter shows this sentence in place of the traceback
+        return [f"NotInstalled: {self}"]
+
+
 if importlib.util.find_spec("ood_lib") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", SOURCE], check=True)
+    command = [sys.executable, "-m", "pip", "install", "-q", "--no-color", SOURCE]
+    pip = subprocess.run(command, capture_output=True, text=True)
+    if pip.returncode:
+        reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
+        raise NotInstalled(
+            f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
+            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
+        )
 
 # %% tags=["parameters"]
 claims: str = "../book/claims.yaml"  # what the papers say

@@ -14,7 +14,7 @@ from ood_lib.data import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_
 from ood_lib.density import GMM
 from ood_lib.detector import Detector, NotFittedError
 from ood_lib.distances import FDBD, SHE
-from ood_lib.exercises import Check
+from ood_lib.exercises import Check, seal
 from ood_lib.feature_flow import FeatureFlow
 from ood_lib.features import Features, extract
 from ood_lib.folders import split_folder
@@ -57,7 +57,7 @@ __all__ = [
     "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load_bank",
     "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision", "measured", "msp",
     "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance", "run_benchmark", "save_results",
-    "score_norms", "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize",
+    "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize",
     "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
 ]  # fmt: skip
 

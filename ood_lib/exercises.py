@@ -4,10 +4,13 @@ It needs no network and no further package, and it never breaks a notebook: what
 sentence.
 """
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["Check", "Verdict"]
+import numpy as np
+
+__all__ = ["Check", "Verdict", "seal"]
 
 Law = tuple[Callable[[Any], Any], str]
 
@@ -54,6 +57,25 @@ class Check:
             return Verdict(False, "not yet: your answer is not a number (NaN)")
         wrong = next(filter(None, (_complaint(holds, says, answer) for holds, says in self.laws)), "")
         return Verdict(not wrong, f"not yet: {wrong}" if wrong else "correct")
+
+
+def seal(answer: Any, question: str) -> str:
+    """A hash of an answer, for a check that compares it and does not show what it compares it with.
+
+    It keeps an answer from being read in passing, and from nobody who computes the hashes of many numbers.
+
+    Args:
+        answer: a number or several; they count to three significant digits.
+        question: its name, so that one number has another hash in another question.
+
+    Example:
+        >>> seal(45.0, "angle")
+        '8d905a28'
+        >>> Check((lambda a: seal(a, "angle") == "8d905a28", "which angle has tangent 1?"))(30)
+        not yet: which angle has tangent 1?
+    """
+    numbers = " ".join(f"{x + 0.0:.2e}" for x in np.ravel(answer))  # text has no sum with 0.0, and is no answer
+    return hashlib.sha256(f"{question}: {numbers}".encode()).hexdigest()[:8]
 
 
 def _is_nan(answer: Any) -> bool:

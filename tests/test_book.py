@@ -146,6 +146,21 @@ def test_the_first_code_cell_installs_the_library_only_where_it_is_missing_and_p
     assert pins(command) == []
 
 
+def test_every_notebook_begins_with_the_same_cell_of_code():
+    assert len({cells_of(path)[0].source for path in NOTEBOOKS}) == 1
+
+
+def test_an_address_that_cannot_be_reached_ends_in_a_sentence_that_says_what_to_do(monkeypatch):
+    said = "  error: subprocess\n      fatal: unable to access 'https://x.org/': Could not resolve host\n"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr=said))
+    with pytest.raises(ImportError) as caught:
+        exec(cells_of(NOTEBOOKS[0])[0].source, {})
+    (shown,) = caught.value._render_traceback_()  # in place of the traceback
+    parts = ("unable to access 'https://x.org/': Could not resolve host", ADDRESS, "set SOURCE", "run the cell again")
+    assert "\n" not in shown and [part for part in parts if part not in shown] == []
+
+
 def untyped_parameters(source):
     """Lines of a parameter cell that are not `name: type = plain value  # what it does`."""
     bad, lines = [], source.splitlines()

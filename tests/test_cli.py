@@ -532,6 +532,8 @@ def test_a_file_without_a_place_for_what_is_made_is_refused(asking, capsys):
 def test_build_shows_how_each_page_was_made_fails_on_a_warning_and_spares_foreign_folders(book, capfd):
     pytest.importorskip("jupyter_book")
     (book / "book/intro.md").write_text("# Intro\n\n```{include} _generated/10_alpha/numbers.md\n```")
+    boxed = "\n# %% [markdown]\n# ```{note}\n# Boxed.\n# ```\n\n# %% tags=[\"hide-input\"]\nprint(6 * 7)\n"
+    write_notebook(book, "10_alpha", ALPHA, ALPHA_CODE + boxed)
     assert cli.main(["run"]) == 0
     assert cli.main(["build"]) == 0
     pages = book / "_build/html"
@@ -539,6 +541,10 @@ def test_build_shows_how_each_page_was_made_fails_on_a_warning_and_spares_foreig
     alpha = (pages / "notebooks/10_alpha.html").read_text()
     assert "How this page was made" in alpha and "dropdown" in alpha and "Peak memory" in alpha
     assert str(book) not in alpha.replace(f"python={sys.executable}", "")
+    downloaded = json.loads((pages / "_sources/notebooks/10_alpha.ipynb").read_text())["cells"]  # by its button
+    assert ["> **Note**\n", ">\n", "> Boxed."] in [c["source"] for c in downloaded]
+    (folded,) = [c for c in downloaded if "print(6 * 7)" in c["source"]]
+    assert folded["metadata"]["cellView"] == "form" and folded["outputs"][0]["text"] == ["42\n"]
     assert "building" in capfd.readouterr().out
     assert cli.main(["build"]) == 0
     assert "building" not in capfd.readouterr().out

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ood_lib import Check
+from ood_lib import Check, seal
 
 check = Check(
     (lambda a: a > 2, "radians; the question asks for degrees"),
@@ -41,3 +41,21 @@ def test_not_a_number_is_never_right(answer):
     assert not check(answer)
     for law in (lambda a: abs(a - 1) < 5, lambda a: a != 3, lambda a: not abs(a - 1) > 5):
         assert "not a number" in str(Check((law, "a number"))(answer))
+
+
+@pytest.mark.parametrize("answer", [20, 20.0, np.float64(20.004), torch.tensor(19.999), [20]])
+def test_a_seal_knows_an_answer_of_any_number_type_to_three_digits(answer):
+    assert seal(answer, "nats") == seal(20, "nats")
+
+
+@pytest.mark.parametrize(
+    ("answer", "question"), [(20.1, "nats"), (-20, "nats"), (200, "nats"), (20, "bits"), ((20, 20), "nats")]
+)
+def test_a_seal_tells_other_answers_and_other_questions_apart(answer, question):
+    assert seal(answer, question) != seal(20, "nats")
+
+
+def test_zero_has_no_sign_and_text_is_no_number():
+    assert seal(-0.0, "a") == seal(0, "a")
+    with pytest.raises(TypeError):
+        seal("20", "nats")

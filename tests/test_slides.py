@@ -9,7 +9,7 @@ import html
 import re
 
 import pytest
-from test_editions import LESSON, MYST, cells
+from test_editions import BOOK, LESSON, MYST, cells
 from test_lessons import NOTEBOOKS as SOURCES
 from test_lessons import ROOT, RUNS, exercises, nbformat
 from test_site import browser, fetched  # noqa: F401
@@ -63,7 +63,7 @@ def test_every_heading_of_a_chapter_has_a_slide(source):
 
 @each_source
 def test_every_display_formula_is_on_a_slide(source):
-    student = EDITIONS["student"](load(source))
+    student = EDITIONS["student"](load(source), BOOK)
     prose = "\n".join(c.source for c in student.cells if c.cell_type == "markdown")
     seen = squeezed(shown(slides(load(source))))
     formulas = [squeezed(x).strip() for x in re.findall(r"\$\$(.+?)\$\$", prose, re.S)]

@@ -16,11 +16,12 @@ from ood_lib import data
 from ood_lib.book.cluster import run_on_cluster
 from ood_lib.book.compare import write_comparison
 from ood_lib.book.deck import deck_of
-from ood_lib.book.editions import EDITIONS
+from ood_lib.book.editions import EDITIONS, reader
 from ood_lib.book.metadata import about, generated
 from ood_lib.book.missing import Missing
 from ood_lib.book.notebooks import Refused, find_root, load, parameters_of, select, sources, title_of
 from ood_lib.book.pages import build_pages
+from ood_lib.book.plain import read_book
 from ood_lib.book.plan import PROMISED, Task, plan, profiles, read_profile
 from ood_lib.book.progress import PATIENCE, WARN
 from ood_lib.book.runner import run_side_by_side
@@ -138,10 +139,11 @@ def _teach(args: argparse.Namespace) -> int:
     out, write = (args.out or root / "_build/teach").resolve(), need("jupytext", "book").writes
     # What cannot be is refused before anything is written.
     runs, tasks = _finished(root, args, args.notebooks) if args.slides else (root, [])
+    book = replace(read_book(root), site="")  # the pages have the solutions
     for source in select(root, args.notebooks):
         notebook = load(source)
         for edition, make in EDITIONS.items():
-            _put(out / edition / f"{source.stem}.ipynb", write(make(notebook), "ipynb") + "\n")
+            _put(out / edition / f"{source.stem}.ipynb", write(make(notebook, book), "ipynb") + "\n")
     for task in tasks:
         _put(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
     print(f"editions are in {out}: {', '.join([*EDITIONS, *['slides'] * args.slides])}")
@@ -158,12 +160,14 @@ def _put(path: Path, text: str) -> None:
 
 def _sync(args: argparse.Namespace) -> int:
     root, write = find_root(args.root), need("jupytext", "book").writes
-    wanted = {s.with_suffix(".ipynb"): write(load(s), "ipynb") + "\n" for s in sources(root).values()} | generated(root)
+    book = read_book(root)
+    made = {s.with_suffix(".ipynb"): reader(load(s), book, name) for name, s in sources(root).items()}
+    wanted = {path: write(notebook, "ipynb") + "\n" for path, notebook in made.items()} | generated(root)
     differing = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     for path in differing:
         print(f"{path}: {'differs from' if args.check else 'written from'} {_origin(path)}")
         if not args.check:
-            path.write_text(wanted[path], encoding="utf-8")
+            _put(path, wanted[path])
     return 1 if differing and args.check else 0
 
 

@@ -6,9 +6,9 @@ reveal.js turns the pages, MathJax sets the formulas; both come from packages.
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from ood_lib.book.metadata import about
+from ood_lib.book.plain import references
 from ood_lib.book.slides import Slide, slides
 from ood_lib.extras import need
 
@@ -28,13 +28,7 @@ def deck_of(root: Path, run: Path) -> str:
 
 def authors(bibliography: Path) -> dict[str, str]:
     """For each key of a BibTeX file author and year, as in "Granz et al. 2024"."""
-    entries = need("pybtex.database", "book").parse_file(str(bibliography)).entries
-    return {key: f"{_names(entry)} {entry.fields.get('year', '')}".strip() for key, entry in entries.items()}
-
-
-def _names(entry: Any) -> str:
-    names = [" ".join(re.sub(r"[{}]", "", x) for x in p.last_names) for p in entry.persons.get("author", [])]
-    return f"{names[0]} et al." if len(names) > 2 else " and ".join(names)
+    return {key: f"{work.names} {work.year}".strip() for key, work in references(bibliography).items()}
 
 
 def page(deck: list[Slide], static: Path) -> str:

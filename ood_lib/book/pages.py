@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ood_lib.book.deck import deck_of
+from ood_lib.book.editions import reader
 from ood_lib.book.links import used_by
 from ood_lib.book.metadata import about
 from ood_lib.book.missing import Missing
 from ood_lib.book.notebooks import Refused, content_hash
+from ood_lib.book.plain import Book, read_book
 from ood_lib.book.plan import Task, hash_files, library_hash
 from ood_lib.extras import need
 
@@ -44,10 +46,18 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence
     options = ["-q", "-n", *strict, "--path-output", str(work), str(stage)]
     if subprocess.run([sys.executable, "-c", JUPYTER_BOOK, "build", *options], stdout=subprocess.DEVNULL).returncode:
         return False
+    _offer_plain(read_book(root), work / "_build/html/_sources/notebooks")
     (work / "_build/html" / STAMP).write_text(digest)
     shutil.rmtree(html, ignore_errors=True)
     shutil.move(work / "_build/html", html)
     return True
+
+
+def _offer_plain(book: Book, downloads: Path) -> None:
+    """What the download button of a chapter hands out: its run as Jupyter shows it, not the source of its page."""
+    nbformat = need("nbformat", "book")
+    for path in downloads.glob("*.ipynb"):
+        nbformat.write(reader(nbformat.read(path, as_version=4), book, path.stem), path)
 
 
 def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Missing]) -> None:

@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from ood_lib.book.editions import placed, role
-from ood_lib.book.plain import plain
+from ood_lib.book.plain import Book, labels, plain
 from ood_lib.extras import need
 
 __all__ = ["Slide", "slides"]
@@ -63,7 +63,8 @@ def slides(notebook: Any, goal: str = "", cited: dict[str, str] | None = None) -
         goal: a line for the title.
         cited: what to write for a key of the bibliography.
     """
-    deck = _Deck(f'<p class="goal">{escape(goal[:1].upper() + goal[1:])}</p>', cited or {}, _made(notebook))
+    goal = f'<p class="goal">{escape(goal[:1].upper() + goal[1:])}</p>'
+    deck = _Deck(goal, cited or {}, _made(notebook), Book(labels=labels(notebook)))
     for part in placed(notebook):
         if part.place == "solution" or role(part.cell):
             continue
@@ -83,6 +84,7 @@ class _Deck:
     goal: str
     cited: dict[str, str]
     made: str
+    book: Book
     slides: list[Slide] = field(default_factory=list)
     section: str = ""
     title: str = ""
@@ -129,7 +131,7 @@ class _Deck:
 
     def prose(self, source: str) -> None:
         """A cell of Markdown, block by block; a quiz question by question."""
-        text = plain(self._cite(source))
+        text = self._plain(source)
         text, *questions = QUESTION.split(text) if text.startswith("### Quiz") else [text]
         blocks = _blocks(text)
         for before, block, after in zip([None, *blocks], blocks, [*blocks[1:], None]):
@@ -142,7 +144,7 @@ class _Deck:
         if heading := re.match(r"\*\*Exercise\.\*\* \*(.*)\*$", source):
             self.open("exercise", f"Exercise: {_inline(heading[1])}")
         else:
-            self.last.parts.append(_html(plain(self._cite(source))))
+            self.last.parts.append(_html(self._plain(source)))
 
     def code(self, cell: Any) -> None:
         """What the cell has drawn, tabulated and said; its code only where it asserts what a formula says."""
@@ -168,7 +170,7 @@ class _Deck:
 
     def figure(self, image: str, said: dict[str, Any]) -> None:
         """A picture with its caption, as large as the slide allows."""
-        caption = _inline(plain(self._cite(said.get("figure", {}).get("caption", ""))))
+        caption = _inline(self._plain(said.get("figure", {}).get("caption", "")))
         self.large("figure", f"<figure>{image}<figcaption>{caption}</figcaption></figure>", len(caption) // 100)
 
     def table(self, html: str) -> None:
@@ -233,12 +235,12 @@ class _Deck:
         for part in _even(said, -(-sum(map(_lines, said)) // ROOM)):
             self.show("".join(f'<p class="item">{_inline(x)}</p>' for x in part), sum(map(_lines, part)))
 
-    def _cite(self, text: str) -> str:
+    def _plain(self, text: str) -> str:
         def named(found: re.Match[str]) -> str:
             names = [self.cited.get(key.strip(), key.strip()) for key in found[2].split(",")]
             return ", ".join(names) if found[1] == "t" else f"({'; '.join(names)})"
 
-        return CITED.sub(named, text)
+        return plain(CITED.sub(named, text), self.book)
 
 
 def _made(notebook: Any) -> str:
