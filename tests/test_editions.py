@@ -168,6 +168,7 @@ def test_the_command_writes_the_chosen_notebooks_and_refuses_others(tmp_path, ca
     [
         ("see {cite:t}`a2020` and {cite:p}`b,c`", "see a2020 and [b,c]"),
         ("{numref}`Figure %s <fig-x>` of {ref}`the notes <n>`", "Figure of the notes"),
+        ("a {term}`score`, its {term}`scores <score (Stein)>`", "a score, its scores"),
         ("{py:func}`~ood_lib.msma.score_norms` {math}`x^2`", "`score_norms` $x^2$"),
         ("(sec-a)=\n## A", "## A"),
         ("```{note}\na\n```\n", "> **Note**\n>\n> a\n"),
