@@ -12,8 +12,8 @@
 # ```{admonition} Before you start
 # :class: tip
 # **You will learn** which kinds of strangeness there are, what AUROC, FPR95 and AUPR count, why two different numbers
-# carry the name FPR95, how sure you may be of any of them, how a score becomes a decision with a guarantee, and what
-# seventeen classical detectors are worth on one benchmark.
+# carry the name FPR95, how sure you may be of any of them, how a {term}`score` becomes a decision with a guarantee,
+# and what seventeen classical detectors are worth on one benchmark.
 #
 # **You need** softmax, the normal distribution, and the idea of a confidence interval.
 #
@@ -103,8 +103,8 @@ if not (bench.near and bench.far):
 # Neither belongs to a known class. Which of the two would a classifier notice?
 #
 # For two such clouds the optimal classifier is known: with $W$ holding the two class means and no bias, the softmax of
-# $Wz$ *is* the posterior. And so is the density of the known data: half of each Gaussian. So both energies below are
-# exact. Nothing is trained, and nothing can be blamed on training.
+# $Wz$ *is* the posterior. And so is the density of the known data: half of each Gaussian. So both
+# {term}`energies <energy>` below are exact. Nothing is trained, and nothing can be blamed on training.
 
 # %%
 means = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
@@ -204,9 +204,9 @@ Phi = stats.norm.cdf
 # $$\hat A = \frac{1}{MN}\sum_{m=1}^{M}\sum_{n=1}^{N}
 # \Bigl(\mathbb 1[S_m > S_n] + \tfrac12\,\mathbb 1[S_m = S_n]\Bigr).$$
 #
-# This is the area under the ROC curve: moving the threshold past one ID score raises the false-positive rate by $1/N$,
-# and the strip that this adds is as high as the share of OOD scores above it. (Which class is called positive does not
-# matter here; swapping the roles mirrors the curve.) For two normals the difference of the scores is normal, with mean $d$ and
+# This is the area under the ROC curve: moving the {term}`threshold` past one ID score raises the false-positive rate by $1/N$,
+# and the strip that this adds is as high as the share of OOD scores above it. (Which class is called positive does not matter
+# here; swapping the roles mirrors the curve.) For two normals the difference of the scores is normal, with mean $d$ and
 # variance $1+s^2$, so $A=\Phi(d/\sqrt{1+s^2})$.
 
 # %%
@@ -760,9 +760,9 @@ display(Markdown(
 # ### 5.2 Representation or energy?
 #
 # **Why do logits fail on far-OOD?** There are two suspects. Either the logits have lost what makes these images
-# strange (the representation), or it is still there and MSP does not look (the energy). Ask the same question of both
-# representations, with the same energy: the Mahalanobis distance, once of the $C$ logits, once of the part
-# of the feature that the head cannot see, $z_\perp$ with $Wz_\perp=0$, once of the whole feature.
+# strange (the {term}`representation`), or it is still there and MSP does not look (the energy). Ask the same question
+# of both representations, with the same energy: the Mahalanobis distance, once of the $C$ logits, once of the part of
+# the feature that the {term}`head` cannot see, $z_\perp$ with $Wz_\perp=0$, once of the whole feature.
 
 # %%
 def through(view, x):

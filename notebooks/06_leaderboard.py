@@ -49,7 +49,8 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% [markdown]
 # These are the parameters of the page. By default it trains small networks on `digits` and measures everything live. A
-# bank, features that another network left on disk, goes through the same cells: `ood-book run leaderboard -p benchmark bank:PATH`.
+# {term}`bank`, features that another network left on disk, goes through the same cells:
+# `ood-book run leaderboard -p benchmark bank:PATH`.
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH

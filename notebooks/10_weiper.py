@@ -11,9 +11,10 @@
 #
 # ```{admonition} Before you start
 # :class: tip
-# **You will learn** why a classifier's logits hide most of what its features know, what happens when you look at the
-# features through many disturbed copies of the last layer, how to turn these looks into an OOD score, and when that
-# helps. You will also see that the randomness can be integrated out, up to an error of order $1/K$.
+# **You will learn** why a classifier's {term}`logits <logit>` hide most of what its features know, what happens when
+# you look at the features through many disturbed copies of the last layer, how to turn these looks into an OOD
+# {term}`score`, and when that helps. You will also see that the randomness can be integrated out, up to an error of
+# order $1/K$.
 #
 # **You need** softmax, the normal distribution, and enough PyTorch to read a matrix product.
 #
@@ -251,7 +252,7 @@ plt.show()
 # WeiPer adds noise to the logits, and the noise is louder for longer features. This sentence is ours, not the paper's,
 # and the rest of the chapter leans on it.
 #
-# Random over what? Over the draw of the head, for a fixed $z$; then the $\xi_{ij}$ are independent, because the
+# Random over what? Over the draw of the {term}`head`, for a fixed $z$; then the $\xi_{ij}$ are independent, because the
 # $e_{ij}$ are. Once the head is drawn, $\xi_{ij}$ is a fixed function of $z$, and two parallel features get the same
 # noise. "Noise" speaks of one image seen by many heads, never of many images seen by one. Check the law:
 
@@ -555,7 +556,7 @@ plt.show()
 
 # %% [markdown]
 # Too short and too long both raise the divergence; MSP and the energy hear only the short ones. How do the scores of
-# whole sets fall? The line is the threshold that accepts 95 % of the ID validation images.
+# whole sets fall? The line is the {term}`threshold` that accepts 95 % of the ID validation images.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Densities of four scores on the same network: two on logits, two in WeiPer space (MSP on a logarithmic axis). The more the orange and pink curves lie to the right of the blue one, the better.", "name": "fig-weiper-scores"}, "image": {"alt": "Four panels of smoothed score densities for ID, near-OOD and far-OOD: MSP, energy, MSP averaged over perturbed heads, and WeiPer plus KLD. A vertical line marks the threshold; OOD mass to its left is missed."}}
 detectors = {
@@ -1484,8 +1485,9 @@ check_unusual(unusual)
 #   length and activations.
 # * The random heads are an integral in disguise. `repeats=None` solves it without luck.
 # * It is post-hoc and cheap, but it has knobs, and it cannot see what the head ignores.
-# * Which of the two failed here, representation or energy? This page puts no other energy on WeiPer space and cannot say. The protocol
-#   chapter did so on the logits, which WeiPer space contains, and found most far images: that speaks against the energy.
+# * Which of the two failed here, {term}`representation` or {term}`energy`? This page puts no other energy on WeiPer
+#   space and cannot say. The protocol chapter did so on the logits, which WeiPer space contains, and found most far
+#   images: that speaks against the energy.
 #
 # **In the library:** {py:class}`~ood_lib.weiper.WeiPer`, and the functions of {py:mod}`ood_lib.weiper` that this page
 # built from scratch.

@@ -12,8 +12,8 @@
 # ```{admonition} Before you start
 # :class: tip
 # **You will learn** what an energy-based model is and how one trains a density without knowing its constant, why
-# contrastive divergence is biased, how Langevin dynamics draws samples, why a learned energy alone cannot be trusted
-# far from the data, and how a hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
+# contrastive divergence is biased, how Langevin dynamics draws samples, why a learned {term}`energy` alone cannot be
+# trusted far from the data, and how a hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
 #
 # **You need** densities, gradients, and enough PyTorch to read `autograd.grad`. The chapter stands alone; of WeiPer it
 # uses only the benchmark.
@@ -55,8 +55,8 @@ if importlib.util.find_spec("ood_lib") is None:
 # %% [markdown]
 # These are the parameters of the page. Lists of three belong to the three priors: Gaussian mixture, Gaussian mixture on
 # style, energy of the logits. Change a value and run the notebook again, or pass it on the command line:
-# `ood-book run heat -p seeds 3`. The profiles `heat-cifar10`, `heat-cifar100` and `heat-imagenet` hold the recipes of
-# the released code.
+# `ood-book run heat -p seeds 3`. The {term}`profiles <profile>` `heat-cifar10`, `heat-cifar100` and `heat-imagenet`
+# hold the recipes of the released code.
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
@@ -491,8 +491,9 @@ display(Markdown(
 #
 # **How wrong can it be?** One dimension is enough for exact numbers. Data are $N(0,1)$, the model is $E_\theta(z)=\theta z^4/4$, which cannot
 # fit them. Maximum likelihood wants $\mathbb E_{\text{data}}[z^4]=\mathbb E_{p_\theta}[z^4]=1/\theta$, so $\theta=\frac13$. CD with one tiny step wants that
-# the step does not change $\mathbb E[z^4]$: $\mathbb E[-4\theta z^6+12z^2]=0$, so $\theta=3/15=\frac15$. (You may recognise score matching.)
-# In between, the chain is a matrix on a grid, and its power $P^K$ gives $p_K$ without any sampling.
+# the step does not change $\mathbb E[z^4]$: $\mathbb E[-4\theta z^6+12z^2]=0$, so $\theta=3/15=\frac15$. (You may recognise
+# {term}`score <score (Stein)>` matching.) In between, the chain is a matrix on a grid, and its power $P^K$ gives $p_K$ without
+# any sampling.
 
 # %%
 points = torch.linspace(-6, 6, 201, dtype=torch.float64)
@@ -562,8 +563,8 @@ display(Markdown(
 # %% [markdown]
 # ### 2.8 Composition
 #
-# One prior per view of the image: features, style, logits. Their hybrid energies have different units, so standardise
-# each over the training set, $u_k=(E_{h,k}-m_k)/s_k$, and compose:
+# One prior per view of the image: features, {term}`style <style (features)>`, {term}`logits <logit>`. Their hybrid
+# energies have different units, so standardise each over the training set, $u_k=(E_{h,k}-m_k)/s_k$, and compose:
 #
 # $$E^\beta_{\text{HEAT}} = \frac1\beta\log\frac1n\sum_{k=1}^n e^{\beta u_k}.$$
 #
@@ -616,8 +617,8 @@ display(Markdown(
 
 # %% [markdown]
 # Now HEAT. Three priors: a Gaussian mixture on the direction of the feature, one on the direction of the style, and the
-# energy of the logits as a function of the feature. The last is no density: along any row of the head it falls for ever.
-# It cannot be sampled, so its chains start from noise.
+# energy of the logits as a function of the feature. The last is no density: along any row of the {term}`head` it falls
+# for ever. It cannot be sampled, so its chains start from noise.
 
 # %%
 names = ["GMM", "GMM style", "logits"]
@@ -773,8 +774,9 @@ plt.show()
 # %% [markdown]
 # ## 5. Benchmark
 #
-# **Who detects what?** Priors, hybrids, both compositions, and detectors of other kinds. All are fitted on the ID training
-# features of one network and never see an OOD image; the whole is repeated for every network.
+# **Who detects what?** Priors, hybrids, both {term}`compositions <composition>`, and detectors of other kinds. All
+# are fitted on the ID training features of one network and never see an OOD image; the whole is repeated for every
+# network.
 
 # %%
 def ready(detector):
@@ -1613,8 +1615,9 @@ check_better(better)
 # * On the toy, prior and residual fail in different places: holes here, the far outside there. The sum covers both.
 # * Short chains are biased; where they start decides what the network hears of. Noise and step are a temperature, said or unsaid.
 # * On this page's benchmark the mixtures leave too little to correct to judge the method by: the composed priors, untrained, do as well as HEAT.
-# * Representation or energy, which of the two failed? For the logits mostly the energy: in the protocol chapter a Mahalanobis distance on the same logits
-#   gives most far images away. Here the residual helps on far-OOD, and does not reach the mixture.
+# * {term}`Representation <representation>` or energy, which of the two failed? For the logits mostly the energy: in
+#   the protocol chapter a Mahalanobis distance on the same logits gives most far images away. Here the residual helps
+#   on far-OOD, and does not reach the mixture.
 # * A prior that is no density stays one after the correction: stretch a feature, and the hybrid on logits finds it more typical.
 #
 # **In the library:** {py:class}`~ood_lib.heat.HEAT` and {py:class}`~ood_lib.hybrid.ResidualEBM`, the priors of {py:mod}`ood_lib.priors`,

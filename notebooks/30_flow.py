@@ -166,8 +166,9 @@ plt.show()
 #
 # A ring and two arcs: three classes that no Gaussian fits. A Gaussian mixture, one component per class, has *blind
 # spots*: its own samples that lie more than 0.5 from every training point. Who does better? Three rivals: *HEAT*, the
-# hybrid of the chapter before, which adds to the mixture's energy a small network $E_\theta$; a *flow*, whose eight
-# couplings (section 2.2 says what they are) turn the plane; and a flow with one Gaussian per class in its base.
+# hybrid of the chapter before, which adds to the mixture's {term}`energy` a small network $E_\theta$; a *flow*, whose eight
+# {term}`couplings <coupling>` (section 2.2 says what they are) turn the plane; and a flow with one Gaussian per class in
+# its base.
 
 # %%
 toy = ring_and_arcs(seed=seed)
@@ -614,7 +615,7 @@ plt.show()
 # %% [markdown]
 # ### 4.2 Two reasons to be unlikely
 #
-# A score of $-\log p$ has two parts, and the boxed formula keeps them apart: how far out the latent lies,
+# A {term}`score` of $-\log p$ has two parts, and the boxed formula keeps them apart: how far out the latent lies,
 # $\frac12\lVert u\rVert^2$, and how much the flow stretches there, $\log\lvert\det J\rvert$. **Which of the two gives
 # OOD away?**
 
@@ -728,9 +729,9 @@ display(Markdown(
 # Image flows learn how neighbouring pixels go together, which is much the same in all images, and blandness counts as
 # likely {cite:p}`kirichenko2020why`. The network was trained to tell classes apart. A likely reason for the
 # second column: what is bland for pixels is *undecided* for the network, and undecided features lie between the islands.
-# The energy is the same. The representation changed. This is one network and one benchmark, with bland images of our own
-# making. On `digits` the far sets are easy even for pixels: many border pixels never vary, and a photograph lights them.
-# On natural images that help is missing.
+# The energy is the same. The {term}`representation` changed. This is one network and one benchmark, with bland images of
+# our own making. On `digits` the far sets are easy even for pixels: many border pixels never vary, and a photograph
+# lights them. On natural images that help is missing.
 
 # %% [markdown]
 # ## 5. Benchmark
@@ -790,11 +791,11 @@ display(Markdown("Differences in points of AUROC, paired over networks, with 95 
 # %% [markdown]
 # Two comparisons matter most. *Flow against untrained*: what does the flow add to the Gaussian it starts from?
 # *Flow against Mahalanobis*: does a density that learns without labels beat the closed formula that uses them? The paper
-# compares with logit scores only, and its reviewers asked for this one. Look at the width of the intervals before you
-# rank anything, and at the far sets: where a Gaussian is at 100, nothing is left to learn, and a difference that rounds to
-# 0.0 is of no use even if its sign is sure. On `digits` *Flow against Mahalanobis* also carries the choice of the noise
-# (section 2.5), made by near-OOD AUROC on this very benchmark; Mahalanobis has no such knob. *Flow, paper* differs from
-# *Flow* in architecture, noise, start and step size at once, so that line cannot say which of them matters.
+# compares with {term}`logit` scores only, and its reviewers asked for this one. Look at the width of the intervals before
+# you rank anything, and at the far sets: where a Gaussian is at 100, nothing is left to learn, and a difference that
+# rounds to 0.0 is of no use even if its sign is sure. On `digits` *Flow against Mahalanobis* also carries the choice of
+# the noise (section 2.5), made by near-OOD AUROC on this very benchmark; Mahalanobis has no such knob. *Flow, paper*
+# differs from *Flow* in architecture, noise, start and step size at once, so that line cannot say which of them matters.
 #
 # ### The paper beside this page
 #
@@ -1061,8 +1062,8 @@ display(Markdown(
 # * **No closed form.** A Gaussian is fitted in one pass and merged across machines; a flow is trained, with a seed and a
 #   stopping rule. If your Gaussian already stands at 100, keep it.
 #
-# One more test, from the WeiPer chapter: forge the part of a feature that the head does not read, keeping logits and
-# length. Every score on logits is blind to it. The flow?
+# One more test, from the WeiPer chapter: forge the part of a feature that the {term}`head` does not read, keeping
+# logits and length. Every score on logits is blind to it. The flow?
 
 # %%
 z, W = F1.test.penultimate, heads[0].weight.detach()

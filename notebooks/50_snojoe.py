@@ -21,8 +21,8 @@
 # No GPU, no download.
 #
 # **The claim** of {cite:t}`mei2024snojoe` in one sentence: normalise the convolutions of a multi-label network by their
-# spectral norms while it trains, sum the energies of its labels, and you detect OOD images better than with the same
-# energy {cite:p}`wang2021jointenergy` on a plain network.
+# spectral norms while it trains, sum the {term}`energies <energy>` of its labels, and you detect OOD images better than
+# with the same energy {cite:p}`wang2021jointenergy` on a plain network.
 # ```
 
 # %% tags=["hide-input"]
@@ -53,9 +53,9 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% [markdown]
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
-# `ood-book run snojoe -p coefficient 3 -p seeds 5`. Photographs instead of canvases: the profile `snojoe_voc` runs on a
-# sample of PASCAL VOC, `snojoe_paper` holds the recipe of the paper, for a GPU. Your own: `-p benchmark folder:PATH`, with
-# pictures and a file `labels.csv` (header `image,cat,dog,...`, then 0 or 1) in each of `PATH/train`, `PATH/val` and
+# `ood-book run snojoe -p coefficient 3 -p seeds 5`. Photographs instead of canvases: the {term}`profile` `snojoe_voc` runs
+# on a sample of PASCAL VOC, `snojoe_paper` holds the recipe of the paper, for a GPU. Your own: `-p benchmark folder:PATH`,
+# with pictures and a file `labels.csv` (header `image,cat,dog,...`, then 0 or 1) in each of `PATH/train`, `PATH/val` and
 # `PATH/test`, and strangers in `PATH/near/NAME` or `PATH/far/NAME`.
 
 # %% tags=["parameters"]
@@ -141,9 +141,9 @@ bench = replace(bench, train=train, val=val, test=test, near=near, far=far, imag
 # not. Each label has its own sigmoid, and all of them may stay silent. So there is a new question to ask: **how sure is
 # the network that it knows nothing in this image?**
 #
-# Take two labels, cat and dog, with logits $\ell_1$ and $\ell_2$. Four images: the network is sure of both, sure of the
-# cat alone, sure that neither is there, or undecided about both. Before you look: which of the four is the strangest?
-# And which would a *softmax over the two labels* call the strangest?
+# Take two labels, cat and dog, with {term}`logits <logit>` $\ell_1$ and $\ell_2$. Four images: the network is sure of
+# both, sure of the cat alone, sure that neither is there, or undecided about both. Before you look: which of the four
+# is the strangest? And which would a *softmax over the two labels* call the strangest?
 
 # %%
 seen = {"both": (5.0, 5.0), "cat alone": (5.0, -5.0)}
@@ -214,9 +214,10 @@ display(Markdown(
 #
 # $$S(x) = \sum_i\log(1 - p_i) = \log P(\text{no known label is present}\mid x).$$
 #
-# A threshold on the joint energy is a threshold on the probability that *none of the above* is there. No more, no less:
-# $S$ is a function of the $C$ posteriors. (With a softmax this is different. Adding a constant to all logits changes
-# $\mathrm{logsumexp}$ and no probability. Here there is no such freedom.) Check both identities by brute force:
+# A {term}`threshold` on the joint energy is a threshold on the probability that *none of the above* is there. No
+# more, no less: $S$ is a function of the $C$ posteriors. (With a softmax this is different. Adding a constant to all
+# logits changes $\mathrm{logsumexp}$ and no probability. Here there is no such freedom.) Check both identities by
+# brute force:
 
 # %%
 C = 10
@@ -243,8 +244,9 @@ print("softplus:", ood.joint_energy(large).item())
 # %% [markdown]
 # ### 2.4 Only silence accuses
 #
-# Every $E_i$ is negative. A label can *vouch* for an image, by pulling the score down; no label can accuse it. The score
-# reaches its ceiling 0 when all labels are silent, and it has no floor. Three consequences, to keep for later:
+# Every $E_i$ is negative. A label can *vouch* for an image, by pulling the score down; no label can accuse it. The
+# {term}`score` reaches its ceiling 0 when all labels are silent, and it has no floor. Three consequences, to keep for
+# later:
 #
 # * **One voucher is enough.** With a threshold $\tau$, a single label with $\log(1+e^{\ell_i})>-\tau$ passes the image,
 #   whatever the others say.
@@ -435,10 +437,48 @@ ax.legend(fontsize=9)
 plt.show()
 
 # %% [markdown]
-# So spectral normalisation of convolutions alone bounds *nothing* in such a network. It changes the path of training:
-# the same step moves a normalised weight by another angle. To bound the pair, bound the gain as well; the parameter
-# `batchnorm` of `spectral_normalize` divides $\gamma$ by what its gain has too much {cite:p}`vanamersfoort2021`. You will
-# train all three kinds.
+# So spectral normalisation of convolutions alone bounds *nothing* in such a network. **Does it at least change how the
+# network trains?** The optimiser moves the free weight $W$, and in training mode $\mathrm{BN}(Wx/\hat\sigma(W))$ is
+# $\mathrm{BN}(Wx)$ for *every* $W$, since $\hat\sigma(W)$ is a positive number. So the loss is the same function of $W$, with the
+# same gradient, and every step of the optimiser is the same. Train a small network both ways, in double precision, and see
+# what is left when $\varepsilon$ goes:
+
+# %%
+def train_both_ways(eps, steps=20):
+    """Losses (2, steps): convolutions as they are, and hard-normalised."""
+    x, y, losses = pictures.double(), torch.arange(4), []
+    for prepare in (lambda net: net, ood.spectral_normalize):
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, eps), nn.ReLU()]
+        layers += [nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, eps), nn.ReLU()]
+        net = prepare(nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 4)).double())
+        optimiser = torch.optim.Adam(net.parameters(), 1e-3)
+        for _ in range(steps):
+            losses.append(F.cross_entropy(net(x), y))
+            optimiser.zero_grad(), losses[-1].backward(), optimiser.step()
+    return torch.stack(losses).detach().view(2, steps)
+
+
+# %%
+for eps in (1e-5, 1e-14):
+    with_w, with_normalised = train_both_ways(eps)
+    apart = (with_w - with_normalised).abs().max()
+    print(f"ε = {eps:g}: the losses differ by {apart:.0e} at most")
+assert apart < 1e-9 < with_w[0] - with_w[-1]  # the same training, and it moves
+
+# %% [markdown]
+# It is the same training, up to $\varepsilon$ and to rounding. (In a long training the small differences that these two make can
+# grow, as a change of seed does.) Bounded normalisation trains the same as well, while the gain is free. By what, then, can a
+# normalised network differ from a plain one?
+#
+# * By $\varepsilon$, where the variance of a channel is nearly as small.
+# * In eval mode: the running variances follow $\hat\sigma$ with a delay.
+# * By layers *without* a BatchNorm behind them. In our ResNet these are the 1×1 shortcuts; among the convolutions of
+#   torchvision's ResNets there are none.
+# * By a training loop that forgets `train()`: frozen statistics take nothing back.
+#
+# To bound the pair, bound the gain as well; the parameter `batchnorm` of `spectral_normalize` divides $\gamma$ by what its gain
+# has too much {cite:p}`vanamersfoort2021`. You will train all three kinds.
 #
 # ### 3.6 What a residual block keeps
 #
@@ -1076,9 +1116,10 @@ display(Markdown(
 # %% [markdown]
 # How far does it carry? An interval of Student's $t$ over a handful of networks is wide. By default this is a small
 # network trained from scratch on small canvases, without ImageNet behind it, so nothing here refutes the paper. (With
-# `backbone` and `weights` you can bring ImageNet.) Section 5.4 offers a reason for a small effect, not a proof: what
-# normalisation takes from the weights, BatchNorm can give back. And where the networks of one kind lie far apart in the
-# figure, a single run could have shown either sign.
+# `backbone` and `weights` you can bring ImageNet.) Section 3.5 says what an effect could come from: a convolution with a
+# BatchNorm behind it trains the same with and without its norm, up to $\varepsilon$, so what is left are the shortcuts of our
+# ResNet, the delay of the running variances, and a forgotten `train()`. And where the networks of one kind lie far apart in
+# the figure, a single run could have shown either sign.
 #
 # ### 6.3 The papers beside this page
 #
@@ -1296,8 +1337,8 @@ rare.astype({"trained on": int, "alone in test": int}).round(1)
 #
 # <details><summary>C. Nothing about the pair, until the gain of the BatchNorm is bounded as well.</summary>
 #
-# **Right.** $\mathrm{BN}(sWx)=\mathrm{BN}(Wx)$ up to $\varepsilon$. What changes is the path of training, not the
-# functions within reach.
+# **Right.** $\mathrm{BN}(sWx)=\mathrm{BN}(Wx)$ up to $\varepsilon$. The functions within reach are the same, and in
+# training mode so are the loss and its gradient in $W$.
 #
 # </details>
 #
@@ -1672,8 +1713,10 @@ check_alarm(alarm)
 # * Labels can vouch, none can accuse. Too much evidence passes as known, and several doubts add up to a voucher: the sum
 #   helps images with many labels at the cost of those with one.
 # * The reshaped norm is not the norm of the convolution, and the norm of the convolution is not what a layer with BatchNorm
-#   does. Spectral normalisation of convolutions alone changes the path of training, and before a BatchNorm it bounds nothing.
-# * Representation or energy? They ask two questions, and a set on which one is blind need not trouble the other.
+#   does. Before a BatchNorm, spectral normalisation of a convolution bounds nothing and, up to $\varepsilon$, does not even change
+#   the training.
+# * {term}`Representation <representation>` or energy? They ask two questions, and a set on which one is blind need
+#   not trouble the other.
 
 # %% tags=["hide-input"]
 camps = f"the energy detects {listing(A[ahead])} better, the Mahalanobis distance {listing(A[~ahead])}"

@@ -49,7 +49,7 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% [markdown]
-# These are the parameters of the page. A bank of your own, made as in
+# These are the parameters of the page. A {term}`bank` of your own, made as in
 # [Bring your own data and model](../book/own-data), goes through the same cells.
 
 # %% tags=["parameters"]
@@ -94,8 +94,9 @@ head, ood_sets = x.head, x.near | x.far
 # ## 1. A network and its bank
 #
 # The network is one of ours: residual, about six million weights, trained on the 50,000 training images of CIFAR-10 on
-# two CPU cores. A *bank* holds what it computes of an image, the penultimate feature, the logits and the style, in half
-# precision, for some images of each set of the OpenOOD protocol. No image is in it.
+# two CPU cores. A *bank* holds what it computes of an image, the penultimate feature, the {term}`logits <logit>` and
+# the {term}`style <style (features)>`, in half precision, for some images of each set of the OpenOOD protocol. No
+# image is in it.
 
 # %% tags=["hide-input"]
 about = {} if bank else card("cifar10-resnet9")
@@ -248,8 +249,8 @@ display(Markdown("\n".join(
 #
 # ## 3. WeiPer: heads without end
 #
-# Section 2.5 of [the WeiPer chapter](10_weiper) derives the limit of infinitely many random heads. **How many random heads
-# does it replace, at what price, on a real network?**
+# Section 2.5 of [the WeiPer chapter](10_weiper) derives the limit of infinitely many random {term}`heads <head>`.
+# **How many random heads does it replace, at what price, on a real network?**
 
 # %%
 def groups_of(detector, x):
@@ -364,7 +365,7 @@ display(Markdown(
 # ## 4. HEAT: does the residual help?
 #
 # On `digits` the mixtures left nothing to correct. **Do photographs leave more?** Compare each hybrid with its own prior, image by
-# image (DeLong's paired interval), and the composition with the composition of the untrained priors.
+# image (DeLong's paired interval), and the {term}`composition` with the composition of the untrained priors.
 
 # %%
 heat = judged["HEAT"]  # fitted above, and with it its hybrids and their priors

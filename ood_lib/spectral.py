@@ -4,7 +4,8 @@ The spectral norm :math:`\sigma_{\max}` of a linear map is the most by which it 
 of every layer by it and, so the hope, the network cannot jump.  Three things decide whether that is true, and all three
 are here to be looked at: whether the weight is always divided (*hard*) or only where it is too large (*bounded*);
 whether the norm is that of the weight *reshaped* to a matrix or the *exact* one of the convolution; and the BatchNorm
-that follows, whose gain undoes any scale of the weight before it.
+that follows, whose gain undoes any scale of the weight before it.  In training mode the loss is then the same function
+of the free weight as without normalisation, up to BatchNorm's epsilon, and every step of the optimiser is the same.
 """
 
 from collections.abc import Callable, Sequence

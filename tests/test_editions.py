@@ -460,6 +460,7 @@ def test_without_pages_a_chapter_travels_along_and_a_page_is_its_words(myst, mar
             "[`score_norms`](https://site/book/api.html#ood_lib.msma.score_norms) $x^2$",
         ),
         ("{py:mod}`ood_lib.msma`", "[`ood_lib.msma`](https://site/book/api.html#module-ood_lib.msma)"),
+        ("a {term}`score`, its {term}`scores <score (Stein)>`", "a score, its scores"),
         ("(sec-a)=\n## A", "## A"),
         ("```{note}\na\n```\n", "> **Note**\n>\n> a\n"),
         (":::{tip} one\n- two\n:::\n", "> **Tip**\n>\n> one\n> - two\n"),

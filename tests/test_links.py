@@ -1,6 +1,7 @@
 """Links between library and chapters, and the markup that Sphinx leaves open."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,16 +118,30 @@ def test_the_uses_come_from_the_stage(tmp_path):
 
 # -- words of the glossary ----------------------------------------------------------------------------------------
 
-WORDS = {"prior energy": "a", "energy": "b", "score": "c", "score (Stein)": "d", "seed (chance)": "e"}
+WORDS = {
+    "prior energy": "a",
+    "energy": "b",
+    "score": "c",
+    "score (Stein)": "d",
+    "seed (chance)": "e",
+    "Bayes' rule": "f",
+}
+GLOSSARY = (ROOT / "book/glossary.md").read_text(encoding="utf-8")
+MARK = re.compile(r"\{term\}`(?:[^`<]*<([^`>]+)>|([^`]+))`")
 
 
-def marked(rst: str) -> list[tuple[str, str]]:
+def marked(document: nodes.document, words=WORDS, by_hand=()) -> list[tuple[str, str]]:
     """The words that become references in a text, as they stand there, and the entries they lead to."""
-    document = publish_doctree(rst)
     plain = document.astext()
-    terms.mark(document, WORDS, "page")
+    terms.mark(document, words, "page", by_hand)
     assert document.astext() == plain  # not a letter is lost
+    assert all("glossary-term" in node[0]["classes"] for node in document.findall(pending_xref))
     return [(node.astext(), node["reftarget"]) for node in document.findall(pending_xref)]
+
+
+def in_the_book(text: str) -> list[tuple[str, str]]:
+    """The same of a sentence of the book, with the words of its glossary."""
+    return marked(publish_doctree(text), terms.definitions(GLOSSARY), terms.by_hand(GLOSSARY))
 
 
 @pytest.mark.parametrize(
@@ -136,6 +151,7 @@ def marked(rst: str) -> list[tuple[str, str]]:
         ("Energies and scores: energys.", [("scores", "score"), ("energys", "energy")]),  # plural by an s
         ("The prior energy is an energy.", [("prior energy", "prior energy"), ("energy", "energy")]),  # the longest
         ("Seeds come first.", [("Seeds", "seed (chance)")]),
+        ("So says Bayes\u2019 rule.", [("Bayes\u2019 rule", "Bayes' rule")]),  # with the apostrophe that Sphinx makes
         ("A score-network, underscored ``energy`` and *seed*.", []),  # inside of words, code, emphasis
         ("energy\n======\n\nText.", []),  # headings
         ("`energy <http://x.org>`__", []),
@@ -143,7 +159,20 @@ def marked(rst: str) -> list[tuple[str, str]]:
     ],
 )
 def test_the_first_use_of_a_word_in_running_text_leads_to_the_glossary(rst, found):
-    assert marked(rst) == found
+    assert marked(publish_doctree(rst)) == found
+
+
+def test_a_word_that_is_marked_by_hand_is_not_marked_again():
+    document = publish_doctree("A score of an energy.")
+    hand = pending_xref("", nodes.inline("", "scores"), refdomain="std", reftype="term", reftarget="score")
+    document += nodes.paragraph("", "Of ", hand)
+    assert marked(document) == [("energy", "energy"), ("scores", "score")]
+
+
+def test_a_word_that_means_more_is_marked_by_hand_alone():
+    text = "The score of a prior energy."
+    assert marked(publish_doctree(text), by_hand=["score"]) == [("prior energy", "prior energy")]
+    assert ("score", "score") in marked(publish_doctree(text))
 
 
 def test_a_pointer_on_a_word_shows_what_it_means():
@@ -156,8 +185,39 @@ def test_a_pointer_on_a_word_shows_what_it_means():
     assert word["reftitle"] == "a" and "reftitle" not in other
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("What the score of a density is, and how KNN scores a bank.", []),
+        ("Click a column head to sort; tables repeat their heads on the next sheet.", []),
+        ("Read a profile as the answer.", []),
+        ("Its interval is taken on the logit scale.", []),
+        ("Let a small energy network correct it; the style of a page, a threshold of ten, a coupling of trains.", []),
+        ("A perturbed head and a noise scale.", [("perturbed head", "perturbed head"), ("noise scale", "noise scale")]),
+        ("MSP, AUPR and AUROC with DeLong's interval.", [(w, w) for w in ("MSP", "AUPR", "AUROC", "DeLong")]),
+        (
+            "The Mahalanobis distance of a tied Gaussian.",
+            [("Mahalanobis", "Mahalanobis (distance)"), ("tied Gaussian",) * 2],
+        ),
+        ("Tweedie\u2019s formula.", [("Tweedie\u2019s formula", "Tweedie's formula")]),
+    ],
+)
+def test_in_the_book_only_words_with_one_meaning_are_marked_by_themselves(text, found):
+    assert in_the_book(text) == found
+
+
+def test_every_mark_leads_to_an_entry_and_every_word_that_needs_one_is_an_entry():
+    entries = {word.lower() for word in terms.definitions(GLOSSARY)}
+    assert set(terms.by_hand(GLOSSARY)) <= {word.partition(" (")[0] for word in entries}
+    pages = [*(ROOT / "notebooks").glob("*.py"), *(ROOT / "book").glob("*.md")]
+    marks = {
+        (p.name, a or b) for p in pages if p.stem != "glossary" for a, b in MARK.findall(p.read_text(encoding="utf-8"))
+    }
+    assert len(marks) > 30 and {(page, word) for page, word in marks if word.lower() not in entries} == set()
+
+
 def test_every_entry_of_the_glossary_has_a_meaning_without_markup():
-    found = terms.definitions((ROOT / "book/glossary.md").read_text(encoding="utf-8"))
+    found = terms.definitions(GLOSSARY)
     assert len(found) > 30
     for word, meaning in found.items():
         assert len(meaning) > 15, word

@@ -167,6 +167,50 @@ def test_batchnorm_cancels_the_scale_of_the_convolution_before_it():
     assert torch.allclose(plain(x), hard(x), atol=1e-4)
 
 
+def trained(eps: float, after: type = nn.BatchNorm2d, forget: bool = False, **options) -> tuple[torch.Tensor, ...]:
+    """Losses (10,) and free weights of a small network, in double precision; normalised if there are options."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3), after(4, eps), nn.ReLU(), nn.Conv2d(4, 4, 3), after(4, eps), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 4 * 4, 3)).double().train()
+    free = [net[0].weight, net[3].weight, net[7].weight]  # a parametrization keeps them as `original`
+    if options:
+        spectral_normalize(net, **options)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01, weight_decay=0.1)
+    losses = []
+    for step in range(10):
+        net.train(not (forget and step > 2))
+        losses.append(F.cross_entropy(net(normal(12, 3, 8, 8, seed=step)), torch.arange(12) % 3))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    return torch.stack(losses).detach(), *(w.detach() for w in free)
+
+
+NORMALISED = [{"mode": "hard"}, {"mode": "bounded", "coefficient": 0.3}, {"mode": "hard", "norm": "exact"}]
+
+
+@pytest.mark.parametrize("options", NORMALISED)
+def test_before_a_batchnorm_training_is_the_same_with_and_without_normalisation(options: dict):
+    for plain, normalised in zip(trained(1e-14), trained(1e-14, **options)):
+        assert torch.allclose(plain, normalised, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("about", "how"),
+    [
+        ({"eps": 1e-5}, {}),  # the same up to epsilon only
+        ({"after": nn.Identity}, {}),  # nothing takes the scale back
+        ({"forget": True}, {}),  # nor do statistics that are frozen
+        ({}, {"layers": (nn.Conv2d, nn.Linear)}),  # the last layer has no BatchNorm behind it
+        ({}, {"batchnorm": 0.5}),  # its gain may not take back all of it
+    ],
+    ids=["epsilon", "no batchnorm", "eval mode", "last layer", "bounded gain"],
+)
+def test_where_no_batchnorm_takes_the_scale_back_normalisation_changes_the_training(about: dict, how: dict):
+    plain, normalised = (trained(**{"eps": 1e-14} | about, **options)[0] for options in ({}, {"mode": "hard"} | how))
+    assert (plain - normalised).abs().max() > 1e-6
+
+
 def network(**options) -> ResNet:
     torch.manual_seed(0)
     net = ResNet(3, 4, (4, 8))

@@ -1,23 +1,24 @@
 """Words of the glossary in the text of the pages: the first time one is used on a page it leads to its entry.
 
-Nothing is marked in the sources; the glossary is the only place that knows which words it holds.  A pointer that rests
-on such a word shows what it means.
+Most words need no mark in the sources.  Those that also mean something else (a *score* may be a gradient, and KNN
+*scores* an image) are linked only where they are marked by hand, as in ``{term}`scores <score>```; the glossary lists
+them in its front matter, under ``linked-by-hand``.  A pointer that rests on a word shows what it means.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from ood_lib.extras import need
 
-__all__ = ["definitions", "mark", "setup"]
+__all__ = ["by_hand", "definitions", "mark", "setup"]
 
 nodes = need("docutils.nodes", "book")
 GLOSSARY = "book/glossary"
 ELSEWHERE = (nodes.table, nodes.reference, nodes.caption, nodes.legend)  # text in these stays as it is
 SIGNS = {"\\propto": "∝", "\\nabla": "∇", "\\sigma": "σ", "\\log": "log", "^2": "²", "$": ""}
-LINK = re.compile(r"\s*\(\[[^()]*\]\([^()]*\)\)|\]\([^()]*\)|[\[`*]|\{[\w:]+\}")
+LINK = re.compile(r"\s*\{cite:p\}`[^`]*`|\s*\(\[[^()]*\]\([^()]*\)\)|\]\([^()]*\)|[\[`*]|\{[\w:]+\}")
 
 
 def definitions(glossary: str) -> dict[str, str]:
@@ -32,6 +33,17 @@ def definitions(glossary: str) -> dict[str, str]:
     return {word.strip(): _plain(text) for word, text in entries}
 
 
+def by_hand(glossary: str) -> list[str]:
+    """The words, without their brackets, that are linked where a source marks them and nowhere else.
+
+    Example:
+        >>> by_hand("---\\nlinked-by-hand: [score, head]\\n---\\n# Glossary")
+        ['score', 'head']
+    """
+    front = re.match(r"---\n(.*?)\n---\n", glossary, re.S)
+    return list((need("yaml", "book").safe_load(front[1]) if front else {}).get("linked-by-hand", []))
+
+
 def _plain(text: str) -> str:
     text = " ".join(LINK.sub("", text).split())
     for tex, sign in SIGNS.items():
@@ -39,14 +51,26 @@ def _plain(text: str) -> str:
     return text
 
 
-def mark(document: Any, words: dict[str, str], page: str) -> None:
-    """Make a reference of the first use of each word, in running text alone."""
+def mark(document: Any, words: dict[str, str], page: str, by_hand: Collection[str] = ()) -> None:
+    """Make a reference of the first use of each word, in running text alone; not of one that is marked by hand."""
+    done = _marked_by_hand(document)
     known = {_short(word): word for word in reversed(words)}  # of two that are written alike the first
+    known = {short: word for short, word in known.items() if short not in by_hand and word.lower() not in done}
     left = dict.fromkeys(sorted(known.values(), key=len, reverse=True))
     for text in list(_running(document)):
         for part in _split(text.astext(), left, page):
             text.parent.insert(text.parent.index(text), part)
         text.parent.remove(text)
+
+
+def _marked_by_hand(document: Any) -> set[str]:
+    """The entries that a source refers to, in lower case; what refers to them is shown like all others."""
+    found = set()
+    for reference in document.findall(need("sphinx.addnodes", "book").pending_xref):
+        if reference.get("reftype") == "term":
+            found.add(reference["reftarget"].lower())
+            reference[0]["classes"].append("glossary-term")
+    return found
 
 
 def _running(document: Any) -> Iterator[Any]:
@@ -64,7 +88,7 @@ def _above(node: Any) -> Iterator[Any]:
 def _split(text: str, left: dict[str, None], page: str) -> Iterator[Any]:
     """The text in pieces, the words of the glossary as references; what was found is taken from `left`."""
     while left and (found := _pattern(left).search(text)):
-        word = next(w for w in left if _short(w).lower() == found[1].lower())
+        word = next(w for w in left if _short(w).lower() == found[1].lower().replace("’", "'"))
         del left[word]
         yield nodes.Text(text[: found.start()])
         yield _reference(word, found[0], page)
@@ -74,8 +98,9 @@ def _split(text: str, left: dict[str, None], page: str) -> Iterator[Any]:
 
 def _pattern(words: dict[str, None]) -> re.Pattern[str]:
     """Any of the words, with a capital letter at the beginning of a sentence, and in the plural."""
-    either = (f"[{w[0].upper()}{w[0]}]{re.escape(w[1:])}" for w in map(_short, words))
-    return re.compile(rf"(?<![\w-])({'|'.join(either)})s?(?![\w-])")
+    either = "|".join(f"[{w[0].upper()}{w[0]}]{re.escape(w[1:])}" for w in map(_short, words))
+    either = either.replace("'", "['’]")  # Sphinx curves it
+    return re.compile(rf"(?<![\w-])({either})s?(?![\w-])")
 
 
 def _short(word: str) -> str:
@@ -91,13 +116,14 @@ def _reference(word: str, text: str, page: str) -> Any:
 
 def _read(app: Any, config: Any) -> None:
     file = Path(app.srcdir) / f"{GLOSSARY}.md"
-    config.ood_book_words = definitions(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    glossary = file.read_text(encoding="utf-8") if file.is_file() else ""
+    config.ood_book_words, config.ood_book_by_hand = definitions(glossary), by_hand(glossary)
 
 
 def _on_page(app: Any, document: Any) -> None:
     page = app.env.docname
     if page.startswith(("notebooks/", "book/")) and page not in (GLOSSARY, "book/api", "book/bibliography"):
-        mark(document, app.config.ood_book_words, page)
+        mark(document, app.config.ood_book_words, page, app.config.ood_book_by_hand)
 
 
 def _explain(app: Any, document: Any, page: str) -> None:
@@ -112,6 +138,7 @@ def _explain(app: Any, document: Any, page: str) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx, which finds this module in `_config.yml`."""
     app.add_config_value("ood_book_words", {}, "env")
+    app.add_config_value("ood_book_by_hand", [], "env")
     app.connect("config-inited", _read)
     app.connect("doctree-read", _on_page)
     app.connect("doctree-resolved", _explain)
