@@ -82,9 +82,9 @@ from IPython.display import Markdown, display
 from scipy import stats
 
 import ood_lib as ood
-from ood_lib import plots
-from ood_lib.classical import FAMILIES
-from ood_lib.metrics import auroc
+from ood_lib.detectors.classical.recipes import FAMILIES
+from ood_lib.evaluation import plots
+from ood_lib.evaluation.metrics import auroc
 
 plots.theme()
 torch.manual_seed(seed)
@@ -1493,9 +1493,9 @@ check_two(near_far)
 # * A threshold is a rank among calibration scores; its promise needs no law, only exchangeability and enough images.
 # * OOD images that choose anything are training data.
 #
-# **In the library:** {py:func}`~ood_lib.metrics.evaluate`, {py:func}`~ood_lib.comparison.compare`,
-# {py:meth}`~ood_lib.detector.Detector.calibrate`, {py:func}`~ood_lib.benchmark.run_benchmark`,
-# {py:func}`~ood_lib.classical.classical_detectors`.
+# **In the library:** {py:func}`~ood_lib.evaluation.metrics.evaluate`, {py:func}`~ood_lib.evaluation.comparison.compare`,
+# {py:meth}`~ood_lib.detectors.detector.Detector.calibrate`, {py:func}`~ood_lib.evaluation.benchmark.run_benchmark`,
+# {py:func}`~ood_lib.detectors.classical.recipes.classical_detectors`.
 #
 # **Read on:** the protocol {cite:p}`zhang2023openood`; conformal p-values for outliers {cite:p}`bates2023conformal`; the variance of an AUROC
 # {cite:p}`delong1988`.

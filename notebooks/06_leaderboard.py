@@ -76,8 +76,8 @@ import torch
 from IPython.display import HTML, Markdown, display
 
 import ood_lib as ood
-from ood_lib import plots
-from ood_lib.results import data_hash
+from ood_lib.data.benchmark import benchmark_hash
+from ood_lib.evaluation import plots
 
 plots.theme()
 
@@ -144,7 +144,7 @@ small = f"small ResNet, {widths[-1]} features"
 label = name or (small if bench.head is None else benchmark)
 
 # %%
-origin = ood.provenance(data=data_hash(bench), sets="; ".join(bench.notes))
+origin = ood.provenance(data=benchmark_hash(bench), sets="; ".join(bench.notes))
 file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
 ood.save_results(file, table, origin=origin, **about)

@@ -91,9 +91,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import ood_lib as ood
-from ood_lib import plots
-from ood_lib.metrics import auroc
-from ood_lib.weiper import gaussian_histogram, histogram, logit_noise, noise, perturb
+from ood_lib.detectors.weiper import gaussian_histogram, histogram, logit_noise, noise, perturb
+from ood_lib.evaluation import plots
+from ood_lib.evaluation.metrics import auroc
 
 plots.theme()
 torch.manual_seed(seed)
@@ -1489,7 +1489,7 @@ check_unusual(unusual)
 #   space and cannot say. The protocol chapter did so on the logits, which WeiPer space contains, and found most far
 #   images: that speaks against the energy.
 #
-# **In the library:** {py:class}`~ood_lib.weiper.WeiPer`, and the functions of {py:mod}`ood_lib.weiper` that this page
+# **In the library:** {py:class}`~ood_lib.detectors.weiper.WeiPer`, and the functions of {py:mod}`ood_lib.detectors.weiper` that this page
 # built from scratch.
 #
 # **Read on:** the paper {cite:p}`granz2024weiper`; ReAct {cite:p}`sun2021react`, whose clipping WeiPer can average;

@@ -106,10 +106,10 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from torch.nn import functional as F
 
 import ood_lib as ood
-from ood_lib import plots
-from ood_lib.compose import soft_extreme
-from ood_lib.metrics import auroc
-from ood_lib.residual import ResidualNet, residual_loss
+from ood_lib.detectors.compose import soft_extreme
+from ood_lib.detectors.heat.residual import ResidualNet, residual_loss
+from ood_lib.evaluation import plots
+from ood_lib.evaluation.metrics import auroc
 
 plots.theme()
 torch.manual_seed(seed)
@@ -1620,8 +1620,8 @@ check_better(better)
 #   on far-OOD, and does not reach the mixture.
 # * A prior that is no density stays one after the correction: stretch a feature, and the hybrid on logits finds it more typical.
 #
-# **In the library:** {py:class}`~ood_lib.heat.HEAT` and {py:class}`~ood_lib.hybrid.ResidualEBM`, the priors of {py:mod}`ood_lib.priors`,
-# {py:func}`~ood_lib.langevin.sgld`, and {py:func}`~ood_lib.compose.compose` for any detectors.
+# **In the library:** {py:class}`~ood_lib.detectors.heat.heat.HEAT` and {py:class}`~ood_lib.detectors.heat.hybrid.ResidualEBM`, the priors of {py:mod}`ood_lib.detectors.heat.priors`,
+# {py:func}`~ood_lib.detectors.heat.langevin.sgld`, and {py:func}`~ood_lib.detectors.compose.compose` for any detectors.
 #
 # **Read on:** the paper {cite:p}`lafon2023heat`; how to train energies {cite:p}`song2021ebm`; what short chains learn instead of a density
 # {cite:p}`nijkamp2019shortrun`; noise-contrastive estimation {cite:p}`gutmann2010nce`.

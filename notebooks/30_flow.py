@@ -92,14 +92,14 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 import ood_lib as ood
-from ood_lib import plots
-from ood_lib.bijections import Coupling
-from ood_lib.flow import coupling_flow, glow
-from ood_lib.flow_training import FlowTraining
-from ood_lib.metrics import auroc
-from ood_lib.moments import class_moments
-from ood_lib.sphere import tolerance, uniformity
-from ood_lib.toys import ring_and_arcs
+from ood_lib.data.toys import ring_and_arcs
+from ood_lib.detectors.flow.bijections import Coupling
+from ood_lib.detectors.flow.flow import coupling_flow, glow
+from ood_lib.detectors.flow.training import FlowTraining
+from ood_lib.detectors.moments import class_moments
+from ood_lib.evaluation import plots
+from ood_lib.evaluation.metrics import auroc
+from ood_lib.features.geometry import tolerance, uniformity
 
 plots.theme()
 warnings.filterwarnings("ignore", message=".* never vary")  # dead units, blank pixels: we know
@@ -1538,8 +1538,8 @@ check_together(together)
 # * Bland images fool a density on pixels; the same kind of density on features can catch them: the representation carries the meaning.
 # * It needs no labels. What the network confuses, it cannot see.
 #
-# **In the library:** {py:class}`~ood_lib.feature_flow.FeatureFlow`, the layers in {py:mod}`ood_lib.bijections`, the flow in
-# {py:mod}`ood_lib.flow`, its training in {py:mod}`ood_lib.flow_training`. `FeatureFlow(flow=...)` takes any module with
+# **In the library:** {py:class}`~ood_lib.detectors.flow.feature_flow.FeatureFlow`, the layers in {py:mod}`ood_lib.detectors.flow.bijections`, the flow in
+# {py:mod}`ood_lib.detectors.flow.flow`, its training in {py:mod}`ood_lib.detectors.flow.training`. `FeatureFlow(flow=...)` takes any module with
 # `log_prob`, a flow of the package `zuko` for instance.
 #
 # **Read on:** the paper {cite:p}`cook2024flow`; a review of flows {cite:p}`papamakarios2021flows`; why they fail on

@@ -98,10 +98,10 @@ from matplotlib.ticker import LogLocator
 from torch.nn import functional as F
 
 import ood_lib as ood
-from ood_lib import plots
-from ood_lib.images import ImageArray
-from ood_lib.metrics import auroc
-from ood_lib.networks import Representation, pick_device
+from ood_lib.data.images import ImageArray
+from ood_lib.evaluation import plots
+from ood_lib.evaluation.metrics import auroc
+from ood_lib.networks.network import Representation, pick_device
 
 plots.theme()
 torch.manual_seed(seed)
@@ -1756,9 +1756,9 @@ check_blind(robust)
 # * Which of the two failed on near-OOD, representation or energy? Both. A plain sum of the same ten norms does better than their
 #   density, and a nearest neighbour on pixels does better than that sum: ten norms forget *where* in the image the score is long.
 #
-# **In the library:** {py:class}`~ood_lib.msma.MSMA`, {py:func}`~ood_lib.msma.score_norms`,
-# {py:class}`~ood_lib.score_network.ScoreNetwork` and {py:func}`~ood_lib.score_matching.train_score_network`. Any callable
-# `network(x, sigma)` will do, and {py:class}`~ood_lib.score_network.DiffusersBody` takes a UNet of `diffusers`.
+# **In the library:** {py:class}`~ood_lib.detectors.msma.MSMA`, {py:func}`~ood_lib.detectors.msma.score_norms`,
+# {py:class}`~ood_lib.networks.score_network.ScoreNetwork` and {py:func}`~ood_lib.training.score_matching.train_score_network`. Any callable
+# `network(x, sigma)` will do, and {py:class}`~ood_lib.networks.score_network.DiffusersBody` takes a UNet of `diffusers`.
 # `ood-book run msma --profile msma_paper` runs the paper's constants on CIFAR-10, for which you want a GPU.
 #
 # **Read on:** the paper {cite:p}`mahmood2021msma`; score matching {cite:p}`hyvarinen2005score,vincent2011connection`; noise

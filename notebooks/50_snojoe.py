@@ -101,13 +101,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import ood_lib as ood
-from ood_lib import plots
-from ood_lib.images import Frame, ImageArray
-from ood_lib.lipschitz import batchnorm_gain, exact_norm, reshaped_norm
-from ood_lib.metrics import auroc
-from ood_lib.multilabel import sum_logit, sum_prob
-from ood_lib.results import data_hash
-from ood_lib.spectral import power_iteration
+from ood_lib.data.benchmark import benchmark_hash
+from ood_lib.data.images import Frame, ImageArray
+from ood_lib.detectors.joint_energy import sum_logit, sum_prob
+from ood_lib.evaluation import plots
+from ood_lib.evaluation.metrics import auroc
+from ood_lib.networks.lipschitz import batchnorm_gain, exact_norm, reshaped_norm
+from ood_lib.networks.spectral import power_iteration
 
 # %% tags=["hide-input"]
 plots.theme()
@@ -1727,9 +1727,9 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# **In the library:** {py:class}`~ood_lib.multilabel.JointEnergy`, {py:func}`~ood_lib.spectral.spectral_normalize`,
-# {py:func}`~ood_lib.lipschitz.lipschitz_report`, {py:func}`~ood_lib.training.train_multilabel`,
-# {py:class}`~ood_lib.outliers.Outlier`.
+# **In the library:** {py:class}`~ood_lib.detectors.joint_energy.JointEnergy`, {py:func}`~ood_lib.networks.spectral.spectral_normalize`,
+# {py:func}`~ood_lib.networks.lipschitz.lipschitz_report`, {py:func}`~ood_lib.training.classifier.train_multilabel`,
+# {py:class}`~ood_lib.detectors.classical.outlier.Outlier`.
 #
 # **Read on:** SNoJoE {cite:p}`mei2024snojoe`; JointEnergy {cite:p}`wang2021jointenergy`; the energy score for one label
 # {cite:p}`liu2020energy`; distance-aware networks {cite:p}`liu2020sngp,mukhoti2023`; the imbalance of labels
@@ -1743,7 +1743,7 @@ if results:
     everything = pd.concat([table, renamed])
     everything.to_csv(Path(results) / "benchmark.csv", index=False)
     (Path(results) / "summary.md").write_text(plots.markdown_table(summary))
-    origin = ood.provenance(data=data_hash(bench), sets="; ".join(bench.notes))
+    origin = ood.provenance(data=benchmark_hash(bench), sets="; ".join(bench.notes))
     label = f"{backbone or 'small ResNet'}, {f.test.penultimate.shape[1]} features, mAP {reached:.1f} %"
     about = {"benchmark": benchmark, "network": label}
     ood.save_results(Path(results) / "this-run.json", everything, origin=origin, **about)

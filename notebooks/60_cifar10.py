@@ -81,9 +81,10 @@ import torch
 from IPython.display import Markdown, display
 
 import ood_lib as ood
-from ood_lib import plots
-from ood_lib.pretrained import RECIPES, SHIPPED, card
-from ood_lib.protocols import OPENOOD_CIFAR10
+from ood_lib.data.protocols import OPENOOD_CIFAR10
+from ood_lib.data.records import SHIPPED
+from ood_lib.evaluation import plots
+from ood_lib.training.recipes import RECIPES, card
 
 plots.theme()
 folder = Path(bank) if bank else SHIPPED / "cifar10-bank"

@@ -63,8 +63,8 @@ import yaml
 from IPython.display import Markdown, display
 
 import ood_lib as ood
-from ood_lib import plots
-from ood_lib.protocols import OPENOOD_CIFAR10
+from ood_lib.data.protocols import OPENOOD_CIFAR10
+from ood_lib.evaluation import plots
 
 plots.theme()
 if not Path(claims).is_file():  # the notebook alone, as in Colab: the claims and the result files lie in the repository

@@ -4,46 +4,63 @@ A detector is an energy on a representation: a frozen network turns an image int
 into one number per image, and larger always means further from the training data.
 """
 
-from ood_lib.augment import augmented, cutout, flip, shift
-from ood_lib.benchmark import BenchmarkFeatures, extract_benchmark, run_benchmark, summarize
-from ood_lib.classical import classical_detectors
-from ood_lib.comparison import Comparison, compare, duel
-from ood_lib.compose import compose
-from ood_lib.cost import measured
-from ood_lib.data import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_ood_set
-from ood_lib.density import GMM
-from ood_lib.detector import Detector, NotFittedError
-from ood_lib.distances import FDBD, SHE
+from ood_lib.data.benchmark import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_ood_set
+from ood_lib.data.folders import split_folder
+from ood_lib.data.images import Frame, ImageArray, ImageFiles
+from ood_lib.data.labels import average_precision, count_labels
+from ood_lib.data.locate import MissingDataError
+from ood_lib.detectors.classical.ash import ASH
+from ood_lib.detectors.classical.energy import Energy, energy
+from ood_lib.detectors.classical.fdbd import FDBD
+from ood_lib.detectors.classical.gen import GEN, gen
+from ood_lib.detectors.classical.gmm import GMM
+from ood_lib.detectors.classical.gradnorm import GradNorm, gradnorm
+from ood_lib.detectors.classical.kl_matching import KLMatching
+from ood_lib.detectors.classical.knn import KNN
+from ood_lib.detectors.classical.mahalanobis import Mahalanobis
+from ood_lib.detectors.classical.max_logit import MaxLogit, max_logit
+from ood_lib.detectors.classical.msp import MSP, msp
+from ood_lib.detectors.classical.nnguide import NNGuide
+from ood_lib.detectors.classical.odin import ODIN, Perturbed, odin
+from ood_lib.detectors.classical.outlier import Outlier
+from ood_lib.detectors.classical.react import ReAct
+from ood_lib.detectors.classical.recipes import classical_detectors
+from ood_lib.detectors.classical.rmds import RMDS
+from ood_lib.detectors.classical.scale import SCALE
+from ood_lib.detectors.classical.she import SHE
+from ood_lib.detectors.classical.temperature import fit_temperature
+from ood_lib.detectors.classical.vim import ViM
+from ood_lib.detectors.compose import compose
+from ood_lib.detectors.detector import Detector, NotFittedError
+from ood_lib.detectors.flow.feature_flow import FeatureFlow
+from ood_lib.detectors.heat.heat import HEAT
+from ood_lib.detectors.heat.hybrid import ResidualEBM
+from ood_lib.detectors.heat.langevin import DivergedError, sgld
+from ood_lib.detectors.heat.priors import GMMPrior, LogitPrior
+from ood_lib.detectors.joint_energy import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
+from ood_lib.detectors.msma import MSMA, ScoreNorms, score_norms, select_gmm
+from ood_lib.detectors.weiper import WeiPer, weiper_kld
+from ood_lib.evaluation.benchmark import run_benchmark, summarize
+from ood_lib.evaluation.comparison import Comparison, compare, duel
+from ood_lib.evaluation.cost import measured
+from ood_lib.evaluation.metrics import Metrics, evaluate
+from ood_lib.evaluation.results import leaderboard, load_results, provenance, save_results
 from ood_lib.exercises import Check, seal
-from ood_lib.feature_flow import FeatureFlow
-from ood_lib.features import Features, extract
-from ood_lib.folders import split_folder
-from ood_lib.gaussians import RMDS, Mahalanobis, ViM
-from ood_lib.gradients import ODIN, GradNorm, Perturbed, gradnorm, odin
-from ood_lib.heat import HEAT
-from ood_lib.hybrid import ResidualEBM
-from ood_lib.images import Frame, ImageArray, ImageFiles
-from ood_lib.labels import average_precision, count_labels
-from ood_lib.langevin import DivergedError, sgld
-from ood_lib.lipschitz import lipschitz_report
-from ood_lib.logits import GEN, MSP, Energy, KLMatching, MaxLogit, energy, fit_temperature, gen, max_logit, msp
-from ood_lib.loop import History
-from ood_lib.metrics import Metrics, evaluate
-from ood_lib.msma import MSMA, ScoreNorms, score_norms, select_gmm
-from ood_lib.multilabel import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
-from ood_lib.neighbours import KNN, NNGuide
-from ood_lib.networks import Recorded, ResNet, adapt, half_precision, network_for, pick_device
-from ood_lib.outliers import Outlier
-from ood_lib.pretrained import load_bank, pretrained
-from ood_lib.priors import GMMPrior, LogitPrior
-from ood_lib.rectify import ASH, SCALE, ReAct
-from ood_lib.results import leaderboard, load_results, provenance, save_results
-from ood_lib.score_matching import denoising_error, dsm_loss, train_score_network
-from ood_lib.score_network import DiffusersBody, ScoreNetwork, UNet, noise_scales
-from ood_lib.sources import MissingDataError
-from ood_lib.spectral import spectral_normalize
-from ood_lib.training import accuracy, mean_average_precision, train_classifier, train_multilabel
-from ood_lib.weiper import WeiPer, weiper_kld
+from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, load_bank
+from ood_lib.features.extract import extract
+from ood_lib.features.features import Features
+from ood_lib.networks.adapt import Recorded, adapt, network_for
+from ood_lib.networks.lipschitz import lipschitz_report
+from ood_lib.networks.network import pick_device
+from ood_lib.networks.precision import half_precision
+from ood_lib.networks.resnet import ResNet
+from ood_lib.networks.score_network import DiffusersBody, ScoreNetwork, UNet, noise_scales
+from ood_lib.networks.spectral import spectral_normalize
+from ood_lib.training.augment import augmented, cutout, flip, shift
+from ood_lib.training.classifier import accuracy, mean_average_precision, train_classifier, train_multilabel
+from ood_lib.training.loop import History
+from ood_lib.training.recipes import pretrained
+from ood_lib.training.score_matching import denoising_error, dsm_loss, train_score_network
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Detector", "DiffusersBody",

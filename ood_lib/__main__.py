@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from ood_lib.benchmark import extract_benchmark
-from ood_lib.data import load_benchmark
-from ood_lib.networks import pick_device
-from ood_lib.pretrained import RECIPES, make_bank, train_recipe
-from ood_lib.results import data_hash, provenance
+from ood_lib.data.benchmark import benchmark_hash, load_benchmark
+from ood_lib.evaluation.results import provenance
+from ood_lib.features.bank import extract_benchmark, make_bank
+from ood_lib.networks.network import pick_device
+from ood_lib.training.recipes import RECIPES, train_recipe
 
 __all__ = ["main"]
 
@@ -24,7 +24,7 @@ def main() -> None:
     given = parser.parse_args()
     bench = load_benchmark(RECIPES[given.name].benchmark, root=given.root, missing=given.missing)
     command = f"python -m ood_lib {given.name} --seed {given.seed} --missing {given.missing}"
-    origin = provenance(command, pick_device(given.device), data=data_hash(bench), sets="; ".join(bench.notes))
+    origin = provenance(command, pick_device(given.device), data=benchmark_hash(bench), sets="; ".join(bench.notes))
     network, _ = train_recipe(given.name, bench, given.out, seed=given.seed, origin=origin, device=given.device)
     seen = extract_benchmark(network, bench, device=given.device, channels_last=True, autocast="auto")
     seen.save(given.out / f"{bench.name}-features", **origin)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ood_lib.features import Features
+from ood_lib.features.features import Features
 
 matplotlib.use("Agg")
 

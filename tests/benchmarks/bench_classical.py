@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ood_lib import GMM, KNN, Features, Mahalanobis, ViM, evaluate
-from ood_lib.metrics import auroc
+from ood_lib.evaluation.metrics import auroc
 
 Way = Callable[[], Any]
 SLOW = ("scikit-learn", "sklearn, as far")  # one round is enough to see that
@@ -104,8 +104,8 @@ def gmm(quick: bool, threads: int) -> dict[str, Way]:
     if sk := optional("sklearn.mixture"):
         mixture = {"n_components": 10, "covariance_type": "tied", "random_state": 0}
         for name, more in (("sklearn, defaults", {}), ("sklearn, as far", {"tol": 1e-7, "n_init": 4, "max_iter": 500})):
-            ways[name] = lambda more=more: -torch.from_numpy(
-                sk.GaussianMixture(**mixture, **more).fit(z.numpy()).score_samples(z.numpy())
+            ways[name] = lambda more=more: (
+                -torch.from_numpy(sk.GaussianMixture(**mixture, **more).fit(z.numpy()).score_samples(z.numpy()))
             )
     return ways
 

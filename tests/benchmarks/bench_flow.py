@@ -18,9 +18,9 @@ import torch
 import zuko
 from torch import Tensor, nn
 
-from ood_lib.flow import coupling_flow, glow
-from ood_lib.flow_training import FlowTraining
-from ood_lib.networks import half_precision
+from ood_lib.detectors.flow.flow import coupling_flow, glow
+from ood_lib.detectors.flow.training import FlowTraining
+from ood_lib.networks.precision import half_precision
 
 Way = Callable[[], Any]
 

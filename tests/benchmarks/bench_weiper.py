@@ -84,7 +84,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     """Fit and score in this process; times, memory and the sum of the scores."""
     import torch
 
-    import ood_lib.weiper
+    import ood_lib.detectors.weiper
     from ood_lib import WeiPer
 
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ def run_case(case: dict[str, Any]) -> dict[str, Any]:
     warm_up()
     head, features = make(**case)
     if case["way"] == "every edge":
-        ood_lib.weiper.histogram = compare_with_every_edge
+        ood_lib.detectors.weiper.histogram = compare_with_every_edge
     detector = WeiPer(head, repeats=None if case["way"] == "limit" else case["repeats"])
     train = features[: case["train"]]
     fit_seconds, fit_memory, _ = timed(lambda: detector.fit(train))

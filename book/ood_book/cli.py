@@ -1,0 +1,258 @@
+"""The `ood-book` command: runs the notebooks side by side and builds the pages from the results.
+
+A thin layer over jupytext (`.py` to notebook), papermill (runs) and Jupyter Book (pages). All that
+it writes lies under `_build/`, except for `sync`: the `.ipynb` next to each `.py`.
+"""
+
+import argparse
+import ast
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ood_lib.data import benchmark as data
+from ood_book.run.cluster import run_on_cluster
+from ood_book.run.compare import write_comparison
+from ood_book.teach.deck import deck_of
+from ood_book.teach.editions import EDITIONS, reader
+from ood_book.metadata import about, generated
+from ood_book.site.missing import Missing
+from ood_book.notebooks import Refused, find_root, load, parameters_of, select, sources, title_of
+from ood_book.site.pages import build_pages
+from ood_book.teach.plain import read_book
+from ood_book.run.plan import PROMISED, Task, plan, profiles, read_profile
+from ood_book.run.progress import PATIENCE, WARN
+from ood_book.run.runner import run_side_by_side
+from ood_book.run.sweep import collect, factors, plan_sweep, reserve
+from ood_book.run.work import TABLES
+from ood_lib.extras import MissingExtraError, need
+
+__all__ = ["main"]
+
+
+def _run(args: argparse.Namespace) -> int:
+    out, planned = plan(find_root(args.root), args.profile, dict(args.parameters), args.notebooks, args.out)
+    tasks = [replace(task, patience=args.patience) for task in planned]
+    todo = [task for task in tasks if args.force or not task.is_done]
+    for task in tasks:
+        if task not in todo:
+            print(f"{task.name}: up to date")
+    failures = run_side_by_side(todo, args.jobs)
+    for name, message in failures.items():
+        print(f"\n{name} {message}", file=sys.stderr)
+    if failures:
+        print(f"\n{len(failures)} of {len(todo)} failed: {', '.join(failures)}", file=sys.stderr)
+    print("\n".join([f"runs are in {out}", *_tables([task for task in tasks if task.label not in failures])]))
+    return 1 if failures else 0
+
+
+def _tables(tasks: Sequence[Task]) -> list[str]:
+    """The tables that runs have written, a line for each notebook, and the line of pandas that reads one of them."""
+    folders = [task.results for task in tasks if task.results]
+    found = {folder: sorted(p.name for p in folder.iterdir() if p.suffix in TABLES) for folder in folders}
+    lines = [f"  {folder.name}/  {', '.join(names)}" for folder, names in found.items() if names]
+    tables = [folder / name for folder, names in found.items() for name in names if name.endswith(".csv")]
+    read = [f'read one in Python: import pandas as pd; pd.read_csv("{tables[0].as_posix()}")'] if tables else []
+    return ["tables, in the folder of each notebook there:", *lines, *read] if lines else []
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    values = factors(args.parameters, args.grid)
+    sweep = plan_sweep(find_root(args.root), args.notebook, values, args.seeds, args.profile, args.out)
+    todo = [] if args.collect else [task for task in sweep.tasks if not task.is_done]
+    failures = {}
+    if todo:
+        reserve(sweep)
+        print(f"{len(todo)} of {len(sweep.tasks)} runs to do", flush=True)
+        failures = run_on_cluster(todo, args.dask) if args.dask else run_side_by_side(todo, args.jobs)
+    for name, message in failures.items():
+        print(f"\n{name} {message}", file=sys.stderr)
+    table = collect(sweep, failures)
+    print(f"runs are in {sweep.out}\nopen {write_comparison(sweep, table, args.line)}")
+    return 0 if set(table["status"]) == {"done"} else 1
+
+
+def _build(args: argparse.Namespace) -> int:
+    root = find_root(args.root)
+    runs, tasks = plan(root, args.profile, dict(args.parameters))
+    done = [task for task in tasks if task.is_done]
+    if not done:
+        raise _not_run(args, tasks)
+    build = _again("build", [], args)
+    missing = [Missing.of(t, (_again("run", [t.name], args), build)) for t in tasks if t not in done]
+    name = "html" if runs.name == "default" else f"html-{runs.name}"
+    html = (args.out or root / "_build" / name).resolve()
+    if not build_pages(root, done, html, missing):
+        print("ood-book: no pages; the warnings above say why", file=sys.stderr)
+        return 1
+    print(f"open {html / 'index.html'}", flush=True)
+    if not missing:
+        return 0
+    print("ood-book: the pages are not complete. In the place of these chapters a page says why:", file=sys.stderr)
+    for chapter in missing:
+        print(f"  {chapter.name} {chapter.reason.splitlines()[0]}", file=sys.stderr)
+    print(f"Run: {_again('run', [chapter.name for chapter in missing], args)}", file=sys.stderr)
+    return 1
+
+
+def _finished(root: Path, args: argparse.Namespace, notebooks: Sequence[str]) -> tuple[Path, list[Task]]:
+    """The folder of the runs and their tasks; refused where one is not run as it is now."""
+    runs, tasks = plan(root, args.profile, dict(args.parameters), notebooks)
+    if stale := [task for task in tasks if not task.is_done]:
+        raise _not_run(args, stale, notebooks)
+    return runs, tasks
+
+
+def _not_run(args: argparse.Namespace, tasks: Sequence[Task], notebooks: Sequence[str] = ()) -> Refused:
+    names = ", ".join(task.name for task in tasks)
+    return Refused(f"not run as they are now: {names}. Run: {_again('run', notebooks, args)}")
+
+
+def _again(command: str, notebooks: Sequence[str], args: argparse.Namespace) -> str:
+    """The line that runs notebooks, or builds the pages, with the values of this command."""
+    overrides = [word for pair in args.parameters for word in ("-p", *pair)]
+    return shlex.join(["ood-book", command, *notebooks, "--profile", args.profile, *overrides])
+
+
+def _list(args: argparse.Namespace) -> int:
+    root = find_root(args.root)
+    entries = about(root)
+    print("Notebooks")
+    for name, source in sources(root).items():
+        print(f"  {name:<24} {title_of(load(source))}")
+        if name in entries:
+            print(f"      {entries[name].goal}\n      {entries[name].cost}; {entries[name].data}")
+        for key, p in parameters_of(source).items():
+            print(f"      {f'{key}: {ast.unparse(p.kind)} = {p.default!r}':<36} {p.help}")
+    print("Profiles")
+    for name in profiles(root):
+        values = read_profile(root, name)[1]
+        print(f"  {name:<24} {', '.join(f'{k}={v}' for k, v in values.items())}")
+    print(f"Benchmarks\n  {', '.join([*data.BENCHMARKS, 'folder:PATH', 'bank:PATH'])}")
+    return 0
+
+
+def _teach(args: argparse.Namespace) -> int:
+    root = find_root(args.root)
+    out, write = (args.out or root / "_build/teach").resolve(), need("jupytext", "book").writes
+    # What cannot be is refused before anything is written.
+    runs, tasks = _finished(root, args, args.notebooks) if args.slides else (root, [])
+    book = replace(read_book(root), site="")  # the pages have the solutions
+    for source in select(root, args.notebooks):
+        notebook = load(source)
+        for edition, make in EDITIONS.items():
+            _put(out / edition / f"{source.stem}.ipynb", write(make(notebook, book), "ipynb") + "\n")
+    for task in tasks:
+        _put(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
+    print(f"editions are in {out}: {', '.join([*EDITIONS, *['slides'] * args.slides])}")
+    return 0
+
+
+def _put(path: Path, text: str) -> None:
+    """Written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _sync(args: argparse.Namespace) -> int:
+    root, write = find_root(args.root), need("jupytext", "book").writes
+    book = read_book(root)
+    made = {s.with_suffix(".ipynb"): reader(load(s), book, name) for name, s in sources(root).items()}
+    wanted = {path: write(notebook, "ipynb") + "\n" for path, notebook in made.items()} | generated(root)
+    differing = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    for path in differing:
+        print(f"{path}: {'differs from' if args.check else 'written from'} {_origin(path)}")
+        if not args.check:
+            _put(path, wanted[path])
+    return 1 if differing and args.check else 0
+
+
+def _origin(path: Path) -> str:
+    return path.with_suffix(".py").name if path.suffix == ".ipynb" else "notebooks/notebooks.yaml"
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
+
+
+def _patience(text: str) -> float:
+    if not 0 <= (times := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError("0 or more")
+    return times
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ood-book", description="Run and build the book.")
+    root = argparse.ArgumentParser(add_help=False)
+    root.add_argument("--root", type=Path, help="folder of the book (default: found from here)")
+    profile = argparse.ArgumentParser(add_help=False)
+    profile.add_argument("--profile", default="default", help="name, or path of a YAML file")
+    values = argparse.ArgumentParser(add_help=False, parents=[profile])
+    option = values.add_argument("-p", dest="parameters", nargs=2, action="append", default=[])
+    option.metavar, option.help = ("NAME", "VALUE"), "overrides a parameter; may be repeated"
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", parents=[root, values], help="run notebooks side by side")
+    run.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
+    run.add_argument("-j", "--jobs", type=_positive, help="notebooks at a time")
+    run.add_argument("--out", type=Path, help="folder of the runs (default: _build/run/PROFILE)")
+    run.add_argument("--force", action="store_true", help="run also what is up to date")
+    patience = run.add_argument("--patience", type=_patience, default=PATIENCE, metavar="TIMES")
+    patience.help = (
+        f"stop a notebook that takes more than TIMES its budget, the minutes in notebooks/notebooks.yaml; 0: never "
+        f"(default: {PATIENCE}; from {WARN} times on the run says so). Of wall-clock and processor time the smaller "
+        f"counts, and wall-clock time at least by half. Only the profiles {' and '.join(PROMISED)} have a budget, and "
+        "only without -p"
+    )
+    run.set_defaults(command=_run)
+
+    sweep = commands.add_parser("sweep", parents=[root, profile], help="run one notebook at many values and seeds")
+    sweep.add_argument("notebook", metavar="NOTEBOOK")
+    several = sweep.add_argument("-p", dest="parameters", nargs=2, action="append", default=[])
+    several.metavar, several.help = ("NAME", "VALUE,VALUE"), "values of a parameter; several of them are combined"
+    sweep.add_argument("--grid", type=Path, metavar="FILE", help="YAML: name: [values], or a list of combinations")
+    sweep.add_argument("--seeds", type=_positive, metavar="N", help="runs of each combination, from different seeds")
+    where = sweep.add_mutually_exclusive_group()
+    where.add_argument("-j", "--jobs", type=_positive, help="runs at a time on this machine")
+    where.add_argument("--dask", metavar="ADDRESS", help="scheduler of a Dask cluster, or its scheduler file")
+    sweep.add_argument("--out", help="folder of the runs, or an address that papermill can write (s3://, gs://, ...)")
+    sweep.add_argument("--collect", action="store_true", help="run nothing, only tabulate what is complete")
+    sweep.set_defaults(command=_sweep)
+
+    build = commands.add_parser("build", parents=[root, values], help="build the pages of the runs with these values")
+    build.add_argument("--out", type=Path, help="where the pages go (default: _build/html)")
+    build.set_defaults(command=_build)
+
+    listing = commands.add_parser("list", parents=[root], help="notebooks, parameters, profiles")
+    listing.set_defaults(command=_list)
+
+    teach = commands.add_parser("teach", parents=[root, values], help="write editions for students, teachers, a grader")
+    teach.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
+    teach.add_argument("--slides", action="store_true", help="and slides, of the runs with these values")
+    teach.add_argument("--out", type=Path, help="where they go (default: _build/teach)")
+    teach.set_defaults(command=_teach)
+
+    sync = commands.add_parser("sync", parents=[root], help="write each .ipynb, and what else is made of the notebooks")
+    sync.add_argument("--check", action="store_true", help="only say which differ (exit code 1)")
+    sync.set_defaults(command=_sync)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; 0 is success, 1 a failed notebook or page, 2 refused input."""
+    args = _parser().parse_args(argv)
+    args.line = shlex.join(["ood-book", *(sys.argv[1:] if argv is None else argv)])
+    try:
+        return args.command(args)
+    except (Refused, MissingExtraError) as refusal:
+        print(f"ood-book: {refusal}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ood-book: interrupted; what was complete is kept", file=sys.stderr)
+        return 130

@@ -1,0 +1,122 @@
+"""What each notebook asks of reader and machine (`notebooks/notebooks.yaml`), and what other files say of it."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ood_book.notebooks import Refused, sources, unknown
+from ood_lib.extras import need
+
+__all__ = ["About", "about", "budgets", "generated"]
+
+FILE = "notebooks/notebooks.yaml"
+COLAB = "https://colab.research.google.com"
+
+
+@dataclass(frozen=True)
+class About:
+    """One notebook."""
+
+    title: str
+    goal: str
+    needs: str
+    representation: str
+    energy: str
+    read: int  # minutes
+    run: int  # minutes with the default profile on two cores
+    memory: int  # peak in MB with it
+    gpu: str  # with it: no, helps, needed
+    data: str
+
+    @property
+    def cost(self) -> str:
+        """In a line."""
+        gigabytes = f"{self.memory / 1000:.1f} GB"
+        return f"{self.read} min to read, {self.run} min to run; {gigabytes}, GPU: {self.gpu}"
+
+
+def about(root: Path) -> dict[str, About]:
+    """The entries by notebook, in reading order; none where the book has no such file.
+
+    Raises:
+        Refused: an entry is missing, or is of no notebook, or its fields are not those of `About`.
+    """
+    if not (root / FILE).is_file():
+        return {}
+    entries = _entries(root)
+    for name in entries:
+        if name not in sources(root):
+            raise unknown(f"notebook in {FILE}", name, sources(root))
+    return {name: _read(name, entries.get(name, {})) for name in sources(root)}
+
+
+def _entries(root: Path) -> dict[str, Any]:
+    return need("yaml", "book").safe_load((root / FILE).read_text(encoding="utf-8")) or {}
+
+
+def budgets(root: Path) -> dict[str, float]:
+    """Minutes that a run may take, by notebook; a chapter that has no entry yet runs without."""
+    entries = _entries(root) if (root / FILE).is_file() else {}
+    asked = {name: entry.get("run") for name, entry in entries.items() if isinstance(entry, dict)}
+    return {name: minutes for name, minutes in asked.items() if isinstance(minutes, int | float)}
+
+
+def _read(name: str, entry: dict[str, Any]) -> About:
+    kinds = {field.name: field.type for field in fields(About)}
+    wrong = [k for k, kind in kinds.items() if not isinstance(entry.get(k), kind)]  # type: ignore[arg-type]
+    if wrong or set(entry) - set(kinds):
+        raise Refused(f"{FILE}, {name}: missing or of wrong type {wrong}, unknown {sorted(set(entry) - set(kinds))}")
+    return About(**entry)
+
+
+def generated(root: Path) -> dict[Path, str]:
+    """The files with parts made of the entries, as they are to be."""
+    entries = about(root)
+    made = [(root / file, part) for file, part in PARTS.items()] if entries else []
+    return {path: _with_part(path, write(root, entries)) for path, write in made}
+
+
+def _with_part(path: Path, lines: list[str]) -> str:
+    """The file with these lines between its two marks."""
+    text = path.read_text(encoding="utf-8")
+    found = re.search(r"^( *)(?:#|<!--) made by ood-book sync[^\n]*\n(.*?)^ *(?:#|<!--) end", text, re.M | re.S)
+    if not found:
+        raise Refused(f"{path} has no lines `made by ood-book sync` and `end` to write between")
+    return text[: found.start(2)] + "".join(f"{found[1]}{x}".rstrip() + "\n" for x in lines) + text[found.end(2) :]
+
+
+def _readme(root: Path, entries: dict[str, About]) -> list[str]:
+    config = need("yaml", "book").safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    place = f"{COLAB}/github/{config['url'].removeprefix('https://github.com/')}/blob/{config['branch']}/notebooks"
+    badge = f"{COLAB}/assets/colab-badge.svg"
+    rows = [
+        f"| [{a.title}](notebooks/{name}.ipynb) | {a.representation} | {a.energy} | {a.read} min | {a.run} min "
+        f"| [![Open {a.title} in Colab]({badge})]({place}/{name}.ipynb) |"
+        for name, a in entries.items()
+    ]
+    return ["", "| chapter | representation | energy | read | run | open |", "|---|---|---|---:|---:|---|", *rows, ""]
+
+
+def _page(root: Path, entries: dict[str, About]) -> list[str]:
+    rows = [["Notebook", "You learn", "You need", "It takes"]]
+    for name, a in entries.items():
+        rows.append([f"[{a.title}](../notebooks/{name})", a.goal, a.needs, f"{a.cost}; {a.data}"])
+    lines = [f"{'* -' if cell is row[0] else '  -'} {cell}" for row in rows for cell in row]
+    options = [":name: tab-notebooks", ":header-rows: 1", ":widths: 16 30 27 27", ""]
+    return ["", "```{list-table} What each notebook asks of you, and of one core of your machine.",
+            *options, *lines, "```", ""]  # fmt: skip
+
+
+def _matrix(root: Path, entries: dict[str, About]) -> list[str]:
+    """One job per notebook, stopped where three times its budget and ten minutes of installation have passed."""
+    return [f"- {{ notebook: {name}, minutes: {10 + 3 * a.run} }}" for name, a in entries.items()]
+
+
+PARTS: dict[str, Callable[[Path, dict[str, About]], list[str]]] = {
+    "README.md": _readme,
+    "book/how-to-use.md": _page,
+    ".github/workflows/book.yml": _matrix,
+    ".github/workflows/colab.yml": _matrix,
+}

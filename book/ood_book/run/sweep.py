@@ -1,0 +1,159 @@
+"""A sweep: one notebook at every combination of values and seeds, each a run of its own, and one table of them all."""
+
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ood_book.notebooks import Refused, select
+from ood_book.run.plan import Profile, Task, check_names, library_hash, make_task, readings, short_name
+from ood_lib.extras import need
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Factor", "Sweep", "collect", "factors", "plan_sweep", "reserve"]
+
+Factor = list[dict[str, Any]]  # alternatives, each with values for one or more parameters
+PIECE = re.compile(r"""(?:\[[^]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""")  # commas in brackets and quotes do not cut
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A planned sweep."""
+
+    tasks: list[Task]
+    names: list[str]  # the parameters that were given, `seed` last
+    profile: str
+    folder: Path  # of the table and the page
+    out: Path | str  # of the runs
+
+    @property
+    def name(self) -> str:
+        """The notebook."""
+        return self.tasks[0].name
+
+
+def factors(pairs: Sequence[Sequence[str]], grid: Path | None) -> list[Factor]:
+    """What is to be combined: `-p NAME a,b,c`, and a YAML file, a grid (name: values) or a list of combinations.
+
+    Raises:
+        Refused: the file is neither, or a parameter is given twice.
+    """
+    found: list[Factor] = [[{name: piece.strip()} for piece in PIECE.findall(text)] for name, text in pairs]
+    found += _grid(grid) if grid else []
+    names = Counter(name for factor in found for name in dict.fromkeys(n for line in factor for n in line))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise Refused(f"parameter {twice[0]!r} is given twice; give all its values in one place")
+    if [] in found:
+        raise Refused("a parameter without a value; write -p NAME a,b,c")
+    return found
+
+
+def _grid(file: Path) -> list[Factor]:
+    yaml = need("yaml", "book")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise Refused(f"grid {file} cannot be read: {error}") from error
+    if isinstance(content, dict) and content:
+        return [[{k: v} for v in (values if isinstance(values, list) else [values])] for k, values in content.items()]
+    if isinstance(content, list) and content and all(isinstance(line, dict) for line in content):
+        return [content]
+    raise Refused(f"grid {file} is neither `name: [value, value]` lines nor a list of `{{name: value}}` combinations")
+
+
+def plan_sweep(
+    root: Path, notebook: str, given: Sequence[Factor], seeds: int | None, profile: str, out: str | None = None
+) -> Sweep:
+    """Every run of the product, and of the seeds; refuses what `plan` refuses.
+
+    With ``seeds``, a combination runs that often.  Where a run trains several networks from consecutive seeds
+    (parameter ``seeds``), the next run begins behind the last of them: no network is trained twice.
+    """
+    (source,) = select(root, [notebook])
+    start, library = Profile.of(root, profile), library_hash()
+    known = start.known[source]
+    lines = [{k: v for part in parts for k, v in part.items()} for parts in product(*given)]
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    check_names("parameter", [*names, *(["seed"] if seeds else [])], [known])
+    if "results" in names:
+        raise Refused("each run of a sweep has a `results` folder of its own; leave the parameter out")
+    if seeds and "seed" in names:
+        raise Refused("the seeds are given twice: by -p seed or the grid, and by --seeds")
+    names = [*(n for n in names if n != "seed"), *(["seed"] if seeds or "seed" in names else [])]
+    folder = root / "_build/sweep" / "-".join(filter(None, [source.stem, start.name, "+".join(names)]))
+    place = _place(out) or folder
+
+    def task(line: dict[str, Any]) -> Task:
+        label = short_name(line) or "default"
+        file = f"{source.stem}.ipynb"
+        target = f"{place}/{label}/{file}" if isinstance(place, str) else place / label / file
+        return make_task(source, known, readings(start.values, line), target, library, label)
+
+    if seeds:
+        lines = [line | {"seed": seed} for line in lines for seed in _seeds(task(line).parameters, seeds)]
+    tasks = list({t.label: t for t in map(task, lines)}.values())
+    return Sweep(tasks, names, start.name, place if isinstance(place, Path) else folder, place)
+
+
+def _seeds(parameters: dict[str, Any], count: int) -> list[int]:
+    return [parameters["seed"] + run * parameters.get("seeds", 1) for run in range(count)]
+
+
+def _place(out: str | None) -> Path | str | None:
+    if out and re.match(r"\w[\w+.-]*://", out):
+        return out.rstrip("/")
+    return Path(out).resolve() if out else None
+
+
+def reserve(sweep: Sweep) -> None:
+    """Write what is planned to a remote place; refuses a place that cannot be written before anything runs there."""
+    if isinstance(sweep.out, Path):
+        return
+    plan = {"notebook": sweep.name, "profile": sweep.profile, "runs": {t.label: t.parameters for t in sweep.tasks}}
+    try:
+        need("papermill.iorw", "book").papermill_io.write(json.dumps(plan, indent=1), f"{sweep.out}/sweep.json")
+    except Exception as error:  # each kind of storage has its own
+        raise Refused(f"cannot write to {sweep.out}: {type(error).__name__}: {error}") from error
+
+
+def collect(sweep: Sweep, failures: dict[str, str]) -> "pd.DataFrame":
+    """One row per run and row of the tables that its notebook wrote into `results`; one row for a run without any.
+
+    Columns: run, status (done, failed, not run), error, the varied parameters (``seed`` as run_seed), run_seconds,
+    run_memory_mb, table (its file), then those of the tables, with ``result_`` in front of a name that is taken.
+    """
+    import pandas as pd
+
+    return pd.DataFrame([row for task in sweep.tasks for row in _rows(task, sweep.names, failures.get(task.label, ""))])
+
+
+def _rows(task: Task, names: Sequence[str], error: str) -> list[dict[str, Any]]:
+    record = task.record() or {}
+    about: dict[str, Any] = {"run": task.label}
+    about |= {"status": "done" if record else "failed" if error else "not run", "error": error}
+    about |= {"run_seed" if n == "seed" else n: _plain(task.parameters[n]) for n in names}
+    about |= {"run_seconds": record.get("seconds"), "run_memory_mb": record.get("peak_memory_mb"), "table": ""}
+    rows = [{"table": name} | row for name, text in record.get("tables", {}).items() for row in _read(name, text)]
+    return [about | {k if k == "table" or k not in about else f"result_{k}": v for k, v in row.items()}
+            for row in rows or [{}]]  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | None) else json.dumps(value)
+
+
+def _read(name: str, text: str) -> list[dict[str, Any]]:
+    """The rows of a CSV file, or of a result file of `save_results`; other JSON has none."""
+    import pandas as pd
+
+    if name.endswith(".csv"):
+        return pd.read_csv(io.StringIO(text)).to_dict("records")
+    content = json.loads(text)
+    return content["rows"] if isinstance(content, dict) and isinstance(content.get("rows"), list) else []

@@ -1,0 +1,1 @@
+"""The pages of the book: staged for Jupyter Book, with links in both directions."""

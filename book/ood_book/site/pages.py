@@ -1,0 +1,159 @@
+"""Builds the pages from finished runs: a staged copy of the book with the executed notebooks in it."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ood_book.teach.deck import deck_of
+from ood_book.teach.editions import reader
+from ood_book.site.links import used_by
+from ood_book.metadata import about
+from ood_book.site.missing import Missing
+from ood_book.notebooks import Refused, content_hash
+from ood_book.teach.plain import Book, read_book
+from ood_book.run.plan import Task, hash_files, library_hash
+from ood_lib.extras import need
+
+__all__ = ["build_pages"]
+
+JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # not PATH's, this Python's
+STAMP = ".ood-book"  # marks a folder of finished pages; holds the hash of what they show
+
+
+def build_pages(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence[Missing] = ()) -> bool:
+    """The pages of finished runs in `html`, and one in the place of each chapter that has none.
+
+    Returns False for a warning, which leaves the last good pages. Pages with a chapter missing are built in spite of
+    warnings: they are not the ones to publish.
+    """
+    if html.is_dir() and any(html.iterdir()) and not (html / STAMP).is_file():
+        raise Refused(f"{html} holds something else than pages of this book")
+    stage, work = root / "_build/stage", root / "_build/book"
+    _stage(root, tasks, stage, missing)
+    digest = content_hash(hash_files(stage), library_hash(), version("jupyter-book"))
+    if (html / STAMP).is_file() and (html / STAMP).read_text() == digest:
+        return True
+    print(f"building the pages of {html.name} (under a minute) ...", flush=True)
+    # From nothing: Sphinx keeps quiet about warnings of pages it has from a failed build.
+    shutil.rmtree(work, ignore_errors=True)
+    strict = [] if missing else ["-W", "--keep-going"]
+    options = ["-q", "-n", *strict, "--path-output", str(work), str(stage)]
+    if subprocess.run([sys.executable, "-c", JUPYTER_BOOK, "build", *options], stdout=subprocess.DEVNULL).returncode:
+        return False
+    _offer_plain(read_book(root), work / "_build/html/_sources/notebooks")
+    (work / "_build/html" / STAMP).write_text(digest)
+    shutil.rmtree(html, ignore_errors=True)
+    shutil.move(work / "_build/html", html)
+    return True
+
+
+def _offer_plain(book: Book, downloads: Path) -> None:
+    """What the download button of a chapter hands out: its run as Jupyter shows it, not the source of its page."""
+    nbformat = need("nbformat", "book")
+    for path in downloads.glob("*.ipynb"):
+        nbformat.write(reader(nbformat.read(path, as_version=4), book, path.stem), path)
+
+
+def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Missing]) -> None:
+    """A copy of the book's sources, with the executed notebooks in place of their `.py`."""
+    nbformat = need("nbformat", "book")
+    shutil.rmtree(stage, ignore_errors=True)
+    shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("_generated"))
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy2(root / name, stage)
+    uses = _uses(root, tasks)
+    (stage / "uses.json").write_text(json.dumps(uses), encoding="utf-8")
+    (stage / "notebooks").mkdir()
+    for task in tasks:
+        page = _page(task, [place for place, pages in uses.items() if task.name in pages])
+        _mend_cells(page, missing)
+        nbformat.write(page, stage / f"notebooks/{task.name}.ipynb")
+        if task.results:
+            shutil.copytree(task.results, stage / "book/_generated" / task.name)
+    _add_slides(root, tasks, stage / "book")
+    for chapter in missing:
+        nbformat.write(chapter.page(), stage / f"notebooks/{chapter.name}.ipynb")
+        for file in (stage / "book").rglob("*.md"):
+            file.write_text(chapter.mended(file.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _mend_cells(page: Any, missing: Sequence[Missing]) -> None:
+    for cell in page.cells:
+        for chapter in missing if cell.cell_type == "markdown" else ():
+            cell.source = chapter.mended(cell.source)
+
+
+def _add_slides(root: Path, tasks: Sequence[Task], book: Path) -> None:
+    """A deck for each executed notebook, and the list of them for the page on teaching."""
+    entries, decks = about(root), book / "_static/slides"
+    decks.mkdir(parents=True)
+    for task in tasks:
+        (decks / f"{task.name}.html").write_text(deck_of(root, Path(task.target)), encoding="utf-8")
+    names = {task.name: entries[task.name].title if task.name in entries else task.name for task in tasks}
+    items = (f'- <a href="../_static/slides/{name}.html">{title}</a>\n' for name, title in names.items())
+    (book / "_generated").mkdir(exist_ok=True)
+    (book / "_generated/slides.md").write_text("".join(items), encoding="utf-8")
+
+
+def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
+    """For each entry of the library's page, the pages whose code uses it: their titles, and the headings there."""
+    entries, pages = about(root), {task.name for task in tasks}
+    reference = root / "book/api.md"
+    rooms = re.findall(r"automodule:: (\S+)", reference.read_text(encoding="utf-8")) if reference.is_file() else []
+    return {
+        place: {name: [entries[name].title, headings] for name, headings in names.items() if name in pages}
+        for place, names in used_by(root).items() if place.rpartition(".")[0] in rooms
+    }  # fmt: skip
+
+
+def _page(task: Task, uses: Sequence[str]) -> Any:
+    """The executed notebook as it is shown: what the run left in it out, how it was made in."""
+    nbformat = need("nbformat", "book")
+    notebook = nbformat.read(task.target, as_version=4)
+    notebook.metadata.pop("papermill", None)
+    for cell in list(notebook.cells):
+        cell.metadata.pop("papermill", None)
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = _still(cell.outputs)
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = "\n".join(x for x in cell.source.splitlines() if not x.startswith("results = "))
+            if not task.given:
+                notebook.cells.remove(cell)
+    foot = {"the-library-on-this-page": _library(uses), "how-this-page-was-made": _how_made(notebook.metadata.ood_book)}
+    for name, text in foot.items():
+        notebook.cells.append(nbformat.v4.new_markdown_cell(text, id=name))
+    return notebook
+
+
+def _still(outputs: Sequence[Any]) -> list[Any]:
+    """The outputs without progress bars, which a terminal would have overwritten: text that begins a line again."""
+    return [o for o in outputs if o.output_type != "stream" or (not o.text.startswith("\r") and o.text.strip())]
+
+
+def _library(uses: Sequence[str]) -> str:
+    links = ", ".join(f"{{py:obj}}`~{name}`" for name in uses)
+    return f"""```{{admonition}} The library on this page
+:class: dropdown
+{links or "None of it."}
+```"""
+
+
+def _how_made(record: dict[str, Any]) -> str:
+    parameters = ", ".join(f"`{k} = {v!r}`" for k, v in record["parameters"].items())
+    versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
+    memory = record["peak_memory_mb"]
+    return f"""```{{admonition}} How this page was made
+:class: dropdown
+- Parameters: {parameters or "none"}
+- Run time: {record["seconds"]} s, finished {record["finished"]}
+- Peak memory: {"not measured" if memory is None else f"{memory} MB"}
+- Machine: {record["machine"]}
+- Versions: {versions}
+```"""

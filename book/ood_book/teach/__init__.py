@@ -1,0 +1,1 @@
+"""Editions for students, teachers and a grader, and slides."""

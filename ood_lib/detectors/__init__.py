@@ -1,0 +1,1 @@
+"""A detector is an energy on a representation.  Larger score = more OOD."""

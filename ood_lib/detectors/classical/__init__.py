@@ -1,0 +1,1 @@
+"""The classical detectors, one file per method."""

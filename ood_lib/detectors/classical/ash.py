@@ -1,0 +1,110 @@
+"""ASH: pruned activations.  Larger score = more OOD."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ood_lib.detectors.classical.energy import energy
+from ood_lib.detectors.classical.rectifier import Rectifier, _factor, kept
+
+__all__ = ["ASH", "ash_b", "ash_p", "ash_s"]
+
+
+def ash_p(z: Tensor, percentile: float = 0.9) -> Tensor:
+    """Pruned features: the largest entries of each row stay, the others become zero; p = 0 changes nothing.
+
+    Args:
+        z: (N, K).
+        percentile: p, share of the entries that is pruned, see `kept`.
+
+    Returns:
+        (N, K)
+
+    References:
+        Djurisic et al., Extremely Simple Activation Shaping for Out-of-Distribution Detection, ICLR 2023.
+
+    Example:
+        >>> ash_p(torch.tensor([[1.0, 4.0, 3.0, 2.0]]), 0.5)
+        tensor([[0., 4., 3., 0.]])
+    """
+    values, places = z.topk(kept(z.shape[1], percentile), dim=1)
+    return torch.zeros_like(z).scatter(1, places, values)
+
+
+def ash_b(z: Tensor, percentile: float = 0.9) -> Tensor:
+    """Binarised features: each of the k largest entries becomes 1/k of the sum of the whole row, the others zero.
+
+    Args:
+        z: (N, K).
+        percentile: p, share of the entries that is pruned, see `kept`.
+
+    Returns:
+        (N, K), with the row sums of z.
+
+    References:
+        Djurisic et al., ICLR 2023.
+
+    Example:
+        >>> ash_b(torch.tensor([[1.0, 4.0, 3.0, 2.0]]), 0.5)
+        tensor([[0., 5., 5., 0.]])
+    """
+    places = z.topk(kept(z.shape[1], percentile), dim=1).indices
+    share = z.sum(1, keepdim=True) / places.shape[1]
+    return torch.zeros_like(z).scatter(1, places, share.expand(places.shape))
+
+
+def ash_s(z: Tensor, percentile: float = 0.9) -> Tensor:
+    r"""Pruned and sharpened features: the k largest entries times :math:`e^{S_1/S_2}`, the others zero.
+
+    S_1 is the sum of the row, S_2 the sum of what is kept.
+
+    Args:
+        z: (N, K); a row of zeros stays one.
+        percentile: p, share of the entries that is pruned, see `kept`.
+
+    Returns:
+        (N, K)
+
+    Raises:
+        ValueError: S_2 <= 0 in a row (features that can be negative), or the factor overflows.
+
+    References:
+        Djurisic et al., ICLR 2023.
+    """
+    return ash_p(z, percentile) * _factor(z, percentile)
+
+
+class ASH(Rectifier):
+    """Score of the logits of pruned features, see `ash_b`, `ash_s` and `ash_p`.
+
+    Args:
+        head: the network's last linear layer.
+        percentile: share of each feature's entries that is pruned.
+        variant: ``"b"`` (binarise), ``"s"`` (sharpen; the authors' choice for most networks) or ``"p"`` (prune only).
+        score: see `Rectifier`.
+
+    Raises:
+        ValueError: another variant; ``percentile`` leaves nothing; features of another width than the head; with
+            ``"s"``, features that can be negative, see `ash_s`.
+    """
+
+    needs_fit = False
+
+    def __init__(
+        self,
+        head: nn.Linear,
+        percentile: float = 0.9,
+        variant: Literal["b", "s", "p"] = "b",
+        score: Callable[[Tensor], Tensor] = energy,
+    ) -> None:
+        super().__init__(head, score)
+        if variant not in ("b", "s", "p"):
+            raise ValueError(f"variant={variant!r} was given; expected 'b', 's' or 'p'")
+        kept(head.in_features, percentile)
+        self.percentile, self.variant = percentile, variant
+
+    def rectify(self, z: Tensor) -> Tensor:
+        """The variant chosen."""
+        return {"b": ash_b, "s": ash_s, "p": ash_p}[self.variant](z, self.percentile)

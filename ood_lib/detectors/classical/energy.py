@@ -1,0 +1,55 @@
+"""Free energy of the logits.  Larger score = more OOD.
+
+It is tied to its neighbours: ``max_logit - log C <= energy <= max_logit`` (both negated scores, so energy is the lower
+one) and ``log MSP = max_j l_j - logsumexp_j l_j``: MSP is what remains of the maximum once the energy is taken out.
+"""
+
+import torch
+from torch import Tensor
+
+from ood_lib.detectors.classical.temperature import _positive
+from ood_lib.detectors.detector import Detector
+from ood_lib.features.features import Features
+
+__all__ = ["Energy", "energy"]
+
+
+def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""Free energy :math:`-T \log \sum_j e^{\ell_j / T}`; larger = more OOD.
+
+    Args:
+        logits: (..., C).
+        temperature: T > 0; for T to 0 the energy becomes `max_logit`.
+
+    Returns:
+        (...,)
+
+    References:
+        Liu et al., Energy-based Out-of-distribution Detection, NeurIPS 2020.
+
+    Example:
+        >>> energy(torch.zeros(1, 2))
+        tensor([-0.6931])
+    """
+    return -temperature * torch.logsumexp(logits / temperature, -1)
+
+
+class Energy(Detector):
+    """Free energy of the logits, see `energy`.
+
+    Args:
+        temperature: T > 0.
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+
+    reads = ("logits",)
+    needs_fit = False
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = _positive(temperature)
+
+    def _score(self, features: Features) -> Tensor:
+        return energy(features.logits, self.temperature)

@@ -1,0 +1,61 @@
+"""GEN: a generalised entropy of the largest probabilities.  Larger score = more OOD."""
+
+import torch
+from torch import Tensor
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.features.features import Features
+
+__all__ = ["GEN", "gen"]
+
+
+def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
+    r"""Generalised entropy :math:`\sum_{j \in \text{top}} p_j^\gamma (1-p_j)^\gamma`; larger = more OOD.
+
+    A small gamma lets the many small probabilities speak.  For the largest one, 1 - p is summed from the others, which
+    keeps the digits that the subtraction would round away (:math:`10^{-9}` to the power 0.1 is 0.13).
+
+    Args:
+        logits: (..., C).
+        gamma: exponent in (0, 1).
+        top: how many of the largest probabilities count; all of them when it exceeds C.
+
+    Returns:
+        (...,)
+
+    References:
+        Liu, Lochman & Zach, GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection, CVPR 2023.
+
+    Example:
+        >>> gen(torch.tensor([[0.0, 0.0], [9.0, 0.0]]), gamma=0.5)
+        tensor([1.0000, 0.0222])
+    """
+    p = logits.softmax(-1).sort(-1, descending=True).values
+    rest = torch.cat([p[..., 1:].sum(-1, keepdim=True), 1 - p[..., 1:]], -1)
+    return (p * rest)[..., :top].pow(gamma).sum(-1)
+
+
+class GEN(Detector):
+    """Generalised entropy of the largest probabilities, see `gen`.
+
+    Args:
+        gamma: exponent, > 0.
+        top: how many of the largest probabilities count, >= 1.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    reads = ("logits",)
+    needs_fit = False
+
+    def __init__(self, gamma: float = 0.1, top: int = 100) -> None:
+        super().__init__()
+        if not gamma > 0:
+            raise ValueError(f"gamma={gamma} was given; expected a positive exponent")
+        if top < 1:
+            raise ValueError(f"top={top} was given; expected a number of probabilities, top >= 1")
+        self.gamma, self.top = gamma, top
+
+    def _score(self, features: Features) -> Tensor:
+        return gen(features.logits, self.gamma, self.top)

@@ -1,0 +1,274 @@
+r"""Densities of the penultimate feature: Gaussian mixtures.  Energy = minus log-density; larger = more OOD.
+
+The energy of a mixture adds up what all components say,
+:math:`E(z) = -\log \sum_c \pi_c\, N(z; \mu_c, \Sigma_c)`; the nearest component alone would be a Mahalanobis distance.
+With labels there is one component per class and nothing to search for; without, k-means and EM find the components.
+"""
+
+import math
+import warnings
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ood_lib.detectors.classical.clusters import kmeans
+from ood_lib.detectors.moments import Moments, class_moments, rounding
+from ood_lib.detectors.streaming import MomentDetector
+from ood_lib.features.features import Features
+
+__all__ = ["GMM", "Mixture", "expectation_maximization", "mixture", "mixture_log_prob", "soft_moments"]
+
+Covariance = Literal["tied", "diagonal", "full"]
+
+
+class Mixture(NamedTuple):
+    """C Gaussians with K features each, in float64."""
+
+    weights: Tensor  # pi, (C,)
+    means: Tensor  # (C, K)
+    whitening: Tensor  # A with A^T A = Sigma^-1: tied (1, K, K), full (C, K, K); diagonal (C, K), its entries
+
+
+def mixture(moments: Moments, covariance: Covariance = "tied", ridge: float = 1e-6) -> Mixture:
+    r"""The Gaussians that have given moments, each covariance lifted to :math:`\Sigma_c + \lambda I`.
+
+    Lambda is ``ridge`` times the mean variance of a feature inside the components.  It gives units that never vary a
+    small width instead of an infinite density: one that moves by a mean standard deviation costs 1/(2 ridge).
+
+    Args:
+        moments: counts, means and scatter of the same kind as ``covariance``.
+        covariance: ``"tied"`` one matrix for all, ``"full"`` one each, ``"diagonal"`` one each without correlations.
+        ridge: relative to the mean variance, >= 0.
+
+    Raises:
+        ValueError: no feature varies, or a covariance is singular and the ridge does not help.
+    """
+    counts, means, scatter = moments
+    width = means.shape[1]
+    squares = scatter.diagonal(dim1=-2, dim2=-1) if covariance != "diagonal" else scatter
+    variance = squares.sum() / (counts.sum() * width)
+    if variance <= rounding(means):
+        raise ValueError(
+            "the features of each component are all equal: their covariance is zero; look at the network, or the labels"
+        )
+    if covariance == "diagonal":
+        values = scatter / counts[:, None] + ridge * variance
+        whitening = values.rsqrt()
+    else:
+        each = scatter[None] / counts.sum() if covariance == "tied" else scatter / counts[:, None, None]
+        values, vectors = torch.linalg.eigh(each)
+        values = values + ridge * variance
+        whitening = vectors.mT * values.rsqrt()[..., None]
+    if values.amin() <= values.amax() * width * torch.finfo(values.dtype).eps:
+        raise ValueError(
+            f"a {covariance} covariance is singular: features that never vary or copy each other, or a component with "
+            f"fewer samples than the {width} features; ridge={ridge} was given, a larger one helps"
+        )
+    return Mixture(counts / counts.sum(), means, whitening)
+
+
+def mixture_log_prob(z: Tensor, gaussians: Mixture) -> Tensor:
+    r"""What each component contributes, :math:`\log \pi_c + \log N(z; \mu_c, \Sigma_c)`, (N, K) to (N, C).
+
+    The logsumexp over c is the log-density; the softmax says to which component a feature belongs.
+    """
+    weights, means, a = gaussians
+    if a.ndim == 2:
+        log_det = a.log().sum(1)
+        centre = weights @ means  # of small numbers little is lost when the square is multiplied out
+        z, means = z - centre, means - centre
+        squares = z.square() @ a.square().T - 2 * z @ (means * a.square()).T + (means * a).square().sum(1)
+    else:
+        log_det = a.square().sum(2).log().sum(1) / 2  # the rows of A are orthogonal, as long as 1 / standard deviation
+        if len(a) == 1:
+            squares = torch.cdist(z @ a[0].T, means @ a[0].T).square()
+        else:
+            squares = torch.stack([((z - mean) @ rows.T).square().sum(1) for mean, rows in zip(means, a)], 1)
+    return weights.log() + log_det - squares / 2 - z.shape[1] / 2 * math.log(2 * math.pi)
+
+
+def soft_moments(z: Tensor, members: Tensor, covariance: Covariance) -> Moments:
+    """Moments of components to which each sample belongs in part; see `Moments` for their shapes.
+
+    Args:
+        z: (N, K).
+        members: (N, C), the share of each component in each sample; rows add up to 1.
+        covariance: which scatter.
+    """
+    counts = members.sum(0).clamp(min=torch.finfo(z.dtype).tiny)
+    means = members.T @ z / counts[:, None]
+
+    if covariance == "tied":  # all scatter less the part between the means: one product instead of C
+        centre = z.mean(0)
+        away, between = z - centre, means - centre
+        return Moments(counts, means, away.T @ away - (counts[:, None] * between).T @ between)
+
+    def scatter(mean: Tensor, share: Tensor) -> Tensor:
+        away = z - mean
+        weighted = share[:, None] * away
+        return weighted.T @ away if covariance == "full" else (weighted * away).sum(0)
+
+    return Moments(counts, means, torch.stack([scatter(mean, share) for mean, share in zip(means, members.T)]))
+
+
+def expectation_maximization(
+    z: Tensor,
+    components: int,
+    covariance: Covariance,
+    ridge: float,
+    generator: torch.Generator,
+    steps: int = 500,
+    tolerance: float = 1e-7,
+) -> tuple[Moments, Mixture]:
+    """Fit a mixture to samples without labels: k-means first, then each step raises the likelihood.
+
+    Args:
+        z: (N, K), float64.
+        components: C.
+        covariance, ridge: see `mixture`.
+        generator: see `ood_lib.detectors.classical.clusters.kmeans`.
+        steps: at most; a warning tells when they were too few.
+        tolerance: stop when a step raises the mean log-density by less.
+
+    Returns:
+        The moments of the components, and their mixture.
+
+    References:
+        Dempster, Laird & Rubin, Maximum Likelihood from Incomplete Data via the EM Algorithm, 1977.
+    """
+    moments = class_moments(z, kmeans(z, components, generator), covariance, classes=components)
+    gaussians, before = mixture(moments, covariance, ridge), -math.inf
+    for _ in range(steps):
+        shares = mixture_log_prob(z, gaussians)
+        now = shares.logsumexp(1).mean().item()
+        if now - before < tolerance:
+            return moments, gaussians
+        moments, before = soft_moments(z, shares.softmax(1), covariance), now
+        gaussians = mixture(moments, covariance, ridge)
+    warnings.warn(f"the mixture still improved after {steps} steps of EM; take fewer components", stacklevel=2)
+    return moments, gaussians
+
+
+class GMM(MomentDetector):
+    """Minus the log-density of a Gaussian mixture of the training features; larger = more OOD.
+
+    All components count, by a logsumexp.  The fit and the densities are computed in float64.
+
+    Args:
+        components: None = one per class, from the labels; a number = found without labels by k-means and EM (which
+            needs all features at once, so neither ``partial_fit`` nor ``merge``).
+        covariance: ``"tied"`` (one for all components), ``"full"`` or ``"diagonal"`` (one each).
+        ridge: added to the covariances, relative to the mean variance inside the components, see `mixture`.
+        seed: of k-means.
+
+    Raises:
+        ValueError: an argument out of its range; labels are missing, or a class has no sample; features without spread,
+            or with singular covariance and ``ridge=0``; fewer different samples than components.
+
+    Example:
+        >>> z = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+        >>> gmm = GMM(components=1).fit(Features(penultimate=z))
+        >>> gmm.log_prob(torch.zeros(1, 2)).exp()  # nearly 1 / (2 pi)
+        tensor([0.1558])
+    """
+
+    grows = (*MomentDetector.grows, "weights", "whitening")
+    weights: Tensor
+    whitening: Tensor
+
+    def __init__(
+        self,
+        components: int | None = None,
+        covariance: Covariance = "tied",
+        ridge: float = 1e-6,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if components is not None and components < 1:
+            raise ValueError(f"components={components} was given; expected a number >= 1, or None for one per class")
+        if covariance not in ("tied", "full", "diagonal"):
+            raise ValueError(f"covariance={covariance!r} was given; expected 'tied', 'full' or 'diagonal'")
+        if not ridge >= 0:
+            raise ValueError(f"ridge={ridge} was given; expected a share of the mean variance, >= 0")
+        self.components, self.covariance, self.ridge, self.seed = components, covariance, ridge, seed
+        self.kind = covariance
+        self.register_buffer("weights", torch.empty(0, dtype=torch.float64))
+        self.register_buffer("whitening", torch.empty(0, dtype=torch.float64))
+
+    # -- fitting ------------------------------------------------------------------------------------------------
+
+    def _finish(self, moments: Moments) -> None:
+        self._need_every_class(moments)
+        self.weights, _, self.whitening = mixture(moments, self.covariance, self.ridge)
+
+    def _fit(self, features: Features) -> None:
+        if self.components is None:
+            super()._fit(features)
+            return
+        if len(features) < self.components:
+            raise ValueError(f"{self.components} components were asked for, and {len(features)} samples given")
+        z = features.penultimate.to(self.counts.device).double()
+        generator = torch.Generator().manual_seed(self.seed)
+        moments, found = expectation_maximization(z, self.components, self.covariance, self.ridge, generator)
+        self.counts, self.means, self.scatter = moments
+        self.weights, _, self.whitening = found
+
+    def partial_fit(self, features: Features) -> Self:
+        """As every `MomentDetector`, with ``components=None`` only."""
+        self._need_labelled("partial_fit")
+        return super().partial_fit(features)
+
+    def merge(self, other: Self) -> Self:
+        """As every `MomentDetector`, with ``components=None`` only."""
+        self._need_labelled("merge")
+        return super().merge(other)
+
+    def _need_labelled(self, what: str) -> None:
+        if self.components is not None:
+            raise ValueError(
+                f"GMM(components={self.components}) is found by EM, which needs all features at once: call fit; "
+                f"with components=None and labels, {what} works"
+            )
+
+    # -- what a density can do ------------------------------------------------------------------------------------
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density of features (N, K), (N,), differentiable in z.
+
+        Raises:
+            NotFittedError: `fit` has not been called.
+        """
+        self._require_fit()
+        self._check_width(z, self.means.shape[1])
+        found = Mixture(self.weights.double(), self.means.double(), self.whitening.double())
+        return mixture_log_prob(z.double(), found).logsumexp(1).to(z.dtype)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n features from the mixture, (n, K) in float64.
+
+        Args:
+            n: how many.
+            generator: CPU generator; None = the global one.
+
+        Raises:
+            NotFittedError: `fit` has not been called.
+        """
+        self._require_fit()
+        which = self.weights.cpu().multinomial(n, replacement=True, generator=generator).to(self.means.device)
+        white = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(
+            self.means
+        )
+        if self.covariance == "diagonal":
+            return self.means[which] + white / self.whitening[which]
+        colour = self.whitening / self.whitening.square().sum(2, keepdim=True)  # rows: standard deviation x direction
+        if len(colour) == 1:
+            return self.means[which] + white @ colour[0]
+        drawn = self.means[which]
+        for component, rows in enumerate(colour):
+            drawn[which == component] += white[which == component] @ rows
+        return drawn
+
+    def _score(self, features: Features) -> Tensor:
+        return -self.log_prob(features.penultimate)

@@ -1,0 +1,128 @@
+"""KNN: distance to the k-th nearest training feature.  Larger score = more OOD."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.features.features import Features
+
+__all__ = ["KNN", "knn_distance"]
+
+
+def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block: int = 1024) -> Tensor:
+    r"""Euclidean distance to the k-th nearest row of the bank; larger = more OOD.
+
+    Neighbours are found by :math:`\langle q, x \rangle - \lVert x \rVert^2 / 2`, one matrix product per tile of
+    ``block`` queries and ``chunk`` bank rows, and the k best are carried along: memory is O(chunk x block + N k) beside
+    input and result, whatever the size of the bank.  The distance itself is that of the rows, so it keeps its digits
+    also near zero.
+
+    Args:
+        queries: (N, K).
+        bank: (M, K), M >= k.
+        k: which neighbour, 1 = the nearest.
+        chunk: bank rows compared at once.
+        block: queries compared at once.
+
+    Returns:
+        (N,)
+
+    Raises:
+        ValueError: ``k`` < 1, or more than the bank has rows.
+
+    References:
+        Sun et al., Out-of-Distribution Detection with Deep Nearest Neighbors, ICML 2022.
+
+    Example:
+        >>> knn_distance(torch.tensor([[0.0]]), torch.tensor([[1.0], [3.0]]), k=2)
+        tensor([3.])
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k={k} was given with a bank of {len(bank)} rows; expected a neighbour in it, 1 <= k <= M")
+    with torch.no_grad():
+        rows = _nearest(queries, bank, k, chunk, block)
+    pairs = zip(queries.split(block), rows.split(block))
+    return torch.cat([(q - bank[found].to(q.dtype)).norm(dim=1) for q, found in pairs])
+
+
+def _nearest(queries: Tensor, bank: Tensor, k: int, chunk: int, block: int, group: int = 8) -> Tensor:
+    """Bank row (N,) of the k-th nearest neighbour."""
+    best = queries.new_full((len(queries), k), torch.finfo(queries.dtype).min)
+    where = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
+    tile = queries.new_empty(0)
+    for start, rows in zip(range(0, len(bank), chunk), bank.to(queries.dtype).split(chunk)):
+        halves, step = rows.square().sum(1) / -2, math.ceil(len(rows) / group)
+        for q, values, places in zip(queries.split(block), best.split(block), where.split(block)):
+            tile.resize_(len(q), step * group)[:, len(rows) :] = -math.inf  # fills the last groups
+            torch.addmm(halves, q, rows.T, out=tile[:, : len(rows)])
+            _improve(values, places, tile.view(len(q), group, step), start)
+    return where.gather(1, best.argmin(1, keepdim=True)).squeeze(1)
+
+
+def _improve(best: Tensor, where: Tensor, groups: Tensor, start: int) -> None:
+    """Put what a tile (n, group, step) holds in its columns start, start + 1, ... among the k best (n, k) of each row.
+
+    Few groups have a maximum that reaches the k-th best so far; the others are not looked into.
+    """
+    k, maxima = best.shape[1], groups.amax(1)
+    bar = best.amin(1)
+    if start == 0 and maxima.shape[1] > k:  # nothing is known yet, but k groups have a maximum as large as this
+        bar = maxima.topk(k, dim=1, sorted=False).values.amin(1)
+    row, column = (maxima >= bar[:, None]).nonzero(as_tuple=True)
+    values = groups[row, :, column]
+    hit, member = (values >= bar[row, None]).nonzero(as_tuple=True)
+    row, column, values = row[hit], start + member * maxima.shape[1] + column[hit], values[hit, member]
+
+    counts = row.bincount(minlength=len(best))
+    slot = k + torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]  # in a table of equal rows
+    more = int(counts.amax())
+    found = F.pad(best, (0, more), value=-math.inf).index_put_((row, slot), values)
+    columns = F.pad(where, (0, more)).index_put_((row, slot), column)
+    best[:], order = found.topk(k, dim=1, sorted=False)
+    where[:] = columns.gather(1, order)
+
+
+class KNN(Detector):
+    """Distance to the k-th nearest training feature on the unit sphere, see `knn_distance`.
+
+    The released code returns the squared distance, which ranks alike, and adds 1e-10 to each length; here a feature of
+    zeros, which has no direction, stays zero and lies at distance 1 from the sphere.
+
+    Args:
+        k: which neighbour (the paper's CIFAR script: 50).
+        normalize: divide features by their length first, as the paper does.
+
+    Raises:
+        ValueError: ``k`` < 1, or more than there are training features.
+    """
+
+    chunk = 16384
+    grows = ("bank", "centre")
+    bank: Tensor
+    centre: Tensor
+
+    def __init__(self, k: int = 50, normalize: bool = True) -> None:
+        super().__init__()
+        if k < 1:
+            raise ValueError(f"k={k} was given; expected a neighbour to look at, k >= 1")
+        self.k, self.normalize = k, normalize
+        self.register_buffer("bank", torch.empty(0, 0))
+        self.register_buffer("centre", torch.empty(0))
+
+    def _place(self, z: Tensor) -> Tensor:
+        # distances do not see a shift, rounding does: |a|^2 + |b|^2 - 2ab loses what a and b share
+        return F.normalize(z, dim=1) if self.normalize else z - self.centre.to(z.dtype)
+
+    def _fit(self, features: Features) -> None:
+        if len(features) < self.k:
+            raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
+        z = self._prepare(Features(penultimate=features.penultimate)).penultimate
+        self.centre = z.mean(0)
+        self.bank = self._place(z)
+
+    def _score(self, features: Features) -> Tensor:
+        self._check_width(features.penultimate, self.bank.shape[1])
+        return knn_distance(self._place(features.penultimate), self.bank, self.k)

@@ -1,0 +1,93 @@
+"""Mahalanobis distance to the nearest class mean, under one covariance.  Larger score = more OOD.
+
+The fit adds up in float64.  A direction in which the training features do not vary (a dead unit, a copy of another one)
+has no scale to measure by, and is left out, as a pseudo-inverse does.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ood_lib.detectors.moments import Moments
+from ood_lib.detectors.streaming import MomentDetector
+from ood_lib.features.features import Features
+
+__all__ = ["Mahalanobis", "mahalanobis", "whitening"]
+
+
+def whitening(covariance: Tensor, means: Tensor) -> Tensor:
+    r"""Matrix A with :math:`A^\top A = \Sigma^{-1}` (pseudo-inverse): z goes to A z, of unit covariance.
+
+    A direction counts as constant when its variance is what the rounding of float32 makes of features of this length: K
+    times (1.2e-7 of it) squared.  The same floor for the covariance inside the classes and for that of all features, or
+    their distances could not be compared.
+
+    Args:
+        covariance: (K, K).
+        means: (C, K), the means that it was taken around; they tell which variance is rounding.
+
+    Returns:
+        (R, K), R the rank of the covariance.
+
+    Raises:
+        ValueError: the covariance is zero.
+    """
+    values, vectors = torch.linalg.eigh(covariance)
+    squared_length = values.clamp(min=0).sum() + means.square().sum(1).amax()
+    alive = values > len(values) * torch.finfo(torch.float32).eps ** 2 * squared_length
+    if not alive.any():
+        raise ValueError(
+            "all training features of a class are equal: their covariance is zero; look at the network, or the labels"
+        )
+    return vectors[:, alive].T / values[alive].sqrt()[:, None]
+
+
+def mahalanobis(z: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
+    r"""Squared Mahalanobis distance to the nearest class mean; larger = more OOD.
+
+    .. math:: \min_c (z-\mu_c)^\top \Sigma^{-1} (z-\mu_c) = \min_c \lVert A z - A \mu_c \rVert^2,
+        \quad A^\top A = \Sigma^{-1}
+
+    Args:
+        z: (N, K).
+        means: (C, K).
+        whitening: A, (R, K) with R the rank of the covariance.
+
+    Returns:
+        (N,)
+
+    References:
+        Lee et al., A Simple Unified Framework for Detecting OOD Samples and Adversarial Attacks, NeurIPS 2018.
+    """
+    centre = means.mean(0)  # of small numbers little is lost when the square is multiplied out
+    return torch.cdist((z - centre) @ whitening.T, (means - centre) @ whitening.T).square().amin(1)
+
+
+class Mahalanobis(MomentDetector):
+    """Distance to the nearest class mean under one covariance shared by all classes, see `mahalanobis`.
+
+    Classes are the true labels, the covariance is a sum over N samples divided by N.  As in OpenOOD's "MDS" it reads
+    the penultimate feature alone; the paper adds the scores of earlier layers, weighed with OOD or adversarial
+    samples, and a step on the image.
+
+    Raises:
+        ValueError: labels are missing, or a class has no sample, or no feature varies inside a class.
+    """
+
+    kind = "tied"
+    grows: ClassVar[tuple[str, ...]] = (*MomentDetector.grows, "whitening")
+    whitening: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("whitening", torch.empty(0, 0))
+
+    def _finish(self, moments: Moments) -> None:
+        self._need_every_class(moments)
+        self.whitening = whitening(moments.scatter / moments.counts.sum(), moments.means)
+
+    def _score(self, features: Features) -> Tensor:
+        z = features.penultimate
+        self._check_width(z, self.means.shape[1])
+        return mahalanobis(z.double(), self.means.double(), self.whitening.double()).to(z.dtype)

@@ -1,0 +1,37 @@
+"""The largest logit.  Larger score = more OOD."""
+
+from torch import Tensor
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.features.features import Features
+
+__all__ = ["MaxLogit", "max_logit"]
+
+
+def max_logit(logits: Tensor) -> Tensor:
+    r"""Minus the largest logit, :math:`-\max_j \ell_j`; larger = more OOD.
+
+    Args:
+        logits: (..., C).
+
+    Returns:
+        (...,)
+
+    References:
+        Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, ICML 2022.
+
+    Example:
+        >>> max_logit(torch.tensor([[1.0, 3.0]]))
+        tensor([-3.])
+    """
+    return -logits.amax(-1)
+
+
+class MaxLogit(Detector):
+    """Largest logit, see `max_logit`."""
+
+    reads = ("logits",)
+    needs_fit = False
+
+    def _score(self, features: Features) -> Tensor:
+        return max_logit(features.logits)

@@ -1,0 +1,51 @@
+"""Maximum softmax probability (MSP).  Larger score = more OOD."""
+
+from torch import Tensor
+
+from ood_lib.detectors.classical.temperature import _positive
+from ood_lib.detectors.detector import Detector
+from ood_lib.features.features import Features
+
+__all__ = ["MSP", "msp"]
+
+
+def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    r"""Minus the maximum softmax probability, :math:`-\max_j p_j`; larger = more OOD, in [-1, -1/C].
+
+    Args:
+        logits: (..., C).
+        temperature: T > 0, p is the softmax of the logits / T; `fit_temperature` finds a calibrated one.
+
+    Returns:
+        (...,)
+
+    References:
+        Hendrycks & Gimpel, A Baseline for Detecting Misclassified and Out-of-Distribution Examples, ICLR 2017.
+
+    Example:
+        >>> msp(torch.tensor([[0.0, 0.0], [100.0, 0.0]]))
+        tensor([-0.5000, -1.0000])
+    """
+    scaled = logits / temperature
+    return -1 / (scaled - scaled.amax(-1, keepdim=True)).exp().sum(-1)  # the largest probability, without the others
+
+
+class MSP(Detector):
+    """Maximum softmax probability, see `msp`.
+
+    Args:
+        temperature: T > 0; `fit_temperature` finds a calibrated one.
+
+    Raises:
+        ValueError: ``temperature`` is not positive.
+    """
+
+    reads = ("logits",)
+    needs_fit = False
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        self.temperature = _positive(temperature)
+
+    def _score(self, features: Features) -> Tensor:
+        return msp(features.logits, self.temperature)

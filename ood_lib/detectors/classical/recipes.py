@@ -1,0 +1,66 @@
+"""The classical detectors side by side, each by its published recipe, ready to be fitted to one network."""
+
+from torch import nn
+
+from ood_lib.detectors.classical.ash import ASH
+from ood_lib.detectors.classical.energy import Energy
+from ood_lib.detectors.classical.fdbd import FDBD
+from ood_lib.detectors.classical.gen import GEN
+from ood_lib.detectors.classical.gmm import GMM
+from ood_lib.detectors.classical.kl_matching import KLMatching
+from ood_lib.detectors.classical.knn import KNN
+from ood_lib.detectors.classical.mahalanobis import Mahalanobis
+from ood_lib.detectors.classical.max_logit import MaxLogit
+from ood_lib.detectors.classical.msp import MSP
+from ood_lib.detectors.classical.nnguide import NNGuide
+from ood_lib.detectors.classical.react import ReAct
+from ood_lib.detectors.classical.rmds import RMDS
+from ood_lib.detectors.classical.scale import SCALE
+from ood_lib.detectors.classical.she import SHE
+from ood_lib.detectors.classical.vim import ViM
+from ood_lib.detectors.detector import Detector
+from ood_lib.features.features import Features
+
+__all__ = ["FAMILIES", "classical_detectors"]
+
+FAMILIES = {
+    "logits": ("MSP", "MaxLogit", "Energy", "GEN", "KLMatching"),
+    "gradients": ("ODIN",),
+    "reshaped features": ("ReAct", "ASH", "SCALE"),
+    "distances": ("KNN", "NNGuide", "SHE", "FDBD"),
+    "densities": ("Mahalanobis", "RMDS", "ViM", "GMM"),
+}  # what each of the seventeen looks at
+
+
+def classical_detectors(head: nn.Linear, train: Features) -> dict[str, Detector]:
+    """The detectors of `FAMILIES` with their published settings, unfitted, in that order; larger score = more OOD.
+
+    ODIN is not among them: it scores other features than the rest, those of ``extract(Perturbed(network), dataset)``.
+    Numbers of neighbours are lowered where the training set is small: KNN looks at neighbour 50, or at a fifth of a
+    class; NNGuide keeps 1 % of the training features, or as many as make 10 neighbours per class.
+
+    Args:
+        head: the network's last linear layer.
+        train: ID training features; only their number counts.
+    """
+    per_class = max(1, len(train) // head.out_features)
+    k = min(50, max(1, per_class // 5))
+    fraction = min(1.0, max(0.01, 10 / per_class))
+    return {
+        "MSP": MSP(),
+        "MaxLogit": MaxLogit(),
+        "Energy": Energy(),
+        "GEN": GEN(),
+        "KLMatching": KLMatching(),
+        "ReAct": ReAct(head),
+        "ASH": ASH(head),
+        "SCALE": SCALE(head),
+        "KNN": KNN(k),
+        "NNGuide": NNGuide(k=min(10, per_class), fraction=fraction),
+        "SHE": SHE(),
+        "FDBD": FDBD(head),
+        "Mahalanobis": Mahalanobis(),
+        "RMDS": RMDS(),
+        "ViM": ViM(head),
+        "GMM": GMM(),
+    }

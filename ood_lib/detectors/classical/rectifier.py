@@ -1,0 +1,76 @@
+"""Base of the detectors that reshape the penultimate feature before the head reads it: ReAct, ASH, SCALE.
+
+OOD images tend to excite a few units wildly (ReAct clips them) and to spread the rest of their activation over many
+units (ASH and SCALE compare the sum of the largest entries with the sum of all).  What comes out of the head is judged
+by any score of logits, the energy unless you say otherwise.  Larger score = more OOD.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.head import FrozenHead
+from ood_lib.features.features import Features
+
+__all__ = ["Rectifier", "kept"]
+
+
+def kept(width: int, percentile: float) -> int:
+    r"""How many of K entries stay when a share is pruned: :math:`k = K - \mathrm{round}(K p)`.
+
+    Raises:
+        ValueError: none stays, or ``percentile`` is not in [0, 1).
+    """
+    count = width - round(width * percentile) if 0 <= percentile < 1 else 0
+    if count < 1:
+        raise ValueError(
+            f"percentile={percentile} was given; expected 0 <= percentile < 1, so that one of {width} entries is kept"
+        )
+    return count
+
+
+def _factor(z: Tensor, percentile: float) -> Tensor:
+    """exp(S_1 / S_2), (N, 1)."""
+    some = z.topk(kept(z.shape[1], percentile), dim=1).values.sum(1, keepdim=True)
+    dead = (z == 0).all(1, keepdim=True)  # any factor leaves them zero
+    factor = (z.sum(1, keepdim=True) / some.masked_fill(dead, 1)).exp()
+    bad = int((((some <= 0) | ~factor.isfinite()) & ~dead).sum())
+    if bad:
+        raise ValueError(
+            f"in {bad} of {len(z)} rows the kept entries sum to zero or less, or their share is so small that its "
+            "exponential overflows; expected non-negative features (after a ReLU) and a moderate percentile: "
+            "ReAct, or ASH with variant 'p' or 'b', also reads signed features"
+        )
+    return factor
+
+
+class Rectifier(Detector):
+    """Base: a score of the logits that the head gives to reshaped features.  A subclass writes ``rectify``.
+
+    Args:
+        head: the network's last linear layer.
+        score: function of logits (N, C) -> (N,) with larger = more OOD, for instance `energy`, `msp` or `gen`.
+
+    Raises:
+        ValueError: ``score`` is no function; features of another width than the head.
+    """
+
+    def __init__(self, head: nn.Linear, score: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        if not callable(score):
+            raise ValueError(f"score={score!r} was given; expected a function of logits, for instance ood_lib.energy")
+        self.kind = score
+        self.head = FrozenHead(head)
+
+    def rectify(self, z: Tensor) -> Tensor:
+        """The reshaped features, (N, K) to (N, K)."""
+        raise NotImplementedError(f"{type(self).__name__} must define rectify")
+
+    def _score(self, features: Features) -> Tensor:
+        self.head.check_width(features.penultimate)
+        return self.kind(self.head(self.rectify(features.penultimate)))
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, as they were given."""
+        return f"{super().extra_repr()}, score={getattr(self.kind, '__name__', repr(self.kind))}"

@@ -1,0 +1,117 @@
+r"""Several detectors as one: their energies, brought to one scale, under a soft minimum, mean or maximum.
+
+.. math:: u_k = \frac{S_k - m_k}{s_k}, \qquad S^\beta = \frac1\beta \log \frac1n \sum_{k=1}^n e^{\beta u_k}
+
+Larger = more OOD.  A large beta raises the alarm when one member does; a very negative one only when all do.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.features.features import Features
+
+__all__ = ["Composed", "compose", "soft_extreme"]
+
+
+def soft_extreme(u: Tensor, beta: float) -> Tensor:
+    r"""Between minimum and maximum, :math:`\frac1\beta \log \frac1n \sum_k e^{\beta u_k}`; grows with every u_k.
+
+    Its derivatives are the weights :math:`\mathrm{softmax}(\beta u)`.  Beta = 0 is the mean, plus and minus infinity
+    are maximum and minimum.  The paper leaves 1/n out, which shifts all scores by :math:`\log(n) / \beta`.
+
+    Args:
+        u: energies of n members on one scale, (n, N).
+        beta: any number, or infinity.
+
+    Returns:
+        (N,)
+
+    References:
+        Lafon et al., Hybrid Energy Based Model in the Feature Space for OOD Detection, ICML 2023, eq. 7.
+
+    Example:
+        >>> u = torch.tensor([[0.0], [1.0]])
+        >>> [round(soft_extreme(u, beta).item(), 2) for beta in (-math.inf, -5.0, 0.0, 5.0, math.inf)]
+        [0.0, 0.14, 0.5, 0.86, 1.0]
+    """
+    if math.isinf(beta):
+        return u.amax(0) if beta > 0 else u.amin(0)
+    if abs(beta) < 1e-6:  # below this the next term, beta/2 times the variance, is lost in rounding
+        return u.mean(0)
+    return ((torch.logsumexp(beta * u.double(), 0) - math.log(len(u))) / beta).to(u.dtype)
+
+
+class Composed(Detector):
+    """Detectors under one soft minimum, mean or maximum, see `soft_extreme`; larger = more OOD.  Made by `compose`."""
+
+    means: Tensor
+    stds: Tensor
+
+    def __init__(self, detectors: Sequence[Detector], beta: float = 0.0) -> None:
+        super().__init__()
+        wrong = [type(d).__name__ for d in detectors if not isinstance(d, Detector)]
+        if wrong or not len(detectors) or math.isnan(beta):
+            given = wrong or f"{len(detectors)} detectors and beta={beta}"
+            raise ValueError(f"{given} were given to compose; expected a list of detectors and a number beta")
+        self.detectors: Any = nn.ModuleList(detectors)
+        self.beta = beta
+        self.reads = tuple(dict.fromkeys(field for d in detectors for field in d.reads))  # type: ignore[misc]
+        for name in ("means", "stds"):
+            self.register_buffer(name, torch.full((len(detectors),), math.nan, dtype=torch.float64))
+
+    def _fit(self, features: Features) -> None:
+        self._forget()  # once a member is fitted anew, neither the old scale nor the old threshold is its own
+        self.fitted.fill_(False)
+        for detector in self.detectors:
+            detector.fit(features)
+        found = torch.stack([d.score(features).double() for d in self.detectors])  # (n, N)
+        flat = [type(d).__name__ for d, s in zip(self.detectors, found.std(1, correction=0)) if not s > 0]
+        if flat:
+            raise ValueError(f"all training scores of {flat} are equal: no scale to bring them to; leave it out")
+        self.means.copy_(found.mean(1))
+        self.stds.copy_(found.std(1, correction=0))
+
+    def standardized(self, features: Features) -> Tensor:
+        """Scores of the members in units of their spread over the training set, u, (n, N) in float64."""
+        self._require_fit()
+        found = torch.stack([d.score(features).double() for d in self.detectors])
+        return (found - self.means.to(found)[:, None]) / self.stds.to(found)[:, None]
+
+    def _score(self, features: Features) -> Tensor:
+        return soft_extreme(self.standardized(features), self.beta).to(getattr(features, self.reads[0]).dtype)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        """What was composed, and how."""
+        return f"detectors={list(self.detectors)}, beta={self.beta}"
+
+
+def compose(detectors: Sequence[Detector], beta: float = 0.0) -> Composed:
+    """A detector that fits all given ones and composes their scores; larger = more OOD.
+
+    Each score is first standardised by its mean and spread over the ID training features.
+
+    Args:
+        detectors: any detectors of the library, hybrids or not; they are fitted with it.
+        beta: see `soft_extreme`; 0 = the mean.
+
+    Raises:
+        ValueError: no detectors, or something else among them; on fitting, a detector that gives all training features
+            one score.
+
+    Example:
+        >>> from ood_lib import KNN, Energy
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> z = torch.randn(100, 4, generator=draw)
+        >>> both = compose([KNN(k=5), Energy()], beta=1.0).fit(Features(penultimate=z, logits=z[:, :3]))
+        >>> both.score(Features(penultimate=z + 9, logits=z[:, :3] - 9)).min() > 0
+        tensor(True)
+    """
+    return Composed(detectors, beta)

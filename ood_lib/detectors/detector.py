@@ -1,0 +1,239 @@
+"""The one contract: a detector is an energy on a representation; **larger score = more OOD**.
+
+A subclass says which fields of `Features` it reads, learns in ``_fit`` and scores a chunk in ``_score``.  Everything a
+user relies on (checks, chunks, devices, thresholds, saving) is here, once.  Many methods read a feature through the
+last linear layer of its network; they keep a copy of it, the `FrozenHead`.
+"""
+
+import inspect
+import math
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from ood_lib.data.labels import class_indices
+from ood_lib.features.features import Features
+
+__all__ = ["Detector", "NotFittedError"]
+
+
+class NotFittedError(RuntimeError):
+    """A detector was asked for a score or a decision before it had what it needs."""
+
+
+class Detector(nn.Module):
+    """Base of all detectors: ``fit`` on training features, ``score`` any features, ``calibrate`` a threshold.
+
+    Fitted tensors are buffers, so ``state_dict``, ``load_state_dict`` (into a fresh, unfitted object too) and
+    ``.to(device)`` work as for any module.  Scores come back on the device of the features, in their precision
+    (half precision is computed, and returned, as float32).  The hyperparameters are not in the state: build the object
+    that loads it with the same ones.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("penultimate",)  # fields of Features that must be there
+    needs_fit: ClassVar[bool] = True
+    fits: ClassVar[Literal["train", "val"]] = "train"  # which ID features the recipe learns from
+    grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: `load_state_dict` takes the saved one
+    chunk: int = 2048  # rows scored at once: bounds the memory, does not change the result
+
+    fitted: Tensor
+    threshold: Tensor
+    calibration: Tensor  # scores it was set from, sorted
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("fitted", torch.tensor(not self.needs_fit))
+        self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
+        self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
+
+    # -- what a subclass writes -------------------------------------------------------------------------------
+
+    def _fit(self, features: Features) -> None:
+        """Learn from the features of the ID training set and store the result in buffers."""
+
+    def _score(self, features: Features) -> Tensor:
+        """Scores (n,) of one chunk that lies on the detector's device."""
+        raise NotImplementedError(f"{type(self).__name__} must define _score")
+
+    # -- what a user calls ------------------------------------------------------------------------------------
+
+    @torch.inference_mode(False)  # what is learnt may be trained on, copied and loaded into like any tensor
+    @torch.no_grad()
+    def fit(self, features: Features) -> Self:
+        """Learn from ID training features; OOD data has no place here.  Returns self.
+
+        Raises:
+            ValueError: a field is missing, empty, or holds NaN or infinity.
+        """
+        self._check(features)
+        self._thaw()
+        self._fit(features)
+        self.fitted.fill_(True)
+        if self.needs_fit:
+            self._forget()
+        return self
+
+    @torch.no_grad()
+    def score(self, features: Features) -> Tensor:
+        """Scores (N,) in the order of the features; larger = more OOD.
+
+        Raises:
+            NotFittedError: `fit` has not been called.
+            ValueError: a field is missing, empty, or holds NaN or infinity.
+        """
+        self._require_fit()
+        self._check(features)
+        device = getattr(features, self.reads[0]).device
+        scores = torch.empty(0)
+        for start, chunk in zip(range(0, len(features), self.chunk), features.split(self.chunk)):
+            found = self._score(self._prepare(chunk))
+            if start == 0:  # the precision is known; one place for all scores
+                scores = found.new_empty(len(features), device=device)
+            scores[start : start + len(found)] = found
+        if lost := int(scores.isnan().sum()):  # NaN > threshold is False: it would pass as in-distribution
+            raise ValueError(
+                f"{lost} of {len(scores)} scores are NaN: {type(self).__name__} overflowed on these features; "
+                "give it float64, or look for numbers that are far too large"
+            )
+        return scores
+
+    def forward(self, features: Features) -> Tensor:
+        """The same as `score`."""
+        return self.score(features)
+
+    def calibrate(self, features: Features, tpr: float = 0.95) -> Self:
+        r"""Set the threshold from n held-out ID features, so that a new ID image is accepted with probability >= tpr.
+
+        The threshold is the k-th smallest score, :math:`k = \lceil (n + 1)\,\mathrm{tpr} \rceil` (split conformal
+        prediction; the k-th of n, n tpr rounded up, would keep the promise on the held-out images only).  A new image
+        is one more draw: each rank among n + 1 scores is as likely as any other, so the promise holds for every n,
+        network and detector, as long as new ID images are like the held-out ones.  It is an average over calibration
+        sets: what one threshold accepts is, for scores without ties, distributed as Beta(k, n + 1 - k).  The n scores
+        are kept, 8 bytes each, for `p_values`.
+
+        Raises:
+            ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr).
+
+        References:
+            Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., Distribution-Free
+            Predictive Inference for Regression, JASA 2018.
+        """
+        if not 0 < tpr < 1:
+            raise ValueError(f"tpr={tpr} was given; expected a share of ID images to accept, 0 < tpr < 1")
+        scores = self.score(features).to(self.threshold.device).double().sort().values
+        rank = math.ceil(round((len(scores) + 1) * tpr, 9))
+        if rank > len(scores):
+            raise ValueError(
+                f"{len(scores)} held-out ID samples cannot promise tpr={tpr}; it takes at least "
+                f"{math.ceil(round(tpr / (1 - tpr), 9))} of them: hold out more, or ask for less"
+            )
+        self._thaw()
+        self.calibration = scores
+        self.threshold.copy_(scores[rank - 1])
+        return self
+
+    def is_ood(self, features: Features) -> Tensor:
+        """Decisions (N,), True = OOD: the score exceeds the calibrated threshold, that is, the p-value is <= 1 - tpr.
+
+        Raises:
+            NotFittedError: `calibrate` has not been called.
+        """
+        self._require_threshold()
+        scores = self.score(features)
+        return scores > self.threshold.to(scores.device, scores.dtype)
+
+    def p_values(self, features: Features) -> Tensor:
+        r"""Conformal p-values (N,): the share of the calibration scores, and of the score s itself, that are >= s.
+
+        .. math:: p = \frac{1 + \#\{i : s_i \ge s\}}{n + 1}
+
+        Of ID images, at most a share alpha gets p <= alpha, on average over calibration sets.  They share one
+        calibration set, so they are not independent (but positively dependent, which procedures such as
+        Benjamini-Hochberg allow).
+
+        Raises:
+            NotFittedError: `calibrate` has not been called.
+
+        References:
+            Bates et al., Testing for Outliers with Conformal p-Values, Annals of Statistics 2023.
+        """
+        self._require_threshold()
+        scores = self.score(features)
+        known = self.calibration.to(scores.device, scores.dtype)
+        return (1 + len(known) - torch.searchsorted(known, scores)).to(scores.dtype) / (len(known) + 1)
+
+    # -- checks, devices, saving ------------------------------------------------------------------------------
+
+    def _require_fit(self) -> None:
+        """Before scores: what is learnt must be there."""
+        if not self.fitted:
+            raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
+
+    def _require_threshold(self) -> None:
+        if self.threshold.isnan():
+            raise NotFittedError("no threshold yet: call .calibrate(validation_features, tpr=0.95) first")
+
+    def _forget(self) -> None:
+        """A threshold belongs to the fit that it was set for."""
+        self.threshold.fill_(math.nan)
+        self.calibration = self.calibration.new_empty(0)
+
+    def _check(self, features: Features) -> None:
+        name = type(self).__name__
+        if not isinstance(features, Features):
+            raise TypeError(f"{name} was given a {type(features).__name__}; expected Features(penultimate=..., ...)")
+        missing = [field for field in self.reads if getattr(features, field) is None]
+        if missing:
+            raise ValueError(f"{name} reads {missing}, which {features} does not hold: extract them first")
+        if len(features) == 0:
+            raise ValueError(f"{name} was given 0 samples; expected at least one")
+        for field in self.reads:
+            value = getattr(features, field)
+            if value.sum(dtype=None if value.dtype == torch.float64 else torch.float32).isfinite():
+                continue  # NaN and infinity stay in a sum; one that overflows is looked at in detail
+            bad = sum(int((~c.isfinite().reshape(len(c), -1).all(1)).sum()) for c in value.split(self.chunk))
+            if bad:
+                raise ValueError(
+                    f"{bad} of {len(features)} rows of {field} hold NaN or infinity; {name} expects finite numbers: "
+                    "look for a diverged network or half-precision overflow, or drop these rows"
+                )
+
+    def _labels(self, features: Features) -> Tensor:
+        """Class indices (N,) of training features, for a fit that needs them."""
+        name, labels = type(self).__name__, features.labels
+        if labels is None:
+            raise ValueError(f"{name} needs the labels of the training features, which {features} does not hold")
+        return class_indices(labels, len(features))
+
+    def _thaw(self) -> None:
+        """Buffers made under ``torch.inference_mode`` (the object was built there) become ones that can be written."""
+        for module in self.modules():
+            for name, value in module.named_buffers(recurse=False):
+                if value.is_inference():
+                    setattr(module, name, value.clone())
+
+    @staticmethod
+    def _check_width(z: Tensor, width: int, who: str = "those it was fitted on were", what: str = "features") -> None:
+        if z.shape[1] != width:
+            raise ValueError(
+                f"the {what} are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
+            )
+
+    def _prepare(self, chunk: Features) -> Features:
+        """Bring a chunk to the detector's device and to at least single precision."""
+        moved = chunk.to(self.threshold.device).tensors()
+        low = (torch.float16, torch.bfloat16)
+        return Features(**{name: v.float() if v.dtype in low else v for name, v in moved.items()})
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("calibration", *self.grows):
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """The hyperparameters, as they were given."""
+        names = inspect.signature(type(self)).parameters
+        plain = (str, int, float, bool, type(None))
+        return ", ".join(f"{n}={getattr(self, n)!r}" for n in names if isinstance(getattr(self, n, ...), plain))

@@ -1,0 +1,48 @@
+"""The last linear layer of a network, frozen: many methods read a feature through it."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ood_lib.detectors.detector import Detector
+
+__all__ = ["FrozenHead"]
+
+
+class FrozenHead(nn.Module):
+    """The network's last linear layer, kept as buffers: it is saved with a detector, moves with it, and never learns.
+
+    Args:
+        head: with or without bias; its tensors are copied.
+
+    Raises:
+        ValueError: ``head`` is no linear layer, or has weights that are not finite.
+
+    Example:
+        >>> FrozenHead(nn.Linear(8, 3))(torch.zeros(5, 8, dtype=torch.float64)).shape  # in the precision of its input
+        torch.Size([5, 3])
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        if not isinstance(head, nn.Linear) or not all(p.isfinite().all() for p in head.parameters()):
+            given = type(head).__name__
+            raise ValueError(f"a {given} was given as head; expected the last nn.Linear, with finite weights")
+        weight = head.weight.detach().clone()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Logits, (N, K) to (N, C)."""
+        self.check_width(z)
+        return F.linear(z, self.weight.to(z.dtype), self.bias.to(z.dtype))
+
+    def check_width(self, z: Tensor) -> None:
+        """Raise ValueError when features (N, K) are not what the head reads."""
+        Detector._check_width(z, self.weight.shape[1], "the head reads")
+
+    def extra_repr(self) -> str:
+        """Widths of input and output."""
+        return "{1} features, {0} classes".format(*self.weight.shape)

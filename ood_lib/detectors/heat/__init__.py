@@ -1,0 +1,1 @@
+"""HEAT: priors, learned residuals, and their composition."""

@@ -1,0 +1,328 @@
+r"""A hybrid: prior energy plus learned residual, :math:`E_{\text{prior}}(z)/T_p + E_\theta(z)`; larger = more OOD.
+
+Priors stand in `ood_lib.priors`, the network and its loss in `ood_lib.residual`, and `ood_lib.langevin` draws the
+negatives it is trained on.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.heat.langevin import DivergedError, sgld
+from ood_lib.detectors.heat.residual import Diagnostics, ResidualNet, residual_loss
+from ood_lib.detectors.moments import Kind, Moments, class_moments, merge_moments
+from ood_lib.features.features import Features
+
+__all__ = ["ResidualEBM"]
+
+Start = Literal["prior", "noise", "data", "persistent"]
+
+FAR = 30.0  # times beyond which energies count as diverged, and features as of another scale
+
+RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of the numbers that are given; None stands for a default
+    "lam steps temperature noise decay updates learning_rate": ("a finite number >= 0", lambda x: 0 <= x < math.inf),
+    "prior_temperature step_size batch_size": ("a finite number > 0", lambda x: 0 < x < math.inf),
+    "average": ("a share in [0, 1)", lambda x: 0 <= x < 1),
+}
+
+POOL, RENEWED = 10, 0.05  # persistent chains per batch row, and the share of them that begins anew
+
+
+class ResidualEBM(Detector):
+    r"""Hybrid energy of a prior and a learned residual, :math:`E_{\text{prior}}/T_p + E_\theta`; larger = more OOD.
+
+    Args:
+        prior: a detector of one field with ``log_prob(z)``, differentiable, up to a constant: `GMM`, `GMMPrior`,
+            `LogitPrior`.  It is fitted with the hybrid.  ``sample(n, generator)`` lets chains start there,
+            ``project(z)`` keeps them where features lie.
+        lam: lambda, see `residual_loss`: the best residual is at most 1/(2 lambda).
+        prior_temperature: T_p; None = the standard deviation of the prior energy over the training features, so that
+            1/(2 lambda) counts in standard deviations; for a prior that can be sampled, a density, at least sqrt(D/2),
+            that of a Gaussian.
+        hidden, shared: see `ResidualNet`.
+        standardize: let the network see each feature in units of its spread over the training set.
+        steps: K, Langevin steps from start to negative; with 0 the starts are the negatives.
+        step_size: None = T_p / 10 with ``precondition``: noise and drift of a step on the unscaled prior energy, 0.1.
+            Without, as much in the narrowest direction, T_p / 10 times the smallest variance inside the classes: a unit
+            that never varies makes this tiny.
+        temperature: of the chain; None = 1/T_p, at which a zero residual leaves the prior as it is.
+        noise, decay: see `sgld`.
+        precondition: use the covariance inside the classes (without labels: of all features) as metric.
+        start: ``"prior"`` samples, ``"noise"`` as long as the features, ``"data"`` (contrastive divergence) or the
+            ends of former chains, ``"persistent"``; None = prior if it can be sampled, else noise.
+        keep_starts: the starts are negatives too.
+        updates, batch_size, learning_rate: of Adam.
+        average: decay of the moving average of the weights that is kept; 0 keeps the last ones.
+        seed: of weights, batches, starts and chains.
+
+    Raises:
+        ValueError: a prior without ``log_prob``, or without ``sample`` where chains are to start from it; an argument
+            out of its range.
+        DivergedError: on fitting, an energy that is not finite, or far beyond its bound; the average of the weights
+            before that is kept.
+
+    References:
+        Lafon et al., HEAT, ICML 2023; in full in `ood_lib.detectors.heat.heat`.
+
+    Example:
+        >>> from ood_lib import GMM
+        >>> angle = torch.linspace(0, 6.28, 300)
+        >>> ring = torch.stack([angle.cos(), angle.sin()], 1)
+        >>> hybrid = ResidualEBM(GMM(components=1), updates=150, learning_rate=3e-3).fit(Features(penultimate=ring))
+        >>> hole, edge = hybrid.energy(torch.tensor([[0.0, 0.0], [1.0, 0.0]]))
+        >>> bool(hole > edge)  # for the prior the hole is the densest place
+        True
+    """
+
+    grows = ("metric",)
+    reads: tuple[str, ...]  # type: ignore[misc]
+    t_p: Tensor
+    length: Tensor
+    narrowest: Tensor  # smallest variance inside the classes in units of the metric: 1 with one
+    metric: Tensor
+    positive: Tensor
+
+    def __init__(
+        self,
+        prior: Detector,
+        *,
+        lam: float = 0.25,
+        prior_temperature: float | None = None,
+        hidden: Sequence[int] = (128, 128, 128),
+        shared: bool = False,
+        standardize: bool = True,
+        steps: int = 5,
+        step_size: float | None = None,
+        temperature: float | None = None,
+        noise: float | None = None,
+        decay: float = 1.0,
+        precondition: bool = True,
+        start: Start | None = None,
+        keep_starts: bool = False,
+        updates: int = 500,
+        batch_size: int = 256,
+        learning_rate: float = 1e-3,
+        average: float = 0.99,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_prior(prior, start)
+        self.prior: Any = prior
+        self.reads = prior.reads
+        self.lam, self.prior_temperature = lam, prior_temperature
+        self.hidden, self.shared, self.standardize = tuple(hidden), shared, standardize
+        self.steps, self.step_size, self.temperature = steps, step_size, temperature
+        self.noise, self.decay, self.precondition, self.keep_starts = noise, decay, precondition, keep_starts
+        self.start: Start = start or ("prior" if hasattr(prior, "sample") else "noise")
+        self.updates, self.batch_size, self.learning_rate = updates, batch_size, learning_rate
+        self.average, self.seed = average, seed
+        self._check_numbers()
+        self.net: Any = self._network(1)
+        self.history = Diagnostics()
+        self.register_buffer("metric", torch.empty(0))
+        self.register_buffer("t_p", torch.tensor(math.nan, dtype=torch.float64))
+        self.register_buffer("length", torch.tensor(math.nan, dtype=torch.float64))
+        self.register_buffer("narrowest", torch.tensor(1.0, dtype=torch.float64))
+        self.register_buffer("positive", torch.tensor(False))
+
+    def _check_numbers(self) -> None:
+        for names, (expected, holds) in RANGES.items():
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not holds(value):
+                    raise ValueError(f"{name}={value} was given; expected {expected}")
+
+    # -- energies ---------------------------------------------------------------------------------------------------
+
+    def energy(self, z: Tensor) -> Tensor:
+        """Hybrid energy of points (N, D) as `points` gives them, (N,), differentiable in z.
+
+        Raises:
+            NotFittedError: `fit` has not been called, nor that of the prior.
+        """
+        return -self.prior.log_prob(z) / self.t_p + self.net(z)
+
+    def residual(self, z: Tensor) -> Tensor:
+        """What the network adds to the energy of points (N, D), (N,)."""
+        self._require_fit()
+        return self.net(z)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density up to a constant, minus `energy` / ``temperature``: a hybrid can be the prior of another.
+
+        It is the density that long chains draw from, unless ``noise`` is free; at temperature 0, which draws from none,
+        that of 1/T_p.
+        """
+        self._require_fit()
+        return -self.energy(z) / (self.temperature or 1 / self.t_p.item())
+
+    def points(self, features: Features) -> Tensor:
+        """Where features lie for this hybrid: the field it reads, projected as the prior asks, (N, D)."""
+        z = getattr(features, self.reads[0])
+        return self.prior.project(z) if hasattr(self.prior, "project") else z
+
+    def project(self, z: Tensor) -> Tensor:
+        """Points (N, D) back to where features lie: not negative if no training feature was, and as the prior asks."""
+        z = z.clamp(min=0) if self.positive else z
+        return self.prior.project(z) if hasattr(self.prior, "project") else z
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Ends of n chains from fresh starts, (n, D): the negatives that the network would now be trained on.
+
+        Raises:
+            NotFittedError: `fit` has not been called.
+            ValueError: the chains of this hybrid start from data.
+        """
+        self._require_fit()
+        return self._chain(self._fresh(n, generator), generator)
+
+    def _score(self, features: Features) -> Tensor:
+        z = self.points(features)
+        ratio = float(z.norm(dim=1).median() / self.length)
+        if not 1 / FAR < ratio < FAR:
+            warnings.warn(
+                f"half of these features are {ratio:.1g} times as long as those of the fit, or more so: were they "
+                "extracted in the same way?",
+                stacklevel=4,
+            )
+        return self.energy(z)
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def _fit(self, features: Features) -> None:
+        self._forget()  # from here on a fit that is broken off leaves neither the old hybrid nor its threshold
+        self.fitted.fill_(False)
+        self.prior.fit(features)
+        chunks = (self._prepare(chunk) for chunk in features.split(self.chunk))
+        z = torch.cat([self.points(chunk).float() for chunk in chunks])  # on the detector's device
+        self.positive.fill_(bool((z >= 0).all()))
+        self.length.copy_(z.norm(dim=1).median())
+        self.t_p.fill_(self._unit(z) if self.prior_temperature is None else self.prior_temperature)
+        parts = (class_moments(part, part.new_zeros(len(part)).long()) for part in z.split(self.chunk))
+        overall = reduce(merge_moments, parts)
+        self.net = self._network(z.shape[1]).to(z.device)
+        if self.standardize:
+            variance = overall.scatter.diagonal() / len(z)
+            self.net.shift.copy_(overall.means[0])
+            self.net.scale.copy_((variance + 1e-3 * variance.mean()).sqrt())
+        inside = _within(getattr(self.prior, "moments", overall), getattr(self.prior, "kind", "tied"))
+        self.metric = torch.linalg.cholesky(inside) if self.precondition else z.new_empty(0)
+        self.narrowest.fill_(1.0 if self.precondition else torch.linalg.eigvalsh(inside)[0])
+        self._train(z)
+
+    def _unit(self, z: Tensor) -> float:
+        """Spread of the prior energy over the training features (N, D)."""
+        spread = torch.cat([self.prior.log_prob(part) for part in z.split(self.chunk)]).double().std(correction=0)
+        # of a density no less than that of a Gaussian: one that spreads less over its own training set is overfitted
+        least = math.sqrt(z.shape[1] / 2) if hasattr(self.prior, "sample") else 0.0
+        return max(spread.item(), least) or 1.0
+
+    def _network(self, width: int) -> ResidualNet:
+        bound = 1 / (2 * self.lam) if self.lam else 1.0
+        return ResidualNet(width, self.hidden, self.shared, bound, self.seed)
+
+    def _train(self, z: Tensor) -> None:
+        draw, self.history = torch.Generator().manual_seed(self.seed), Diagnostics()
+        average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(self.average))
+        adam = torch.optim.Adam(self.net.parameters(), self.learning_rate, betas=(0.0, 0.999))
+        pool = self._fresh(POOL * self.batch_size, draw) if self.start == "persistent" else None
+        try:
+            for _ in range(self.updates):
+                batch = z[torch.randint(len(z), (self.batch_size,), generator=draw, device="cpu").to(z.device)]
+                self._update(adam, batch, self._negatives(batch, pool, draw))
+                average.update_parameters(self.net)
+        except DivergedError as error:
+            self.fitted.fill_(True)
+            raise DivergedError(
+                f"training stopped at update {len(self.history.loss)} of {self.updates}: {error}. The weights before "
+                "that are kept; .history shows how it came about"
+            ) from error
+        finally:
+            self.net = average.module
+
+    def _negatives(self, batch: Tensor, pool: Tensor | None, draw: torch.Generator) -> Tensor:
+        if pool is not None:
+            rows = torch.randperm(len(pool), generator=draw, device="cpu")[: len(batch)].to(pool.device)
+            renewed = (torch.rand(len(batch), 1, generator=draw, device="cpu") < RENEWED).to(pool.device)
+            start = torch.where(renewed, self._fresh(len(batch), draw), pool[rows])
+            pool[rows] = ends = self._chain(start, draw)
+        else:
+            start = batch if self.start == "data" else self._fresh(len(batch), draw)
+            ends = self._chain(start, draw)
+        return torch.cat([ends, self.project(start)]) if self.keep_starts else ends
+
+    def _fresh(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """New starts of chains, (n, D) in single precision."""
+        if self.start == "data":
+            raise ValueError('chains with start="data" begin at training features, which a hybrid does not keep')
+        if hasattr(self.prior, "sample") and self.start != "noise":
+            return self.prior.sample(n, generator).to(self.net.shift)
+        width = len(self.net.shift)
+        noise = torch.randn(n, width, generator=generator, device="cpu").to(self.net.shift)
+        return noise * (self.length / math.sqrt(width)).to(noise)
+
+    def _chain(self, start: Tensor, generator: torch.Generator | None) -> Tensor:
+        t_p = self.t_p.item()
+        temperature = 1 / t_p if self.temperature is None else self.temperature
+        size = 0.1 * t_p * self.narrowest.item() if self.step_size is None else self.step_size
+        return sgld(
+            self.energy, start, self.steps, size, temperature=temperature, noise=self.noise, decay=self.decay,
+            metric=self.metric if self.precondition else None, project=self.project, generator=generator,
+        )  # fmt: skip
+
+    @torch.enable_grad()
+    def _update(self, adam: torch.optim.Adam, batch: Tensor, negatives: Tensor) -> None:
+        data, other = self.net(batch), self.net(negatives)
+        loss = residual_loss(data, other, self.lam)
+        adam.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), math.inf)  # measures it
+        if not (loss + norm).isfinite() or max(data.abs().mean(), other.abs().mean()) > FAR * self.net.bound:
+            raise DivergedError(
+                f"the residual has mean energies {data.mean():.3g} on data and {other.mean():.3g} on negatives, its "
+                f"bound 1/(2 lambda) is {self.net.bound:.3g}: take a smaller learning_rate"
+            )
+        adam.step()
+        for name, value in (("data", data), ("negatives", other), ("loss", loss), ("gradient_norm", norm)):
+            getattr(self.history, name).append(value.mean().item())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if (saved := state_dict.get(prefix + "net.shift")) is not None:  # its length is the width, learnt by fit
+            self.net = self._network(len(saved)).to(self.t_p.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def extra_repr(self) -> str:
+        """The prior and the hyperparameters, as they were given."""
+        return f"prior={self.prior}, hidden={self.hidden}, {super().extra_repr()}"
+
+
+def _within(moments: Moments, kind: Kind) -> Tensor:
+    """Covariance (D, D) inside the components of moments of any kind, lifted until it has an inverse."""
+    scatter = moments.scatter if kind == "tied" else moments.scatter.sum(0)
+    covariance = (scatter.diag() if kind == "diagonal" else scatter) / moments.counts.sum()
+    lift = 1e-6 * covariance.diagonal().mean()  # as `mixture` does
+    return covariance + lift.expand(len(covariance)).diag()
+
+
+def _check_prior(prior: Detector, start: Start | None) -> None:
+    given = type(prior).__name__
+    if not hasattr(prior, "log_prob") or len(getattr(prior, "reads", ())) != 1:
+        raise ValueError(
+            f"a {given} was given as prior; expected a detector of one field with log_prob(z), such as GMM(), "
+            "GMMPrior('style') or LogitPrior(head)"
+        )
+    if start not in (None, "prior", "noise", "data", "persistent"):
+        raise ValueError(f"start={start!r} was given; expected 'prior', 'noise', 'data' or 'persistent'")
+    if start == "prior" and not hasattr(prior, "sample"):
+        raise ValueError(f"a {given} cannot be sampled: chains cannot start there; take start='noise' or 'persistent'")

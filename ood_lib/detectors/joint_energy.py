@@ -1,0 +1,156 @@
+r"""Joint energy: how sure a multi-label network is that none of its labels is present.  Larger = more OOD.
+
+A network of independent labels gives each a probability :math:`p_i = \sigma(\ell_i)`.  Each label is a system of two
+states, present with energy :math:`-\ell_i` and absent with energy 0, so its free energy is
+:math:`E_i = -\log(1 + e^{\ell_i})`.  The joint energy adds them up, and is three things at once:
+
+.. math:: E = -\sum_i \log(1 + e^{\ell_i}) = -\log \sum_{y \in \{0,1\}^C} e^{\sum_i y_i \ell_i}
+    = \log \prod_i (1 - p_i),
+
+minus the log-partition over all label sets, and the log-probability that no label is present.  Each :math:`E_i` is
+negative: a label can only vouch for an image, never accuse it.
+"""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.features.features import Features
+
+__all__ = ["JointEnergy", "SumLogit", "SumProb", "joint_energy", "label_energies", "sum_logit", "sum_prob"]
+
+
+def label_energies(logits: Tensor) -> Tensor:
+    r"""Free energy of each label, :math:`E_i = -\log(1 + e^{\ell_i})`; larger (closer to 0) = more OOD.
+
+    They add up to `joint_energy`, so they say which label vouches for an image: the one with the lowest energy.
+
+    Args:
+        logits: (..., C).
+
+    Returns:
+        (..., C), nowhere positive.
+
+    Example:
+        >>> import torch
+        >>> label_energies(torch.tensor([[100.0, 0.0, -9.0]]))
+        tensor([[-1.0000e+02, -6.9315e-01, -1.2340e-04]])
+    """
+    return -F.softplus(logits)
+
+
+def joint_energy(logits: Tensor, top: int | None = None) -> Tensor:
+    r"""Joint energy :math:`-\sum_i \log(1 + e^{\ell_i})`, computed without overflow; larger = more OOD.
+
+    Args:
+        logits: (..., C).
+        top: sum over the labels with the ``top`` largest logits only; None = all of them (the paper's score).  With
+            ``top=1`` images rank as by `ood_lib.detectors.classical.max_logit.max_logit`.
+
+    Returns:
+        (...,)
+
+    Raises:
+        ValueError: ``top`` is below 1.
+
+    References:
+        Wang, Liu, Bocchieri & Li, Can Multi-Label Classification Networks Know What They Don't Know?, NeurIPS 2021.
+
+    Example:
+        >>> import torch
+        >>> joint_energy(torch.tensor([[0.0, 0.0], [0.0, 200.0]]))  # log of 1/4; the second is sure of one label
+        tensor([  -1.3863, -200.6931])
+    """
+    energies = label_energies(logits)
+    if (count := _checked(top)) is None or count >= logits.shape[-1]:
+        return energies.sum(-1)
+    return energies.topk(count, dim=-1, largest=False).values.sum(-1)
+
+
+def sum_prob(logits: Tensor) -> Tensor:
+    r"""Minus the expected number of labels, :math:`-\sum_i \sigma(\ell_i)`; larger = more OOD.
+
+    Args:
+        logits: (..., C).
+
+    Returns:
+        (...,)
+
+    References:
+        Wang et al., NeurIPS 2021 (a baseline there).
+
+    Example:
+        >>> import torch
+        >>> sum_prob(torch.zeros(1, 4))
+        tensor([-2.])
+    """
+    return -logits.sigmoid().sum(-1)
+
+
+def sum_logit(logits: Tensor) -> Tensor:
+    r"""Minus the sum of the logits, :math:`-\sum_i \ell_i`; larger = more OOD.
+
+    The many absent labels, each far below zero, drown the few that are present.
+
+    Args:
+        logits: (..., C).
+
+    Returns:
+        (...,)
+
+    References:
+        Wang et al., NeurIPS 2021 (a baseline there).
+
+    Example:
+        >>> import torch
+        >>> sum_logit(torch.tensor([[1.0, 3.0]]))
+        tensor([-4.])
+    """
+    return -logits.sum(-1)
+
+
+def _checked(top: int | None) -> int | None:
+    if top is not None and top < 1:
+        raise ValueError(f"top={top} was given; expected how many labels to sum over, >= 1, or None for all")
+    return top
+
+
+class JointEnergy(Detector):
+    """Energy of all labels together, see `joint_energy`; `label_energies` says which label it owes its value to.
+
+    Args:
+        top: sum over so many labels only; None = all.
+
+    Raises:
+        ValueError: ``top`` is below 1.
+    """
+
+    reads = ("logits",)
+    needs_fit = False
+
+    def __init__(self, top: int | None = None) -> None:
+        super().__init__()
+        self.top = _checked(top)
+
+    def _score(self, features: Features) -> Tensor:
+        return joint_energy(features.logits, self.top)
+
+
+class SumProb(Detector):
+    """Sum of the label probabilities, see `sum_prob`."""
+
+    reads = ("logits",)
+    needs_fit = False
+
+    def _score(self, features: Features) -> Tensor:
+        return sum_prob(features.logits)
+
+
+class SumLogit(Detector):
+    """Sum of the logits, see `sum_logit`."""
+
+    reads = ("logits",)
+    needs_fit = False
+
+    def _score(self, features: Features) -> Tensor:
+        return sum_logit(features.logits)

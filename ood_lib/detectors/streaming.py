@@ -1,0 +1,132 @@
+"""Base of the detectors whose fit is a function of moments: they learn in pieces, or from each other."""
+
+from collections.abc import Iterator
+from functools import partial, reduce
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from ood_lib.data.labels import label_matrix, present
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.moments import Kind, Moments, class_moments, merge_moments
+from ood_lib.features.features import Features
+
+__all__ = ["MomentDetector"]
+
+
+class MomentDetector(Detector):
+    """Base of the detectors whose fit is a function of moments: they learn in one go, in pieces, or from each other.
+
+    ``fit`` starts afresh; ``partial_fit`` and ``merge`` add to what has been seen, and what follows from the moments
+    (an eigendecomposition, say) is worked out once, when a score is first asked for.  A subclass writes ``_finish``,
+    and ``_measure`` where it does not count the penultimate features by their labels.
+
+    Example:
+        >>> from ood_lib import Mahalanobis
+        >>> z, y = torch.rand(90, 4), torch.arange(90) % 3
+        >>> parts = [Features(penultimate=z[i::2], labels=y[i::2]) for i in range(2)]
+        >>> a, b = (Mahalanobis().partial_fit(part) for part in parts)  # perhaps on two machines
+        >>> whole = Mahalanobis().fit(Features(penultimate=z, labels=y))
+        >>> torch.allclose(a.merge(b).score(parts[0]), whole.score(parts[0]))
+        True
+    """
+
+    grows: ClassVar[tuple[str, ...]] = ("counts", "means", "scatter")
+    kind: Kind = "none"
+    counts: Tensor
+    means: Tensor
+    scatter: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("counts", "means", "scatter"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.float64))
+
+    # -- what a subclass writes -------------------------------------------------------------------------------
+
+    def _measure(self, chunk: Features) -> Moments:
+        """Moments of one chunk that lies on the detector's device; an image of several labels counts once for each."""
+        z, labels = chunk.penultimate, chunk.labels
+        if labels is None or labels.ndim == 1:
+            return class_moments(z, self._labels(chunk), self.kind)
+        rows, classes = present(label_matrix(labels, len(z)))
+        return class_moments(z[rows], classes, self.kind, classes=labels.shape[1])
+
+    def _finish(self, moments: Moments) -> None:
+        """Work out what scores need and store it in buffers; raise ValueError before that if it cannot be done."""
+
+    @staticmethod
+    def _need_every_class(moments: Moments, what: str = "a training sample") -> None:
+        empty = (moments.counts == 0).nonzero().flatten().tolist()
+        if empty:
+            mend = "add some, or leave the class out of the labels (for a label matrix: its column)"
+            raise ValueError(f"every class needs {what}; none of class {empty} has been given: {mend}")
+
+    # -- what a user calls ------------------------------------------------------------------------------------
+
+    @property
+    def moments(self) -> Moments:
+        """What has been learned."""
+        return Moments(self.counts, self.means, self.scatter)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def partial_fit(self, features: Features) -> Self:
+        """Add ID training features to those seen before.  Returns self.
+
+        Raises:
+            ValueError: a field is missing, empty, or holds NaN or infinity; another width than before.
+        """
+        self._check(features)
+        return self._add(self._collect(features))
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def merge(self, other: Self) -> Self:
+        """Add what another detector of the same make has seen.  Returns self.
+
+        Raises:
+            ValueError: ``other`` is another detector, or has other hyperparameters, features or head.
+        """
+        if repr(other) != repr(self):
+            raise ValueError(f"{other!r} cannot be merged into {self!r}: expected the same detector, made alike")
+        if any(not torch.equal(a, b.to(a.device)) for a, b in zip(self._frozen(), other._frozen())):
+            raise ValueError(f"{other!r} has another head than the one it is to be merged into: expected one network")
+        return self._add(Moments(*(value.to(self.counts.device) for value in other.moments)))
+
+    # -- how it works -----------------------------------------------------------------------------------------
+
+    def _fit(self, features: Features) -> None:
+        moments = self._collect(features)
+        self._finish(moments)  # what can fail comes first: a failed fit changes nothing
+        self.counts, self.means, self.scatter = moments
+
+    def _frozen(self) -> list[Tensor]:
+        """What it was made with beside its hyperparameters: the tensors of a head."""
+        return [value for part in self.children() for value in part.buffers()]
+
+    def _collect(self, features: Features) -> Moments:
+        return reduce(partial(merge_moments, kind=self.kind), self._pieces(features))
+
+    def _pieces(self, features: Features) -> Iterator[Moments]:
+        return (self._measure(self._prepare(chunk)) for chunk in features.split(self.chunk))
+
+    def _add(self, new: Moments) -> Self:
+        self._thaw()
+        if len(new.counts):
+            self.counts, self.means, self.scatter = (
+                merge_moments(self.moments, new, self.kind) if len(self.counts) else Moments(*(x.clone() for x in new))
+            )
+            self.fitted.fill_(False)
+            self._forget()
+        return self
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _require_fit(self) -> None:
+        if not self.fitted and len(self.counts):
+            self._thaw()
+            self._finish(self.moments)
+            self.fitted.fill_(True)
+        super()._require_fit()

@@ -1,0 +1,1 @@
+"""Judge, tabulate, draw."""

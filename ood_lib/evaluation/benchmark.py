@@ -1,0 +1,129 @@
+"""Every detector on every OOD set, as one tidy table."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.evaluation.comparison import counted_once
+from ood_lib.evaluation.cost import measured
+from ood_lib.evaluation.metrics import evaluate, student
+
+if TYPE_CHECKING:
+    import pandas as pd
+from ood_lib.features.bank import BenchmarkFeatures
+
+__all__ = ["run_benchmark", "summarize"]
+
+COLUMNS = [
+    "detector", "ood_set", "group", "metric", "value", "low", "high", "seed",
+    "seconds", "seconds_per_1000", "memory_mb",
+]  # fmt: skip
+
+NOTHING_JUDGED = (
+    "an AUROC compares ID images with those of an OOD set, and there is none; of a folder:PATH those are the pictures "
+    "in PATH/near/NAME/ and PATH/far/NAME/"
+)
+
+
+def run_benchmark(
+    detectors: Mapping[str, Detector],
+    features: BenchmarkFeatures,
+    *,
+    seed: int = 0,
+    positive: Literal["id", "ood"] = "id",
+) -> "pd.DataFrame":
+    """Fit each detector on ID features and judge it on every OOD set.
+
+    Args:
+        detectors: name -> detector; fitted here, on ``features.train``, or ``features.val`` where its recipe says so
+            (`Detector.fits`).
+        features: see `extract_benchmark`.
+        seed: written into the table, to tell repeated runs apart.
+        positive: convention of fpr95, see `Metrics`.
+
+    Returns:
+        One row per detector, OOD set and metric: detector, ood_set, group, metric, value, low, high, seed; seconds (to
+        fit and to score all sets), seconds_per_1000 (to score 1000 images), memory_mb (of both, see `measured`).
+        Without detectors or OOD sets, these columns and no row; without OOD sets a warning says so.
+    """
+    import pandas as pd
+
+    if not (features.near or features.far):
+        warnings.warn(f"no row is made: {NOTHING_JUDGED}", stacklevel=2)
+
+    return pd.DataFrame(
+        [
+            {"detector": name} | row | {"seed": seed} | cost
+            for name, detector in detectors.items()
+            for rows, cost in [_judge(detector, features, positive)]
+            for row in rows
+        ],
+        columns=COLUMNS,  # also of a table without rows
+    )
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Say of which features a detector complains."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _judge(
+    detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"]
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    device = detector.threshold.device
+    with measured(device) as fitting, _named(f"the ID {detector.fits} features"):
+        detector.fit(getattr(features, detector.fits))
+    scores, images = {}, len(features.test)
+    with measured(device) as scoring:
+        with _named("the ID test features"):
+            id_scores = detector.score(features.test)
+        for group, sets in features.groups().items():
+            for name, ood in sets.items():
+                with _named(f"the {group}-OOD set {name!r}"):
+                    scores[name, group] = detector.score(ood)
+                images += len(ood)
+    rows = [
+        {"ood_set": name, "group": group, **row}
+        for (name, group), ood_scores in scores.items()
+        for row in evaluate(id_scores, ood_scores, positive=positive).rows()
+    ]
+    return rows, {
+        "seconds": fitting.seconds + scoring.seconds,
+        "seconds_per_1000": 1000 * scoring.seconds / images,
+        "memory_mb": max(fitting.memory_mb, scoring.memory_mb),
+    }
+
+
+def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":
+    """Mean over the sets of each group, then over seeds, with a 95 % interval of Student's t over the seeds.
+
+    Args:
+        table: from `run_benchmark`, possibly several seeds on top of each other.
+        metric: auroc, fpr95, aupr_in or aupr_out.
+
+    Returns:
+        One row per detector and group: value, low, high (both NaN for a single seed), seeds.  The ends are cut to
+        [0, 1]: half of what lies between them is no half-width.
+
+    Raises:
+        ValueError: the table does not hold the metric, holds a value twice (see `counted_once`), or has no row at all.
+    """
+    if table.empty:
+        raise ValueError(f"the table has no row: no detector was given, or {NOTHING_JUDGED}")
+    if metric not in set(table["metric"]):
+        raise ValueError(f"metric={metric!r} was given; the table holds {sorted(set(table['metric']))}")
+    chosen = counted_once(table[table["metric"] == metric])
+    per_seed = chosen.groupby(["detector", "group", "seed"], sort=False)["value"].mean()
+    out = per_seed.groupby(level=["detector", "group"], sort=False).agg(["mean", "std", "count"])
+    half = out["std"] / out["count"] ** 0.5 * out["count"].map(student)
+    return (
+        out.assign(low=(out["mean"] - half).clip(0, 1), high=(out["mean"] + half).clip(0, 1))
+        .rename(columns={"mean": "value", "count": "seeds"})[["value", "low", "high", "seeds"]]
+        .reset_index()
+    )

@@ -1,0 +1,379 @@
+"""How well scores separate ID from OOD, with an interval for every number.  Larger score = more OOD.
+
+Everything is exact under ties and runs on the device of the scores: each set is sorted once, and all numbers are sums
+over what lies below each score.  The cost is O(N log N), the memory about 60 bytes per score.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ood_lib.extras import need
+
+__all__ = [
+    "DIRECTIONS",
+    "Metrics",
+    "Positive",
+    "as_percent",
+    "ascending",
+    "aupr",
+    "auroc",
+    "checked_scores",
+    "evaluate",
+    "fpr_at_tpr",
+    "mean_interval",
+    "student",
+    "too_wide",
+    "variance_of_mean",
+]
+
+Positive = Literal["id", "ood"]
+
+DIRECTIONS = {"auroc": 1, "fpr95": -1, "aupr_in": 1, "aupr_out": 1}  # -1: the smaller, the better
+
+_Estimate = tuple[float, tuple[float, float]]  # value and interval
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Four numbers in [0, 1] and, for each, the ends of its confidence interval.
+
+    ``fpr95`` follows the convention named by ``positive``: with ``"id"``, the share of OOD accepted when 95 % of ID
+    are accepted (ODIN and most papers); with ``"ood"``, the share of ID rejected when 95 % of OOD are rejected
+    (OpenOOD v1.5).
+    """
+
+    auroc: float
+    fpr95: float
+    aupr_in: float
+    aupr_out: float
+    auroc_ci: tuple[float, float]
+    fpr95_ci: tuple[float, float]
+    aupr_in_ci: tuple[float, float]
+    aupr_out_ci: tuple[float, float]
+    positive: str = "id"
+
+    def rows(self) -> list[dict[str, str | float]]:
+        """One record per number: metric, value, low, high."""
+        values = asdict(self)
+        names = ("auroc", "fpr95", "aupr_in", "aupr_out")
+        return [dict(zip(("metric", "value", "low", "high"), (n, values[n], *values[f"{n}_ci"]))) for n in names]
+
+
+class _Ranked(NamedTuple):
+    """Two sets in ascending order, and for each score how many of the other set lie below it, and up to it."""
+
+    known: Tensor  # (N,)
+    unknown: Tensor  # (M,)
+    known_below: Tensor  # (M,) ID scores < each OOD score
+    known_upto: Tensor  # (M,) ID scores <= each OOD score
+    unknown_below: Tensor  # (N,) OOD scores < each ID score
+    unknown_upto: Tensor  # (N,) OOD scores <= each ID score
+
+
+def checked_scores(scores: Tensor, name: str) -> Tensor:
+    """Scores (N,) as float32 or float64, where float64 exists (not on MPS: there they go to the CPU).
+
+    Raises:
+        ValueError: no scores, or scores that are NaN or infinite; the message calls them ``name``.
+    """
+    scores = torch.as_tensor(scores).detach()
+    if scores.ndim != 1 or len(scores) == 0 or not scores.isfinite().all():
+        raise ValueError(
+            f"{name} has shape {tuple(scores.shape)} and {int((~scores.isfinite()).sum())} entries that are NaN or "
+            "infinite; expected a non-empty vector of finite scores, one per image"
+        )
+    scores = scores.cpu() if scores.device.type == "mps" else scores
+    if scores.dtype in (torch.float16, torch.bfloat16):
+        return scores.float()
+    return scores if scores.dtype == torch.float32 else scores.double()
+
+
+def ascending(scores: Tensor) -> Tensor:
+    """Sorted scores; numpy's sort uses the vector units of a CPU and keeps no places: ten times faster than torch's."""
+    return torch.from_numpy(np.sort(scores.numpy())) if scores.device.type == "cpu" else scores.sort().values
+
+
+def _rank(id_scores: Tensor, ood_scores: Tensor, names: tuple[str, str] = ("id_scores", "ood_scores")) -> _Ranked:
+    known, unknown = (checked_scores(s, name) for s, name in zip((id_scores, ood_scores), names))
+    dtype = torch.promote_types(known.dtype, unknown.dtype)
+    known, unknown = (ascending(s.to(known.device, dtype)) for s in (known, unknown))
+    below, upto = (torch.searchsorted(known, unknown, right=right) for right in (False, True))
+
+    def mirrored(counts: Tensor) -> Tensor:  # an OOD score lies below the i-th ID score when at most i are up to it
+        return counts.bincount(minlength=len(known) + 1).cumsum(0)[:-1]
+
+    return _Ranked(known, unknown, below, upto, mirrored(upto), mirrored(below))
+
+
+def _range(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence={confidence} was given; expected the coverage of an interval, 0 < c < 1")
+
+
+def auroc(id_scores: Tensor, ood_scores: Tensor, confidence: float = 0.95) -> tuple[float, tuple[float, float]]:
+    """Probability that an OOD score exceeds an ID score (ties count one half), with DeLong's interval.
+
+    The interval is taken on the logit scale, so it stays inside [0, 1].  Where the two sets are separated perfectly,
+    DeLong's variance is zero and says nothing; the bound is then that of n successes in n trials
+    (Clopper & Pearson), n being the smaller set.  No other interval may promise more than that one: near perfection
+    DeLong's variance is too small as well.
+
+    Args:
+        id_scores: (N,).
+        ood_scores: (M,).
+        confidence: coverage of the interval.
+
+    Returns:
+        The area and its interval.
+
+    Raises:
+        ValueError: no scores, or scores that are NaN or infinite.
+
+    References:
+        DeLong, DeLong & Clarke-Pearson, Biometrics 1988; Sun & Xu, IEEE Signal Processing Letters 2014.
+
+    Example:
+        >>> auroc(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))[0]
+        0.875
+    """
+    _range(confidence)
+    return _auroc(_rank(id_scores, ood_scores), confidence)
+
+
+def _auroc(ranked: _Ranked, confidence: float) -> _Estimate:
+    n, m = len(ranked.known), len(ranked.unknown)
+    area = (ranked.known_below.sum() + ranked.known_upto.sum()).item() / (2 * n * m)
+    variance = variance_of_mean((ranked.known_below + ranked.known_upto).double() / (2 * n))
+    variance += variance_of_mean((ranked.unknown_below + ranked.unknown_upto).double() / (2 * m))
+    return area, _logit_interval(area, math.sqrt(variance), min(n, m), confidence)
+
+
+def variance_of_mean(wins: Tensor, single: float = 0.25) -> float:
+    """Variance of the mean of values (N,); ``single`` where there is one only, which tells nothing (0.25: shares)."""
+    return wins.var().item() / len(wins) if len(wins) > 1 else single
+
+
+def _logit_interval(value: float, std: float, n: int, confidence: float) -> tuple[float, float]:
+    tail = ((1 - confidence) / 2) ** (1 / n)
+    if value in (0.0, 1.0):
+        return (0.0, 1 - tail) if value == 0 else (tail, 1.0)
+    z = torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)).item()
+    centre, half = math.log(value / (1 - value)), z * std / (value * (1 - value))
+    low, high = torch.sigmoid(torch.tensor([centre - half, centre + half], dtype=torch.float64)).tolist()
+    return min(low, tail, value), max(high, 1 - tail, value)
+
+
+def fpr_at_tpr(
+    id_scores: Tensor,
+    ood_scores: Tensor,
+    tpr: float = 0.95,
+    positive: Positive = "id",
+    confidence: float = 0.95,
+    draws: int = 2000,
+) -> tuple[float, tuple[float, float]]:
+    """False-positive rate where the true-positive rate first reaches ``tpr``, with a bootstrap interval.
+
+    The interval needs no resampling of data: the k-th smallest of a bootstrap sample has a Beta-distributed rank, and
+    given that threshold the number of false positives is binomial.
+
+    OpenOOD reads its rate from scikit-learn's ``roc_curve``, which drops points between two others on a straight line.
+    Without ties that is the same number; with ties its rate can be larger, never smaller: here no point is dropped.
+
+    Args:
+        id_scores: (N,).
+        ood_scores: (M,).
+        tpr: share of positives to recall.
+        positive: which class is to be recalled.  ``"id"``: share of OOD accepted when ``tpr`` of ID is accepted.
+            ``"ood"`` (OpenOOD v1.5): share of ID rejected when ``tpr`` of OOD is rejected.
+        confidence: coverage of the interval.
+        draws: bootstrap draws, seeded.
+
+    Returns:
+        The rate and its interval.
+
+    Raises:
+        ValueError: no scores, or scores that are NaN or infinite; an argument out of its range.
+
+    Example:
+        >>> scores = torch.arange(100.0)
+        >>> fpr_at_tpr(scores, scores + 50)[0]
+        0.45
+    """
+    _range(confidence)
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr={tpr} was given; expected a share of positives to recall, 0 < tpr <= 1")
+    return _fpr(_rank(id_scores, ood_scores), tpr, positive, confidence, draws)
+
+
+def _fpr(ranked: _Ranked, tpr: float, positive: Positive, confidence: float, draws: int = 2000) -> _Estimate:
+    if positive not in ("id", "ood"):
+        raise ValueError(f"positive={positive!r} was given; expected 'id' or 'ood'")
+    n, m = len(ranked.known), len(ranked.unknown)
+    if positive == "id":  # by rank of the threshold: OOD scores up to it
+        wrong = ranked.unknown_upto
+    else:  # from above: ID scores not below it
+        n, m, wrong = m, n, (n - ranked.known_below).flip(0)
+    rank = math.ceil(round(tpr * n, 9))
+    rate = wrong[rank - 1].item() / m
+    random = np.random.default_rng(0)
+    ranks = torch.from_numpy((random.beta(rank, n + 1 - rank, draws) * n).astype(np.int64).clip(max=n - 1))
+    drawn = wrong[ranks.to(wrong.device)].cpu().numpy()
+    low, high = np.quantile(random.binomial(m, drawn / m) / m, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+    zero, one = _logit_interval(0.0, 0.0, m, confidence)[1], _logit_interval(1.0, 0.0, m, confidence)[0]
+    return rate, (min(low, one), max(high, zero))
+
+
+def aupr(positives: Tensor, negatives: Tensor, confidence: float = 0.95) -> tuple[float, tuple[float, float]]:
+    """Average precision when positives should score higher, with the logit interval.
+
+    Average precision is a sum of steps, one per distinct score.  OpenOOD joins the points of the curve by straight
+    lines instead (trapezoids), which no threshold reaches: on few scores the two differ in the second digit.
+
+    Args:
+        positives: (N,).
+        negatives: (M,).
+        confidence: coverage of the interval.
+
+    Returns:
+        The area (as scikit-learn's ``average_precision_score``) and its interval.
+
+    Raises:
+        ValueError: no scores, or scores that are NaN or infinite.
+
+    References:
+        Boyd, Eng & Page, Area under the Precision-Recall Curve: Point Estimates and Confidence Intervals, ECML 2013.
+
+    Example:
+        >>> aupr(torch.tensor([3.0, 1.0]), torch.tensor([2.0]))[0]
+        0.8333333333333333
+    """
+    _range(confidence)
+    return _aupr_out(_rank(negatives, positives, ("negatives", "positives")), confidence)
+
+
+def _aupr_out(ranked: _Ranked, confidence: float) -> _Estimate:
+    counts = ranked.unknown.unique_consecutive(return_counts=True)[1]  # a step per distinct score: ties enter together
+    first = counts.cumsum(0) - counts
+    wrong = len(ranked.known) - ranked.known_below[first]
+    return _average_precision(counts, len(ranked.unknown) - first, wrong, confidence)
+
+
+def _aupr_in(ranked: _Ranked, confidence: float) -> _Estimate:
+    counts = ranked.known.unique_consecutive(return_counts=True)[1]
+    last = counts.cumsum(0)
+    return _average_precision(counts, last, ranked.unknown_upto[last - 1], confidence)
+
+
+def _average_precision(counts: Tensor, right: Tensor, wrong: Tensor, confidence: float) -> _Estimate:
+    n = int(counts.sum())
+    area = min((right.double() / (right + wrong) * counts).sum().item() / n, 1.0)
+    return area, _logit_interval(area, math.sqrt(area * (1 - area) / n), n, confidence)
+
+
+def evaluate(id_scores: Tensor, ood_scores: Tensor, *, positive: Positive = "id", confidence: float = 0.95) -> Metrics:
+    """Judge a detector by its scores on ID and OOD images; larger score = more OOD.
+
+    Args:
+        id_scores: (N,).
+        ood_scores: (M,).
+        positive: the convention of ``fpr95``, see `Metrics`.
+        confidence: coverage of the intervals.
+
+    Raises:
+        ValueError: no scores, or scores that are NaN or infinite.
+
+    Example:
+        >>> evaluate(torch.arange(50.0), torch.arange(25.0, 75.0)).auroc
+        0.875
+    """
+    _range(confidence)
+    ranked = _rank(id_scores, ood_scores)
+    area, area_ci = _auroc(ranked, confidence)
+    fpr, fpr_ci = _fpr(ranked, 0.95, positive, confidence)
+    aupr_in, in_ci = _aupr_in(ranked, confidence)
+    aupr_out, out_ci = _aupr_out(ranked, confidence)
+    return Metrics(area, fpr, aupr_in, aupr_out, area_ci, fpr_ci, in_ci, out_ci, positive)
+
+
+def student(n: int) -> float:
+    """97.5 % quantile of Student's t with n - 1 degrees of freedom: how many standard errors an interval reaches.
+
+    Args:
+        n: values that were averaged; of a single one nothing is known, NaN.
+
+    Example:
+        >>> round(student(2), 1), student(1)
+        (12.7, nan)
+    """
+    return float(need("scipy.stats").t.ppf(0.975, n - 1)) if n > 1 else math.nan
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """Mean of a number over networks, with the 95 % interval of Student's t; its ends are not cut to any scale.
+
+    Args:
+        values: (N,), one per network.
+
+    Returns:
+        Mean, low, high; of one network the ends are NaN.
+
+    Raises:
+        ValueError: no values.
+
+    Example:
+        >>> [round(x, 2) for x in mean_interval([0.8, 0.9])]
+        [0.85, 0.21, 1.49]
+    """
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 1 or len(values) == 0:
+        raise ValueError(f"values of shape {values.shape} were given; expected one number at least, one per network")
+    half = student(len(values)) * values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), float(values.mean() - half), float(values.mean() + half)
+
+
+def too_wide(value: float, low: float, high: float) -> bool:
+    """Whether an interval tells nothing, because without its cuts it would be as wide as the scale from 0 to 1.
+
+    It then reaches 0.5 or further to one side of its value.  A few networks that differ much make such intervals.
+    """
+    return max(value - low, high - value) >= 0.5
+
+
+def as_percent(
+    value: float, low: float = math.nan, high: float = math.nan, *, signed: bool = False, small: bool = False
+) -> str:
+    """A share and its interval in percent, as every page shows them: ``90.1 [75.7, 100.0]``.
+
+    The ends are cut to the scale, [0, 1], or [-1, 1] of a difference.  A number of one network has no interval, and an
+    interval of which nothing can be told is not shown (see `too_wide`): ``90.1 (one network)``, ``45.2 (cannot tell)``.
+
+    Args:
+        value: a share; "" is what is shown of NaN.
+        low, high: ends of its interval; NaN where there is one network only.
+        signed: the value is a difference: each number has its sign, and an interval of any width that leaves out zero
+            is shown, because it tells the sign.
+        small: the interval is set in small type, for HTML.
+
+    Example:
+        >>> as_percent(0.901, 0.757, 1.045), as_percent(-0.0004, -0.02, 0.01, signed=True)
+        ('90.1 [75.7, 100.0]', '+0.0 [−2.0, +1.0]')
+    """
+    if math.isnan(value):
+        return ""
+
+    def number(share: float) -> str:
+        return (f"{100 * share:+z.1f}" if signed else f"{100 * share:z.1f}").replace("-", "−")
+
+    if math.isnan(low):
+        interval = "(one network)"
+    elif too_wide(value, low, high) and not (signed and low * high > 0):
+        interval = "(cannot tell)"
+    else:
+        interval = f"[{number(max(low, -1.0 if signed else 0.0))}, {number(min(high, 1.0))}]"
+    return f"{number(value)} <small>{interval}</small>" if small else f"{number(value)} {interval}"

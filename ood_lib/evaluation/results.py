@@ -1,0 +1,189 @@
+"""Result files: a benchmark table with all that it takes to trust it and to make it again.  Small JSON, kept in git.
+
+A file holds the rows of `run_benchmark` for one benchmark and one kind of network, and where they come from: commit,
+command, versions, device, data hash.  `load_results` puts any number of files on top of each other, `leaderboard` makes
+one line per detector of them.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ood_lib.evaluation.benchmark import summarize
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["leaderboard", "load_results", "origins", "provenance", "save_results"]
+
+ENDS = ("", "_low", "_high")
+
+KEYS = ("benchmark", "network", "accuracy", "positive", "provenance", "rows")
+
+CODE = ("command", "weights")  # of a provenance, what a page sets as code
+
+ORIGIN = (*CODE, "commit", "device", "versions", "data", "sets")
+
+
+def provenance(command: str = "", device: str | torch.device = "cpu", **about: str) -> dict[str, str]:
+    """Where a result comes from: command, commit, versions, device, date, and what else is worth knowing.
+
+    Args:
+        command: what makes the result again; "" = the ``ood-book run`` that is under way.
+        device: where it was computed.
+        about: further facts, such as ``data=data_hash(bench)``.
+    """
+    cuda = torch.device(device).type == "cuda"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = torch.cuda.get_device_name(device) if cuda else f"CPU {platform.machine()}, {cores} cores"
+    return {
+        "command": command or os.environ.get("OOD_COMMAND", "cells run by hand"),
+        "commit": _commit(),
+        "device": f"{machine}, {torch.get_num_threads()} threads",
+        "versions": f"Python {platform.python_version()}, torch {torch.__version__}, ood_lib {_version()}",
+        "date": datetime.now(UTC).date().isoformat(),
+    } | about
+
+
+def _commit() -> str:
+    """The commit of the library's source, with + where it was changed since; "" outside a checkout of it."""
+
+    def git(*words: str) -> str:
+        run = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        return run.stdout.strip() if run.returncode == 0 else ""
+
+    try:
+        if not git("ls-files", "--error-unmatch", Path(__file__).name):  # installed inside another repository
+            return ""
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    except OSError:  # no git
+        return ""
+
+
+def _version() -> str:
+    try:
+        return version("ood_lib")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def save_results(
+    path: str | os.PathLike[str],
+    table: "pd.DataFrame",
+    *,
+    benchmark: str,
+    network: str,
+    origin: Mapping[str, str],
+    accuracy: float = float("nan"),
+    positive: str = "id",
+) -> None:
+    """Write a result file; it appears whole or not at all.
+
+    Args:
+        path: where to, ending in ``.json``.
+        table: from `run_benchmark`, possibly several seeds on top of each other.
+        benchmark: its name; of ``bank:PATH`` and ``folder:PATH`` only the last folder is kept.
+        network: what made the features.
+        origin: see `provenance`.
+        accuracy: share of ID test images that the networks classify correctly, mean over seeds.
+        positive: convention of the fpr95 in the table.
+    """
+    path, (kind, _, place) = Path(path), benchmark.partition(":")
+    rounded = table.round({c: 6 for c in ("value", "low", "high", "seconds", "seconds_per_1000", "memory_mb")})
+    rows = rounded.astype(object).where(rounded.notna(), None).to_dict("records")
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    head = {
+        "benchmark": f"{kind}:{Path(place).name}" if place else benchmark,
+        "network": network,
+        "accuracy": None if accuracy != accuracy else round(accuracy, 4),
+        "positive": positive,
+        "provenance": dict(origin),
+    }
+    text = json.dumps(head, indent=1, ensure_ascii=False)[:-2] + f',\n "rows": [\n{lines}\n]\n}}\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def load_results(*places: str | os.PathLike[str]) -> "pd.DataFrame":
+    """The rows of result files, one under the other, with the columns ``run``, benchmark, network, ... in front.
+
+    Args:
+        places: files, or folders of files; a folder that is not there holds none.
+
+    Raises:
+        ValueError: a file is no result file.
+    """
+    import pandas as pd
+
+    found = ([place] if place.is_file() else sorted(place.glob("*.json")) for place in map(Path, places))
+    tables = []
+    for file in chain.from_iterable(found):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            rows = pd.DataFrame(content["rows"])
+            about = {key: content[key] for key in KEYS[:4]} | content["provenance"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no result file ({type(error).__name__}: {error}); expected {KEYS}") from error
+        tables.append(rows.assign(run=file.stem, **about).astype({"accuracy": float}))  # none is NaN
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def origins(results: "pd.DataFrame") -> str:
+    """Where each run comes from: a Markdown list with one item per run, of the facts that its file holds.
+
+    Args:
+        results: from `load_results`.
+    """
+    runs = results.reindex(columns=["run", *ORIGIN]).groupby("run", sort=False).first().astype(object).fillna("")
+    return "\n".join(
+        f"- **{run}**: " + "; ".join(f"{k} `{v}`" if k in CODE else f"{k} {v}" for k, v in facts.items() if v)
+        for run, facts in runs.iterrows()
+    )
+
+
+def leaderboard(results: "pd.DataFrame") -> "pd.DataFrame":
+    """One line per run and detector: near and far AUROC and FPR95 with intervals, seconds per 1000 images, memory.
+
+    The interval is Student's t over seeds.  A single network has none; the mean of the intervals of its sets then says
+    what other test images of the same kind might have given (it is too wide if anything: errors of sets cancel).
+
+    Args:
+        results: from `load_results`.
+
+    Returns:
+        Columns run, detector, seeds, near, near_low, near_high, far, ..., near_fpr95, far_fpr95, seconds_per_1000,
+        memory_mb; a group that a run does not have is NaN.
+
+    Raises:
+        ValueError: there is no row.
+    """
+    import pandas as pd
+
+    if results.empty:
+        raise ValueError("no row to show: there is no result file, or its run judged no detector on an OOD set")
+
+    lines = []
+    for (run, detector), rows in results.groupby(["run", "detector"], sort=False):
+        line = {"run": run, "detector": detector, "seeds": rows["seed"].nunique()}
+        for metric, suffix in (("auroc", ""), ("fpr95", "_fpr95")):
+            for _, found in summarize(rows, metric).iterrows():
+                low, high = found["low"], found["high"]
+                if found["seeds"] == 1:
+                    own = rows[(rows["metric"] == metric) & (rows["group"] == found["group"])]
+                    low, high = own["low"].mean(), own["high"].mean()
+                name = f"{found['group']}{suffix}"
+                line |= {name: found["value"], f"{name}_low": low, f"{name}_high": high}
+        lines.append(line | rows[["seconds_per_1000", "memory_mb"]].mean().to_dict())
+    groups = [f"{group}{suffix}{end}" for group in ("near", "far") for suffix in ("", "_fpr95") for end in ENDS]
+    return pd.DataFrame(lines, columns=["run", "detector", "seeds", *groups, "seconds_per_1000", "memory_mb"])

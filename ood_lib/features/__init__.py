@@ -1,0 +1,1 @@
+"""What a frozen network knows of an image."""

@@ -1,0 +1,1 @@
+"""What turns an image into logits."""

@@ -1,0 +1,43 @@
+"""What every network of the library answers, and the device it runs on."""
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["Network", "Representation", "pick_device"]
+
+
+class Representation(NamedTuple):
+    """What a network computes for a batch of N images."""
+
+    penultimate: Tensor  # (N, K), the input of the head
+    logits: Tensor  # (N, C)
+    style: Tensor | None  # (N, K') standard deviation of the last feature map over space, None without a map
+
+
+class Network(Protocol):
+    """A classifier whose penultimate feature and linear head can be read."""
+
+    head: nn.Linear
+
+    def represent(self, images: Tensor) -> Representation:
+        """Images (N, channels, H, W) in [0, 1] to their representation."""
+        ...
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The device asked for; ``"auto"`` takes CUDA, then Apple's MPS, then the CPU."""
+    if str(device) != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _style(maps: Tensor) -> Tensor | None:
+    """Standard deviation over space, (N, K, h, w) -> (N, K); None where there is no space left."""
+    return maps.std((2, 3), correction=0) if maps.shape[2] * maps.shape[3] > 1 else None

@@ -1,0 +1,193 @@
+"""Training a network: for one label per image by cross-entropy, for several by binary cross-entropies."""
+
+import os
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from ood_lib.data.labels import average_precision, count_labels, label_matrix
+from ood_lib.networks.network import pick_device
+from ood_lib.networks.precision import autocast_dtype
+from ood_lib.training.augment import Augment
+from ood_lib.training.loop import History, Task
+from ood_lib.training.loop import train as run
+
+__all__ = ["accuracy", "mean_average_precision", "train_classifier", "train_multilabel"]
+
+
+def train_classifier(
+    network: nn.Module,
+    train: Dataset,
+    *,
+    val: Dataset | None = None,
+    epochs: int = 30,
+    batch_size: int = 64,
+    learning_rate: float = 0.1,
+    weight_decay: float = 5e-4,
+    average: float = 0.0,
+    augment: Augment | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    autocast: torch.dtype | Literal["auto"] | None = None,
+    channels_last: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> History:
+    """Train by cross-entropy: SGD with Nesterov momentum and one learning-rate cycle.
+
+    The same seed on the same kind of device trains the same network, whether it was interrupted or not.
+
+    Args:
+        network: images (N, channels, H, W) -> logits (N, C); changed in place, left in eval mode.
+        train: items (image, class index).
+        val: measured after each epoch.
+        epochs, batch_size, learning_rate, weight_decay: the recipe; the rate peaks at ``learning_rate``.
+        average: decay of an exponential moving average of the weights, with which the network is left; 0 = the last.
+        augment: changes a batch of images, given a seeded generator, see `ood_lib.training.augment`.
+        seed: of the order of the images and the augmentation.
+        device: where to train.
+        autocast: compute in this precision where that is safe, such as bfloat16; ``"auto"`` takes that where the
+            device is faster in it, see `half_precision`.
+        channels_last: the channel as the last index in memory, which convolutions in half precision like.
+        checkpoint: a file written after each epoch, from which the next call goes on; deleted at the end.  It knows
+            its training by recipe, network and a few of the items, so let ``augment`` change images, not the data set.
+        progress: show a bar.
+
+    Raises:
+        ValueError: an empty data set, labels outside the network's classes, a loss that is no longer finite, or a
+            checkpoint of another training.
+    """
+    where = pick_device(device)
+    network.to(where)
+    optimizer = torch.optim.SGD(
+        network.parameters(), learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    )
+    precision = autocast_dtype(autocast, where)
+    task = Task(_cross_entropy, accuracy, optimizer, augment, average, precision, channels_last)
+    return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
+
+
+def train_multilabel(
+    network: nn.Module,
+    train: Dataset,
+    *,
+    val: Dataset | None = None,
+    epochs: int = 30,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    backbone_rate: float | None = None,
+    weight_decay: float = 0.0,
+    average: float = 0.0,
+    augment: Augment | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    autocast: torch.dtype | Literal["auto"] | None = None,
+    channels_last: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> History:
+    """Train by the mean of one binary cross-entropy per label: Adam and one learning-rate cycle.
+
+    Warns of a class that no training image carries.
+
+    Args:
+        network: images (N, channels, H, W) -> logits (N, C), with its last layer under ``head``; changed in place, left
+            in eval mode.  It is put back into training mode at the start of every epoch.
+        train: items (image, labels (C,) of 0/1); images without any label are welcome.
+        val: its mAP is measured after each epoch.
+        learning_rate: peak of the cycle, of the head.
+        backbone_rate: that of all other layers; None = the same.  (JointEnergy and SNoJoE: a tenth, on a pretrained
+            backbone.)
+        epochs, batch_size, weight_decay, average, augment, seed, device, autocast, channels_last, checkpoint, progress:
+            as in `train_classifier`.
+
+    Raises:
+        ValueError: an empty data set, labels that are not 0/1 for each logit, or a loss that is no longer finite.
+    """
+    _warn_of_absent_classes(train)
+    where = pick_device(device)
+    network.to(where)
+    rates = _two_rates(network, learning_rate, backbone_rate)
+    optimizer = torch.optim.Adam(rates, weight_decay=weight_decay, fused=where.type in ("cpu", "cuda"))
+    precision = autocast_dtype(autocast, where)
+    task = Task(_binary_cross_entropy, mean_average_precision, optimizer, augment, average, precision, channels_last)
+    return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
+
+
+def _two_rates(network: nn.Module, head: float, backbone: float | None) -> list[dict[str, Any]]:
+    if backbone is None:
+        return [{"params": list(network.parameters()), "lr": head}]
+    own = list(network.head.parameters())  # type: ignore[union-attr]
+    rest = [p for p in network.parameters() if all(p is not q for q in own)]
+    return [{"params": own, "lr": head}, {"params": rest, "lr": backbone}]
+
+
+def _warn_of_absent_classes(train: Dataset) -> None:
+    labels = getattr(train, "labels", None)
+    if isinstance(labels, Tensor) and labels.ndim == 2 and (absent := count_labels(labels).absent):
+        warnings.warn(
+            f"no training image carries the classes {absent}: their logits can learn nothing but absence", stacklevel=3
+        )
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    _check_labels(labels, logits.shape[1])
+    return F.cross_entropy(logits, labels.to(logits.device))
+
+
+def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    labels = label_matrix(labels, *logits.shape)
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, but the network knows the classes 0 to {classes - 1}: "
+            "number the classes from 0, or give the network more outputs"
+        )
+
+
+@torch.inference_mode()
+def accuracy(
+    network: nn.Module, dataset: Dataset, *, batch_size: int = 512, device: str | torch.device = "auto"
+) -> float:
+    """Share of images whose largest logit is the true class, in [0, 1]; the network is put into eval mode.
+
+    Raises:
+        ValueError: the data set is empty.
+    """
+    if len(dataset) == 0:  # type: ignore[arg-type]
+        raise ValueError("the data set is empty: expected at least one (image, label) item to measure the accuracy on")
+    where = pick_device(device)
+    network.to(where).eval()
+    hits = [(network(x.to(where)).argmax(1).cpu() == y).sum() for x, y in DataLoader(dataset, batch_size)]
+    return float(sum(hits)) / len(dataset)  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def mean_average_precision(
+    network: nn.Module, dataset: Dataset, *, batch_size: int = 512, device: str | torch.device = "auto"
+) -> float:
+    """mAP in [0, 1], see `ood_lib.data.labels.average_precision`; the network is put into eval mode.
+
+    Args:
+        network: images -> logits (N, C).
+        dataset: items (image, labels (C,) of 0/1).
+        batch_size: images at once.
+        device: where to compute.
+
+    Raises:
+        ValueError: the data set is empty, or its labels are not 0/1 for each logit.
+    """
+    if len(dataset) == 0:  # type: ignore[arg-type]
+        raise ValueError("the data set is empty: expected at least one (image, labels) item to measure the mAP on")
+    where = pick_device(device)
+    network.to(where).eval()
+    pairs = [(network(x.to(where)).cpu(), y) for x, y in DataLoader(dataset, batch_size)]
+    logits, labels = (torch.cat(parts) for parts in zip(*pairs))
+    return float(average_precision(logits, labels).nanmean())

@@ -1,0 +1,161 @@
+r"""Denoising score matching: a score network learns to undo Gaussian noise, and that is to learn the score.
+
+By Tweedie's formula :math:`\sigma^2 \nabla \log q_\sigma(\tilde x) = E[x \mid \tilde x] - \tilde x`, so the best
+network says how to get from a noised image to the mean of the clean ones that may be behind it.  With the weight
+:math:`\sigma^2` every noise scale has a loss between 0 and D/2, where D is the number of pixels and channels.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+from tqdm import tqdm
+
+from ood_lib.networks.network import pick_device
+from ood_lib.networks.precision import autocast_dtype
+from ood_lib.networks.score_network import checked_images, checked_scales
+from ood_lib.training.loop import History, check_loss, ema
+
+__all__ = ["denoising_error", "draw_scales", "dsm_loss", "train_score_network"]
+
+Score = Callable[[Tensor, Tensor], Tensor]  # (x, sigma) -> score in the shape of x
+
+
+def dsm_loss(network: Score, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    r"""Denoising score matching at each row's noise scale, weighted by sigma squared.
+
+    .. math:: \tfrac12 \lVert \sigma\, s_\theta(x + \sigma \varepsilon, \sigma) + \varepsilon \rVert^2
+
+    Args:
+        network: score network.
+        x: clean images or points, (N, ...).
+        sigma: (N,), or (1,) for all rows.
+        noise: epsilon, standard normal, in the shape of x.
+
+    Returns:
+        (N,), at the optimum between 0 and D/2.
+
+    References:
+        Vincent, A Connection Between Score Matching and Denoising Autoencoders, Neural Computation 2011; the weight is
+        that of Song & Ermon, NeurIPS 2019.
+
+    Example:
+        >>> x, noise = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])  # all data at 0: the score is -x / sigma^2
+        >>> dsm_loss(lambda x, sigma: -x / sigma**2, x, torch.tensor([0.1]), noise).abs() < 1e-9
+        tensor([True])
+    """
+    scale = sigma.reshape(-1, *[1] * (x.ndim - 1))
+    return (scale * network(x + scale * noise, sigma) + noise).flatten(1).square().sum(1) / 2
+
+
+@torch.no_grad()
+def denoising_error(
+    network: Score, x: Tensor, sigmas: Tensor | Sequence[float], *, seed: int = 0, batch_size: int = 1024
+) -> Tensor:
+    r"""Share of the noise that stays unexplained at each scale, the mean of 2/D times `dsm_loss`; 1 = nothing learned.
+
+    The network's guess of the noise is :math:`-\sigma s_\theta`.  Measured on held-out images this is the number to
+    watch: where it is lower on the training images, the network remembers them.
+
+    Args:
+        network: score network, in eval mode, on the device of x.
+        x: (N, ...).
+        sigmas: (L,), decreasing.
+        seed: of the noise.
+        batch_size: rows in flight; the result does not depend on it.
+
+    Returns:
+        (L,) in float64.
+    """
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype, device="cpu").to(x)
+    chunks = [*zip(x.split(batch_size), noise.split(batch_size))]
+
+    def error(sigma: Tensor) -> float:
+        return sum(dsm_loss(network, a, sigma, b).cpu().double().sum().item() for a, b in chunks) * 2 / x.numel()
+
+    return torch.tensor([error(sigma) for sigma in checked_scales(sigmas).to(x)[:, None]], dtype=torch.float64)
+
+
+def draw_scales(network: Any, n: int, generator: torch.Generator) -> Tensor:
+    """Noise scales (n,) for a batch: log-uniform over the network's range, or uniform over its levels.
+
+    The batch shares the range out evenly (one draw in each n-th part), which is unbiased and less noisy.
+    """
+    u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    if levels := getattr(network, "levels", None):
+        return torch.tensor(levels)[(u * len(levels)).long().clamp_max(len(levels) - 1)]  # u may round up to 1
+    low, high = network.sigma_range
+    return low * (high / low) ** u
+
+
+def train_score_network(
+    network: nn.Module,
+    train: Dataset,
+    *,
+    steps: int = 1500,
+    batch_size: int = 64,
+    learning_rate: float = 2e-3,
+    decay: float = 0.999,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    autocast: torch.dtype | Literal["auto"] | None = None,
+    channels_last: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train a score network by denoising score matching: Adam, one learning-rate cycle, averaged weights.
+
+    Args:
+        network: a `ScoreNetwork`, or any module ``(x, sigma)`` with a ``sigma_range``; changed in place, left in eval
+            mode with the average of its weights.
+        train: items (image, label); labels are not used.
+        steps, batch_size, learning_rate: the recipe; the rate peaks at ``learning_rate``.
+        decay: of the average over the last weights, about 1 / (1 - decay) steps long; 0 = the last weights alone.
+        augment: changes a batch of images, given a seeded generator.
+        seed: of images, scales and noise, the same on every device.
+        device: where to train.
+        autocast: run the network in this precision where that is safe: bfloat16, whose range needs no scaling of the
+            loss.  Several times faster on a GPU, and on a CPU with matrix units (AMX) for images of 28 pixels and more;
+            slower on a CPU that emulates it.  ``"auto"`` takes it where the device is faster in it, see
+            `half_precision`.  The loss itself and the weights keep theirs.
+        channels_last: give images to the network with the channel as the last index in memory; it goes with autocast.
+        progress: show a bar.
+
+    Returns:
+        The loss of each step, as a share of D/2 (see `denoising_error`), and its learning rate.
+
+    Raises:
+        ValueError: an empty data set, images outside [0, 1], or a loss that is no longer finite.
+    """
+    if len(train) == 0 or steps < 1:  # type: ignore[arg-type]
+        raise ValueError(f"{len(train)} training images, steps={steps} were given; expected one of each at least")  # type: ignore[arg-type]
+    where, history = pick_device(device), History()
+    precision = autocast_dtype(autocast, where)
+    generator = torch.Generator().manual_seed(seed)
+    sampler = RandomSampler(train, num_samples=steps * batch_size, generator=generator)  # type: ignore[arg-type]
+    form: Any = {"memory_format": torch.channels_last if channels_last else torch.preserve_format}
+    network.to(where, **form).train()
+    mean = ema(network, decay)
+    optimizer = torch.optim.Adam(network.parameters(), learning_rate, fused=where.type in ("cpu", "cuda"))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
+    loader = DataLoader(train, batch_size, sampler=sampler, generator=generator)
+    for images, _ in tqdm(loader, "training", leave=False, disable=not progress):
+        images = images if augment is None else augment(images, generator)
+        checked_images(images)
+        sigma = draw_scales(network, len(images), generator).to(images)
+        noise = torch.randn(images.shape, generator=generator, device="cpu")
+        with torch.autocast(where.type, precision, enabled=precision is not None):
+            loss = dsm_loss(network, images.to(where, **form), sigma.to(where), noise.to(where, **form)).mean()
+        check_loss(loss, learning_rate)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        mean.update_parameters(network)
+        history.loss.append(2 * loss.item() / images[0].numel())
+        history.learning_rate.append(float(schedule.get_last_lr()[0]))
+        schedule.step()
+    network.load_state_dict(mean.module.state_dict())
+    network.eval()
+    return history

@@ -1,0 +1,630 @@
+"""What `ood-book` promises, on a project of tiny notebooks that really run and build."""
+
+import json
+import os
+import pickle
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ood_book import cli, metadata
+from ood_book.run import plan, runner, work
+
+from ood_lib.data import benchmark as data
+
+pytest.importorskip("papermill")
+pytest.importorskip("jupytext")
+
+HEADER = '# %% [markdown]\n# # {title}\n\n# %% tags=["parameters"]\n{parameters}\n'
+ALPHA = 'seeds: int = 1  # how many\nrate: float = 0.5\nrepeats: int | None = 2\nresults: str = ""'
+ALPHA_CODE = """
+# %%
+from pathlib import Path
+import os, sys
+print(f"seeds={seeds} rate={rate} repeats={repeats}")
+print(f"python={sys.executable} threads={os.environ['OMP_NUM_THREADS']}")
+_ = (Path(results) / "numbers.md").write_text(f"seeds {seeds}")
+"""
+BETA = 'delta: float = 1.0\nbenchmark: str = "digits"  # where from\nnames: list[str] = ["a"]'
+BETA_CODE = """
+# %%
+first = 1
+# %%
+# the comment
+ratio = 1 / delta
+"""
+
+
+def write_notebook(root: Path, name: str, parameters: str, code: str) -> Path:
+    path = root / "notebooks" / f"{name}.py"
+    path.write_text(HEADER.format(title=name.title(), parameters=parameters) + code)
+    return path
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A project with two notebooks, two profiles and one page; the library is a folder in it."""
+    for folder in ("notebooks/profiles", "book", "library"):
+        (tmp_path / folder).mkdir(parents=True)
+    write_notebook(tmp_path, "10_alpha", ALPHA, ALPHA_CODE)
+    write_notebook(tmp_path, "20_beta", BETA, BETA_CODE)
+    (tmp_path / "notebooks/profiles/default.yaml").write_text("seeds: 2\ndelta: 2\n")
+    (tmp_path / "notebooks/profiles/quick.yaml").write_text("{}\n")
+    (tmp_path / "library/energy.py").write_text("TEMPERATURE = 1\n")
+    (tmp_path / "library/book").mkdir()
+    (tmp_path / "library/book/pages.py").write_text("WIDTH = 1\n")
+    (tmp_path / "book/intro.md").write_text("# Intro\n\nHello.\n")
+    (tmp_path / "book/references.bib").touch()
+    shutil.copytree(Path(__file__).parents[2] / "book/_static", tmp_path / "book/_static")
+    (tmp_path / "_config.yml").write_text(
+        'title: T\nauthor: A\nonly_build_toc_files: true\nexecute: {execute_notebooks: "off"}\n'
+    )
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/intro\nchapters:\n- file: notebooks/10_alpha\n- file: notebooks/20_beta\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "LIBRARY", tmp_path / "library")
+    monkeypatch.setattr(data, "BENCHMARKS", ["digits", "cifar10"])
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    return tmp_path
+
+
+def output_of(book: Path, name: str, folder: str = "default") -> str:
+    return (book / "_build/run" / folder / f"{name}.ipynb").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("run alpa", ["unknown notebook 'alpa'", "'alpha'", "20_beta"]),
+        ("run alpha -p seed 3", ["unknown parameter 'seed'", "'seeds'", "repeats"]),
+        ("run alpha -p delta 3", ["unknown parameter 'delta'", "rate"]),
+        ("run -p benchmark cifar", ["unknown benchmark 'cifar'", "'cifar10'", "folder:PATH"]),
+        ("run -p seeds abc", ["'seeds' of 10_alpha expects int", "'abc'"]),
+        ("run -p seeds 2.5", ["expects int", "2.5"]),
+        ("run -p seeds true", ["expects int"]),
+        ("run -p seeds null", ["expects int"]),
+        ("run -p names [1,2]", ["expects list[str]"]),
+        ("run --profile quik", ["unknown profile 'quik'", "'quick'"]),
+        ("run --profile odd", ["parameter in profile 'odd' 'sed'", "'seeds'"]),
+        ("build", ["10_alpha, 20_beta", "Run: ood-book run --profile default"]),
+    ],
+)
+def test_wrong_input_is_refused_with_the_nearest_name_and_nothing_is_written(book, capsys, arguments, says):
+    (book / "notebooks/profiles/odd.yaml").write_text("sed: 1\n")
+    assert cli.main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert [phrase for phrase in says if phrase not in error] == []
+    assert not (book / "_build").exists()
+
+
+def test_a_package_of_the_extra_that_is_missing_is_named_with_the_line_of_pip(book, capsys, monkeypatch):
+    for module, command in (("yaml", "run"), ("jupytext", "sync"), ("papermill", "run")):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            assert cli.main([command]) == 2
+        assert f'{module} is needed here: pip install "ood_lib[book]"' in capsys.readouterr().err
+
+
+def test_the_library_does_without_its_runner():
+    code = (
+        "import ood_lib, ood_lib.evaluation.plots, sys; print([m for m in sys.modules if m.startswith('ood_lib.book')])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("rate", "3", 3),
+        ("rate", "1e-3", 0.001),
+        ("rate", "-2.4", -2.4),
+        ("repeats", "null", None),
+        ("names", "[x, y]", ["x", "y"]),
+        ("benchmark", "folder:/images", "folder:/images"),
+        ("benchmark", "bank:/features", "bank:/features"),
+    ],
+)
+def test_values_are_read_as_yaml_and_fitted_to_the_annotation(book, name, text, value):
+    tasks = plan.plan(book, "default", {name: text})[1]
+    assert [task.given[name] for task in tasks if name in task.given] == [value]
+
+
+def test_each_notebook_gets_the_part_of_the_profile_that_it_knows(book):
+    alpha, beta = plan.plan(book, "default", {})[1]
+    assert (alpha.given, beta.given) == ({"seeds": 2}, {"delta": 2})
+
+
+def test_paths_are_meant_from_where_the_command_is_given(book, monkeypatch):
+    write_notebook(book, "20_beta", 'benchmark: str = "digits"\ndata_dir: str | None = "sets"', "")
+    monkeypatch.setenv("HOME", "/home/reader")
+    monkeypatch.chdir(book / "library")
+
+    def given(name: str, text: str) -> str:
+        return plan.plan(book, "quick", {name: text}, ["beta"])[1][0].given[name]
+
+    assert given("benchmark", "folder:../mine") == f"folder:{book}/mine"
+    assert given("benchmark", "folder:~/mine") == "folder:/home/reader/mine"
+    assert given("benchmark", "cifar10") == "cifar10"
+    assert given("data_dir", "mine") == f"{book}/library/mine"
+    assert given("data_dir", "null") is None
+    here = plan.plan(book, "quick", {"data_dir": "mine"})[0]
+    monkeypatch.chdir(book)
+    assert plan.plan(book, "quick", {"data_dir": "mine"})[0] != here  # other pictures, another run
+
+
+def test_the_command_of_a_run_makes_it_again_and_names_no_folder_of_this_machine(book):
+    given = {"seeds": "3", "rate": "1e-7", "repeats": "null", "delta": "2", "names": '["a b", c]'}
+    given["benchmark"] = "bank:here/mine"
+    _, tasks = plan.plan(book, "quick", given)
+    for task in tasks:
+        program, run, name, *words = shlex.split(task.command)
+        assert (program, run) == ("ood-book", "run") and set(words[::3]) == {"-p"}
+        again = dict(zip(words[1::3], words[2::3]))
+        assert again.get("benchmark", "bank:mine") == "bank:mine"
+        meant = again | {k: given[k] for k in again if k == "benchmark"}  # which lies somewhere else
+        _, (repeated,) = plan.plan(book, "quick", meant, [name])
+        assert repeated.key == task.key
+
+
+def test_a_run_knows_its_command(book):
+    code = "# %%\nimport os\nprint('command:', os.environ['OOD_COMMAND'])\n"
+    write_notebook(book, "10_alpha", ALPHA, code)
+    assert cli.main(["run", "alpha", "-p", "rate", "0.25"]) == 0
+    assert "command: ood-book run 10_alpha -p seeds 2 -p rate 0.25" in output_of(book, "10_alpha", "default-rate=0.25")
+
+
+def test_list_shows_titles_parameters_with_help_profiles_and_benchmarks(book, capsys):
+    assert cli.main(["list"]) == 0
+    shown = capsys.readouterr().out
+    for text in ("10_Alpha", "repeats: int | None = 2", "how many", "quick", "cifar10"):
+        assert text in shown
+
+
+def test_run_fills_results_records_itself_and_uses_this_interpreter(book, capsys):
+    (book / "notebooks/10_alpha.ipynb").write_text("not even a notebook")
+    assert cli.main(["run", "alpha", "-j", "1"]) == 0
+    text = output_of(book, "10_alpha")
+    assert "seeds=2 rate=0.5" in text
+    assert f"python={sys.executable} threads={work.cores()}" in text
+    assert (book / "_build/run/default/10_alpha/numbers.md").read_text() == "seeds 2"
+    record = json.loads(text)["metadata"]["ood_book"]
+    assert record["parameters"] == {"seeds": 2, "rate": 0.5, "repeats": 2}
+    assert 10 < record["peak_memory_mb"] < 200  # the kernel's own: no torch is in it
+    assert record["versions"]["torch"]
+    assert 0 < record["cpu_seconds"] < 60 and record["tables"] == {}
+    assert "10_alpha: runs" in capsys.readouterr().out  # plain lines where there is no terminal
+    assert sorted(p.name for p in (book / "_build/run/default").iterdir()) == [
+        "10_alpha",
+        "10_alpha.ipynb",
+    ]
+
+
+def test_overrides_change_the_output_and_go_to_a_folder_of_their_own(book):
+    assert cli.main(["run", "notebooks/10_alpha.py", "-p", "seeds", "7"]) == 0
+    assert "seeds=7" in output_of(book, "10_alpha", "default-seeds=7")
+    assert not (book / "_build/run/default").exists()
+
+
+def test_a_failure_names_cell_and_error_while_the_others_finish_and_old_output_stays(book, capsys):
+    assert cli.main(["run", "beta"]) == 0
+    before = output_of(book, "20_beta")
+    broken = BETA_CODE.replace("1 / delta", "1 / (delta - 2)")
+    write_notebook(book, "20_beta", BETA, broken)
+    assert cli.main(["run"]) == 1
+    error = capsys.readouterr().err
+    assert "20_beta failed in cell [4]: # the comment" in error  # [2] holds what is injected
+    assert plan.plan(book, "default", {}, ["beta"])[1][0].failure.startswith("failed in cell [4]: # the comment")
+    assert "ZeroDivisionError: division by zero" in error and "1 of 2 failed: 20_beta" in error
+    assert output_of(book, "20_beta") == before
+    assert "ZeroDivisionError" in output_of(book, "20_beta.failed")
+    assert "seeds=2" in output_of(book, "10_alpha")
+    write_notebook(book, "20_beta", BETA, BETA_CODE)
+    assert cli.main(["run", "beta", "--force"]) == 0
+    assert not (book / "_build/run/default/20_beta.failed.ipynb").exists()
+
+
+def test_a_finished_run_that_cannot_be_recorded_says_why_and_its_notebook_is_kept(book, capsys):
+    latin = '\n# %%\nwith open(f"{results}/t.csv", "w", encoding="latin-1") as f:\n    print("é", file=f)\n'
+    write_notebook(book, "10_alpha", ALPHA, latin)
+    assert cli.main(["run", "alpha"]) == 1
+    error = capsys.readouterr().err
+    assert "failed in writing" in error and "UnicodeDecodeError" in error and "10_alpha.failed.ipynb" in error
+    assert "t.csv" in output_of(book, "10_alpha.failed")
+
+
+@pytest.mark.parametrize(("name", "left_out"), [("digits", False), ("bank:/features", True)])
+def test_a_run_on_a_bank_leaves_out_the_cells_that_need_images(book, name, left_out):
+    pixels = '\n# %% tags=["images"]\nprint("pix" + "els")\n\n# %%\nprint("go" + "es on")\n'
+    write_notebook(book, "20_beta", 'benchmark: str = "digits"\ndelta: int = 1', pixels)
+    assert cli.main(["run", "beta", "-p", "benchmark", name, "--out", str(book / "out")]) == 0
+    text = (book / "out/20_beta.ipynb").read_text()
+    assert ("pixels" not in text) == left_out and "goes on" in text
+
+
+def test_only_what_changed_runs_again(book, capsys):
+    def ran() -> bool:
+        assert cli.main(["run", "beta"]) == 0
+        return "20_beta: done" in capsys.readouterr().out
+
+    assert ran()
+    assert not ran()
+    write_notebook(book, "20_beta", BETA, BETA_CODE + "\n# %%\nlast = 1\n")
+    assert ran()
+    (book / "library/energy.py").write_text("TEMPERATURE = 2\n")
+    assert ran()
+    (book / "library/book/pages.py").write_text("WIDTH = 2\n")
+    assert not ran()  # the runner is none of the library: no number depends on it
+    (book / "library/shipped").mkdir()
+    (book / "library/shipped/network.json").write_text('{"sha256": "other weights"}')
+    assert ran()
+    (book / "notebooks/profiles/default.yaml").write_text("delta: 4\n")
+    assert ran()
+    (book / "notebooks/profiles/default.yaml").write_text("delta: 4\nseeds: 9\n")
+    assert not ran()  # `seeds` is none of its parameters
+
+
+def test_a_page_that_a_parameter_names_counts_and_others_do_not(book, capsys):
+    def ran() -> bool:
+        assert cli.main(["run", "beta"]) == 0
+        return "20_beta: done" in capsys.readouterr().out
+
+    (book / "book/results").mkdir()
+    write_notebook(book, "20_beta", 'archive: str = "../book/results"\ndelta: float = 1.0', "\n# %%\nx = 1\n")
+    assert ran()
+    (book / "book/intro.md").write_text("# Other\n")
+    assert not ran()
+    (book / "book/results/new.json").write_text("{}")
+    assert ran()
+    assert not ran()
+
+
+def test_notebooks_run_side_by_side(book):
+    for name, other in (("10_alpha", "20_beta"), ("20_beta", "10_alpha")):
+        meet = f"""
+# %%
+import time
+from pathlib import Path
+Path("{book}/{name}.here").touch()
+start = time.time()
+while not Path("{book}/{other}.here").exists():
+    assert time.time() - start < 60, "alone"
+    time.sleep(0.05)
+"""
+        write_notebook(book, name, "delta: float = 1.0\nseeds: int = 1", meet)
+    assert cli.main(["run", "-j", "2"]) == 0
+
+
+def test_two_runs_of_one_notebook_at_once_do_not_meet(book):
+    meet = """
+# %%
+import os, time
+from pathlib import Path
+Path(f"../here-{os.getpid()}").touch()
+start = time.time()
+while len(list(Path("..").glob("here-*"))) < 2:
+    assert time.time() - start < 60, "alone"
+    time.sleep(0.05)
+_ = (Path(results) / "numbers.md").write_text("whole")
+"""
+    write_notebook(book, "10_alpha", ALPHA, meet)
+    command = [sys.executable, "-c", "import sys; from ood_book.cli import main; sys.exit(main())", "run", "alpha"]
+    both = [subprocess.Popen(command, cwd=book) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    folder = book / "_build/run/default"
+    assert sorted(p.name for p in folder.iterdir()) == ["10_alpha", "10_alpha.ipynb"]
+    assert (folder / "10_alpha/numbers.md").read_text() == "whole"
+
+
+def test_a_draft_that_nobody_writes_any_more_is_removed_and_one_in_use_is_not(book):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    names = (f".10_alpha.{platform.node()}.{pid}.partial" for pid in (gone.pid, os.getpid()))
+    dead, used = ((book / "_build/run/default" / name) for name in names)
+    dead.mkdir(parents=True)
+    used.mkdir()
+    (task,) = plan.plan(book, "default", {}, ["alpha"])[1]
+    work.clear(task)
+    assert used.is_dir() and not dead.exists()
+
+
+def process_is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
+def test_an_interrupt_leaves_no_kernel_and_no_half_written_output(book):
+    slow = """
+# %%
+import os, time
+from pathlib import Path
+Path("../pid.tmp").write_text(str(os.getpid()))
+os.rename("../pid.tmp", "../pid")
+time.sleep(120)
+"""
+    write_notebook(book, "20_beta", BETA, slow)
+    # a shell starts what follows an `&` with SIGINT ignored, and this suite may run there: listen to it in any case
+    listen = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = [sys.executable, "-c", listen + "from ood_book.cli import main; sys.exit(main())"]
+    process = subprocess.Popen([*command, "run", "beta"], cwd=book, start_new_session=True)
+    deadline = time.time() + 60
+    while not (book / "pid").exists() and time.time() < deadline:
+        time.sleep(0.1)
+    kernel = int((book / "pid").read_text())
+    assert process_is_alive(kernel)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert not process_is_alive(kernel)
+    assert list((book / "_build/run/default").iterdir()) == []
+
+
+BUSY = """
+# %% [markdown]
+# ## 3. Never done
+# %%
+import os, time
+from pathlib import Path
+Path("../pid").write_text(str(os.getpid()))
+# %%
+while True:
+    {}
+"""
+
+
+def budgets_of(monkeypatch, **minutes):
+    monkeypatch.setattr(plan, "budgets", lambda root: {f"20_{k}": v for k, v in minutes.items()})
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("does", ["pass", "time.sleep(1)"])
+def test_a_run_over_its_budget_says_so_and_is_stopped_at_its_ceiling_while_the_others_finish(
+    book, capfd, monkeypatch, does
+):
+    budgets_of(monkeypatch, beta=0.02)
+    write_notebook(book, "20_beta", BETA, BUSY.format(does))
+    assert cli.main(["run"]) == 1
+    said = capfd.readouterr()
+    late = "more than 3 times its budget of 0.02 min, in cell .*; it is stopped at 6 times"
+    assert re.search(f"^20_beta: .* {late}", said.err, re.M)
+    stopped = 'more than 6 times its budget of 0.02 min, in cell [4] of "3. Never done"'
+    assert re.search(r"^20_beta was stopped after 0\.\d min .*" + re.escape(stopped), said.err, re.M)
+    assert "`--patience TIMES`" in said.err and "1 of 2 failed: 20_beta" in said.err
+    assert not process_is_alive(int((book / "pid").read_text()))
+    assert "10_alpha: done" in said.out
+    names = {p.name for p in (book / "_build/run/default").iterdir()}
+    assert names == {"10_alpha", "10_alpha.ipynb", "20_beta.failed.ipynb"}
+
+
+@pytest.mark.parametrize("words", [["--patience", "0"], ["--patience", "1e6"], ["-p", "delta", "3"]])
+def test_a_run_with_patience_or_with_values_of_its_own_is_not_stopped(book, capfd, monkeypatch, words):
+    budgets_of(monkeypatch, beta=0.0001)
+    write_notebook(book, "20_beta", BETA, "\n# %%\nimport time\ntime.sleep(3)\n")
+    assert cli.main(["run", "beta", *words]) == 0
+    assert ("more than 3 times its budget" in capfd.readouterr().err) == (words[0] == "--patience")
+
+
+@pytest.mark.parametrize("times", ["-1", "inf", "nan", "much"])
+def test_a_patience_that_is_none_is_refused(book, capsys, times):
+    with pytest.raises(SystemExit):
+        cli.main(["run", f"--patience={times}"])
+    assert "--patience" in capsys.readouterr().err
+
+
+def test_on_a_terminal_a_bar_names_the_section_and_the_time_of_the_budget(book, monkeypatch):
+    pty = pytest.importorskip("pty")
+    budgets_of(monkeypatch, beta=4)
+    pause = "\n# %% [markdown]\n# ## 3. The pause\n\n# %%\nimport time\ntime.sleep(2.5)\n"
+    write_notebook(book, "20_beta", BETA, pause)
+    (task,) = plan.plan(book, "default", {}, ["beta"])[1]
+    ours, theirs = pty.openpty()
+    pytest.importorskip("termios").tcsetwinsize(theirs, (24, 100))
+    process = subprocess.Popen(runner.WORK, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs)
+    process.stdin.write(pickle.dumps((task, 0, 1)))
+    process.stdin.flush()
+    assert process.stdout.read().decode() == work.DONE
+    process.stdin.close()
+    process.wait(30)
+    os.close(theirs)
+    shown = os.read(ours, 100_000).decode()
+    assert re.search(r"20_beta: .*\| 4/5 cells, 0.0 min of 4 min, 3. The pause", shown)
+    assert "5/5 cells" in shown
+
+
+def test_budgets_are_the_minutes_of_the_entries_and_a_chapter_without_one_runs(asking):
+    assert metadata.budgets(asking) == {"10_alpha": 2, "20_beta": 3}
+    tasks = plan.plan(asking, "quick", {})[1]
+    assert [task.budget for task in tasks] == [2, 3]
+    (asking / "notebooks/notebooks.yaml").write_text("10_alpha: {run: 7}\n20_beta: soon\n")
+    assert [task.budget for task in plan.plan(asking, "default", {})[1]] == [7, None]
+    (asking / "notebooks/profiles/mine.yaml").write_text("seeds: 50\n")
+    assert plan.plan(asking, "mine", {})[1][0].budget is None  # nothing is promised of these values
+
+
+def test_at_its_end_a_run_names_the_tables_and_the_line_that_reads_one(book, capsys):
+    table = '\n# %%\n_ = (Path(results) / "scores.csv").write_text("a,b\\n1,2\\n")\n'
+    write_notebook(book, "10_alpha", ALPHA, ALPHA_CODE + table)
+    for _ in range(2):  # the second time it is up to date
+        assert cli.main(["run"]) == 0
+        said = capsys.readouterr().out
+        assert "10_alpha/  scores.csv\n" in said and "20_beta/" not in said
+        names = {}
+        exec(re.search(r"import pandas .*", said)[0].replace("pd.read", "read = pd.read"), names)
+        assert names["read"].to_dict("list") == {"a": [1], "b": [2]}
+
+
+def test_sync_is_stable_and_its_check_catches_an_edited_source(book, capsys):
+    assert cli.main(["sync"]) == 0
+    text = (book / "notebooks/20_beta.ipynb").read_text()
+    assert cli.main(["sync"]) == 0 and cli.main(["sync", "--check"]) == 0
+    assert (book / "notebooks/20_beta.ipynb").read_text() == text
+    write_notebook(book, "20_beta", BETA, BETA_CODE + "\n# %%\nlast = 1\n")
+    assert cli.main(["sync", "--check"]) == 1
+    assert "20_beta.ipynb: differs from 20_beta.py" in capsys.readouterr().out
+    assert (book / "notebooks/20_beta.ipynb").read_text() == text
+
+
+ASKS = """
+10_alpha: {title: A, goal: g, needs: n, representation: r, energy: e, read: 5, run: 2, memory: 900, gpu: "no", data: d}
+20_beta: {title: B, goal: h, needs: m, representation: s, energy: f, read: 6, run: 3, memory: 800, gpu: "no", data: d}
+"""
+
+
+@pytest.fixture
+def asking(book):
+    """The book with an entry for each notebook, and the files that are made of it."""
+    (book / "notebooks/notebooks.yaml").write_text(ASKS)
+    (book / ".github/workflows").mkdir(parents=True)
+    pages, jobs = ("README.md", "book/how-to-use.md"), (WORKFLOW, ".github/workflows/colab.yml")
+    for name, mark in [*((page, "<!-- {} -->") for page in pages), *((job, "  # {}") for job in jobs)]:
+        lines = ["before", mark.format("made by ood-book sync"), "old", mark.format("end"), "after"]
+        (book / name).write_text("\n".join(lines) + "\n")
+    with (book / "_config.yml").open("a") as config:
+        config.write("repository: {url: https://github.com/somebody/book, branch: trunk}\n")
+    return book
+
+
+WORKFLOW = ".github/workflows/book.yml"
+
+
+def test_sync_writes_what_other_files_say_of_the_notebooks_and_nothing_around_it(asking, capsys):
+    assert cli.main(["sync"]) == 0 and cli.main(["sync", "--check"]) == 0
+    readme, workflow = ((asking / name).read_text() for name in ("README.md", WORKFLOW))
+    assert readme.startswith("before\n<!-- made") and readme.endswith("<!-- end -->\nafter\n") and "old" not in readme
+    assert "| [A](notebooks/10_alpha.ipynb) | r | e | 5 min | 2 min |" in readme
+    assert "https://colab.research.google.com/github/somebody/book/blob/trunk/notebooks/20_beta.ipynb" in readme
+    assert "  - { notebook: 10_alpha, minutes: 16 }\n  - { notebook: 20_beta, minutes: 19 }\n  # end" in workflow
+    (asking / "notebooks/notebooks.yaml").write_text(ASKS.replace("run: 3", "run: 30"))
+    assert cli.main(["sync", "--check"]) == 1
+    assert "README.md: differs from notebooks/notebooks.yaml" in capsys.readouterr().out
+    assert cli.main(["list"]) == 0 and "6 min to read, 30 min to run; 0.8 GB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("20_beta", "20_bta", ["notebook in notebooks/notebooks.yaml '20_bta'", "'20_beta'"]),
+        ("goal: g, ", "", ["10_alpha", "['goal']"]),
+        ("run: 3", "run: soon", ["20_beta", "['run']"]),
+        ("run: 3", "run: 3, walk: 4", ["20_beta", "unknown ['walk']"]),
+    ],
+)
+def test_an_entry_that_cannot_be_right_is_refused(asking, capsys, old, new, says):
+    (asking / "notebooks/notebooks.yaml").write_text(ASKS.replace(old, new))
+    assert cli.main(["sync"]) == 2
+    error = capsys.readouterr().err
+    assert [phrase for phrase in says if phrase not in error] == []
+
+
+def test_a_file_without_a_place_for_what_is_made_is_refused(asking, capsys):
+    (asking / "README.md").write_text("nothing\n")
+    assert cli.main(["sync"]) == 2
+    assert "README.md has no lines" in capsys.readouterr().err
+
+
+def test_build_shows_how_each_page_was_made_fails_on_a_warning_and_spares_foreign_folders(book, capfd):
+    pytest.importorskip("jupyter_book")
+    (book / "book/intro.md").write_text("# Intro\n\n```{include} _generated/10_alpha/numbers.md\n```")
+    boxed = '\n# %% [markdown]\n# ```{note}\n# Boxed.\n# ```\n\n# %% tags=["hide-input"]\nprint(6 * 7)\n'
+    write_notebook(book, "10_alpha", ALPHA, ALPHA_CODE + boxed)
+    assert cli.main(["run"]) == 0
+    assert cli.main(["build"]) == 0
+    pages = book / "_build/html"
+    assert "seeds 2" in (pages / "book/intro.html").read_text()
+    alpha = (pages / "notebooks/10_alpha.html").read_text()
+    assert "How this page was made" in alpha and "dropdown" in alpha and "Peak memory" in alpha
+    assert str(book) not in alpha.replace(f"python={sys.executable}", "")
+    downloaded = json.loads((pages / "_sources/notebooks/10_alpha.ipynb").read_text())["cells"]  # by its button
+    assert ["> **Note**\n", ">\n", "> Boxed."] in [c["source"] for c in downloaded]
+    (folded,) = [c for c in downloaded if "print(6 * 7)" in c["source"]]
+    assert folded["metadata"]["cellView"] == "form" and folded["outputs"][0]["text"] == ["42\n"]
+    assert "building" in capfd.readouterr().out
+    assert cli.main(["build"]) == 0
+    assert "building" not in capfd.readouterr().out
+
+    assert cli.main(["build", "--out", "notebooks"]) == 2
+    assert "holds something else" in capfd.readouterr().err
+
+    (book / "book/intro.md").write_text("# Intro\n\n[nowhere](nowhere.md)\n")
+    for _ in range(2):  # the second build must not forget the warning
+        assert cli.main(["build"]) == 1
+    assert "nowhere" in capfd.readouterr().err
+    assert (pages / "notebooks/10_alpha.html").is_file()  # the last good pages stay
+
+
+def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_the_book_is_not_complete(book, capfd):
+    pytest.importorskip("jupyter_book")
+    labels = "\n# %% [markdown]\n# (beta-way)=\n# ## 1. The way\n"
+    write_notebook(book, "20_beta", BETA, labels + BETA_CODE.replace("1 / delta", "1 / (delta - 2)"))
+    ways = "{ref}`there <beta-way>`, [here](../notebooks/20_beta.ipynb#1-the-way)"
+    (book / "book/intro.md").write_text(f"# Intro\n\n{ways}\n\n```{{include}} _generated/20_beta/numbers.md\n```\n")
+    assert cli.main(["run"]) == 1
+    assert cli.main(["build"]) == 1
+    said = capfd.readouterr()
+    assert "not complete" in said.err and '  20_beta failed in cell [4] of "1. The way": # the comment' in said.err
+    assert "Run: ood-book run 20_beta --profile default" in said.err and "WARNING" not in said.err
+    pages = book / "_build/html"
+    assert f"open {pages / 'index.html'}" in said.out
+    assert "seeds=2" in (pages / "notebooks/10_alpha.html").read_text()
+    beta, intro = ((pages / f"{name}.html").read_text() for name in ("notebooks/20_beta", "book/intro"))
+    for phrase in ("<h1>20_Beta", "This chapter is missing", "ZeroDivisionError: division by zero", "# the comment",
+                   "ood-book run 20_beta --profile default", "ood-book build --profile default"):  # fmt: skip
+        assert phrase in beta
+    assert str(book) not in beta
+    assert intro.count('href="../notebooks/20_beta.html"') >= 4  # the three of its text, and the contents
+    assert "which is missing" in intro
+
+    (book / "notebooks/20_beta.py").write_text((book / "notebooks/20_beta.py").read_text() + "\n# %%\nlast = 1\n")
+    assert cli.main(["build"]) == 1  # another source: what failed is not this one
+    assert "20_beta has not been run as it is now" in capfd.readouterr().err
+
+    write_notebook(book, "20_beta", BETA, labels + BETA_CODE)
+    (book / "book/intro.md").write_text(f"# Intro\n\n{ways}\n")
+    assert cli.main(["run"]) == cli.main(["build"]) == 0
+    assert "This chapter is missing" not in (pages / "notebooks/20_beta.html").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.parametrize(
+    ("run", "build", "calls", "code"),
+    [
+        (0, 0, ["run", "build"], 0),
+        (1, 0, ["run", "build"], 2),  # of make: some recipe failed
+        (1, 1, ["run", "build"], 2),
+        (0, 1, ["run", "build"], 2),
+        (2, 0, ["run"], 2),  # refused
+        (130, 0, ["run"], 2),  # Ctrl-C
+    ],
+)
+def test_make_book_builds_what_there_is_and_fails_where_a_notebook_did(tmp_path, run, build, calls, code):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(Path(__file__).parents[2] / name, tmp_path)
+    command = tmp_path / "env/bin/ood-book"
+    command.parent.mkdir(parents=True)
+    command.write_text(f"#!/bin/sh\necho $1 >> called\ntest $1 = run && exit {run}\nexit {build}\n")
+    command.chmod(0o755)
+    (tmp_path / "env/.ood-book-ready").touch()  # newer than pyproject.toml: nothing to install
+    assert subprocess.run(["make", "-s", "book", "VENV=env"], cwd=tmp_path).returncode == code
+    assert (tmp_path / "called").read_text().split() == calls
+
+
+def test_build_takes_the_same_values_as_run(book, capfd):
+    pytest.importorskip("jupyter_book")
+    values = ["--profile", "quick", "-p", "seeds", "7"]
+    assert cli.main(["build", *values]) == 2
+    assert "Run: ood-book run --profile quick -p seeds 7" in capfd.readouterr().err
+    assert cli.main(["run", *values]) == cli.main(["build", *values]) == 0
+    pages = book / "_build/html-quick-seeds=7/notebooks"
+    alpha, beta = ((pages / f"{name}.html").read_text() for name in ("10_alpha", "20_beta"))
+    assert "seeds=7" in alpha and "injected-parameters" in alpha
+    assert "injected-parameters" not in beta  # all its parameters have their defaults

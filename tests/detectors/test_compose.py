@@ -1,0 +1,84 @@
+"""Laws of composition: the limits of beta, one scale for all, any detectors."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ood_lib import KNN, MSP, Energy, Features, Mahalanobis, NotFittedError, compose
+from ood_lib.detectors.compose import soft_extreme
+from tests.conftest import Toy, normal
+
+U = 3 * normal(4, 50)
+
+
+def test_the_limits_are_minimum_mean_and_maximum():
+    assert torch.equal(soft_extreme(U, math.inf), U.amax(0)) and torch.equal(soft_extreme(U, -math.inf), U.amin(0))
+    assert torch.equal(soft_extreme(U, 0.0), U.mean(0))
+    for beta, limit in ((50.0, U.amax(0)), (-50.0, U.amin(0))):
+        assert (soft_extreme(U, beta) - limit).abs().max() <= math.log(4) / 50 + 1e-9
+    for beta in (1e-5, -1e-5, 1e-7):  # no jump at zero
+        assert torch.allclose(soft_extreme(U, beta), U.mean(0), atol=1e-3)
+
+
+def test_single_precision_is_enough_near_zero():
+    for beta in (1e-5, -2e-6):
+        assert torch.allclose(soft_extreme(U.float(), beta).double(), soft_extreme(U, beta), atol=1e-5)
+
+
+def test_it_is_the_papers_formula_up_to_a_constant():
+    for beta in (-2.0, 0.3, 7.0):
+        paper = (beta * U).exp().sum(0).log() / beta
+        assert torch.allclose(soft_extreme(U, beta), paper - math.log(4) / beta)
+
+
+def test_it_grows_with_beta_and_with_each_member():
+    values = torch.stack([soft_extreme(U, b) for b in (-math.inf, -3.0, -0.1, 0.0, 0.1, 3.0, math.inf)])
+    assert (values.diff(dim=0) >= -1e-12).all()
+    u = U.clone().requires_grad_()
+    soft_extreme(u, 2.0).sum().backward()
+    assert torch.allclose(u.grad, (2 * U).softmax(0))  # the weights
+
+
+def test_members_are_brought_to_one_scale_on_the_whole_fit_set(toy: Toy):
+    both = compose([KNN(k=5), Energy()]).fit(toy.train)
+    u = both.standardized(toy.train)
+    assert torch.allclose(u.mean(1), torch.zeros(2).double(), atol=1e-9)
+    assert torch.allclose(u.std(1, correction=0), torch.ones(2).double())
+
+
+@pytest.mark.parametrize("beta", [-math.inf, -1.0, 0.0, 2.0, math.inf])
+def test_one_member_alone_and_a_member_twice_rank_as_the_member(toy: Toy, beta: float):
+    order = Mahalanobis().fit(toy.train).score(toy.test).argsort()
+    for members in ([Mahalanobis()], [Mahalanobis(), Mahalanobis()]):
+        assert torch.equal(compose(members, beta).fit(toy.train).score(toy.test).argsort(), order)
+
+
+def test_compositions_compose(toy: Toy):
+    inner = compose([MSP(), Energy()], beta=1.0)
+    outer = compose([inner, KNN(k=5)], beta=-1.0).fit(toy.train)
+    u = outer.standardized(toy.test)
+    assert torch.allclose(outer.score(toy.test), soft_extreme(u, -1.0))
+    assert set(outer.reads) == {"logits", "penultimate"}
+
+
+def test_a_refit_that_fails_leaves_neither_scores_nor_the_old_threshold(toy: Toy):
+    both = compose([KNN(k=5), MSP()]).fit(toy.train).calibrate(toy.val)
+    with pytest.raises(ValueError, match=r"scores of \['MSP'\] are equal"):
+        both.fit(Features(penultimate=normal(20, 32), logits=torch.zeros(20, 4)))
+    for call in (both.score, both.is_ood):
+        with pytest.raises(NotFittedError):
+            call(toy.test)
+
+
+def test_what_cannot_be_composed_is_named(toy: Toy):
+    for members in ([], ["MSP"], [MSP(), nn.Linear(2, 2)]):
+        with pytest.raises(ValueError, match="were given to compose"):
+            compose(members)
+    with pytest.raises(ValueError, match="beta=nan"):
+        compose([MSP()], beta=math.nan)
+    with pytest.raises(ValueError, match=r"scores of \['MSP'\] are equal"):
+        compose([KNN(k=5), MSP()]).fit(Features(penultimate=normal(20, 3), logits=torch.zeros(20, 3)))
+    with pytest.raises(NotFittedError):
+        compose([MSP()]).standardized(toy.test)

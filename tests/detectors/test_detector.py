@@ -1,0 +1,538 @@
+"""The laws every detector obeys, whatever it reads.  A new detector becomes subject to them by a line in MAKE."""
+
+import copy
+import inspect
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import beta, betabinom, chisquare, kstest
+from sklearn.neighbors import LocalOutlierFactor
+from torch import nn
+
+import ood_lib
+from ood_lib import (
+    ASH,
+    FDBD,
+    GEN,
+    GMM,
+    HEAT,
+    KNN,
+    MSMA,
+    MSP,
+    ODIN,
+    RMDS,
+    SCALE,
+    SHE,
+    Detector,
+    Energy,
+    FeatureFlow,
+    Features,
+    GMMPrior,
+    GradNorm,
+    JointEnergy,
+    KLMatching,
+    LogitPrior,
+    Mahalanobis,
+    MaxLogit,
+    NNGuide,
+    NotFittedError,
+    Outlier,
+    ReAct,
+    ResidualEBM,
+    SumLogit,
+    SumProb,
+    ViM,
+    WeiPer,
+    compose,
+    energy,
+    msp,
+    noise_scales,
+)
+from ood_lib.detectors.compose import Composed
+from tests.conftest import CLASSES, UNITS, Toy, cast, normal, seeded
+
+TRAINING: dict[str, Any] = {"updates": 6, "steps": 1, "hidden": (8, 8), "batch_size": 32}
+MAKE: dict[str, Callable[[nn.Linear], Detector]] = {
+    "MSP": lambda head: MSP(),
+    "MaxLogit": lambda head: MaxLogit(),
+    "Energy": lambda head: Energy(temperature=0.5),
+    "MSP hot": lambda head: MSP(temperature=100.0),
+    "GEN": lambda head: GEN(),
+    "GEN short": lambda head: GEN(gamma=0.5, top=2),
+    "KLMatching": lambda head: KLMatching(),
+    "KNN": lambda head: KNN(k=5),
+    "KNN raw": lambda head: KNN(k=5, normalize=False),
+    "NNGuide": lambda head: NNGuide(k=5, fraction=1.0),
+    "SHE": lambda head: SHE(),
+    "SHE euclidean": lambda head: SHE(metric="euclidean"),
+    "SHE cosine": lambda head: SHE(metric="cosine"),
+    "FDBD": lambda head: FDBD(head),
+    "Mahalanobis": lambda head: Mahalanobis(),
+    "RMDS": lambda head: RMDS(),
+    "ViM": lambda head: ViM(head),
+    "ViM narrow": lambda head: ViM(head, dim=4),
+    "ReAct": lambda head: ReAct(head),
+    "ReAct msp": lambda head: ReAct(head, percentile=0.99, score=msp),
+    "ASH-B": lambda head: ASH(head),
+    "ASH-S": lambda head: ASH(head, variant="s"),
+    "ASH-P": lambda head: ASH(head, percentile=0.65, variant="p"),
+    "SCALE": lambda head: SCALE(head),
+    "ODIN": lambda head: ODIN(),
+    "GradNorm": lambda head: GradNorm(),
+    "MSMA": lambda head: MSMA(lambda x, sigma: -x, GMM(1, "full"), noise_scales(count=UNITS)),
+    "MSMA KNN": lambda head: MSMA(lambda x, sigma: -x, KNN(k=5, normalize=False), noise_scales(count=UNITS)),
+    "MSMA flow": lambda head: MSMA(
+        lambda x, sigma: -x, FeatureFlow(normalize=False, updates=4, check_every=2), noise_scales(count=UNITS)
+    ),
+    "GMM tied": lambda head: GMM(),
+    "GMM diagonal": lambda head: GMM(covariance="diagonal"),
+    "GMM full": lambda head: GMM(covariance="full"),
+    "GMM EM tied": lambda head: GMM(components=CLASSES),
+    "GMM EM diagonal": lambda head: GMM(components=CLASSES, covariance="diagonal"),
+    "GMM EM full": lambda head: GMM(components=CLASSES, covariance="full"),
+    "JointEnergy": lambda head: JointEnergy(),
+    "JointEnergy top": lambda head: JointEnergy(top=2),
+    "SumProb": lambda head: SumProb(),
+    "SumLogit": lambda head: SumLogit(),
+    "LOF": lambda head: Outlier(LocalOutlierFactor(n_neighbors=15, novelty=True)),
+    "FeatureFlow": lambda head: FeatureFlow(updates=4, check_every=2),
+    "FeatureFlow classes": lambda head: FeatureFlow(updates=3, class_base=True, two_sided=True, normalize=False),
+    "FeatureFlow paper": lambda head: FeatureFlow("paper", updates=2),
+    "WeiPer kld": lambda head: WeiPer(head, repeats=50),
+    "WeiPer kld limit": lambda head: WeiPer(head, repeats=None),
+    "WeiPer kld drop": lambda head: WeiPer(head, repeats=50, overflow="drop"),
+    "WeiPer msp": lambda head: WeiPer(head, score="msp", repeats=50),
+    "WeiPer msp limit": lambda head: WeiPer(head, score="msp", repeats=None),
+    "WeiPer react": lambda head: WeiPer(head, score="react", repeats=50),
+    "WeiPer react limit": lambda head: WeiPer(head, score="react", repeats=None),
+    "WeiPer callable": lambda head: WeiPer(head, score=energy, repeats=50),
+    "WeiPer callable limit": lambda head: WeiPer(head, score=energy, repeats=None),
+    "GMMPrior": lambda head: GMMPrior(),
+    "GMMPrior EM": lambda head: GMMPrior(components=CLASSES),
+    "LogitPrior": lambda head: LogitPrior(head),
+    "composed": lambda head: compose([Energy(), KNN(k=5), GMM()], beta=2.0),
+    "ResidualEBM": lambda head: ResidualEBM(GMM(), **TRAINING),
+    "ResidualEBM noise": lambda head: ResidualEBM(LogitPrior(head), **TRAINING),
+    "HEAT": lambda head: HEAT([GMMPrior(), LogitPrior(head)], **TRAINING),
+}
+TRAINED = ("ResidualEBM", "HEAT", "FeatureFlow", "MSMA flow")  # by batches, which the order of the training set decides
+LEARNS = [name for name in MAKE if not MAKE[name](nn.Linear(UNITS, CLASSES)).fitted]
+
+every = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
+every_learner = pytest.mark.parametrize("make", [MAKE[name] for name in LEARNS], ids=LEARNS)
+CLOSED = [name for name in LEARNS if not name.startswith(TRAINED)]
+
+
+def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    """Equal to the bit, NaN equal to NaN."""
+    return a.keys() == b.keys() and all(
+        a[n].dtype == b[n].dtype and torch.equal(a[n].nan_to_num(7e7), b[n].nan_to_num(7e7)) for n in a
+    )
+
+
+def state_of(detector: Detector) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in detector.state_dict().items()}
+
+
+def spoil(features: Features, field: str, rows: list[int], value: float) -> Features:
+    """Features with one bad entry in each of some rows of a field."""
+    tensors = features.tensors() | {field: getattr(features, field).clone()}
+    tensors[field][rows, 1] = value
+    return Features(**tensors)
+
+
+def test_every_exported_detector_is_subject_to_these_laws():
+    exported = {thing for thing in vars(ood_lib).values() if inspect.isclass(thing) and issubclass(thing, Detector)}
+    head = nn.Linear(UNITS, CLASSES)
+    assert {type(make(head)) for make in MAKE.values()} == exported - {Detector} | {Composed}  # what `compose` returns
+
+
+# -- scores -----------------------------------------------------------------------------------------------------
+
+
+@every
+def test_one_score_per_row_and_larger_means_more_ood(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    known, unknown = detector.score(toy.test), detector.score(toy.ood)
+    assert known.shape == (len(toy.test),) and unknown.shape == (len(toy.ood),)
+    assert unknown.min() > known.median()
+    assert ood_lib.evaluate(known, unknown).auroc > 0.99
+
+
+@every
+def test_calling_a_detector_is_scoring(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    assert torch.equal(detector(toy.test), detector.score(toy.test))
+
+
+@every
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-3)])
+def test_scores_do_not_depend_on_the_batch(make: Callable, toy: Toy, dtype: torch.dtype, tolerance: float):
+    # In float32 a product may round differently in another batch, and a perturbed logit then hop into the next bin:
+    # one of 200 values here, which moves the divergence by up to 2e-3.  All other scores agree to 1e-5.
+    toy = toy.to(dtype)
+    detector = make(toy.head).fit(toy.train)
+    whole = detector.score(toy.test)
+    detector.chunk = 7
+    assert torch.allclose(detector.score(toy.test), whole, rtol=1e-5, atol=tolerance)
+    alone = torch.cat([detector.score(toy.test[i : i + 1]) for i in range(5)])
+    assert torch.allclose(alone, whole[:5], rtol=1e-5, atol=tolerance)
+
+
+@every
+def test_the_order_of_rows_changes_the_order_of_scores_and_nothing_else(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    order = torch.randperm(len(toy.test), generator=seeded())
+    assert torch.allclose(detector.score(toy.test[order]), detector.score(toy.test)[order], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [MAKE[name] for name in CLOSED], ids=CLOSED)
+def test_the_order_of_training_rows_does_not_matter(make: Callable, toy: Toy):
+    order = torch.randperm(len(toy.train), generator=seeded())
+    a, b = (make(toy.head).fit(train).score(toy.test) for train in (toy.train, toy.train[order]))
+    assert torch.allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@every
+@pytest.mark.parametrize(
+    ("given", "returned"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ],
+)
+def test_scores_keep_the_precision_of_the_features_and_half_becomes_single(
+    make: Callable, toy: Toy, given: torch.dtype, returned: torch.dtype
+):
+    detector = make(toy.head).fit(cast(toy.train, given))
+    scores = detector.score(cast(toy.test, given))
+    assert scores.dtype == returned
+    exact = make(toy.head).fit(toy.train).score(toy.test)
+    # what half precision leaves of the features: 3 digits (float16) or 2 (bfloat16)
+    tolerance = {torch.float64: 0, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}[given]
+    assert (scores - exact).abs().mean() <= tolerance * exact.std() + 1e-12
+
+
+@every
+def test_detector_and_features_may_differ_in_precision(make: Callable, toy: Toy):
+    fitted_low = make(toy.to(torch.float32).head).fit(cast(toy.train, torch.float32))
+    assert fitted_low.score(toy.test).dtype == torch.float64
+    fitted_high = make(toy.head).fit(toy.train)
+    assert fitted_high.score(cast(toy.test, torch.float32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_scores_do_not_depend_on_the_device_and_come_back_where_the_features_are(name: str, toy: Toy):
+    on_cpu = MAKE[name](toy.head).fit(toy.train)
+    on_gpu = MAKE[name](toy.head).cuda().fit(toy.train)
+    if name.startswith(TRAINED):  # rounding grows from update to update: the fit is near, what was learnt can move
+        assert torch.allclose(on_gpu.score(toy.test), on_cpu.score(toy.test), rtol=0, atol=0.05)
+        on_gpu = copy.deepcopy(on_cpu).cuda()
+    assert on_gpu.score(toy.test).device.type == "cpu"
+    assert torch.allclose(on_gpu.score(toy.test), on_cpu.score(toy.test), rtol=0, atol=1e-6)
+    assert on_gpu.score(toy.test.to("cuda")).device.type == "cuda"
+    assert torch.allclose(on_cpu.score(toy.test.to("cuda")).cpu(), on_cpu.score(toy.test), rtol=0, atol=1e-6)
+
+
+@every
+def test_scores_carry_no_gradient(make: Callable, toy: Toy):
+    z, logits = (toy.test.penultimate.clone().requires_grad_(), toy.test.logits.clone().requires_grad_())
+    assert not make(toy.head).fit(toy.train).score(Features(penultimate=z, logits=logits)).requires_grad
+
+
+@every
+def test_fitting_and_scoring_leave_the_global_random_numbers_alone(make: Callable, toy: Toy):
+    before = torch.random.get_rng_state()
+    make(toy.head).fit(toy.train).score(toy.test)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+# -- fitting ----------------------------------------------------------------------------------------------------
+
+
+@every
+def test_fit_returns_the_detector_and_never_changes_its_input(make: Callable, toy: Toy):
+    before = {name: value.clone() for name, value in toy.train.tensors().items()}
+    detector = make(toy.head)
+    assert detector.fit(toy.train) is detector
+    detector.score(toy.train)
+    for buffer in detector.buffers():  # nor does a detector keep the caller's memory as its own
+        buffer.zero_()
+    assert all(torch.equal(value, before[name]) for name, value in toy.train.tensors().items())
+
+
+@every
+def test_fitting_twice_is_fitting_once(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    before = state_of(detector)
+    detector.fit(toy.val).fit(toy.train)
+    assert same_state(detector.state_dict(), before)
+
+
+@every_learner
+def test_an_unfitted_detector_refuses_to_score_and_says_what_to_call(make: Callable, toy: Toy):
+    detector = make(toy.head)
+    for call in (detector, detector.score, detector.calibrate):
+        with pytest.raises(NotFittedError, match=rf"{type(detector).__name__}.*\.fit\(train_features\)"):
+            call(toy.test)
+
+
+@pytest.mark.parametrize("name", sorted(MAKE.keys() - set(LEARNS)))
+def test_a_detector_with_nothing_to_learn_scores_at_once(name: str, toy: Toy):
+    fresh = MAKE[name](toy.head).score(toy.test)
+    assert torch.equal(fresh, MAKE[name](toy.head).fit(toy.train).score(toy.test))
+
+
+@every
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_rows_with_nan_or_infinity_are_counted_over_the_whole_set(make: Callable, toy: Toy, value: float):
+    detector = make(toy.head).fit(toy.train)
+    field, before = detector.reads[0], state_of(detector)
+    detector.chunk = 16
+    for call, features in ((detector.score, toy.test), (detector.fit, toy.train), (detector.calibrate, toy.test)):
+        with pytest.raises(ValueError, match=f"3 of {len(features)} rows of {field} hold NaN or infinity"):
+            call(spoil(features, field, [0, 20, 59], value))
+    assert same_state(detector.state_dict(), before)
+
+
+@every
+def test_no_rows_and_a_missing_field_are_named(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    before = state_of(detector)
+    for call in (detector.fit, detector.score, detector.calibrate):
+        with pytest.raises(ValueError, match="0 samples"):
+            call(toy.test[:0])
+        with pytest.raises(ValueError, match=detector.reads[0]):
+            call(Features(labels=toy.test.labels))
+    assert same_state(detector.state_dict(), before)
+
+
+@every
+def test_a_detector_reads_only_what_it_says_it_reads(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    only = Features(**{field: getattr(toy.test, field) for field in detector.reads})
+    assert torch.equal(detector.score(only), detector.score(toy.test))
+
+
+@every
+@pytest.mark.parametrize("built_there", [False, True], ids=["built outside", "built there"])
+def test_a_fit_in_inference_mode_leaves_tensors_like_any_other(make: Callable, toy: Toy, built_there: bool):
+    plain = make(toy.head).fit(toy.train).calibrate(toy.val)
+    detector = make(toy.head)
+    with torch.inference_mode():
+        train = toy.train[torch.arange(len(toy.train))]
+        assert train.penultimate.is_inference()
+        detector = make(toy.head) if built_there else detector
+        assert detector.fit(train) is detector
+    assert not any(buffer.is_inference() for buffer in detector.buffers())
+    assert torch.equal(detector.calibrate(toy.val).score(toy.test), plain.score(toy.test))
+    assert same_state(detector.state_dict(), plain.state_dict())
+    layer = nn.Linear(1, 1).double()
+    layer(detector.score(toy.test).double()[:, None]).sum().backward()  # nor are the scores
+    detector.load_state_dict(plain.state_dict())
+    detector.fit(toy.train)
+
+
+@every
+def test_a_detector_built_in_inference_mode_is_calibrated_outside(make: Callable, toy: Toy):
+    with torch.inference_mode():
+        detector = make(toy.head).fit(toy.train) if make(toy.head).needs_fit else make(toy.head)
+        fresh = make(toy.head)
+    assert torch.equal(detector.calibrate(toy.val).threshold, fresh.fit(toy.train).calibrate(toy.val).threshold)
+
+
+def test_a_fit_carries_no_gradient(toy: Toy):
+    z = toy.train.penultimate.clone().requires_grad_()
+    detector = KNN(k=5).fit(Features(penultimate=z))
+    assert not any(buffer.requires_grad for buffer in detector.buffers())
+
+
+@every_learner
+def test_features_of_another_width_are_named(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    narrow = Features(penultimate=toy.test.penultimate[:, :31], logits=toy.test.logits[:, :3])
+    with pytest.raises(ValueError, match=r"the features are (31|3) wide, but .* (32|4): take them all"):
+        detector.score(narrow)
+
+
+# -- thresholds -------------------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("tpr", [0.01, 0.29, 0.55, 0.95, 0.99])
+def test_the_threshold_is_the_smallest_one_that_accepts_the_share_of_one_image_more(make, toy: Toy, tpr: float):
+    detector = make(toy.head).fit(toy.train).calibrate(toy.val, tpr=tpr)
+    scores, n = detector.score(toy.val), len(toy.val)
+    assert (scores <= detector.threshold).sum() >= tpr * (n + 1)
+    assert (scores < detector.threshold).sum() < tpr * (n + 1)
+    assert torch.equal(detector.is_ood(toy.ood), detector.score(toy.ood) > detector.threshold)
+    assert torch.equal(detector.calibration, scores.sort().values)
+
+
+@every
+def test_p_values_count_the_calibration_scores_and_decide_as_the_threshold_does(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    for tpr in (0.1, 0.8, 0.95):
+        detector.calibrate(toy.val, tpr)
+        for features in (toy.test, toy.ood, toy.val):  # those of val tie with the calibration scores
+            p, scores = detector.p_values(features), detector.score(features)
+            known = detector.score(toy.val)
+            counted = (1 + (known >= scores[:, None]).sum(1)) / torch.tensor(101.0, dtype=torch.float64)
+            assert torch.equal(p, counted) and p.dtype == scores.dtype
+            assert torch.equal(detector.is_ood(features), p <= 1 - tpr)
+
+
+def lone(scores: torch.Tensor) -> Features:
+    """Features to which MaxLogit gives these scores."""
+    return Features(logits=-scores[:, None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_score_that_ties_with_the_threshold_is_accepted(dtype: torch.dtype):
+    scores = torch.arange(39, dtype=dtype).div(4).floor() / 3  # groups of four equal ones
+    detector = MaxLogit().calibrate(lone(scores.double()), tpr=0.9)  # k = 36, the last of the ninth group
+    asked = torch.tensor([8 / 3, 9 / 3], dtype=dtype)
+    assert detector.is_ood(lone(asked)).tolist() == [False, True]
+    assert detector.p_values(lone(asked)).tolist() == pytest.approx([8 / 40, 4 / 40], rel=1e-6)
+    assert torch.equal(detector.is_ood(lone(scores)), detector.p_values(lone(scores)) <= 1 - 0.9 + 1e-7)
+
+
+@pytest.mark.parametrize(("n", "tpr"), [(19, 0.95), (50, 0.9), (30, 0.29)])
+def test_what_a_threshold_accepts_has_the_beta_distribution_of_the_theory(n: int, tpr: float):
+    draws = torch.rand(1500, n, generator=seeded(), dtype=torch.float64)  # a uniform score: accepted share = threshold
+    accepted = [MaxLogit().calibrate(lone(scores), tpr).threshold.item() for scores in draws]
+    k = math.ceil(round((n + 1) * tpr, 9))
+    assert kstest(accepted, beta(k, n + 1 - k).cdf).pvalue > 0.01
+    assert np.mean(accepted) >= tpr - 3 * np.std(accepted) / 1500**0.5
+
+
+def test_over_repeated_splits_of_images_as_many_are_rejected_as_the_theory_says(toy: Toy):
+    pool = Features(logits=normal(120, CLASSES))
+    detector, rejected = MSP(), []
+    for seed in range(1500):
+        order = torch.randperm(len(pool), generator=seeded(seed))
+        rejected.append(int(detector.calibrate(pool[order[:80]], 0.9).is_ood(pool[order[80:]]).sum()))
+    law = betabinom(40, 81 - 73, 73)  # k = ceil(81 * 0.9)
+    observed, expected = np.bincount(rejected, minlength=41), 1500 * law.pmf(np.arange(41))
+    tail = expected[:12], expected[12:].sum()
+    assert chisquare([*observed[:12], observed[12:].sum()], [*tail[0], tail[1]]).pvalue > 0.01
+
+
+def test_conformal_p_values_of_id_images_are_super_uniform_also_with_ties():
+    for levels in (5, 10**9):
+        drawn = torch.randint(levels, (2000, 30), generator=seeded(levels)).double()
+        p = torch.cat([MaxLogit().calibrate(lone(row[1:]), 0.5).p_values(lone(row[:1])) for row in drawn])
+        for alpha in (1 / 30, 0.1, 0.3, 0.7):
+            assert (p <= alpha + 1e-9).double().mean() <= alpha + 3 * (alpha * (1 - alpha) / 2000) ** 0.5
+
+
+@pytest.mark.parametrize(("tpr", "needed"), [(0.95, 19), (0.99, 99), (0.5, 1), (0.9, 9)])
+def test_too_few_images_for_a_share_are_refused_and_enough_are_taken(tpr: float, needed: int):
+    MaxLogit().calibrate(lone(torch.rand(needed)), tpr)
+    if needed > 1:
+        with pytest.raises(ValueError, match=f"{needed - 1} held-out ID samples .* at least {needed} of them"):
+            MaxLogit().calibrate(lone(torch.rand(needed - 1)), tpr)
+
+
+@every
+def test_without_a_threshold_there_is_no_decision(make: Callable, toy: Toy):
+    with pytest.raises(NotFittedError, match="calibrate"):
+        make(toy.head).fit(toy.train).is_ood(toy.test)
+    with pytest.raises(NotFittedError, match="calibrate"):
+        make(toy.head).fit(toy.train).p_values(toy.test)
+
+
+@every_learner
+def test_a_new_fit_forgets_the_threshold_of_the_old_one(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train).calibrate(toy.val).fit(toy.val)
+    for ask in (detector.is_ood, detector.p_values):
+        with pytest.raises(NotFittedError, match="calibrate"):
+            ask(toy.test)
+    assert detector.calibration.numel() == 0
+
+
+@pytest.mark.parametrize("tpr", [0.0, -0.1, 1.0, 1.01, float("nan")])
+def test_a_share_outside_0_to_1_is_refused(toy: Toy, tpr: float):
+    with pytest.raises(ValueError, match="tpr="):
+        MSP().calibrate(toy.val, tpr=tpr)
+
+
+# -- saving -----------------------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_saved_state_makes_a_fresh_object_equal(make: Callable, toy: Toy, dtype: torch.dtype):
+    toy = toy.to(dtype)
+    detector = make(toy.head).fit(toy.train).calibrate(toy.val)
+    file = io.BytesIO()
+    torch.save(detector.state_dict(), file)
+    file.seek(0)
+    fresh = make(nn.Linear(UNITS, CLASSES).to(dtype))  # never fitted, and with another head
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(fresh.score(toy.test), detector.score(toy.test))
+    assert torch.equal(fresh.threshold, detector.threshold)
+    assert torch.equal(fresh.is_ood(toy.ood), detector.is_ood(toy.ood))
+    assert torch.equal(fresh.p_values(toy.test), detector.p_values(toy.test))
+
+
+def test_a_state_does_not_carry_the_hyperparameters(toy: Toy):
+    saved = KNN(k=5).fit(toy.train).state_dict()
+    other = KNN(k=9)
+    other.load_state_dict(saved)
+    assert repr(other) == "KNN(k=9, normalize=True)"
+    assert torch.equal(other.score(toy.test), KNN(k=9).fit(toy.train).score(toy.test))
+
+
+@every
+def test_a_copy_has_its_own_life(make: Callable, toy: Toy):
+    detector = make(toy.head).fit(toy.train)
+    scores = detector.score(toy.test)
+    other = copy.deepcopy(detector)
+    assert torch.equal(other.score(toy.test), scores)
+    for buffer in other.buffers():
+        buffer.zero_()
+    assert torch.equal(detector.score(toy.test), scores)
+
+
+@every
+def test_repr_shows_every_hyperparameter(make: Callable, toy: Toy):
+    detector = make(toy.head)
+    shown = repr(detector)
+    assert shown.startswith(type(detector).__name__)
+    for name in inspect.signature(type(detector)).parameters:
+        assert name == "head" or f"{name}=" in shown
+
+
+def test_repr_shows_the_values_that_were_given(toy: Toy):
+    assert repr(KNN(k=7, normalize=False)) == "KNN(k=7, normalize=False)"
+    assert "score='msp', repeats=None, delta=2.4" in repr(WeiPer(toy.head, score="msp", repeats=None, delta=2.4))
+
+
+# -- writing a detector -----------------------------------------------------------------------------------------
+
+
+def test_a_subclass_only_says_how_to_score(toy: Toy):
+    class Norm(Detector):
+        needs_fit = False
+
+        def _score(self, features: Features) -> torch.Tensor:
+            return -features.penultimate.norm(dim=1)
+
+    assert torch.equal(Norm().score(toy.test), -toy.test.penultimate.norm(dim=1))
+
+
+def test_a_subclass_without_a_score_says_so(toy: Toy):
+    class Empty(Detector):
+        needs_fit = False
+
+    with pytest.raises(NotImplementedError, match="Empty must define _score"):
+        Empty().score(toy.test)

@@ -1,0 +1,217 @@
+"""Laws of the networks: what `represent` shows is what the network computes."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+
+from ood_lib import ResNet, adapt, pick_device
+from ood_lib.networks.resnet import PooledResNet
+from tests.conftest import seeded
+
+MAKE = {
+    "resnet18": lambda: torchvision.models.resnet18(weights=None, num_classes=5),
+    "mobilenet_v3_small": lambda: torchvision.models.mobilenet_v3_small(weights=None, num_classes=5),
+    "densenet121": lambda: torchvision.models.densenet121(weights=None, num_classes=5),
+    "vit_b_16": lambda: torchvision.models.vit_b_16(weights=None, image_size=32, num_classes=5),
+}
+
+
+def images(count: int = 3, channels: int = 3, side: int = 64) -> torch.Tensor:
+    return torch.rand(count, channels, side, side, generator=seeded())
+
+
+@pytest.fixture(scope="module", params=MAKE)
+def foreign(request) -> nn.Module:
+    torch.manual_seed(0)
+    return MAKE[request.param]().eval()
+
+
+def pictures_for(model: nn.Module) -> torch.Tensor:
+    return images(side=32 if isinstance(model, torchvision.models.VisionTransformer) else 64)
+
+
+# -- our own ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [ResNet, PooledResNet])
+@pytest.mark.parametrize(("widths", "blocks"), [((8,), 1), ((8, 16), 2), ((4, 8, 12), 1), ((4, 8, 12), (0, 1, 2))])
+def test_the_head_makes_the_logits_from_the_penultimate_feature(kind, widths: tuple[int, ...], blocks):
+    network = kind(1, 3, widths, blocks).eval()
+    seen = network.represent(images(4, 1, 16))
+    assert seen.penultimate.shape == seen.style.shape == (4, widths[-1])
+    assert torch.equal(network.head(seen.penultimate), seen.logits)
+    assert torch.equal(network(images(4, 1, 16)), seen.logits)
+    assert (seen.penultimate >= 0).all() and (seen.style >= 0).all()
+
+
+@pytest.mark.parametrize("kind", [ResNet, PooledResNet])
+def test_each_stage_after_the_first_halves_the_resolution(kind):
+    network = kind(1, 3, (4, 8, 12)).eval()
+    maps = network.stages(network.stem(images(2, 1, 16)))
+    assert maps.shape == (2, 12, 4, 4)
+    seen = network.represent(images(2, 1, 16))
+    assert torch.allclose(seen.penultimate, maps.mean((2, 3)))
+    assert torch.allclose(seen.style, maps.flatten(2).std(2, correction=0))
+
+
+def test_pooling_one_convolution_a_stage_makes_the_resnet9_of_page():
+    network = PooledResNet(3, 10, (64, 128, 256, 512), (0, 1, 0, 1))
+    layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    assert len(layers) == 9
+    pairs = [(3, 64), (64, 128), (128, 128), (128, 128), (128, 256), (256, 512), (512, 512), (512, 512)]
+    assert [m.weight.numel() for m in layers] == [9 * i * o for i, o in pairs] + [512 * 10]
+
+
+def test_as_many_blocks_as_stages():
+    with pytest.raises(ValueError, match=r"blocks \(1, 2\) for the stages \(4, 8, 12\): give one number"):
+        ResNet(1, 3, (4, 8, 12), (1, 2))
+
+
+def test_a_map_without_space_has_no_style():
+    assert ResNet(1, 3, (4, 8)).eval().represent(images(2, 1, 2)).style is None
+
+
+def test_normalisation_is_the_first_layer():
+    plain = ResNet(1, 3, (4,)).eval()
+    standardised = copy.deepcopy(plain)
+    standardised.normalize = nn.BatchNorm2d(1, affine=False).eval()
+    standardised.normalize.running_mean.fill_(0.25)
+    standardised.normalize.running_var.fill_(4.0)
+    x = images(2, 1, 8)
+    assert torch.allclose(standardised(x), plain((x - 0.25) / (4.0 + 1e-5) ** 0.5), atol=1e-6)
+    adapted = adapt(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), normalize=nn.Threshold(9, 0))
+    assert adapted.represent(images(2, 1, 2)).penultimate.eq(0).all()
+
+
+# -- foreign ones -----------------------------------------------------------------------------------------------
+
+
+def test_an_adapted_network_is_the_network(foreign: nn.Module):
+    x = pictures_for(foreign)
+    with torch.no_grad():
+        adapted, expected = adapt(foreign), foreign(x)
+        seen = adapted.represent(x)
+    assert torch.equal(seen.logits, expected) and torch.equal(adapted(x), expected)
+    assert torch.allclose(F.linear(seen.penultimate, adapted.head.weight, adapted.head.bias), expected, atol=1e-5)
+    assert seen.penultimate.shape == (3, adapted.head.in_features)
+
+
+def test_style_is_that_of_the_last_map_and_none_without_one(foreign: nn.Module):
+    with torch.no_grad():
+        seen = adapt(foreign).represent(pictures_for(foreign))
+    if isinstance(foreign, torchvision.models.ResNet | torchvision.models.DenseNet):
+        assert seen.style.shape == seen.penultimate.shape and (seen.style >= 0).all() and seen.style.max() > 0
+    else:  # a hidden layer stands between the map and the head; tokens are no map
+        assert seen.style is None
+
+
+def test_the_style_of_resnet18_belongs_to_the_map_whose_mean_is_the_penultimate_feature():
+    torch.manual_seed(0)
+    model = MAKE["resnet18"]().eval()
+    caught = []
+    model.layer4.register_forward_hook(lambda *args: caught.append(args[-1]))
+    with torch.no_grad():
+        seen = adapt(model).represent(images())
+    assert torch.allclose(caught[0].mean((2, 3)), seen.penultimate, atol=1e-6)
+    assert torch.allclose(caught[0].std((2, 3), correction=0), seen.style, atol=1e-6)
+
+
+def test_a_timm_model_is_adapted_likewise():
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("convnext_atto", pretrained=False, num_classes=5).eval()
+    with torch.no_grad():
+        adapted = adapt(model)
+        seen = adapted.represent(images())
+        assert torch.equal(seen.logits, model(images()))
+    assert torch.allclose(adapted.head(seen.penultimate), seen.logits, atol=1e-5)
+
+
+def test_looking_inside_leaves_no_hook_behind():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+    adapted = adapt(model)
+    adapted.represent(images(2, 1, 4))
+    with pytest.raises(RuntimeError):
+        adapted.represent(images(2, 1, 9))  # the wrong size for the head
+    assert not any(m._forward_hooks for m in adapted.modules())
+
+
+def test_gradients_reach_the_images():
+    x = images(2, 1, 8).requires_grad_()
+    adapt(ResNet(1, 3, (4,)).eval()).represent(x).penultimate.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_adapting_adds_nothing_to_the_state_but_a_prefix():
+    adapted = adapt(ResNet(1, 3, (4,)))
+    assert [name.removeprefix("model.") for name in adapted.state_dict()] == list(adapted.model.state_dict())
+    other = adapt(ResNet(1, 3, (4,)))
+    other.load_state_dict(adapted.state_dict())
+    x = images(2, 1, 8)
+    assert torch.equal(other.eval()(x), adapted.eval()(x))
+
+
+def test_a_copied_adapter_sees_through_its_own_head():
+    adapted = adapt(ResNet(1, 3, (4,)).eval())
+    twin = copy.deepcopy(adapted)
+    with torch.no_grad():
+        twin.head.bias += 1
+    x = images(2, 1, 8)
+    assert torch.allclose(twin.represent(x).logits, adapted.represent(x).logits + 1, atol=1e-6)
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------
+
+
+def test_a_head_of_another_width_is_refused():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match="is not the output of Linear"):
+        adapt(model, head="1").represent(images(5, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)),
+        nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.LogSoftmax(1)),
+    ],
+    ids=["another layer", "probabilities"],
+)
+def test_a_head_of_the_right_width_that_does_not_make_the_output_is_refused(model: nn.Module):
+    with pytest.raises(ValueError, match="is not the output of Linear"):
+        adapt(model, head="1").represent(images(5, 1, 2))
+
+
+def test_a_model_that_returns_more_than_logits_is_refused():
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.fc(x.flatten(1)), x
+
+    with pytest.raises(ValueError, match="logits only"):
+        adapt(Pair()).represent(images(5, 1, 2))
+
+
+def test_a_network_without_a_linear_layer_is_refused():
+    with pytest.raises(ValueError, match=r"Conv2d has no nn\.Linear"):
+        adapt(nn.Conv2d(1, 2, 1))
+
+
+@pytest.mark.parametrize("head", ["9", "0", "2"])
+def test_a_name_that_is_no_linear_layer_is_refused_and_the_choice_is_shown(head: str):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.raises(ValueError, match=rf"head='{head}'.*\['1', '3'\]"):
+        adapt(model, head=head)
+
+
+def test_a_device_is_what_was_asked_for():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device(torch.device("meta")).type == "meta"
+    expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert pick_device().type == expected

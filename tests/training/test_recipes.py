@@ -1,0 +1,161 @@
+"""Laws of what is shipped: a file is what its card says, a bank is a fair sample, and both can be made again."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+from ood_lib import BenchmarkFeatures, Features, accuracy, load_bank, load_benchmark, pretrained
+from ood_lib.__main__ import main
+from ood_lib.features.bank import ROWS, make_bank, shrink
+from ood_lib.training.recipes import RECIPES, Recipe, card, train_recipe
+
+TINY = Recipe("digits", (4, 8), 1, {"epochs": 6, "batch_size": 64, "average": 0.9})
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", TINY)
+    return load_benchmark("digits")
+
+
+def train(bench, folder, **options):
+    return train_recipe("tiny", bench, folder, device="cpu", progress=False, **options)
+
+
+def test_a_network_is_what_its_card_says(tiny, tmp_path):
+    network, history = train(tiny, tmp_path, origin={"command": "here"})
+    said = card("tiny", tmp_path)
+    assert said["accuracy"] == accuracy(network, tiny.test, device="cpu") > 1.5 / len(tiny.classes)
+    assert said["classes"] == list(tiny.classes) and said["seed"] == 0 and said["origin"] == {"command": "here"}
+    assert len(history.accuracy) == said["epochs"] == 6
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.json", "tiny.safetensors"]
+
+
+def test_what_is_loaded_is_what_was_measured(tiny, tmp_path):
+    network, _ = train(tiny, tmp_path)
+    again = pretrained("tiny", tmp_path)
+    images = torch.stack([x for x, _ in tiny.test])
+    assert torch.equal(again(images), network(images))
+    assert {p.dtype for p in again.parameters()} == {torch.float32}
+
+
+def test_the_accuracy_is_measured_where_the_network_was_trained(tiny, monkeypatch, tmp_path):
+    places = []
+    monkeypatch.setitem(train_recipe.__globals__, "accuracy", lambda *_, device="auto": places.append(str(device)))
+    train(tiny, tmp_path, epochs=1)
+    assert places == ["cpu"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_what_is_to_be_shared_others_may_read(tiny, tmp_path):
+    (tmp_path / "plain").touch()
+    train(tiny, tmp_path, epochs=1)
+    x = features(3, classes=3)
+    BenchmarkFeatures(x, x, x, {}, {}, torch.nn.Linear(1, 3)).save(tmp_path / "bank")
+    modes = {file.stat().st_mode for file in tmp_path.rglob("*") if file.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
+def test_seeds_have_files_of_their_own(tiny, tmp_path):
+    networks = [train(tiny, tmp_path, seed=seed)[0] for seed in (0, 1)]
+    assert torch.equal(pretrained("tiny-seed1", tmp_path).head.weight, networks[1].head.weight)
+    assert not torch.equal(networks[0].head.weight, networks[1].head.weight)
+
+
+def test_what_was_drawn_before_does_not_matter(tiny, tmp_path):
+    networks = [(torch.manual_seed(n), train(tiny, tmp_path / str(n))[0])[1] for n in (3, 4)]
+    assert torch.equal(networks[0].head.weight, networks[1].head.weight)
+
+
+def test_a_recipe_goes_on_from_another_and_trains_it_if_it_is_not_there(tiny, monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "more", TINY._replace(start="tiny", options=TINY.options | {"epochs": 2}))
+    network, history = train_recipe("more", tiny, tmp_path, seed=1, device="cpu", progress=False)
+    first, second = card("tiny-seed1", tmp_path), card("more-seed1", tmp_path)
+    assert (first["epochs"], second["epochs"], len(history.accuracy)) == (6, 8, 2)
+    assert second["seconds"] >= first["seconds"]
+    monkeypatch.setitem(RECIPES, "fresh", RECIPES["more"]._replace(start=""))
+    _, fresh = train_recipe("fresh", tiny, tmp_path, seed=1, device="cpu", progress=False)
+    assert sum(history.loss) < sum(fresh.loss)
+    again, _ = train_recipe("more", tiny, tmp_path, seed=1, device="cpu", progress=False)  # "tiny-seed1" is there
+    assert torch.equal(again.head.weight, network.head.weight)
+
+
+def test_a_damaged_or_missing_file_is_refused(tiny, tmp_path):
+    train(tiny, tmp_path)
+    file = tmp_path / "tiny.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"tiny\.safetensors has sha256 .* its card says .*: copy it again"):
+        pretrained("tiny", tmp_path)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"tiny\.safetensors is missing"):
+        pretrained("tiny", tmp_path)
+
+
+def test_an_unknown_network_is_told_what_there_is(tiny, tmp_path):
+    train(tiny, tmp_path)
+    with pytest.raises(ValueError, match=r"no network 'other' in .*, where there are \['tiny'\]"):
+        pretrained("other", tmp_path)
+    with pytest.raises(ValueError, match=r"train it with `python -m ood_lib cifar10-resnet18`"):
+        pretrained("cifar10-resnet18", tmp_path)
+
+
+# -- banks --------------------------------------------------------------------------------------------------------
+
+
+def features(rows: int, classes: int = 0) -> Features:
+    labels = torch.randint(classes, (rows,)) if classes else torch.full((rows,), -1)
+    return Features(penultimate=torch.arange(rows).float()[:, None] / 8, labels=labels)
+
+
+@pytest.mark.parametrize("rows", [7, 30, 1000])
+def test_a_small_bank_is_even_over_the_classes_and_keeps_the_order(rows: int):
+    whole = features(400, classes=5)
+    few = shrink(whole, rows)
+    counts = few.labels.bincount(minlength=5)
+    assert len(few) == min(rows, 400) and (rows >= 400 or counts.max() - counts.min() <= 1)
+    at = (8 * few.penultimate[:, 0].double()).long()
+    assert (at.diff() > 0).all() and torch.equal(few.labels, whole.labels[at])
+    assert few.penultimate.dtype == torch.float16
+
+
+def test_the_seed_draws_the_rows():
+    a, b, c = (shrink(features(100), 20, seed).penultimate for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_a_bank_comes_back_and_damage_is_told(tmp_path):
+    head = torch.nn.Linear(1, 3)
+    sets = [features(ROWS[role] + 50, classes=3) for role in ROWS]
+    make_bank(BenchmarkFeatures(*sets, {"a": features(30)}, {"b": features(5000)}, head), tmp_path / "x-bank", seed=1)
+    bank = load_bank("x-bank", tmp_path)
+    assert [len(bank.train), len(bank.val), len(bank.test)] == list(ROWS.values())
+    assert len(bank.near["a"]) == 30 and len(bank.far["b"]) == ROWS["val"]
+    assert torch.equal(bank.head.weight, head.weight) and bank.train.penultimate.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"no bank 'y-bank' in .*, where there are \['x-bank'\]"):
+        load_bank("y-bank", tmp_path)
+    (tmp_path / "x-bank" / "far" / "b.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="not the file that was saved"):
+        load_bank("x-bank", tmp_path)
+
+
+# -- the command --------------------------------------------------------------------------------------------------
+
+
+def test_one_command_makes_network_features_and_bank(tiny, tmp_path, monkeypatch):
+    command = ["ood_lib", "tiny", "--out", str(tmp_path), "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", command)
+
+    def about(command, device=None, **_):
+        return {"command": command, "device": str(device)}
+
+    monkeypatch.setitem(main.__globals__, "provenance", about)
+    main()
+    network, bank = pretrained("tiny", tmp_path), load_bank("digits-bank", tmp_path)
+    whole = load_bank("digits-features", tmp_path)
+    assert torch.equal(whole.head.weight, network.head.weight) and len(whole.test) == len(tiny.test)
+    origin = {"command": "python -m ood_lib tiny --seed 0 --missing raise", "device": "cpu"}
+    assert card("tiny", tmp_path)["origin"] == origin
+    assert torch.equal(bank.test.penultimate, shrink(whole.test, ROWS["test"]).penultimate.float())
