@@ -83,7 +83,7 @@ from scipy import stats
 
 import ood_lib as ood
 from ood_lib.detectors.classical.recipes import FAMILIES
-from ood_lib.evaluation import plots
+from ood_lib.evaluation import metrics, plots
 from ood_lib.evaluation.metrics import auroc
 
 plots.theme()
@@ -840,9 +840,9 @@ by_seed = area[area["ood_set"] == near].pivot(index="seed", columns="detector", 
 def duel(a, b):
     """One network, image by image; then network by network. Differences in points."""
     one = ood.compare(*(scores[d][k] for d in (a, b) for k in ("ID", near)))
-    over_networks = ood.metrics.mean_interval(by_seed[a] - by_seed[b])
+    over_networks = metrics.mean_interval(by_seed[a] - by_seed[b])
     cells = (one.difference, one.low, one.high), over_networks
-    texts = [ood.metrics.as_percent(*cell, signed=True) for cell in cells]
+    texts = [metrics.as_percent(*cell, signed=True) for cell in cells]
     return [*texts, f"{one.p_value:.1g}"]
 
 
@@ -886,7 +886,7 @@ board = pd.DataFrame([[c + "</small>" * ("<" in c) for c in line[1:]] for line i
 for group in ("near", "far"):
     rows = summary[summary["group"] == group].set_index("detector").loc[board.index]
     rows = rows[["value", "low", "high"]].itertuples(index=False)
-    board[f"{benchmark}, this run", group] = [ood.metrics.as_percent(*row, small=True) for row in rows]
+    board[f"{benchmark}, this run", group] = [metrics.as_percent(*row, small=True) for row in rows]
 board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours with 95 % intervals")
 
 # %% [markdown]
@@ -1376,13 +1376,13 @@ own, strange = scores["MSP"]["ID"], scores["MSP"][near]
 steps = ood.evaluate(own, strange).aupr_out
 
 # %% tags=["check", "hide-input"]
-from sklearn import metrics
+import sklearn.metrics
 
 
 def trapezoid_minus_steps():
     found = torch.cat([own, strange]).double(), np.repeat([0, 1], [len(own), len(strange)])
-    precision, recall, _ = metrics.precision_recall_curve(found[1], found[0])
-    return metrics.auc(recall, precision) - steps
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(found[1], found[0])
+    return sklearn.metrics.auc(recall, precision) - steps
 
 
 check_gap = ood.Check(

@@ -77,7 +77,8 @@ from IPython.display import HTML, Markdown, display
 
 import ood_lib as ood
 from ood_lib.data.benchmark import benchmark_hash
-from ood_lib.evaluation import plots
+from ood_lib.evaluation import metrics, plots
+from ood_lib.evaluation.results import origins
 
 plots.theme()
 
@@ -166,7 +167,7 @@ def show(rows):
         best = board.loc[board[column].idxmin() if least else board[column].idxmax()]
         ties = board[column].between(best[f"{column}_low"] - 1e-9, best[f"{column}_high"] + 1e-9)
         numbers = board[[column, f"{column}_low", f"{column}_high"]].to_numpy()
-        text = [ood.metrics.as_percent(*row, small=True) for row in numbers]
+        text = [metrics.as_percent(*row, small=True) for row in numbers]
         cells[title] = [f"<strong>{t}</strong>" if tie else t for t, tie in zip(text, ties)]
     for title, column, style in (("s / 1000 images", "seconds_per_1000", "{:.4f}"), ("MB", "memory_mb", "{:.1f}")):
         cells[title] = board[column].map(style.format, na_action="ignore").fillna("")
@@ -223,7 +224,7 @@ plt.show()
 sources = everything.reindex(columns=["run", "benchmark", "network", "accuracy", "seeds", "date"]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
 display(sources.fillna("").style.set_caption("Provenance: one row per run"))
-display(Markdown(ood.results.origins(everything)))
+display(Markdown(origins(everything)))
 
 # %% [markdown]
 # ## 3. How to read it

@@ -92,7 +92,7 @@ from tqdm import tqdm
 
 import ood_lib as ood
 from ood_lib.detectors.weiper import gaussian_histogram, histogram, logit_noise, noise, perturb
-from ood_lib.evaluation import plots
+from ood_lib.evaluation import metrics, plots
 from ood_lib.evaluation.metrics import auroc
 
 plots.theme()
@@ -669,7 +669,7 @@ display(Markdown("Differences in points of AUROC, paired over networks, with 95 
 
 # %% tags=["hide-input"]
 ours = {g: summary[(summary["detector"] == "WeiPer+KLD") & (summary["group"] == g)].iloc[0] for g in ("near", "far")}
-cell = {g: ood.metrics.as_percent(*r[["value", "low", "high"]]) for g, r in ours.items()}
+cell = {g: metrics.as_percent(*r[["value", "low", "high"]]) for g, r in ours.items()}
 published = [
     ("CIFAR-10, ResNet-18, K = 512", "90.54", "93.12", "KNN 90.64 / 92.96, MSP 88.03 / 90.73"),
     ("CIFAR-100, ResNet-18, K = 512", "81.37", "79.01", "GEN 81.31 / 79.68, MSP 80.27 / 77.76"),

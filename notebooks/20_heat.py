@@ -108,7 +108,7 @@ from torch.nn import functional as F
 import ood_lib as ood
 from ood_lib.detectors.compose import soft_extreme
 from ood_lib.detectors.heat.residual import ResidualNet, residual_loss
-from ood_lib.evaluation import plots
+from ood_lib.evaluation import metrics, plots
 from ood_lib.evaluation.metrics import auroc
 
 plots.theme()
@@ -859,7 +859,7 @@ display(Markdown(
 
 # %% tags=["hide-input"]
 ours = {g: summary[(summary["detector"] == "HEAT") & (summary["group"] == g)].iloc[0] for g in ("near", "far")}
-cell = {g: ood.metrics.as_percent(*r[["value", "low", "high"]]) for g, r in ours.items()}
+cell = {g: metrics.as_percent(*r[["value", "low", "high"]]) for g, r in ours.items()}
 others = {n: summary[summary["detector"] == n].set_index("group")["value"] * 100 for n in ("prior GMM", "KNN")}
 others = ", ".join(f"{n} {v['near']:.1f} / {v['far']:.1f}" for n, v in others.items())
 setting = f"this run: {benchmark}, width {head.in_features}, residuals {'-'.join(map(str, hidden))}, K = {steps}, β = {beta:g}"

@@ -97,7 +97,7 @@ from ood_lib.detectors.flow.bijections import Coupling
 from ood_lib.detectors.flow.flow import coupling_flow, glow
 from ood_lib.detectors.flow.training import FlowTraining
 from ood_lib.detectors.moments import class_moments
-from ood_lib.evaluation import plots
+from ood_lib.evaluation import metrics, plots
 from ood_lib.evaluation.metrics import auroc
 from ood_lib.features.geometry import tolerance, uniformity
 
@@ -482,7 +482,7 @@ F1.test
 # %%
 def over_networks(values, **options):
     """Mean of shares over networks and its 95 % interval, in percent."""
-    return ood.metrics.as_percent(*ood.metrics.mean_interval(values), **options)
+    return metrics.as_percent(*metrics.mean_interval(values), **options)
 
 
 def group_auroc(score, f):
@@ -808,7 +808,7 @@ best = {g: summary[(summary["detector"] == "Flow") & (summary["group"] == g)].il
 
 
 def cell(row):
-    return ood.metrics.as_percent(*row[["value", "low", "high"]])
+    return metrics.as_percent(*row[["value", "low", "high"]])
 
 
 published = [

@@ -83,7 +83,7 @@ from IPython.display import Markdown, display
 import ood_lib as ood
 from ood_lib.data.protocols import OPENOOD_CIFAR10
 from ood_lib.data.records import SHIPPED
-from ood_lib.evaluation import plots
+from ood_lib.evaluation import metrics, plots
 from ood_lib.training.recipes import RECIPES, card
 
 plots.theme()
@@ -317,7 +317,7 @@ def tune(sides):
         seen = [d.densities(f.penultimate.float()) for f in sides]
         for choice in choices:
             scores = (ood.weiper_kld(*s, *means, **choice) for s in seen)
-            value, _ = ood.metrics.auroc(*scores)
+            value, _ = metrics.auroc(*scores)
             found += [(value, {"delta": delta, "bins": bins} | choice)]
     return max(found, key=lambda f: f[0])[1]
 

@@ -64,7 +64,9 @@ from IPython.display import Markdown, display
 
 import ood_lib as ood
 from ood_lib.data.protocols import OPENOOD_CIFAR10
-from ood_lib.evaluation import plots
+from ood_lib.evaluation import metrics, plots
+from ood_lib.evaluation.comparison import counted_once
+from ood_lib.evaluation.results import origins
 
 plots.theme()
 if not Path(claims).is_file():  # the notebook alone, as in Colab: the claims and the result files lie in the repository
@@ -102,7 +104,7 @@ def metric_of(row):
 
 def by_network(rows, detector):
     """Value, low and high of each network, in percent."""
-    own = ood.comparison.counted_once(rows[rows["detector"] == detector])
+    own = counted_once(rows[rows["detector"] == detector])
     return 100 * own.groupby("seed")[["value", "low", "high"]].mean()
 
 
@@ -114,7 +116,7 @@ def ours(row):
     if isinstance(row["minus"], str) and len(a):
         return of_two(row, rows, a, by_network(rows, row["minus"]))
     if len(a) > 1:
-        return ood.metrics.mean_interval(a["value"])
+        return metrics.mean_interval(a["value"])
     return [*a.iloc[0]] if len(a) else [math.nan] * 3
 
 
@@ -138,7 +140,7 @@ def of_difference(row):
     both = [by_network(rows_of(row), row[k])["value"].mean() for k in ("detector", "minus")]
     if metric_of(row) == "auroc" and max(both) < 60:
         return "undecided (neither detects)"
-    ahead = ood.metrics.DIRECTIONS[metric_of(row)]  # of an error rate, the side below zero
+    ahead = metrics.DIRECTIONS[metric_of(row)]  # of an error rate, the side below zero
     worst, best = sorted((ahead * row["low"], ahead * row["high"]))
     below = "not reproduced" if best < 0 else "undecided"
     return "reproduced" if worst > 0 else below
@@ -175,7 +177,7 @@ def number(value):
 
 def in_percent(row):
     numbers = (x / 100 for x in (row.ours, row.low, row.high))
-    return ood.metrics.as_percent(*numbers, signed=isinstance(row.minus, str), small=True)
+    return metrics.as_percent(*numbers, signed=isinstance(row.minus, str), small=True)
 
 
 def show(rows, caption):
@@ -256,7 +258,7 @@ display(Markdown("\n".join(lines)))
 sources = measured.reindex(columns=["run", "network", "accuracy", "date"]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
 display(sources.fillna("").style.set_caption("Provenance: one row per file of book/results"))
-display(Markdown(ood.results.origins(measured)))
+display(Markdown(origins(measured)))
 
 # %% [markdown]
 # **Add a line.** Put the claim into `book/claims.yaml`, the file of the run that tests it into `book/results/`

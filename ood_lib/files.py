@@ -6,10 +6,11 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["sha256_of", "save_tensors"]
+__all__ = ["half", "save_tensors", "sha256_of", "single"]
 
 
 def sha256_of(path: Path) -> str:
@@ -42,3 +43,13 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out[name] = value.clone() if place in seen else value
         seen.add(place)
     return out
+
+
+def half(x: Tensor) -> Tensor:
+    """A floating-point tensor in half precision, as it ships; any other as it is."""
+    return x.half().contiguous() if x.is_floating_point() else x
+
+
+def single(x: Tensor) -> Tensor:
+    """A tensor of half precision in single precision, to compute with; any other as it is."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,4 +1,4 @@
-// Last in a deck of slides, see ood_lib/book/deck.py.
+// Last in a deck of slides, see book/ood_book/teach/deck.py.
 // Formulas first. Then what does not fit gets smaller, with the answers of a quiz open. Then reveal.js may hide slides.
 const fits = box => box.scrollHeight <= box.clientHeight && box.scrollWidth <= box.clientWidth
 const size = box => parseFloat(getComputedStyle(box).fontSize)

@@ -12,21 +12,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ood_lib.data import benchmark as data
+from ood_book.metadata import about, generated
+from ood_book.notebooks import Refused, find_root, load, parameters_of, select, sources, title_of
 from ood_book.run.cluster import run_on_cluster
 from ood_book.run.compare import write_comparison
-from ood_book.teach.deck import deck_of
-from ood_book.teach.editions import EDITIONS, reader
-from ood_book.metadata import about, generated
-from ood_book.site.missing import Missing
-from ood_book.notebooks import Refused, find_root, load, parameters_of, select, sources, title_of
-from ood_book.site.pages import build_pages
-from ood_book.teach.plain import read_book
 from ood_book.run.plan import PROMISED, Task, plan, profiles, read_profile
 from ood_book.run.progress import PATIENCE, WARN
 from ood_book.run.runner import run_side_by_side
 from ood_book.run.sweep import collect, factors, plan_sweep, reserve
 from ood_book.run.work import TABLES
+from ood_book.site.missing import Missing
+from ood_book.site.pages import build_pages
+from ood_book.teach.deck import deck_of
+from ood_book.teach.editions import EDITIONS, reader
+from ood_book.teach.plain import read_book
+from ood_lib.data import benchmark as data
 from ood_lib.extras import MissingExtraError, need
 
 __all__ = ["main"]

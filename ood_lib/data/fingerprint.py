@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-__all__ = ["dataset_hash"]
+__all__ = ["collate_labelled", "dataset_hash"]
 
 
-def _labelled(items: list[Any]) -> Any:
+def collate_labelled(items: list[Any]) -> Any:
     """The items of a batch together; without this check the images of a batch of two would pass for images, labels."""
     for item in items:
         parts = [type(part).__name__ for part in item] if isinstance(item, tuple | list) else []
@@ -36,7 +36,7 @@ def dataset_hash(dataset: Dataset, items: int | None = None, num_workers: int = 
     if items is not None:
         rows = torch.linspace(0, len(dataset) - 1, items, dtype=torch.float64).long()  # type: ignore[arg-type]
         dataset = Subset(dataset, rows.unique().tolist())
-    for images, labels in DataLoader(dataset, 256, num_workers=num_workers, collate_fn=_labelled):
+    for images, labels in DataLoader(dataset, 256, num_workers=num_workers, collate_fn=collate_labelled):
         for part in (images, torch.as_tensor(labels)):
             digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
             digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 BANK = "benchmark.json"  # the sha256 of each file of a bank; written last: a folder without it is not complete
 
-SHIPPED = Path(__file__).parent / "shipped"
+SHIPPED = Path(__file__).parents[1] / "shipped"
 
 
 class Records(ImageArray):

@@ -222,9 +222,7 @@ class Detector(nn.Module):
 
     def _prepare(self, chunk: Features) -> Features:
         """Bring a chunk to the detector's device and to at least single precision."""
-        moved = chunk.to(self.threshold.device).tensors()
-        low = (torch.float16, torch.bfloat16)
-        return Features(**{name: v.float() if v.dtype in low else v for name, v in moved.items()})
+        return chunk.to(self.threshold.device).single()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         for name in ("calibration", *self.grows):

@@ -18,6 +18,7 @@ class FrozenHead(nn.Module):
         ValueError: ``head`` is no linear layer, or has weights that are not finite.
 
     Example:
+        >>> import torch
         >>> FrozenHead(nn.Linear(8, 3))(torch.zeros(5, 8, dtype=torch.float64)).shape  # in the precision of its input
         torch.Size([5, 3])
     """

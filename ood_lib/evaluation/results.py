@@ -40,7 +40,7 @@ def provenance(command: str = "", device: str | torch.device = "cpu", **about: s
     Args:
         command: what makes the result again; "" = the ``ood-book run`` that is under way.
         device: where it was computed.
-        about: further facts, such as ``data=data_hash(bench)``.
+        about: further facts, such as ``data=benchmark_hash(bench)``.
     """
     cuda = torch.device(device).type == "cuda"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -58,11 +58,11 @@ def _commit() -> str:
     """The commit of the library's source, with + where it was changed since; "" outside a checkout of it."""
 
     def git(*words: str) -> str:
-        run = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        run = subprocess.run(["git", *words], cwd=Path(__file__).parents[1], capture_output=True, text=True)
         return run.stdout.strip() if run.returncode == 0 else ""
 
     try:
-        if not git("ls-files", "--error-unmatch", Path(__file__).name):  # installed inside another repository
+        if not git("ls-files", "--error-unmatch", "__init__.py"):  # installed inside another repository
             return ""
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
     except OSError:  # no git

@@ -15,14 +15,13 @@ from ood_lib.data.benchmark import Benchmark
 from ood_lib.data.records import BANK, by_group, linear, verified_files
 from ood_lib.features.extract import extract
 from ood_lib.features.features import Features
-from ood_lib.files import save_tensors, sha256_of
+from ood_lib.files import half, save_tensors, sha256_of
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Network
 
 if TYPE_CHECKING:
     pass
 from ood_lib.data.records import SHIPPED
-from ood_lib.training.recipes import _half
 
 __all__ = ["BenchmarkFeatures", "extract_benchmark", "load_bank", "make_bank", "shrink"]
 
@@ -72,13 +71,8 @@ class BenchmarkFeatures:
         """
         files = verified_files(Path(folder))
         head = linear(load_file(files.pop("head"))) if "head" in files else None
-        sets = {name: _single(Features.load(file)) for name, file in files.items()}
+        sets = {name: Features.load(file).single() for name, file in files.items()}
         return cls(sets["train"], sets["val"], sets["test"], *by_group(sets), head)
-
-
-def _single(features: Features) -> Features:
-    low = (torch.float16, torch.bfloat16)
-    return Features(**{name: x.float() if x.dtype in low else x for name, x in features.tensors().items()})
 
 
 def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **options: Any) -> BenchmarkFeatures:
@@ -137,4 +131,4 @@ def shrink(features: Features, rows: int, seed: int = 0) -> Features:
         mine = order[labels[order] == label]
         rank[mine] = torch.arange(len(mine))
     kept = torch.argsort(rank, stable=True)[:rows].sort().values
-    return Features(**{name: _half(x) for name, x in features[kept].tensors().items()})
+    return Features(**{name: half(x) for name, x in features[kept].tensors().items()})

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from ood_lib.data.fingerprint import _labelled, dataset_hash
+from ood_lib.data.fingerprint import collate_labelled, dataset_hash
 from ood_lib.features.blocks import Bank
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
@@ -185,7 +185,7 @@ def forward(
         dataset,
         batch_sampler=_batches(blocks, batch_size),
         num_workers=num_workers,
-        collate_fn=_labelled,
+        collate_fn=collate_labelled,
         pin_memory=device.type == "cuda",
     )
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ood_lib.features.blocks import map_tensors
-from ood_lib.files import save_tensors
+from ood_lib.files import save_tensors, single
 
 __all__ = ["Features"]
 
@@ -77,6 +77,10 @@ class Features:
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.tensors().items())
         return f"Features({inner})"
+
+    def single(self) -> "Features":
+        """Half precision as single, other precisions as they are."""
+        return Features(**{name: single(x) for name, x in self.tensors().items()})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from ood_lib.data.benchmark import Benchmark
-from ood_lib.networks.network import Representation, _style
+from ood_lib.networks.network import Representation, style_of
 from ood_lib.networks.resnet import ResNet
 
 __all__ = ["Adapted", "Recorded", "adapt", "network_for"]
@@ -82,7 +82,7 @@ class Adapted(nn.Module):
                 handle.remove()
         self._check(seen, logits)
         maps = seen.get("map")
-        style = _style(maps) if maps is not None and maps.shape[1] == self.head.in_features else None
+        style = style_of(maps) if maps is not None and maps.shape[1] == self.head.in_features else None
         return Representation(seen["penultimate"], logits, style)
 
     def _check(self, seen: dict[str, Tensor], logits: object) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     pass
 
-__all__ = ["Network", "Representation", "pick_device"]
+__all__ = ["Network", "Representation", "pick_device", "style_of"]
 
 
 class Representation(NamedTuple):
@@ -38,6 +38,6 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _style(maps: Tensor) -> Tensor | None:
+def style_of(maps: Tensor) -> Tensor | None:
     """Standard deviation over space, (N, K, h, w) -> (N, K); None where there is no space left."""
     return maps.std((2, 3), correction=0) if maps.shape[2] * maps.shape[3] > 1 else None

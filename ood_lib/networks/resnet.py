@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     pass
-from ood_lib.networks.network import Representation, _style
+from ood_lib.networks.network import Representation, style_of
 
 __all__ = ["Block", "PooledResNet", "ResNet"]
 
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
         """Images (N, channels, H, W) in [0, 1] to penultimate (N, K), logits (N, C) and style (N, K)."""
         maps = self.stages(self.stem(self.normalize(images)))  # (N, K, h, w)
         penultimate = maps.mean((2, 3))
-        return Representation(penultimate, self.head(penultimate), _style(maps))
+        return Representation(penultimate, self.head(penultimate), style_of(maps))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C)."""

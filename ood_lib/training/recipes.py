@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from ood_lib.data.benchmark import Benchmark, Normalize
 from ood_lib.data.records import SHIPPED
-from ood_lib.files import save_tensors, sha256_of
+from ood_lib.files import half, save_tensors, sha256_of, single
 from ood_lib.networks.resnet import PooledResNet, ResNet
 from ood_lib.training.augment import augmented
 from ood_lib.training.classifier import accuracy, train_classifier
@@ -88,7 +87,7 @@ def pretrained(name: str, folder: str | os.PathLike[str] | None = None) -> ResNe
         raise ValueError(f"{file} {said}; its card says {about['sha256'][:12]}...: copy it again, or train it again")
     recipe = RECIPES[about["recipe"]]
     network = recipe.network(len(about["classes"]), *about["normalize"])
-    network.load_state_dict({key: _single(x) for key, x in load_file(file).items()})
+    network.load_state_dict({key: single(x) for key, x in load_file(file).items()})
     return network.eval().requires_grad_(False)
 
 
@@ -158,9 +157,9 @@ def _file(name: str, seed: int) -> str:
 
 def _write(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, Any]) -> None:
     """Round the weights to half precision, measure what is left of the accuracy, write the file and its card."""
-    half = {key: _half(x.detach().cpu()) for key, x in network.state_dict().items()}
-    network.load_state_dict({key: _single(x) for key, x in half.items()})
-    save_tensors(half, file)
+    rounded = {key: half(x.detach().cpu()) for key, x in network.state_dict().items()}
+    network.load_state_dict({key: single(x) for key, x in rounded.items()})
+    save_tensors(rounded, file)
     facts = {
         "benchmark": bench.name,
         "classes": list(bench.classes),
@@ -175,11 +174,3 @@ def _write(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, An
 
 def _statistics(bench: Benchmark) -> list[list[float]]:
     return [bench.normalize.get_buffer(name).flatten().tolist() for name in ("mean", "std")]
-
-
-def _half(x: Tensor) -> Tensor:
-    return x.half().contiguous() if x.is_floating_point() else x
-
-
-def _single(x: Tensor) -> Tensor:
-    return x.float() if x.is_floating_point() else x

@@ -422,7 +422,7 @@ def strange_colours(text):
     return hexes - grey - OKABE_ITO | {n for n in named if n not in {"black", "white", "none", "k", "w"}}
 
 
-@each([ROOT / "ood_lib/plots.py", *NOTEBOOKS, *sorted((ROOT / "book/_static").iterdir())])
+@each([ROOT / "ood_lib/evaluation/plots.py", *NOTEBOOKS, *sorted((ROOT / "book/_static").iterdir())])
 def test_colours_are_okabe_ito_or_grey(path):
     assert strange_colours(read(path)) == set()
 

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ood_lib.evaluation.benchmark import summarize
 from ood_book.run.plan import Task
 from ood_book.run.sweep import Sweep
-from ood_lib.extras import need
+from ood_lib.evaluation.benchmark import summarize
 from ood_lib.evaluation.metrics import as_percent
+from ood_lib.extras import need
 
 if TYPE_CHECKING:
     import pandas as pd

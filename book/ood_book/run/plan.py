@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from ood_lib.data import benchmark as data
+import ood_lib
 from ood_book.metadata import budgets
 from ood_book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
+from ood_lib.data import benchmark as data
 from ood_lib.extras import need
 
 __all__ = [
@@ -25,8 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 PROMISED = ("default", "quick")  # profiles with which a notebook keeps its budget of time
-RUNNER = Path(__file__).parent
-LIBRARY = RUNNER.parent
+LIBRARY = Path(ood_lib.__file__).parent
 PATHS = {  # the part of a parameter that is a path
     "benchmark": "(?<=^folder:).+|(?<=^bank:).+", "data_dir": ".+", "bank": ".+",
 }  # fmt: skip
@@ -201,16 +201,16 @@ def short_name(values: dict[str, Any]) -> str:
     return safe + ("" if safe == text else f"-{content_hash(text)[:8]}")
 
 
-def hash_files(folder: Path, pattern: str = "*", without: str = "") -> str:
-    """One hash of the names and contents of all files below a folder, one folder in it left out."""
+def hash_files(folder: Path, pattern: str = "*") -> str:
+    """One hash of the names and contents of all files below a folder."""
     names = (path.relative_to(folder) for path in sorted(folder.rglob(pattern)) if path.is_file())
-    return content_hash(*(x for n in names if n.parts[0] != without for x in (str(n), (folder / n).read_bytes())))
+    return content_hash(*(x for name in names for x in (str(name), (folder / name).read_bytes())))
 
 
 def library_hash() -> str:
-    """One hash of all that numbers depend on beside the notebook: the code but the runner, and what ships with it."""
+    """One hash of all that numbers depend on beside the notebook: the code, and what ships with it."""
     cards = hash_files(LIBRARY / "shipped", "*.json")  # they hold the hashes of the weights and of the banks
-    return content_hash(hash_files(LIBRARY, "*.py", without=RUNNER.name), cards)
+    return content_hash(hash_files(LIBRARY, "*.py"), cards)
 
 
 def make_task(

@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
-from ood_book.site.links import HEADING
 from ood_book.run.plan import Task
+from ood_book.site.links import HEADING
 
 __all__ = ["PATIENCE", "WARN", "Progress", "counted"]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 import ood_lib
 from ood_book.notebooks import parse, sources
@@ -18,10 +19,10 @@ HEADING = re.compile(r"^#{2,3} (.+)$", re.M)
 
 
 def uses(code: str, imports: str = "") -> list[str]:
-    """The classes and functions of `ood_lib` that code names, by their place in the library: `ood_lib.detectors.weiper.WeiPer`.
+    """The classes and functions of `ood_lib` that code names, by where they are: `ood_lib.detectors.weiper.WeiPer`.
 
-    Reads `import ood_lib as ood`, `from ood_lib import plots` and `from ood_lib.detectors.flow.flow import glow`; what is imported and
-    never named again does not count.
+    Reads `import ood_lib as ood`, `from ood_lib.evaluation import plots` and `from ood_lib.files import half`; what is
+    imported and never named again does not count.
 
     Args:
         code: a notebook, or a cell of it.
@@ -78,10 +79,10 @@ def _dotted(node: ast.expr) -> tuple[str, str]:
 
 def _place(name: str) -> str:
     """Where the class or function is at home that a dotted name means; empty for anything else."""
-    thing: object = ood_lib
+    thing: Any = ood_lib
     for part in name.split(".")[1:]:
-        if thing is ood_lib and not hasattr(thing, part) and find_spec(f"ood_lib.{part}"):
-            importlib.import_module(f"ood_lib.{part}")
+        if hasattr(thing, "__path__") and not hasattr(thing, part) and find_spec(f"{thing.__name__}.{part}"):
+            importlib.import_module(f"{thing.__name__}.{part}")
         thing = getattr(thing, part, None)
         if inspect.isclass(thing) or inspect.isfunction(thing):
             return _home(thing)

@@ -10,14 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ood_book.metadata import about
+from ood_book.notebooks import Refused, content_hash
+from ood_book.run.plan import Task, hash_files, library_hash
+from ood_book.site.links import used_by
+from ood_book.site.missing import Missing
 from ood_book.teach.deck import deck_of
 from ood_book.teach.editions import reader
-from ood_book.site.links import used_by
-from ood_book.metadata import about
-from ood_book.site.missing import Missing
-from ood_book.notebooks import Refused, content_hash
 from ood_book.teach.plain import Book, read_book
-from ood_book.run.plan import Task, hash_files, library_hash
 from ood_lib.extras import need
 
 __all__ = ["build_pages"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.classical.rectifier import Rectifier, _factor, kept
+from ood_lib.detectors.classical.rectifier import Rectifier, kept, scale_factor
 
 __all__ = ["ASH", "ash_b", "ash_p", "ash_s"]
 
@@ -73,7 +73,7 @@ def ash_s(z: Tensor, percentile: float = 0.9) -> Tensor:
     References:
         Djurisic et al., ICLR 2023.
     """
-    return ash_p(z, percentile) * _factor(z, percentile)
+    return ash_p(z, percentile) * scale_factor(z, percentile)
 
 
 class ASH(Rectifier):

@@ -28,6 +28,7 @@ def gradnorm(z: Tensor, logits: Tensor) -> Tensor:
         Huang, Geng & Li, On the Importance of Gradients for Detecting Distributional Shifts in the Wild, NeurIPS 2021.
 
     Example:
+        >>> import torch
         >>> gradnorm(torch.tensor([[1.0, -2.0]]), torch.tensor([[100.0, 0.0]]))
         tensor([-6.])
     """

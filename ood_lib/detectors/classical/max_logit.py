@@ -21,6 +21,7 @@ def max_logit(logits: Tensor) -> Tensor:
         Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, ICML 2022.
 
     Example:
+        >>> import torch
         >>> max_logit(torch.tensor([[1.0, 3.0]]))
         tensor([-3.])
     """

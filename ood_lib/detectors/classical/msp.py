@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ood_lib.detectors.classical.temperature import _positive
+from ood_lib.detectors.classical.temperature import positive_temperature
 from ood_lib.detectors.detector import Detector
 from ood_lib.features.features import Features
 
@@ -23,6 +23,7 @@ def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
         Hendrycks & Gimpel, A Baseline for Detecting Misclassified and Out-of-Distribution Examples, ICLR 2017.
 
     Example:
+        >>> import torch
         >>> msp(torch.tensor([[0.0, 0.0], [100.0, 0.0]]))
         tensor([-0.5000, -1.0000])
     """
@@ -45,7 +46,7 @@ class MSP(Detector):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        self.temperature = _positive(temperature)
+        self.temperature = positive_temperature(temperature)
 
     def _score(self, features: Features) -> Tensor:
         return msp(features.logits, self.temperature)

@@ -92,8 +92,8 @@ class Perturbed(nn.Module):
         network: answers ``represent`` (see `ood_lib.networks.resnet`); any other classifier goes through `adapt`.
         temperature, epsilon, std, multilabel: see `odin_images`.
 
-    With ``multilabel=True`` score the features by `ood_lib.detectors.classical.max_logit.MaxLogit`: the largest label probability ranks as the
-    largest logit does, at any temperature.
+    With ``multilabel=True`` score the features by `MaxLogit`: the largest label probability ranks as the largest logit
+    does, at any temperature.
 
     Raises:
         ValueError: ``temperature`` is not positive, or ``epsilon`` is negative.

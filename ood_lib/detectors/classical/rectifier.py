@@ -13,7 +13,7 @@ from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
 
-__all__ = ["Rectifier", "kept"]
+__all__ = ["Rectifier", "kept", "scale_factor"]
 
 
 def kept(width: int, percentile: float) -> int:
@@ -30,7 +30,7 @@ def kept(width: int, percentile: float) -> int:
     return count
 
 
-def _factor(z: Tensor, percentile: float) -> Tensor:
+def scale_factor(z: Tensor, percentile: float) -> Tensor:
     """exp(S_1 / S_2), (N, 1)."""
     some = z.topk(kept(z.shape[1], percentile), dim=1).values.sum(1, keepdim=True)
     dead = (z == 0).all(1, keepdim=True)  # any factor leaves them zero

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.classical.rectifier import Rectifier, _factor, kept
+from ood_lib.detectors.classical.rectifier import Rectifier, kept, scale_factor
 
 __all__ = ["SCALE", "scale"]
 
@@ -28,7 +28,7 @@ def scale(z: Tensor, percentile: float = 0.85) -> Tensor:
     References:
         Xu et al., Scaling for Training Time and Post-hoc Out-of-distribution Detection Enhancement, ICLR 2024.
     """
-    return z * _factor(z, percentile)
+    return z * scale_factor(z, percentile)
 
 
 class SCALE(Rectifier):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ood_lib.data.labels import class_indices
 
-__all__ = ["fit_temperature"]
+__all__ = ["fit_temperature", "positive_temperature"]
 
 
 @torch.enable_grad()
@@ -66,7 +66,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return log_t.exp().item()
 
 
-def _positive(temperature: float) -> float:
+def positive_temperature(temperature: float) -> float:
+    """The temperature itself; ValueError where it is not positive."""
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} was given; expected a positive number")
     return temperature

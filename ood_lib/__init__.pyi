@@ -1,0 +1,77 @@
+# The public names and where they are at home: read by type checkers, and by `__init__.py`, which imports a name when it
+# is first asked for.
+from .data.benchmark import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_ood_set
+from .data.folders import split_folder
+from .data.images import Frame, ImageArray, ImageFiles
+from .data.labels import average_precision, count_labels
+from .data.locate import MissingDataError
+from .detectors.classical.ash import ASH
+from .detectors.classical.energy import Energy, energy
+from .detectors.classical.fdbd import FDBD
+from .detectors.classical.gen import GEN, gen
+from .detectors.classical.gmm import GMM
+from .detectors.classical.gradnorm import GradNorm, gradnorm
+from .detectors.classical.kl_matching import KLMatching
+from .detectors.classical.knn import KNN
+from .detectors.classical.mahalanobis import Mahalanobis
+from .detectors.classical.max_logit import MaxLogit, max_logit
+from .detectors.classical.msp import MSP, msp
+from .detectors.classical.nnguide import NNGuide
+from .detectors.classical.odin import ODIN, Perturbed, odin
+from .detectors.classical.outlier import Outlier
+from .detectors.classical.react import ReAct
+from .detectors.classical.recipes import classical_detectors
+from .detectors.classical.rmds import RMDS
+from .detectors.classical.scale import SCALE
+from .detectors.classical.she import SHE
+from .detectors.classical.temperature import fit_temperature
+from .detectors.classical.vim import ViM
+from .detectors.compose import compose
+from .detectors.detector import Detector, NotFittedError
+from .detectors.flow.feature_flow import FeatureFlow
+from .detectors.heat.heat import HEAT
+from .detectors.heat.hybrid import ResidualEBM
+from .detectors.heat.langevin import DivergedError, sgld
+from .detectors.heat.priors import GMMPrior, LogitPrior
+from .detectors.joint_energy import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
+from .detectors.msma import MSMA, ScoreNorms, score_norms, select_gmm
+from .detectors.weiper import WeiPer, weiper_kld
+from .evaluation.benchmark import run_benchmark, summarize
+from .evaluation.comparison import Comparison, compare, duel
+from .evaluation.cost import measured
+from .evaluation.metrics import Metrics, evaluate
+from .evaluation.results import leaderboard, load_results, provenance, save_results
+from .exercises import Check, seal
+from .features.bank import BenchmarkFeatures, extract_benchmark, load_bank
+from .features.extract import extract
+from .features.features import Features
+from .networks.adapt import Recorded, adapt, network_for
+from .networks.lipschitz import lipschitz_report
+from .networks.network import pick_device
+from .networks.precision import half_precision
+from .networks.resnet import ResNet
+from .networks.score_network import DiffusersBody, ScoreNetwork, UNet, noise_scales
+from .networks.spectral import spectral_normalize
+from .training.augment import augmented, cutout, flip, shift
+from .training.classifier import accuracy, mean_average_precision, train_classifier, train_multilabel
+from .training.loop import History
+from .training.recipes import pretrained
+from .training.score_matching import denoising_error, dsm_loss, train_score_network
+
+__all__ = [
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Detector", "DiffusersBody",
+    "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "Frame", "GEN", "GMM", "GMMPrior", "GradNorm",
+    "HEAT", "History", "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP",
+    "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
+    "Outlier", "Perturbed", "RMDS", "ReAct", "Recorded", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork",
+    "ScoreNorms", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
+    "average_precision", "classical_detectors", "compare", "compose", "count_labels", "cutout", "denoising_error",
+    "dsm_loss", "duel", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen",
+    "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load_bank",
+    "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision", "measured", "msp",
+    "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance", "run_benchmark", "save_results",
+    "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize",
+    "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
+]  # fmt: skip
+
+__version__: str
