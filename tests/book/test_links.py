@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
         ("from ood_lib.detectors.flow.flow import glow\nglow()", ["ood_lib.detectors.flow.flow.glow"]),
         (
             "import ood_lib as ood\nood.detectors.flow.flow.glow(ood.MSP.fit)",
-            ["ood_lib.detectors.flow.flow.glow", "ood_lib.detectors.classical.msp.MSP"],
+            ["ood_lib.detectors.classical.msp.MSP", "ood_lib.detectors.flow.flow.glow"],
         ),
         ("from ood_lib.detectors.flow.flow import glow", []),  # imported, not used
         ("import ood_lib as ood\nood.BENCHMARKS; ood.no_such_thing", []),  # data has no entry
