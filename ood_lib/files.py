@@ -3,53 +3,45 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-__all__ = ["half", "save_tensors", "sha256_of", "single"]
+__all__ = ["atomic", "sha256_of", "write_text"]
 
 
-def sha256_of(path: Path) -> str:
-    """What a file is verified by, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextmanager
+def atomic(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A fresh file beside `path`, which takes its place when the block ends well and is removed when it does not.
 
+    Its name is one that no other writer has, so of two at the same time the last one wins, whole.  Folders are made.
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Write a safetensors file, as `Features.save` does; folders are made."""
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, atomic(f"{folder}/a/b.txt") as fresh:
+        ...     fresh.write_text("whole")
+        5
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     fresh.touch(exist_ok=False)
-    mode = fresh.stat().st_mode  # as the umask wants it: safetensors makes files that only the owner can read
+    mode = fresh.stat().st_mode  # as the umask wants it: some libraries make files that only the owner can read
     try:
-        save_file(_apart(tensors), fresh)
+        yield fresh
         fresh.chmod(mode)
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, and each in memory of its own, as safetensors asks."""
-    seen: set[int] = set()
-    out = {}
-    for name, value in tensors.items():
-        value = value.contiguous()
-        place = value.untyped_storage().data_ptr()
-        out[name] = value.clone() if place in seen else value
-        seen.add(place)
-    return out
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all."""
+    with atomic(path) as fresh:
+        fresh.write_text(text, encoding="utf-8")
 
 
-def half(x: Tensor) -> Tensor:
-    """A floating-point tensor in half precision, as it ships; any other as it is."""
-    return x.half().contiguous() if x.is_floating_point() else x
-
-
-def single(x: Tensor) -> Tensor:
-    """A tensor of half precision in single precision, to compute with; any other as it is."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def sha256_of(path: Path) -> str:
+    """What a file is verified by, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

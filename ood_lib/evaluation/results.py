@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ood_lib.evaluation.benchmark import summarize
+from ood_lib.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -97,7 +98,7 @@ def save_results(
         accuracy: share of ID test images that the networks classify correctly, mean over seeds.
         positive: convention of the fpr95 in the table.
     """
-    path, (kind, _, place) = Path(path), benchmark.partition(":")
+    kind, _, place = benchmark.partition(":")
     rounded = table.round({c: 6 for c in ("value", "low", "high", "seconds", "seconds_per_1000", "memory_mb")})
     rows = rounded.astype(object).where(rounded.notna(), None).to_dict("records")
     lines = ",\n".join(json.dumps(row) for row in rows)
@@ -109,10 +110,7 @@ def save_results(
         "provenance": dict(origin),
     }
     text = json.dumps(head, indent=1, ensure_ascii=False)[:-2] + f',\n "rows": [\n{lines}\n]\n}}\n'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, text)
 
 
 def load_results(*places: str | os.PathLike[str]) -> "pd.DataFrame":

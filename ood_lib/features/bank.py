@@ -15,9 +15,10 @@ from ood_lib.data.benchmark import Benchmark
 from ood_lib.data.records import BANK, by_group, linear, verified_files
 from ood_lib.features.extract import extract
 from ood_lib.features.features import Features
-from ood_lib.files import half, save_tensors, sha256_of
+from ood_lib.files import sha256_of, write_text
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Network
+from ood_lib.tensors import half, save_tensors
 
 if TYPE_CHECKING:
     pass
@@ -57,9 +58,7 @@ class BenchmarkFeatures:
         if self.head is not None:
             save_tensors(self.head.state_dict(), folder / "head.safetensors")
         hashes = {name: sha256_of(folder / f"{name}.safetensors") for name in [*sets, *(["head"] if self.head else [])]}
-        partial = folder / f".{BANK}.partial"
-        partial.write_text(json.dumps({"sets": hashes, "about": about}, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, folder / BANK)
+        write_text(folder / BANK, json.dumps({"sets": hashes, "about": about}, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ood_lib.features.blocks import map_tensors
-from ood_lib.files import save_tensors, single
+from ood_lib.tensors import save_tensors, single
 
 __all__ = ["Features"]
 

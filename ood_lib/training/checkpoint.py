@@ -1,11 +1,12 @@
 """A file from which an interrupted training goes on: written whole or not at all, read without pickle."""
 
 import os
-import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from ood_lib.files import atomic
 
 __all__ = ["Checkpoint", "Resumable"]
 
@@ -44,13 +45,8 @@ class Checkpoint:
 
     def save(self, training: Resumable) -> None:
         """Write the state of a training."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.partial")
-        try:
-            torch.save({"state": training.state_dict(), "key": self.key}, partial)
-            os.replace(partial, self.path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with atomic(self.path) as fresh:
+            torch.save({"state": training.state_dict(), "key": self.key}, fresh)
 
     def load(self, training: Resumable, device: torch.device | str = "cpu") -> bool:
         """Bring a training to the saved state, its tensors on `device`; False when there is none.

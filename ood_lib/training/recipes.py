@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 
 from ood_lib.data.benchmark import Benchmark, Normalize
 from ood_lib.data.records import SHIPPED
-from ood_lib.files import half, save_tensors, sha256_of, single
+from ood_lib.files import sha256_of, write_text
 from ood_lib.networks.resnet import PooledResNet, ResNet
+from ood_lib.tensors import half, save_tensors, single
 from ood_lib.training.augment import augmented
 from ood_lib.training.classifier import accuracy, train_classifier
 from ood_lib.training.loop import History
@@ -167,9 +168,7 @@ def _write(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, An
         "accuracy": accuracy(network, bench.test, device=next(network.parameters()).device),
         "sha256": sha256_of(file),
     }
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(dict(about) | facts, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, file.with_suffix(".json"))
+    write_text(file.with_suffix(".json"), json.dumps(dict(about) | facts, indent=1) + "\n")
 
 
 def _statistics(bench: Benchmark) -> list[list[float]]:

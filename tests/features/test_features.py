@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-import ood_lib.files
+import ood_lib.tensors
 from ood_lib import Features, ResNet, adapt, extract
 from tests.conftest import normal, seeded
 
@@ -115,7 +115,7 @@ def test_a_failing_save_leaves_the_old_file_and_no_partial_one(tmp_path, monkeyp
             file.write(b"half a fi")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(ood_lib.files, "save_file", half)
+    monkeypatch.setattr(ood_lib.tensors, "save_file", half)
     with pytest.raises(OSError, match="no space"):
         Features(logits=normal(4, 2, seed=1)).save(path)
     assert os.listdir(tmp_path) == [path.name]
