@@ -9,10 +9,10 @@ from ood_lib.detectors.detector import Detector
 from ood_lib.evaluation.comparison import counted_once
 from ood_lib.evaluation.cost import measured
 from ood_lib.evaluation.metrics import evaluate, student
+from ood_lib.features.bank import BenchmarkFeatures
 
 if TYPE_CHECKING:
     import pandas as pd
-from ood_lib.features.bank import BenchmarkFeatures
 
 __all__ = ["run_benchmark", "summarize"]
 
@@ -33,6 +33,7 @@ def run_benchmark(
     *,
     seed: int = 0,
     positive: Literal["id", "ood"] = "id",
+    refit: bool = True,
 ) -> "pd.DataFrame":
     """Fit each detector on ID features and judge it on every OOD set.
 
@@ -42,6 +43,7 @@ def run_benchmark(
         features: see `extract_benchmark`.
         seed: written into the table, to tell repeated runs apart.
         positive: convention of fpr95, see `Metrics`.
+        refit: False judges a detector that has been fitted already as it is; only the others are fitted.
 
     Returns:
         One row per detector, OOD set and metric: detector, ood_set, group, metric, value, low, high, seed; seconds (to
@@ -57,7 +59,7 @@ def run_benchmark(
         [
             {"detector": name} | row | {"seed": seed} | cost
             for name, detector in detectors.items()
-            for rows, cost in [_judge(detector, features, positive)]
+            for rows, cost in [_judge(detector, features, positive, refit)]
             for row in rows
         ],
         columns=COLUMNS,  # also of a table without rows
@@ -74,11 +76,12 @@ def _named(what: str) -> Iterator[None]:
 
 
 def _judge(
-    detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"]
+    detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"], refit: bool
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     device = detector.threshold.device
     with measured(device) as fitting, _named(f"the ID {detector.fits} features"):
-        detector.fit(getattr(features, detector.fits))
+        if refit or not detector.fitted:
+            detector.fit(getattr(features, detector.fits))
     scores, images = {}, len(features.test)
     with measured(device) as scoring:
         with _named("the ID test features"):

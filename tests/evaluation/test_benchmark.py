@@ -13,6 +13,7 @@ from scipy.stats import t as student
 from torch.utils.data import TensorDataset
 
 from ood_lib import (
+    KNN,
     MSP,
     BenchmarkFeatures,
     Detector,
@@ -274,3 +275,14 @@ def test_costs_are_those_of_the_detector(features: BenchmarkFeatures):
     assert (table["seconds_per_1000"] > 0).all()
     images = sum(map(len, (features.test, *features.near.values(), *features.far.values())))
     assert (table["seconds_per_1000"] * images / 1000 <= table["seconds"]).all()
+
+
+def test_without_refit_a_fitted_detector_is_judged_as_it_is_and_the_others_are_fitted(toy):
+    x = BenchmarkFeatures(toy.train, toy.val, toy.test, {}, {"far": toy.ood})
+    other = replace(x, train=x.train[:20])
+    ready, fresh = KNN(k=5).fit(other.train), KNN(k=5)
+    table = run_benchmark({"ready": ready, "fresh": fresh}, x, refit=False)
+    assert len(ready.bank) == 20 and len(fresh.bank) == len(x.train)
+    assert set(table["detector"]) == {"ready", "fresh"}
+    run_benchmark({"ready": ready}, x)
+    assert len(ready.bank) == len(x.train)
