@@ -1,13 +1,12 @@
 """Any torchvision or timm classifier answers `represent` like the networks of the library."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ood_lib.data.benchmark import Benchmark
+from ood_lib.data.benchmark import Benchmark
 from ood_lib.networks.network import Representation, style_of
 from ood_lib.networks.resnet import ResNet
 
@@ -40,7 +39,7 @@ class Recorded(nn.Module):
         return self.represent(images).logits
 
 
-def network_for(bench: "Benchmark", widths: Sequence[int] = (32, 64), blocks: int = 1) -> ResNet | Recorded:
+def network_for(bench: Benchmark, widths: Sequence[int] = (32, 64), blocks: int = 1) -> ResNet | Recorded:
     """The network of a benchmark: a `ResNet` to be trained on its images; for a bank the one that it was made with.
 
     Args:

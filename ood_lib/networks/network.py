@@ -1,12 +1,9 @@
 """What every network of the library answers, and the device it runs on."""
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Network", "Representation", "pick_device", "style_of"]
 

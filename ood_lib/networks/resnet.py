@@ -1,13 +1,10 @@
 """A residual classifier small enough to read, and one that learns more in an hour."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    pass
 from ood_lib.networks.network import Representation, style_of
 
 __all__ = ["Block", "PooledResNet", "ResNet"]
