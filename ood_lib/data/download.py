@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ood_lib.data.annotations import read_coco, read_voc
-from ood_lib.data.fetch import fetch, unpack
 from ood_lib.data.images import Frame, ImageArray, ImageFiles, ImageSet, find_pictures
 from ood_lib.extras import need
 
@@ -46,7 +45,7 @@ PUBLISHED = {
 }
 
 TINY_IMAGENET = (
-    "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "md5:90528d7ca1a48142e341f4ef8d21d0de", 10001,
+    "http://cs231n.stanford.edu/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", 10001,
 )  # fmt: skip
 
 _OPENOOD = "scripts/download/download.py of github.com/Jingkang50/OpenOOD"
@@ -59,7 +58,7 @@ ORIGINS = {
     "textures": "https://www.robots.ox.ac.uk/~vgg/data/dtd/download/dtd-r1.0.1.tar.gz, unpacked into dtd/",
     "places365": "http://data.csail.mit.edu/places/places365/val_256.tar",
     "voc": "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
-    "tiny_imagenet": f"{TINY_IMAGENET[0]} ({TINY_IMAGENET[1]})",
+    "tiny_imagenet": f"{TINY_IMAGENET[0]} (md5:{TINY_IMAGENET[1]})",
     "imagenet": "image-net.org, after registration: ILSVRC 2012, training and validation images in folders by wnid",
     "ssb_hard": _OPENOOD,
     "ninco": f"zenodo.org/record/8013288, or {_OPENOOD}",
@@ -116,14 +115,20 @@ def fetch_published(home: Path, name: str, split: str, frame: Frame | None) -> I
 
 
 def fetch_tiny_imagenet(home: Path) -> None:
-    """The validation pictures of Tiny-ImageNet into `home`; the archive is fetched beside it and then removed."""
-    url, digest, files = TINY_IMAGENET
-    archive = home.parent / Path(url).name
-    try:
-        fetch(url, archive, digest)
-        unpack(archive, "tiny-imagenet-200/val", home, files)
-    except OSError:
-        if not home.exists():  # no other process was faster
-            raise
-    with suppress(OSError):  # it is gone, or open to another process on Windows, which removes it then
-        archive.unlink()
+    """The validation pictures of Tiny-ImageNet as the folder `home`, which appears when they are complete.
+
+    Raises:
+        OSError, RuntimeError: the connection failed, or the archive is not the one that was published.
+    """
+    url, md5, files = TINY_IMAGENET
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{home.name}-", dir=home.parent) as stage:
+        need("torchvision.datasets.utils").download_and_extract_archive(url, stage, md5=md5, remove_finished=True)
+        fresh = Path(stage, "tiny-imagenet-200/val")
+        if (found := sum(path.is_file() for path in fresh.rglob("*"))) != files:
+            raise RuntimeError(f"{url} holds {found} files in {fresh.name}; expected {files}")
+        try:
+            os.replace(fresh, home)
+        except OSError:
+            if not home.exists():  # no other process was faster
+                raise

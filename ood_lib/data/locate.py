@@ -135,7 +135,7 @@ class Shelf:
         home = self.root / "tiny_imagenet"
         try:
             fetch_tiny_imagenet(home)
-        except (OSError, ValueError) as error:
+        except (OSError, RuntimeError) as error:
             tried.append(f"a download ({type(error).__name__}: {error})")
             return None
         return _read_local(home, wanted, tried)
