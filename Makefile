@@ -5,11 +5,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ood-book-ready
 
-.PHONY: help env book test clean
+.PHONY: help env book lint check test clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make book    run every notebook and build the pages (_build/html/index.html)"
+	@echo "make check   lint, types, layers and the fast tests: under two minutes"
 	@echo "make test    check the code, run every notebook in its quick profile, build those pages"
 	@echo "make env     only the environment, in $(VENV) (VENV=..., PYTHON=... choose others)"
 	@echo "make clean   remove what was built; keeps the environment and the data"
@@ -34,15 +35,24 @@ book: $(READY)
 	  $(BIN)/ood-book build --profile default || exit $$?; \
 	  exit $$ran
 
-# The tests come last, so that their closing line ends the output.
-test: $(READY)
+# One thread for each test process: two that want every core are slower than one after the other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/codespell
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/ood-book sync --check
+
+check: lint
+	$(PYTEST) -m "not processes"
+
+# The tests come last, so that their closing line ends the output.
+test: lint
 	$(BIN)/ood-book run --profile quick
 	$(BIN)/ood-book build --profile quick
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache

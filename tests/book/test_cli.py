@@ -19,6 +19,8 @@ from ood_book.run import plan, runner, work
 
 from ood_lib.data import benchmark as data
 
+pytestmark = pytest.mark.processes
+
 pytest.importorskip("papermill")
 pytest.importorskip("jupytext")
 

@@ -9,6 +9,8 @@ pytest.importorskip("papermill")
 
 from ood_book.run.progress import PATIENCE, WARN, Progress, counted
 
+pytestmark = pytest.mark.processes
+
 MINUTE = 60
 
 

@@ -22,7 +22,10 @@ PAGES = sorted(p for p in SITE.rglob("*.html") if "_static" not in p.parts and p
 WEIGHT = 6.0  # MB of a page with its pictures, styles and scripts, but for the formula renderer; 2.4 are the theme's
 BASE = "/ood-book/"  # where the site lies on its server: what the 404 page puts before its links
 
-pytestmark = pytest.mark.skipif(not PAGES, reason="no built pages: ood-book build --profile quick")
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(not PAGES, reason="no built pages: ood-book build --profile quick"),
+]
 
 
 class Page(HTMLParser):

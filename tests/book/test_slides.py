@@ -20,6 +20,8 @@ from tests.book.test_lessons import NOTEBOOKS as SOURCES
 from tests.book.test_lessons import ROOT, RUNS, exercises, nbformat
 from tests.book.test_site import browser, fetched  # noqa: F401
 
+pytestmark = pytest.mark.processes
+
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 each_run = pytest.mark.parametrize("run", RUNS, ids=lambda p: p.stem)
 

@@ -19,6 +19,8 @@ from ood_book import cli
 from ood_book.run import sweep
 from ood_book.run.compare import comparison_page
 
+pytestmark = pytest.mark.processes
+
 pytest.importorskip("papermill")
 pytest.importorskip("jupytext")
 

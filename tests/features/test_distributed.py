@@ -17,6 +17,8 @@ from ood_lib.features.distributed import Team, team
 from tests.conftest import normal
 from tests.features.test_blocks import START, Images, finish, make_network, run
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 
 
