@@ -63,10 +63,11 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._over.set()
         self._thread.join()
         if self._bar is not None:
+            self._bar.update(0 if kind else self._bar.total - self._bar.n)
             self._bar.close()
 
     def starts(self, cell: Any, cell_index: int) -> None:
