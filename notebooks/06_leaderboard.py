@@ -135,7 +135,7 @@ def judge(network, bench, s):
 # %%
 bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
 if not (bench.near or bench.far):
-    raise ValueError(f"{benchmark}: this page ranks detectors by OOD sets, give at least one")
+    raise ValueError(f"{benchmark}: give at least one OOD set to rank by")
 if bench.head is not None:
     seeds = 1  # a bank: one network, trained already
 networks = {s: train_one(bench, s) for s in range(seed, seed + seeds)}

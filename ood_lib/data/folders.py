@@ -51,7 +51,7 @@ def read_splits(place: Path) -> tuple[list[ImageSet], str]:
     made, whole = SPLITS[-len(shares) :], sets[source]
     parts, torn = _divide(whole, shares, 0, place / source)
     sets |= {split: whole.subset(part) for split, part in zip(made, parts)}
-    lacking = " and ".join(f"{split}/" for split in SPLITS if split not in there)
+    lacking = " or ".join(f"{split}/" for split in SPLITS if split not in there)
     others = ", ".join(f"{name}/" for name in subfolders(place) if name not in SPLITS + GROUPS)
     into = ", ".join(f"{name} ({share:.0%})" for name, share in zip(made, shares))
     note = f"no {lacking} in {place}{f', which also holds {others}' if others else ''}: "

@@ -84,7 +84,7 @@ def accuracy_blocks(network, bench):
     """What the page's section on the accuracy makes of a network, from the accuracy to the mended head."""
     names = {"ood": ood, "np": np, "pd": pd, "torch": torch, "count": len(bench.classes)}
     names |= {"network": network, "bench": bench}
-    found = blocks(page("own-data.md").split("## Does it see")[1].split("\n## ")[0])
+    found = blocks(page("own-data.md").split("## Check the accuracy")[1].split("\n## ")[0])
     for block in found[:2]:
         exec(block, names)
     return names["accuracy"], names["matrix"], lambda order: exec(found[2], names | {"list": lambda _: order})
@@ -158,7 +158,7 @@ def messages():
         lambda: ood.load_benchmark("folder:nowhere"),
         lambda: ood.split_folder("photos", "pictures"),
         change("pictures", flattened),
-        lambda: ood.summarize(ood.run_benchmark({}, ood.BenchmarkFeatures(features, features, features, {}, {}))),
+        lambda: ood.summarize(ood.run_benchmark({}, ood.BenchmarkFeatures(*[features] * 3, {}, {"a": features}))),
         lambda: ood.extract(model, unsigned, progress=False),
         lambda: ood.extract(softened, [(torch.zeros(3, 64, 64), 0)] * 2, progress=False),
         lambda: ood.KNN(k=2).fit(features).calibrate(features, tpr=0.95),
