@@ -111,8 +111,8 @@ if not (bench.near and bench.far):
 
 # %% tags=["hide-input"]
 where = pick_device(device)
-low = ood.half_precision(where) if half else None
-how = {"channels_last": low is not None, "autocast": low}  # to run score networks
+precision = ood.half_precision(where) if half else None
+how = {"channels_last": precision is not None, "autocast": precision}  # to run score networks
 
 
 def some(data, n=1000):
@@ -523,7 +523,7 @@ def noised(network, epsilon):  # a score network of noised input; section 6.1 us
 
 def norms_of(network, images, sigmas=sigmas):
     """The library's `score_norms`, on the device and in the precision of this page."""
-    with torch.autocast(where.type, low, enabled=low is not None):
+    with torch.autocast(where.type, precision, enabled=precision is not None):
         return ood.score_norms(network, images.to(where), sigmas, batch_size=256).cpu()
 
 
@@ -786,7 +786,7 @@ def train_classifier(s):
     def augment(images, generator):
         return ood.shift(images, images.shape[-1] // 8, generator)
 
-    options = {"epochs": epochs, "learning_rate": 0.05, "augment": augment, "autocast": low}
+    options = {"epochs": epochs, "learning_rate": 0.05, "augment": augment, "autocast": precision}
     ood.train_classifier(network, learn, seed=s, device=device, **options)
     return network
 

@@ -109,19 +109,8 @@ def by_network(rows, detector):
 
 
 # %%
-def ours(row):
-    """Our value, low, high of a row: of one detector, or of a difference."""
-    rows = rows_of(row)
-    a = by_network(rows, row["detector"])
-    if isinstance(row["minus"], str) and len(a):
-        return of_two(row, rows, a, by_network(rows, row["minus"]))
-    if len(a) > 1:
-        return metrics.mean_interval(a["value"])
-    return [*a.iloc[0]] if len(a) else [math.nan] * 3
-
-
 def of_two(row, rows, a, b):
-    """The same of a difference."""
+    """Value, low, high of a difference."""
     pair = row["detector"], row["minus"]
     if b.empty:
         return [math.nan] * 3
@@ -133,6 +122,18 @@ def of_two(row, rows, a, b):
     below = math.hypot(value - low, over - other)
     above = math.hypot(high - value, other - under)
     return value - other, value - other - below, value - other + above
+
+
+# %%
+def ours(row):
+    """Our value, low, high of a row: of one detector, or of a difference."""
+    rows = rows_of(row)
+    a = by_network(rows, row["detector"])
+    if isinstance(row["minus"], str) and len(a):
+        return of_two(row, rows, a, by_network(rows, row["minus"]))
+    if len(a) > 1:
+        return metrics.mean_interval(a["value"])
+    return [*a.iloc[0]] if len(a) else [math.nan] * 3
 
 
 # %%
