@@ -89,7 +89,8 @@ class SpectralNorm(nn.Module):
     def begin(self, weight: Tensor, *shape: int) -> None:
         """Find singular vectors from scratch, for inputs of a given shape."""
         weight = weight.detach().clone()
-        self.u, self.v = power_iteration(partial(self.linear.apply, weight), _start((1, *shape), weight), WARM_UP)
+        with torch.autocast(weight.device.type, enabled=False):  # as in `forward`
+            self.u, self.v = power_iteration(partial(self.linear.apply, weight), _start((1, *shape), weight), WARM_UP)
 
     def see(self, weight: Tensor, shape: Sequence[int]) -> None:
         """Learn the size of the input, on which the exact norm of a convolution depends; in eval mode only once."""

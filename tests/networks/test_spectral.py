@@ -270,6 +270,15 @@ def test_half_precision_around_it_leaves_the_norm_precise(norm: str):
     assert torch.equal(got, expected.weight)
 
 
+@pytest.mark.parametrize("norm", ["reshaped", "exact"])
+def test_a_first_image_in_half_precision_leaves_the_norm_precise(norm: str):
+    layers = [spectral_normalize(conv(padding=1).float(), norm=norm) for _ in range(2)]
+    for layer, half in zip(layers, (True, False)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            layer(normal(1, 3, 6, 6).float())
+    assert torch.equal(*(layer.weight for layer in layers))
+
+
 def test_a_normalised_network_can_be_sent_to_another_process():
     layer = spectral_normalize(conv(padding=1), norm="exact")
     again = pickle.loads(pickle.dumps(layer.parametrizations.weight[0]))
