@@ -1,4 +1,4 @@
-"""The toy that the rooms share: four classes, each with its own six units; OOD fires the eight units nobody uses."""
+"""The toy that the tests share: four classes, each with its own six units; OOD fires the eight units nobody uses."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Laws of the street: a room lists what is its own, others take only what is listed, and what it imports comes along.
+"""Laws of the library: a module lists what is its own, others take only what is listed, and imports are declared.
 
 Each law is a function from names or text to complaints, so that the end of this file can show that it is able to fail.
 """
@@ -60,7 +60,7 @@ def unlisted(text):
 
 
 @every_module
-def test_a_room_lists_what_it_defines_and_nothing_of_others(name):
+def test_a_module_lists_what_it_defines_and_nothing_of_others(name):
     module = importlib.import_module(name)
     assert len(set(module.__all__)) == len(module.__all__)
     assert set(module.__all__) - assigned(inspect.getsource(module)) == set()
@@ -68,11 +68,11 @@ def test_a_room_lists_what_it_defines_and_nothing_of_others(name):
 
 
 @every_module
-def test_what_a_room_takes_from_another_is_listed_there(name):
+def test_what_a_module_takes_from_another_is_listed_there(name):
     assert unlisted(inspect.getsource(importlib.import_module(name))) == set()
 
 
-def test_the_top_level_lists_what_it_takes_from_the_rooms():
+def test_the_top_level_lists_what_it_takes_from_the_modules():
     stub = (ROOT / "ood_lib/__init__.pyi").read_text().replace("from .", "from ood_lib.")
     assert unlisted(stub) == set()
     assert (
@@ -81,7 +81,7 @@ def test_the_top_level_lists_what_it_takes_from_the_rooms():
     assert [name for name in ood_lib.__all__ if getattr(ood_lib, name, None) is None] == []
 
 
-def test_the_reference_has_every_room_and_leaves_nothing_of_it_out():
+def test_the_reference_has_every_module_and_leaves_nothing_of_it_out():
     text = (ROOT / "book/api.md").read_text()
     assert sorted(re.findall(r"automodule:: (\S+)", text)) == sorted(MODULES)
     assert "exclude-members" not in text

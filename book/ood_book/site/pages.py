@@ -105,10 +105,10 @@ def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
     """For each entry of the library's page, the pages whose code uses it: their titles, and the headings there."""
     entries, pages = about(root), {task.name for task in tasks}
     reference = root / "book/api.md"
-    rooms = re.findall(r"automodule:: (\S+)", reference.read_text(encoding="utf-8")) if reference.is_file() else []
+    modules = re.findall(r"automodule:: (\S+)", reference.read_text(encoding="utf-8")) if reference.is_file() else []
     return {
         place: {name: [entries[name].title, headings] for name, headings in names.items() if name in pages}
-        for place, names in used_by(root).items() if place.rpartition(".")[0] in rooms
+        for place, names in used_by(root).items() if place.rpartition(".")[0] in modules
     }  # fmt: skip
 
 
