@@ -834,7 +834,8 @@ display(Markdown(
 
 # %%
 near = list(bench.near)[0]
-by_seed = area[area["ood_set"] == near].pivot(index="seed", columns="detector", values="value")
+on_near = area[area["ood_set"] == near]
+by_seed = on_near.pivot(index="seed", columns="detector", values="value")
 
 
 def duel(a, b):

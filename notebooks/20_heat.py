@@ -794,8 +794,8 @@ def contestants(head, heat):
 
 
 # %%
-tables = [
-    ood.run_benchmark(contestants(h, fitted), x, seed=seed + n, refit=False)  # the hybrids are trained already
+tables = [  # the hybrids are trained already
+    ood.run_benchmark(contestants(h, fitted), x, seed=seed + n, refit=False)
     for n, (h, fitted, x) in enumerate(zip(heads, heats, features))
 ]
 table = pd.concat(tables)
@@ -1488,7 +1488,8 @@ check_ratio(ratio)
 e = learned[0.25](torch.ones(1, 1)).detach()
 ratio = (-2 * torch.atanh(2 * 0.25 * e)).item()
 
-print(f"from the network {ratio:.2f}, exact {math.log(2) - 3 / 8:.2f}")  # by the two densities
+by_hand = math.log(2) - 3 / 8  # by the two densities
+print(f"from the network {ratio:.2f}, exact {by_hand:.2f}")
 check_ratio(ratio)
 
 # %% [markdown]

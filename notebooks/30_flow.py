@@ -1520,7 +1520,8 @@ def standardised(detector, f):
 
 votes = [standardised(d["Flow"], f) for d, f in zip(fitted, features)]
 together = {n: torch.stack([vote[n] for vote in votes]).mean(0) for n in votes[0]}
-print(f"all {len(votes)} networks {near_of(together):.4f}, the first {near_of(alone()):.4f}")
+print(f"all {len(votes)} networks {near_of(together):.4f}")
+print(f"the first alone {near_of(alone()):.4f}")
 check_together(together)
 
 # %% [markdown]

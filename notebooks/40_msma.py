@@ -786,7 +786,8 @@ def train_classifier(s):
     def augment(images, generator):
         return ood.shift(images, images.shape[-1] // 8, generator)
 
-    options = {"epochs": epochs, "learning_rate": 0.05, "augment": augment, "autocast": precision}
+    options = {"epochs": epochs, "learning_rate": 0.05, "augment": augment}
+    options |= {"autocast": precision}
     ood.train_classifier(network, learn, seed=s, device=device, **options)
     return network
 
@@ -1477,7 +1478,11 @@ check_scale(best_scale)
 tau, grid = 0.3, torch.linspace(0.01, 1, 100).double()
 best_scale = grid[(grid / (tau**2 + grid**2)).argmax()].item()
 point, outlier = torch.tensor([[0.3], [1.5]]).double()
-one, five = (ood.score_norms(lambda x, s: -x / (tau**2 + s**2), x[None], grid.flip(0)) for x in (point, outlier))
+def exact(x, s):
+    return -x / (tau**2 + s**2)
+
+
+one, five = (ood.score_norms(exact, x[None], grid.flip(0)) for x in (point, outlier))
 assert torch.allclose(five, 5 * one)  # on every scale
 check_scale(best_scale)
 
@@ -1666,7 +1671,8 @@ check_chosen(chosen)
 # %% tags=["solution"]
 chosen = max(([a] for a in range(count)), key=near_by)
 
-print(f"best single column {near_by(chosen):.3f}, all {count} columns {near_by(list(range(count))):.3f}")
+everything = near_by(list(range(count)))
+print(f"best single column {near_by(chosen):.3f}, all {count} columns {everything:.3f}")
 check_chosen(chosen)  # on other benchmarks look at pairs, too
 
 # %% [markdown]

@@ -642,7 +642,8 @@ check_loser(loser)
 # %% tags=["solution"]
 lost = {}
 for detector in (ood.KNN(k=50), ood.Mahalanobis()):
-    whole, half = (groups_of(detector.fit(rows), x)["near"] for rows in (x.train, x.train[::2]))
+    fits = (detector.fit(rows) for rows in (x.train, x.train[::2]))
+    whole, half = (groups_of(fitted, x)["near"] for fitted in fits)
     lost[type(detector).__name__] = whole - half
 loser = max(lost, key=lost.get)
 print({n: f"{100 * v:+z.2f} points lost" for n, v in lost.items()})

@@ -479,6 +479,8 @@ def write_pictures(folder):
 def test_every_python_example_of_the_pages_runs(path, index, code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_pictures(tmp_path / "pictures")
+    (tmp_path / "_build/run/default/10_weiper").mkdir(parents=True)  # a run whose table is read
+    (tmp_path / "_build/run/default/10_weiper/benchmark.csv").write_text("detector,value\nMSP,0.9\n")
     exec(compile(code, f"{path.name}-{index}", "exec"), {"__name__": "example"})
     printed = capsys.readouterr().out.split("\n")
     promised = re.findall(r"^print\(.*\)\s+# ([\d.]+)$", code, re.M)

@@ -16,7 +16,7 @@ from ood_lib import FeatureFlow, Features, half_precision, train_multilabel, tra
 from ood_lib.data.images import ImageArray
 from ood_lib.detectors.flow.flow import coupling_flow
 from ood_lib.detectors.flow.training import FlowTraining
-from ood_lib.networks import resnet as networks
+from ood_lib.networks import precision as module
 from ood_lib.networks.precision import autocast_dtype
 from tests.conftest import normal
 from tests.features.test_blocks import make_network, run
@@ -32,10 +32,10 @@ Z = normal(200, 6, dtype=torch.float32)
 @pytest.fixture(autouse=True)
 def forgotten():
     """No decision is left of another test, or for one."""
-    for cached in (networks._half_precision, networks._times):
+    for cached in (module._half_precision, module._times):
         cached.cache_clear()
     yield
-    for cached in (networks._half_precision, networks._times):
+    for cached in (module._half_precision, module._times):
         cached.cache_clear()
 
 
@@ -47,7 +47,7 @@ def make_processor(monkeypatch, half: float) -> list[torch.dtype]:
         asked.append(dtype)
         return 1.0 if dtype == torch.float32 else half
 
-    monkeypatch.setattr(networks, "_seconds", seconds)
+    monkeypatch.setattr(module, "_seconds", seconds)
     return asked
 
 
@@ -62,8 +62,8 @@ def test_a_cpu_computes_in_bfloat16_where_that_is_clearly_faster(monkeypatch, ha
 
 def test_the_shortest_times_count(monkeypatch):
     times = iter([9.0, 9.0] + 7 * [1.0, 2.0])  # a machine that was busy at first
-    monkeypatch.setattr(networks, "_seconds", lambda dtype: next(times))
-    assert half_precision("cpu") is None and networks._times(HALF) == (1.0, 2.0)
+    monkeypatch.setattr(module, "_seconds", lambda dtype: next(times))
+    assert half_precision("cpu") is None and module._times(HALF) == (1.0, 2.0)
 
 
 def test_the_decision_is_made_once_and_logged_with_its_times(monkeypatch, caplog):
@@ -108,7 +108,7 @@ def test_the_global_random_numbers_and_the_callers_modes_do_not_matter():
     decided = half_precision("cpu")
     assert torch.equal(torch.random.get_rng_state(), before)
     for mode in (torch.inference_mode(), torch.autocast("cpu", HALF), torch.device("meta")):
-        networks._half_precision.cache_clear()
+        module._half_precision.cache_clear()
         with mode:
             assert half_precision("cpu") == decided
 
@@ -154,7 +154,7 @@ def decided(request, monkeypatch) -> torch.dtype | None:
 
 
 def decide(monkeypatch, precision: torch.dtype | None) -> None:
-    monkeypatch.setattr(networks, "_half_precision", lambda device: precision)
+    monkeypatch.setattr(module, "_half_precision", lambda device: precision)
 
 
 def one_label(autocast) -> torch.Tensor:
@@ -246,7 +246,7 @@ def test_a_fit_of_a_flow_does_not_go_on_in_another_precision(tmp_path, monkeypat
 
 
 def unequal(rank: int, folder: Path) -> None:
-    networks._half_precision = lambda device: HALF if rank == 0 else None
+    module._half_precision = lambda device: HALF if rank == 0 else None
     run(folder / "bank", autocast="auto")
 
 
