@@ -15,11 +15,19 @@ from torch import Tensor, nn
 from ood_lib.data.labels import class_indices
 from ood_lib.features.features import Features
 
-__all__ = ["Detector", "NotFittedError"]
+__all__ = ["Detector", "NotFittedError", "check_width"]
 
 
 class NotFittedError(RuntimeError):
     """A detector was asked for a score or a decision before it had what it needs."""
+
+
+def check_width(z: Tensor, width: int, who: str = "those it was fitted on were", what: str = "features") -> None:
+    """Raise ValueError when rows (N, K) are not as wide as they have to be."""
+    if z.shape[1] != width:
+        raise ValueError(
+            f"the {what} are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
+        )
 
 
 class Detector(nn.Module):
@@ -56,6 +64,9 @@ class Detector(nn.Module):
         """Scores (n,) of one chunk that lies on the detector's device."""
         raise NotImplementedError(f"{type(self).__name__} must define _score")
 
+    def _complete(self) -> None:
+        """Do the work that a fit has put off until what it learnt is asked for; most put off nothing."""
+
     # -- what a user calls ------------------------------------------------------------------------------------
 
     @torch.inference_mode(False)  # what is learnt may be trained on, copied and loaded into like any tensor
@@ -82,6 +93,7 @@ class Detector(nn.Module):
             NotFittedError: `fit` has not been called.
             ValueError: a field is missing, empty, or holds NaN or infinity.
         """
+        self._complete()
         self._require_fit()
         self._check(features)
         device = getattr(features, self.reads[0]).device
@@ -166,7 +178,6 @@ class Detector(nn.Module):
     # -- checks, devices, saving ------------------------------------------------------------------------------
 
     def _require_fit(self) -> None:
-        """Before scores: what is learnt must be there."""
         if not self.fitted:
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
 
@@ -212,13 +223,6 @@ class Detector(nn.Module):
             for name, value in module.named_buffers(recurse=False):
                 if value.is_inference():
                     setattr(module, name, value.clone())
-
-    @staticmethod
-    def _check_width(z: Tensor, width: int, who: str = "those it was fitted on were", what: str = "features") -> None:
-        if z.shape[1] != width:
-            raise ValueError(
-                f"the {what} are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
-            )
 
     def _prepare(self, chunk: Features) -> Features:
         """Bring a chunk to the detector's device and to at least single precision."""

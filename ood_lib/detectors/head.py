@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import check_width
 
 __all__ = ["FrozenHead"]
 
@@ -42,7 +42,7 @@ class FrozenHead(nn.Module):
 
     def check_width(self, z: Tensor) -> None:
         """Raise ValueError when features (N, K) are not what the head reads."""
-        Detector._check_width(z, self.weight.shape[1], "the head reads")
+        check_width(z, self.weight.shape[1], "the head reads")
 
     def extra_repr(self) -> str:
         """Widths of input and output."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ood_lib.detectors.classical.gmm import GMM
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
 from ood_lib.networks.network import Representation
 from ood_lib.networks.score_network import checked_images, checked_scales, noise_scales
@@ -231,7 +231,7 @@ class MSMA(Detector):
     def _fit(self, features: Features) -> None:
         features = self._prepare(features)
         z, scales = features.penultimate, len(self.norms.sigmas)
-        self._check_width(z, scales, "the score norms of this network are")
+        check_width(z, scales, "the score norms of this network are")
         if len(z) < 5 * scales:
             warnings.warn(f"{len(z)} rows for a density of {scales} score norms: its tails are guesses", stacklevel=5)
         std, mean = torch.std_mean(z.double(), dim=0)
@@ -244,7 +244,7 @@ class MSMA(Detector):
         self.mean, self.std = mean, std
 
     def _score(self, features: Features) -> Tensor:
-        self._check_width(features.penultimate, len(self.mean))
+        check_width(features.penultimate, len(self.mean))
         return self.density.score(self._standardise(features, self.mean, self.std))
 
     @staticmethod

@@ -124,9 +124,9 @@ class MomentDetector(Detector):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _require_fit(self) -> None:
+    def _complete(self) -> None:
+        """Finish what `partial_fit` or `merge` has left pending."""
         if not self.fitted and len(self.counts):
             self._thaw()
             self._finish(self.moments)
             self.fitted.fill_(True)
-        super()._require_fit()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ood_lib import FDBD, KNN, Detector, Features, Mahalanobis, NotFittedError
-from ood_lib.detectors.moments import class_moments, gram, merge_moments, pooled
+from ood_lib import FDBD, GMM, KNN, Detector, Features, Mahalanobis, NotFittedError
+from ood_lib.detectors.moments import Moments, class_moments, gram, merge_moments, pooled
 from ood_lib.detectors.streaming import MomentDetector
 from tests.conftest import Toy, normal
 from tests.detectors.test_detector import MAKE, same_state, state_of
@@ -138,6 +138,26 @@ def test_more_data_after_a_fit_adds_to_it_and_a_fit_starts_afresh(make, toy: Toy
     whole = make(toy.head).fit(toy.train)
     assert torch.allclose(more.score(toy.test), whole.score(toy.test), rtol=1e-9, atol=1e-9)
     assert same_state(more.fit(toy.train).state_dict(), whole.state_dict())
+
+
+def test_what_the_moments_mean_is_worked_out_once_and_when_it_is_asked_for(toy: Toy):
+    class Counting(GMM):
+        finished = 0
+
+        def _finish(self, moments: Moments) -> None:
+            super()._finish(moments)
+            self.finished += 1
+
+    detector, z = Counting(), toy.test.penultimate
+    for part in parts(toy.train):
+        detector.partial_fit(part)
+    assert not detector.fitted and detector.finished == 0
+    found = detector.log_prob(z)  # a density is asked for as a score is
+    assert detector.fitted and torch.allclose(found, GMM().fit(toy.train).log_prob(z), rtol=1e-9)
+    detector.calibrate(toy.val).is_ood(toy.test)
+    detector.sample(3)
+    assert detector.finished == 1
+    assert Counting().merge(detector).sample(3).shape == (3, z.shape[1])
 
 
 def test_a_class_may_come_later_but_not_never(toy: Toy):

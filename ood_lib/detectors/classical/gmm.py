@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ood_lib.detectors.classical.clusters import kmeans
+from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments, class_moments, rounding
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
@@ -239,8 +240,9 @@ class GMM(MomentDetector):
         Raises:
             NotFittedError: `fit` has not been called.
         """
+        self._complete()
         self._require_fit()
-        self._check_width(z, self.means.shape[1])
+        check_width(z, self.means.shape[1])
         found = Mixture(self.weights.double(), self.means.double(), self.whitening.double())
         return mixture_log_prob(z.double(), found).logsumexp(1).to(z.dtype)
 
@@ -255,6 +257,7 @@ class GMM(MomentDetector):
         Raises:
             NotFittedError: `fit` has not been called.
         """
+        self._complete()
         self._require_fit()
         which = self.weights.cpu().multinomial(n, replacement=True, generator=generator).to(self.means.device)
         white = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments, class_moments
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
@@ -57,5 +58,5 @@ class KLMatching(MomentDetector):
         self.templates = moments.means + torch.diag(unseen.to(moments.means.dtype))
 
     def _score(self, features: Features) -> Tensor:
-        self._check_width(features.logits, self.templates.shape[1])
+        check_width(features.logits, self.templates.shape[1])
         return kl_matching(features.logits, self.templates)

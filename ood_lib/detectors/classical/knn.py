@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
 
 __all__ = ["KNN", "knn_distance"]
@@ -124,5 +124,5 @@ class KNN(Detector):
         self.bank = self._place(z)
 
     def _score(self, features: Features) -> Tensor:
-        self._check_width(features.penultimate, self.bank.shape[1])
+        check_width(features.penultimate, self.bank.shape[1])
         return knn_distance(self._place(features.penultimate), self.bank, self.k)

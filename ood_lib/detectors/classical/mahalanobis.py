@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
@@ -89,5 +90,5 @@ class Mahalanobis(MomentDetector):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        self._check_width(z, self.means.shape[1])
+        check_width(z, self.means.shape[1])
         return mahalanobis(z.double(), self.means.double(), self.whitening.double()).to(z.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
 
 __all__ = ["NNGuide", "balanced_subset", "nnguide"]
@@ -94,5 +94,5 @@ class NNGuide(Detector):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        self._check_width(z, self.bank.shape[1])
+        check_width(z, self.bank.shape[1])
         return nnguide(z, features.logits.to(z.dtype), self.bank.to(z.dtype), self.k)

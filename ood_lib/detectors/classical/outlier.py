@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.extras import need
 from ood_lib.features.features import Features
 
@@ -87,7 +87,7 @@ class Outlier(Detector):
 
     def _score(self, features: Features) -> Tensor:
         rows = getattr(features, self.field)
-        self._check_width(rows, self.reference.shape[1])
+        check_width(rows, self.reference.shape[1])
         return -torch.from_numpy(self._fitted().score_samples(rows.double().cpu().numpy())).to(rows)
 
     def _load_from_state_dict(self, *args: Any) -> None:

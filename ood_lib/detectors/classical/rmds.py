@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ood_lib.detectors.classical.mahalanobis import Mahalanobis, mahalanobis, whitening
+from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments, pooled
 from ood_lib.features.features import Features
 
@@ -56,6 +57,6 @@ class RMDS(Mahalanobis):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        self._check_width(z, self.means.shape[1])
+        check_width(z, self.means.shape[1])
         learnt = (x.double() for x in (self.means, self.whitening, self.mean, self.background))
         return relative_mahalanobis(z.double(), *learnt).to(z.dtype)

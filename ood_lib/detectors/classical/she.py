@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments, class_moments
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
@@ -65,6 +66,6 @@ class SHE(MomentDetector):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        self._check_width(z, self.means.shape[1])
-        self._check_width(features.logits, len(self.means), what="logits")
+        check_width(z, self.means.shape[1])
+        check_width(features.logits, len(self.means), what="logits")
         return she(z, self.means.to(z.dtype)[features.logits.argmax(1)], self.metric)

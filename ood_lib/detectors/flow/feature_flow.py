@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.detectors.flow.bijections import ActNorm, Whitening
 from ood_lib.detectors.flow.flow import Flow, coupling_flow, glow
 from ood_lib.detectors.flow.training import FlowHistory, FlowTraining
@@ -161,7 +161,7 @@ class FeatureFlow(Detector):
             NotFittedError: `fit` has not been called.
         """
         self._require_fit()
-        self._check_width(z, int(self.shape[0]))
+        check_width(z, int(self.shape[0]))
         like = next(self.density.parameters())
         return self.density.log_prob(self.on_sphere(z).to(like.dtype)).to(z.dtype)
 
