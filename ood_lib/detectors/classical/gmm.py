@@ -2,7 +2,8 @@ r"""Densities of the penultimate feature: Gaussian mixtures.  Energy = minus log
 
 The energy of a mixture adds up what all components say,
 :math:`E(z) = -\log \sum_c \pi_c\, N(z; \mu_c, \Sigma_c)`; the nearest component alone would be a Mahalanobis distance.
-With labels there is one component per class and nothing to search for; without, k-means and EM find the components.
+With labels there is one component per class and nothing to search for; without, scikit-learn's k-means and EM find the
+components.
 """
 
 import math
@@ -12,13 +13,13 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ood_lib.detectors.classical.clusters import kmeans
 from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments, class_moments, rounding
 from ood_lib.detectors.streaming import MomentDetector
+from ood_lib.extras import need
 from ood_lib.features.features import Features
 
-__all__ = ["GMM", "Mixture", "expectation_maximization", "mixture", "mixture_log_prob", "soft_moments"]
+__all__ = ["GMM", "Mixture", "expectation_maximization", "mixture", "mixture_log_prob"]
 
 Covariance = Literal["tied", "diagonal", "full"]
 
@@ -62,11 +63,15 @@ def mixture(moments: Moments, covariance: Covariance = "tied", ridge: float = 1e
         values = values + ridge * variance
         whitening = vectors.mT * values.rsqrt()[..., None]
     if values.amin() <= values.amax() * width * torch.finfo(values.dtype).eps:
-        raise ValueError(
-            f"a {covariance} covariance is singular: features that never vary or copy each other, or a component with "
-            f"fewer samples than the {width} features; ridge={ridge} was given, a larger one helps"
-        )
+        raise _singular(covariance, width, ridge)
     return Mixture(counts / counts.sum(), means, whitening)
+
+
+def _singular(covariance: Covariance, width: int, ridge: float) -> ValueError:
+    return ValueError(
+        f"a {covariance} covariance is singular: features that never vary or copy each other, or a component with "
+        f"fewer samples than the {width} features; ridge={ridge} was given, a larger one helps"
+    )
 
 
 def mixture_log_prob(z: Tensor, gaussians: Mixture) -> Tensor:
@@ -89,66 +94,48 @@ def mixture_log_prob(z: Tensor, gaussians: Mixture) -> Tensor:
     return weights.log() + log_det - squares / 2 - z.shape[1] / 2 * math.log(2 * math.pi)
 
 
-def soft_moments(z: Tensor, members: Tensor, covariance: Covariance) -> Moments:
-    """Moments of components to which each sample belongs in part; see `Moments` for their shapes.
-
-    Args:
-        z: (N, K).
-        members: (N, C), the share of each component in each sample; rows add up to 1.
-        covariance: which scatter.
-    """
-    counts = members.sum(0).clamp(min=torch.finfo(z.dtype).tiny)
-    means = members.T @ z / counts[:, None]
-
-    if covariance == "tied":  # all scatter less the part between the means: one product instead of C
-        centre = z.mean(0)
-        away, between = z - centre, means - centre
-        return Moments(counts, means, away.T @ away - (counts[:, None] * between).T @ between)
-
-    def scatter(mean: Tensor, share: Tensor) -> Tensor:
-        away = z - mean
-        weighted = share[:, None] * away
-        return weighted.T @ away if covariance == "full" else (weighted * away).sum(0)
-
-    return Moments(counts, means, torch.stack([scatter(mean, share) for mean, share in zip(means, members.T)]))
-
-
 def expectation_maximization(
-    z: Tensor,
-    components: int,
-    covariance: Covariance,
-    ridge: float,
-    generator: torch.Generator,
-    steps: int = 500,
-    tolerance: float = 1e-7,
-) -> tuple[Moments, Mixture]:
-    """Fit a mixture to samples without labels: k-means first, then each step raises the likelihood.
+    z: Tensor, components: int, covariance: Covariance, ridge: float, seed: int, steps: int = 500
+) -> Moments:
+    """Moments of the components that scikit-learn's EM finds in samples without labels, starting from k-means.
 
     Args:
         z: (N, K), float64.
         components: C.
-        covariance, ridge: see `mixture`.
-        generator: see `ood_lib.detectors.classical.clusters.kmeans`.
+        covariance: see `mixture`.
+        ridge: share of the mean variance of all features, which keeps a component from collapsing on its way.
+        seed: of k-means.
         steps: at most; a warning tells when they were too few.
-        tolerance: stop when a step raises the mean log-density by less.
 
-    Returns:
-        The moments of the components, and their mixture.
+    Raises:
+        ValueError: no more than C different samples; a component collapsed and the ridge does not help.
 
     References:
         Dempster, Laird & Rubin, Maximum Likelihood from Incomplete Data via the EM Algorithm, 1977.
     """
-    moments = class_moments(z, kmeans(z, components, generator), covariance, classes=components)
-    gaussians, before = mixture(moments, covariance, ridge), -math.inf
-    for _ in range(steps):
-        shares = mixture_log_prob(z, gaussians)
-        now = shares.logsumexp(1).mean().item()
-        if now - before < tolerance:
-            return moments, gaussians
-        moments, before = soft_moments(z, shares.softmax(1), covariance), now
-        gaussians = mixture(moments, covariance, ridge)
-    warnings.warn(f"the mixture still improved after {steps} steps of EM; take fewer components", stacklevel=2)
-    return moments, gaussians
+    if components == 1:  # nothing to search for
+        return class_moments(z, torch.zeros(len(z), dtype=torch.long, device=z.device), covariance)
+    centre = z.mean(0)
+    rows = (z - centre).cpu().numpy()  # around the mean scikit-learn's sums of squares lose no digits
+    if (different := len({row.tobytes() for row in rows})) <= components:  # points without any spread
+        raise ValueError(f"{components} components need more different samples than that; only {different} were given")
+    lift = ridge * z.var(0, correction=0).mean().item()
+    gmm = need("sklearn.mixture").GaussianMixture(
+        components, covariance_type={"diagonal": "diag"}.get(covariance, covariance), reg_covar=lift, tol=1e-7,
+        max_iter=steps, random_state=seed,
+    )  # fmt: skip
+    with warnings.catch_warnings(action="ignore"):  # what it says of too few steps is said below
+        try:
+            gmm.fit(rows)
+        except ValueError as error:
+            raise _singular(covariance, z.shape[1], ridge) from error
+    if not gmm.converged_:
+        warnings.warn(f"the mixture still improved after {steps} steps of EM; take fewer components", stacklevel=2)
+    weights, means, inside = (torch.from_numpy(x).to(z) for x in (gmm.weights_, gmm.means_, gmm.covariances_))
+    inside = inside - lift * (1 if covariance == "diagonal" else torch.eye(z.shape[1]).to(z))
+    counts = weights * len(z)
+    scatter = inside * len(z) if covariance == "tied" else torch.einsum("c,c...->c...", counts, inside)
+    return Moments(counts, means + centre, scatter)
 
 
 class GMM(MomentDetector):
@@ -165,7 +152,7 @@ class GMM(MomentDetector):
 
     Raises:
         ValueError: an argument out of its range; labels are missing, or a class has no sample; features without spread,
-            or with singular covariance and ``ridge=0``; fewer different samples than components.
+            or with singular covariance and ``ridge=0``; no more different samples than components.
 
     Example:
         >>> z = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
@@ -210,10 +197,9 @@ class GMM(MomentDetector):
         if len(features) < self.components:
             raise ValueError(f"{self.components} components were asked for, and {len(features)} samples given")
         z = features.penultimate.to(self.counts.device).double()
-        generator = torch.Generator().manual_seed(self.seed)
-        moments, found = expectation_maximization(z, self.components, self.covariance, self.ridge, generator)
+        moments = expectation_maximization(z, self.components, self.covariance, self.ridge, self.seed)
+        self.weights, _, self.whitening = mixture(moments, self.covariance, self.ridge)
         self.counts, self.means, self.scatter = moments
-        self.weights, _, self.whitening = found
 
     def partial_fit(self, features: Features) -> Self:
         """As every `MomentDetector`, with ``components=None`` only."""
