@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.data.labels import class_indices
 from ood_lib.features.features import Features
 
@@ -131,8 +132,7 @@ class Detector(nn.Module):
             Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., Distribution-Free
             Predictive Inference for Regression, JASA 2018.
         """
-        if not 0 < tpr < 1:
-            raise ValueError(f"tpr={tpr} was given; expected a share of ID images to accept, 0 < tpr < 1")
+        check("(0, 1)", "a share of ID images to accept", tpr=tpr)
         scores = self.score(features).to(self.threshold.device).double().sort().values
         rank = math.ceil(round((len(scores) + 1) * tpr, 9))
         if rank > len(scores):

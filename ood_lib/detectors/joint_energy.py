@@ -14,6 +14,7 @@ negative: a label can only vouch for an image, never accuse it.
 from torch import Tensor
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.features.features import Features
 
@@ -61,10 +62,11 @@ def joint_energy(logits: Tensor, top: int | None = None) -> Tensor:
         >>> joint_energy(torch.tensor([[0.0, 0.0], [0.0, 200.0]]))  # log of 1/4; the second is sure of one label
         tensor([  -1.3863, -200.6931])
     """
+    check("integer [1, inf) or None", "how many labels to sum over", top=top)
     energies = label_energies(logits)
-    if (count := _checked(top)) is None or count >= logits.shape[-1]:
+    if top is None or top >= logits.shape[-1]:
         return energies.sum(-1)
-    return energies.topk(count, dim=-1, largest=False).values.sum(-1)
+    return energies.topk(top, dim=-1, largest=False).values.sum(-1)
 
 
 def sum_prob(logits: Tensor) -> Tensor:
@@ -109,12 +111,6 @@ def sum_logit(logits: Tensor) -> Tensor:
     return -logits.sum(-1)
 
 
-def _checked(top: int | None) -> int | None:
-    if top is not None and top < 1:
-        raise ValueError(f"top={top} was given; expected how many labels to sum over, >= 1, or None for all")
-    return top
-
-
 class JointEnergy(Detector):
     """Energy of all labels together, see `joint_energy`; `label_energies` says which label it owes its value to.
 
@@ -130,7 +126,8 @@ class JointEnergy(Detector):
 
     def __init__(self, top: int | None = None) -> None:
         super().__init__()
-        self.top = _checked(top)
+        check("integer [1, inf) or None", "how many labels to sum over", top=top)
+        self.top = top
 
     def _score(self, features: Features) -> Tensor:
         return joint_energy(features.logits, self.top)

@@ -13,7 +13,6 @@ References:
 """
 
 import math
-import operator
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.classical.msp import msp
 from ood_lib.detectors.detector import Detector
@@ -227,14 +227,6 @@ def weiper_kld(
     return d1 + lambda1 * d2 - lambda2 * confidence
 
 
-def _whole(name: str, value: int) -> int:
-    """An integer of any kind, NumPy's too, as Python's own."""
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise ValueError(f"WeiPer was given {name}={value!r}; expected an integer") from None
-
-
 class WeiPer(Detector):
     """WeiPer space with one of its scores: the mean of a logit score over perturbed heads, or the KL divergence.
 
@@ -289,19 +281,23 @@ class WeiPer(Detector):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if repeats is not None:
-            repeats = _whole("repeats", repeats)
-        bins, seed = _whole("bins", bins), _whole("seed", seed)
-        self.kind, self.repeats, self.delta, self.bins = score, repeats, delta, bins
+        check(lambda s: callable(s) or s in ("kld", "msp", "react"), "kld, msp, react or a function", score=score)
+        check("integer [1, inf) or None", "a number of heads (None: the limit)", repeats=repeats)
+        check("integer [1, inf)", bins=bins, smooth_penultimate=smooth_penultimate, smooth_weiper=smooth_weiper)
+        check("integer (-inf, inf)", seed=seed)
+        check("[0, inf)", "a relative length of the noise", delta=delta)
+        check("(0, inf]", "a floor", eps_penultimate=eps_penultimate, eps_weiper=eps_weiper)
+        check("(-inf, inf)", "a finite weight", lambda1=lambda1, lambda2=lambda2)
+        check(("clamp", "drop"), overflow=overflow)
+        check("(0, 1]", "a share", react_percentile=react_percentile)
+        self.kind, self.repeats, self.delta = score, None if repeats is None else int(repeats), delta
+        self.bins, self.seed = int(bins), int(seed)
         self.kld_options = {
-            "lambda1": lambda1, "lambda2": lambda2,
-            "smooth_penultimate": _whole("smooth_penultimate", smooth_penultimate),
-            "smooth_weiper": _whole("smooth_weiper", smooth_weiper),
-            "eps_penultimate": eps_penultimate, "eps_weiper": eps_weiper,
+            "lambda1": lambda1, "lambda2": lambda2, "smooth_penultimate": int(smooth_penultimate),
+            "smooth_weiper": int(smooth_weiper), "eps_penultimate": eps_penultimate, "eps_weiper": eps_weiper,
         }  # fmt: skip
         self.overflow, self.react_percentile = overflow, react_percentile
-        self.random_projections, self.seed = random_projections, seed
-        self._check_arguments()
+        self.random_projections = random_projections
         self.head = FrozenHead(head)
         if repeats is None and len(head.weight) > torch.quasirandom.SobolEngine.MAXDIM:
             raise ValueError(
@@ -314,31 +310,6 @@ class WeiPer(Detector):
             self.register_buffer(name, torch.zeros(bins, dtype=torch.float64))
         self.register_buffer("clip", torch.tensor(math.inf, dtype=torch.float64))
         self.fitted.fill_(score not in ("kld", "react"))  # the other scores have nothing to learn
-
-    def _check_arguments(self) -> None:
-        options = self.kld_options
-        rules = {
-            "score": (
-                self.kind,
-                callable(self.kind) or self.kind in ("kld", "msp", "react"),
-                "kld, msp, react or a function",
-            ),
-            "repeats": (
-                self.repeats,
-                self.repeats is None or self.repeats >= 1,
-                "at least 1, or None for the limit",
-            ),
-            "delta": (self.delta, 0 <= self.delta < math.inf, "a finite relative noise length >= 0"),
-            "bins": (self.bins, self.bins >= 1, "at least 1"),
-            "overflow": (self.overflow, self.overflow in ("clamp", "drop"), "'clamp' or 'drop'"),
-            "react_percentile": (self.react_percentile, 0 < self.react_percentile <= 1, "a share in (0, 1]"),
-            **{n: (options[n], options[n] >= 1, "a width >= 1") for n in ("smooth_penultimate", "smooth_weiper")},
-            **{n: (options[n], options[n] > 0, "a floor > 0") for n in ("eps_penultimate", "eps_weiper")},
-            **{n: (options[n], math.isfinite(options[n]), "a finite weight") for n in ("lambda1", "lambda2")},
-        }
-        for name, (given, good, expected) in rules.items():
-            if not good:
-                raise ValueError(f"WeiPer was given {name}={given!r}; expected {expected}")
 
     # -- the perturbed logits, block by block -----------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.classical.rectifier import Rectifier, kept, scale_factor
 
@@ -100,8 +101,7 @@ class ASH(Rectifier):
         score: Callable[[Tensor], Tensor] = energy,
     ) -> None:
         super().__init__(head, score)
-        if variant not in ("b", "s", "p"):
-            raise ValueError(f"variant={variant!r} was given; expected 'b', 's' or 'p'")
+        check(("b", "s", "p"), variant=variant)
         kept(head.in_features, percentile)
         self.percentile, self.variant = percentile, variant
 

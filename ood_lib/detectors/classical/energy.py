@@ -7,7 +7,7 @@ one) and ``log MSP = max_j l_j - logsumexp_j l_j``: MSP is what remains of the m
 import torch
 from torch import Tensor
 
-from ood_lib.detectors.classical.temperature import positive_temperature
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.features.features import Features
 
@@ -49,7 +49,8 @@ class Energy(Detector):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        self.temperature = positive_temperature(temperature)
+        check("(0, inf)", temperature=temperature)
+        self.temperature = temperature
 
     def _score(self, features: Features) -> Tensor:
         return energy(features.logits, self.temperature)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.features.features import Features
 
@@ -51,10 +52,8 @@ class GEN(Detector):
 
     def __init__(self, gamma: float = 0.1, top: int = 100) -> None:
         super().__init__()
-        if not gamma > 0:
-            raise ValueError(f"gamma={gamma} was given; expected a positive exponent")
-        if top < 1:
-            raise ValueError(f"top={top} was given; expected a number of probabilities, top >= 1")
+        check("(0, inf)", "a positive exponent", gamma=gamma)
+        check("integer [1, inf)", "a number of probabilities", top=top)
         self.gamma, self.top = gamma, top
 
     def _score(self, features: Features) -> Tensor:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments, class_moments, rounding
 from ood_lib.detectors.streaming import MomentDetector
@@ -173,12 +174,9 @@ class GMM(MomentDetector):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if components is not None and components < 1:
-            raise ValueError(f"components={components} was given; expected a number >= 1, or None for one per class")
-        if covariance not in ("tied", "full", "diagonal"):
-            raise ValueError(f"covariance={covariance!r} was given; expected 'tied', 'full' or 'diagonal'")
-        if not ridge >= 0:
-            raise ValueError(f"ridge={ridge} was given; expected a share of the mean variance, >= 0")
+        check("integer [1, inf) or None", "a number of Gaussians (None: one per class)", components=components)
+        check(("tied", "full", "diagonal"), covariance=covariance)
+        check("[0, inf)", "a share of the mean variance", ridge=ridge)
         self.components, self.covariance, self.ridge, self.seed = components, covariance, ridge, seed
         self.kind = covariance
         self.register_buffer("weights", torch.empty(0, dtype=torch.float64))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
 
@@ -40,8 +41,7 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block
         >>> knn_distance(torch.tensor([[0.0]]), torch.tensor([[1.0], [3.0]]), k=2)
         tensor([3.])
     """
-    if not 1 <= k <= len(bank):
-        raise ValueError(f"k={k} was given with a bank of {len(bank)} rows; expected a neighbour in it, 1 <= k <= M")
+    check(f"integer [1, {len(bank)}]", "a neighbour among the rows of the bank", k=k)
     with torch.no_grad():
         rows = _nearest(queries, bank, k, chunk, block)
     pairs = zip(queries.split(block), rows.split(block))
@@ -106,8 +106,7 @@ class KNN(Detector):
 
     def __init__(self, k: int = 50, normalize: bool = True) -> None:
         super().__init__()
-        if k < 1:
-            raise ValueError(f"k={k} was given; expected a neighbour to look at, k >= 1")
+        check("integer [1, inf)", "a neighbour to look at", k=k)
         self.k, self.normalize = k, normalize
         self.register_buffer("bank", torch.empty(0, 0))
         self.register_buffer("centre", torch.empty(0))

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ood_lib.detectors.classical.temperature import positive_temperature
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.features.features import Features
 
@@ -46,7 +46,8 @@ class MSP(Detector):
 
     def __init__(self, temperature: float = 1.0) -> None:
         super().__init__()
-        self.temperature = positive_temperature(temperature)
+        check("(0, inf)", temperature=temperature)
+        self.temperature = temperature
 
     def _score(self, features: Features) -> Tensor:
         return msp(features.logits, self.temperature)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
@@ -75,10 +76,8 @@ class NNGuide(Detector):
 
     def __init__(self, k: int = 10, fraction: float = 0.01, seed: int = 0) -> None:
         super().__init__()
-        if k < 1:
-            raise ValueError(f"k={k} was given; expected a number of neighbours, k >= 1")
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction={fraction} was given; expected a share of each class, 0 < fraction <= 1")
+        check("integer [1, inf)", "a number of neighbours", k=k)
+        check("(0, 1]", "a share of each class", fraction=fraction)
         self.k, self.fraction, self.seed = k, fraction, seed
         self.register_buffer("bank", torch.empty(0, 0))
 

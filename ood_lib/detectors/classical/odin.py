@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.msp import MSP, msp
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Representation
@@ -115,10 +116,8 @@ class Perturbed(nn.Module):
         multilabel: bool = False,
     ) -> None:
         super().__init__()
-        if not (temperature > 0 and epsilon >= 0):
-            raise ValueError(
-                f"temperature={temperature}, epsilon={epsilon} were given; expected T > 0 and epsilon >= 0"
-            )
+        check("(0, inf)", temperature=temperature)
+        check("[0, inf)", "the size of a step", epsilon=epsilon)
         self.network: Any = network if hasattr(network, "represent") else adapt(network)
         self.temperature, self.epsilon, self.std, self.multilabel = temperature, epsilon, std, multilabel
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.extras import need
 from ood_lib.features.features import Features
@@ -50,8 +51,7 @@ class Outlier(Detector):
 
     def __init__(self, estimator: Any, field: Literal["logits", "penultimate", "style"] = "logits") -> None:
         super().__init__()
-        if field not in ("logits", "penultimate", "style"):
-            raise ValueError(f"field={field!r} was given; expected 'logits', 'penultimate' or 'style'")
+        check(("logits", "penultimate", "style"), field=field)
         if not hasattr(estimator, "score_samples"):
             raise ValueError(
                 f"{estimator!r} cannot score new samples; expected an outlier detector of scikit-learn with "

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.classical.rectifier import Rectifier
 from ood_lib.features.features import Features
@@ -55,8 +56,7 @@ class ReAct(Rectifier):
 
     def __init__(self, head: nn.Linear, percentile: float = 0.9, score: Callable[[Tensor], Tensor] = energy) -> None:
         super().__init__(head, score)
-        if not 0 < percentile <= 1:
-            raise ValueError(f"percentile={percentile} was given; expected a share of activations in (0, 1]")
+        check("(0, 1]", "a share of activations", percentile=percentile)
         self.percentile = percentile
         self.register_buffer("clip", torch.tensor(math.inf, dtype=torch.float64))
 

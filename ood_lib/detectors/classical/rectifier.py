@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
@@ -58,8 +59,7 @@ class Rectifier(Detector):
 
     def __init__(self, head: nn.Linear, score: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        if not callable(score):
-            raise ValueError(f"score={score!r} was given; expected a function of logits, for instance ood_lib.energy")
+        check(callable, "a function of logits, for instance ood_lib.energy", score=score)
         self.kind = score
         self.head = FrozenHead(head)
 

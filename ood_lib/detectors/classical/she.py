@@ -5,6 +5,7 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments, class_moments
 from ood_lib.detectors.streaming import MomentDetector
@@ -52,8 +53,7 @@ class SHE(MomentDetector):
 
     def __init__(self, metric: Literal["inner", "euclidean", "cosine"] = "inner") -> None:
         super().__init__()
-        if metric not in ("inner", "euclidean", "cosine"):
-            raise ValueError(f"metric={metric!r} was given; expected 'inner', 'euclidean' or 'cosine'")
+        check(("inner", "euclidean", "cosine"), metric=metric)
         self.metric = metric
 
     def _measure(self, chunk: Features) -> Moments:

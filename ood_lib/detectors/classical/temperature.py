@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ood_lib.data.labels import class_indices
 
-__all__ = ["fit_temperature", "positive_temperature"]
+__all__ = ["fit_temperature"]
 
 
 @torch.enable_grad()
@@ -64,10 +64,3 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     optimizer.step(closure)
     return log_t.exp().item()
-
-
-def positive_temperature(temperature: float) -> float:
-    """The temperature itself; ValueError where it is not positive."""
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} was given; expected a positive number")
-    return temperature

@@ -6,6 +6,7 @@ from functools import partial, reduce
 import torch
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
@@ -60,9 +61,7 @@ class ViM(Detector):
     def __init__(self, head: nn.Linear, dim: int | None = None) -> None:
         super().__init__()
         self.head = FrozenHead(head)
-        width = head.in_features
-        if dim is not None and not 1 <= dim < width:
-            raise ValueError(f"dim={dim} was given; expected 1 <= dim < {width}, the width of the features")
+        check(f"integer [1, {head.in_features}) or None", "fewer directions than features", dim=dim)
         self.dim = dim
         self.register_buffer("origin", torch.empty(0))
         self.register_buffer("residual", torch.empty(0, 0))

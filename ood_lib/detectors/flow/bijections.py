@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.moments import Moments, pooled
 
 __all__ = ["ActNorm", "Coupling", "InvertibleLinear", "Rotation", "Whitening"]
@@ -172,8 +173,7 @@ class Coupling(nn.Module):
         self, dim: int, hidden: Sequence[int], flip: bool = False, clamp: float | None = 2.0, separate: bool = False
     ) -> None:
         super().__init__()
-        if dim < 2:
-            raise ValueError(f"dim={dim} was given; a coupling splits the features in two halves, so it needs two")
+        check("integer [2, inf)", "two halves to couple", dim=dim)
         self.sizes, self.flip, self.clamp = [dim // 2, dim - dim // 2], flip, clamp
         stays, moves = self.sizes[::-1] if flip else self.sizes
         widths = [stays, *hidden, moves if separate else 2 * moves]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.detectors.flow.bijections import ActNorm, Whitening
 from ood_lib.detectors.flow.flow import Flow, coupling_flow, glow
@@ -117,8 +118,7 @@ class FeatureFlow(Detector):
     ) -> None:  # fmt: skip
         super().__init__()
         recipe = flow if isinstance(flow, str) else "coupling"
-        if recipe not in RECIPES:
-            raise ValueError(f"flow={flow!r} was given; expected one of {list(RECIPES)}, or a module with log_prob")
+        check(RECIPES, "a module with log_prob", flow=recipe)
         object.__setattr__(self, "flow", flow)  # where each fit starts: no part of the state
         usual = RECIPES[recipe]
         self.whiten = usual.whiten if whiten is None else whiten
@@ -135,12 +135,9 @@ class FeatureFlow(Detector):
         self.density = None  # type: ignore[assignment]
 
     def _check_arguments(self) -> None:
-        least = {"noise": 0, "updates": 0, "batch_size": 1, "learning_rate": 0, "check_every": 1, "patience": 1}
-        for name, smallest in least.items():
-            if not getattr(self, name) >= smallest:
-                raise ValueError(f"{name}={getattr(self, name)} was given; expected a number >= {smallest}")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout={self.holdout} was given; expected a share of the rows, 0 <= holdout < 1")
+        check("[0, inf)", noise=self.noise, updates=self.updates, learning_rate=self.learning_rate)
+        check("[1, inf)", batch_size=self.batch_size, check_every=self.check_every, patience=self.patience)
+        check("[0, 1)", "a share of the rows", holdout=self.holdout)
         if self.class_base and not isinstance(self.flow, str):
             raise ValueError("class_base=True needs a flow of this library; a foreign module has a base of its own")
         if self.whiten and self.flow == "paper":

@@ -6,7 +6,7 @@ negatives it is trained on.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.heat.langevin import DivergedError, sgld
 from ood_lib.detectors.heat.residual import Diagnostics, ResidualNet, residual_loss
@@ -25,12 +26,6 @@ __all__ = ["ResidualEBM"]
 Start = Literal["prior", "noise", "data", "persistent"]
 
 FAR = 30.0  # times beyond which energies count as diverged, and features as of another scale
-
-RANGES: dict[str, tuple[str, Callable[[float], bool]]] = {  # of the numbers that are given; None stands for a default
-    "lam steps temperature noise decay updates learning_rate": ("a finite number >= 0", lambda x: 0 <= x < math.inf),
-    "prior_temperature step_size batch_size": ("a finite number > 0", lambda x: 0 < x < math.inf),
-    "average": ("a share in [0, 1)", lambda x: 0 <= x < 1),
-}
 
 POOL, RENEWED = 10, 0.05  # persistent chains per batch row, and the share of them that begins anew
 
@@ -123,7 +118,12 @@ class ResidualEBM(Detector):
         self.start: Start = start or ("prior" if hasattr(prior, "sample") else "noise")
         self.updates, self.batch_size, self.learning_rate = updates, batch_size, learning_rate
         self.average, self.seed = average, seed
-        self._check_numbers()
+        check("[0, inf)", "a finite number", lam=lam, decay=decay, learning_rate=learning_rate)
+        check("integer [0, inf)", steps=steps, updates=updates)
+        check("integer [1, inf)", batch_size=batch_size)
+        check("[0, inf) or None", "a finite number", temperature=temperature, noise=noise)
+        check("(0, inf) or None", "a finite number", prior_temperature=prior_temperature, step_size=step_size)
+        check("[0, 1)", "a share", average=average)
         self.net: Any = self._network(1)
         self.history = Diagnostics()
         self.register_buffer("metric", torch.empty(0))
@@ -131,13 +131,6 @@ class ResidualEBM(Detector):
         self.register_buffer("length", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("narrowest", torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("positive", torch.tensor(False))
-
-    def _check_numbers(self) -> None:
-        for names, (expected, holds) in RANGES.items():
-            for name in names.split():
-                value = getattr(self, name)
-                if value is not None and not holds(value):
-                    raise ValueError(f"{name}={value} was given; expected {expected}")
 
     # -- energies ---------------------------------------------------------------------------------------------------
 
@@ -322,7 +315,6 @@ def _check_prior(prior: Detector, start: Start | None) -> None:
             f"a {given} was given as prior; expected a detector of one field with log_prob(z), such as GMM(), "
             "GMMPrior('style') or LogitPrior(head)"
         )
-    if start not in (None, "prior", "noise", "data", "persistent"):
-        raise ValueError(f"start={start!r} was given; expected 'prior', 'noise', 'data' or 'persistent'")
+    check((None, "prior", "noise", "data", "persistent"), start=start)
     if start == "prior" and not hasattr(prior, "sample"):
         raise ValueError(f"a {given} cannot be sampled: chains cannot start there; take start='noise' or 'persistent'")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.classical.gmm import GMM
 from ood_lib.detectors.detector import Detector
@@ -53,8 +54,7 @@ class GMMPrior(GMM):
         seed: int = 0,
     ) -> None:
         super().__init__(components, "tied", ridge, seed)
-        if field not in ("penultimate", "style"):
-            raise ValueError(f"field={field!r} was given; expected 'penultimate' or 'style'")
+        check(("penultimate", "style"), field=field)
         self.field, self.reads = field, (field,)  # type: ignore[misc]
 
     def project(self, z: Tensor) -> Tensor:

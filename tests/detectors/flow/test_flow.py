@@ -266,7 +266,7 @@ def test_volumes_are_exact_under_autocast():
 
 
 def test_one_feature_cannot_be_split():
-    with pytest.raises(ValueError, match=r"dim=1 was given; a coupling splits"):
+    with pytest.raises(ValueError, match=r"dim=1 was given; expected two halves"):
         coupling_flow(1)
 
 
