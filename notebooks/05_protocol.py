@@ -449,7 +449,7 @@ plt.show()
 # %%
 features = [ood.extract_benchmark(n, bench, device=device) for n in networks]
 moved = [  # the images that ODIN sees
-    ood.extract_benchmark(ood.Perturbed(n), bench, device=device) for n in networks
+    ood.extract_benchmark(ood.ODINNetwork(n), bench, device=device) for n in networks
 ]
 accuracies = [ood.accuracy(n, bench.test, device=device) for n in networks]
 network, f = networks[0].cpu(), features[0]  # the one we look into

@@ -127,7 +127,7 @@ def judge(network, bench, s):
     x = ood.extract_benchmark(network, bench, device=device)
     runs = [(everyone(x), x)]
     if bench.head is None:  # a bank has no images to move
-        moved = ood.extract_benchmark(ood.Perturbed(network), bench, device=device)
+        moved = ood.extract_benchmark(ood.ODINNetwork(network), bench, device=device)
         runs.append(({"ODIN": ood.ODIN()}, moved))
     return pd.concat(ood.run_benchmark(*run, seed=s) for run in runs)
 

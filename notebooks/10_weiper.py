@@ -645,7 +645,7 @@ plt.show()
 
 # %% tags=["hide-input"]
 duels = [("WeiPer MSP", "MSP"), ("WeiPer+KLD", "MSP"), ("WeiPer+KLD", "Mahalanobis"), ("WeiPer+KLD, limit", "WeiPer+KLD")]
-lines = [f"* {one} against {two}: near {ood.duel(table, one, two, 'near')}; far {ood.duel(table, one, two, 'far')}." for one, two in duels]
+lines = [f"* {one} against {two}: near {ood.compare_over_seeds(table, one, two, 'near')}; far {ood.compare_over_seeds(table, one, two, 'far')}." for one, two in duels]
 worst = table[table["metric"] == "auroc"].sort_values("value").iloc[0]
 display(Markdown("Differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines) + (
     f"\n\nThe lowest single number is {worst['detector']} on {worst['ood_set']} with network {worst['seed']}: "
@@ -925,10 +925,10 @@ display(Markdown(
     f"Tuning moves WeiPer+KLD from {before['near']:.1f} to **{after['near']:.1f} %** near and from {before['far']:.1f} to "
     f"**{after['far']:.1f} %** far; MSP has {simple['near']:.1f} and {simple['far']:.1f} on the same sets. For {heavier} "
     f"of {seeds} networks the search chose a larger weight for the softmax term than the {lambda2:g} on top of the page.\n\n"
-    f"* tuned against MSP: near {ood.duel(compared, 'WeiPer+KLD, tuned', 'MSP', 'near')}; "
-    f"far {ood.duel(compared, 'WeiPer+KLD, tuned', 'MSP', 'far')}.\n"
-    f"* tuned against KNN: near {ood.duel(compared, 'WeiPer+KLD, tuned', 'KNN', 'near')}; "
-    f"far {ood.duel(compared, 'WeiPer+KLD, tuned', 'KNN', 'far')}."
+    f"* tuned against MSP: near {ood.compare_over_seeds(compared, 'WeiPer+KLD, tuned', 'MSP', 'near')}; "
+    f"far {ood.compare_over_seeds(compared, 'WeiPer+KLD, tuned', 'MSP', 'far')}.\n"
+    f"* tuned against KNN: near {ood.compare_over_seeds(compared, 'WeiPer+KLD, tuned', 'KNN', 'near')}; "
+    f"far {ood.compare_over_seeds(compared, 'WeiPer+KLD, tuned', 'KNN', 'far')}."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -966,8 +966,8 @@ plots.benchmark_table(taken_apart, caption=caption)
 # %% tags=["hide-input"]
 pair = ("D₂ alone (WeiPer space)", "without the softmax term")
 display(Markdown(
-    f"Compare the sum with its part: {pair[0]} against $D_1+\\lambda_1D_2$, near {ood.duel(taken_apart, *pair, 'near')}; "
-    f"far {ood.duel(taken_apart, *pair, 'far')}. Where the part wins, $D_1$ subtracts, and $\\lambda_1$ can say so only by growing."
+    f"Compare the sum with its part: {pair[0]} against $D_1+\\lambda_1D_2$, near {ood.compare_over_seeds(taken_apart, *pair, 'near')}; "
+    f"far {ood.compare_over_seeds(taken_apart, *pair, 'far')}. Where the part wins, $D_1$ subtracts, and $\\lambda_1$ can say so only by growing."
 ))
 
 # %% [markdown]

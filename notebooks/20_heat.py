@@ -815,7 +815,7 @@ plt.show()
 # %% tags=["hide-input"]
 duels = [(f"hybrid {n}", f"prior {n}") for n in names]
 duels += [("HEAT", "priors composed"), ("HEAT", "prior GMM"), ("HEAT", "KNN"), ("HEAT", "ViM"), ("priors composed", "KNN")]
-lines = [f"* {a} against {b}: near {ood.duel(table, a, b, 'near')}; far {ood.duel(table, a, b, 'far')}." for a, b in duels]
+lines = [f"* {a} against {b}: near {ood.compare_over_seeds(table, a, b, 'near')}; far {ood.compare_over_seeds(table, a, b, 'far')}." for a, b in duels]
 display(Markdown("Differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]

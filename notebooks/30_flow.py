@@ -785,7 +785,7 @@ plt.show()
 
 # %% tags=["hide-input"]
 duels = [("Flow", "Flow, untrained"), ("Flow + classes", "Flow + classes, untrained"), ("Flow", "Mahalanobis"), ("Flow", "KNN"), ("Flow, paper", "Flow"), ("Flow", "Energy")]
-lines = [f"* {one} against {two}: near {ood.duel(table, one, two, 'near')}; far {ood.duel(table, one, two, 'far')}." for one, two in duels]
+lines = [f"* {one} against {two}: near {ood.compare_over_seeds(table, one, two, 'near')}; far {ood.compare_over_seeds(table, one, two, 'far')}." for one, two in duels]
 display(Markdown("Differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]

@@ -848,7 +848,7 @@ plt.show()
 # %% tags=["hide-input"]
 rivals = ("MSMA, KNN", "MSMA, flow", "sum of norms", "pixels, KNN", "KNN", "MSP")
 duels = [("MSMA, mixture", name) for name in rivals]
-lines = [f"* {one} against {two}: near {ood.duel(table, one, two, 'near')}; far {ood.duel(table, one, two, 'far')}." for one, two in duels]
+lines = [f"* {one} against {two}: near {ood.compare_over_seeds(table, one, two, 'near')}; far {ood.compare_over_seeds(table, one, two, 'far')}." for one, two in duels]
 display(Markdown(f"The classifiers are right on {np.mean(accuracies):.1f} % of the test images. Differences in points of AUROC, "
                  "paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))  # fmt: skip
 

@@ -102,7 +102,7 @@ from torch.nn import functional as F
 
 import ood_lib as ood
 from ood_lib.data.benchmark import benchmark_hash
-from ood_lib.data.images import Frame, ImageArray
+from ood_lib.data.images import ImageArray, ImageFormat
 from ood_lib.detectors.joint_energy import sum_logit, sum_prob
 from ood_lib.evaluation import plots
 from ood_lib.evaluation.metrics import auroc
@@ -124,7 +124,7 @@ def prepared(data):
     rows = torch.arange(min(images_per_set or len(data), len(data)))
     if not image_size:
         return data.subset(rows)
-    frame = Frame(bench.image_shape[0], image_size, stretch=True)
+    frame = ImageFormat(bench.image_shape[0], image_size, stretch=True)
     pixels = torch.cat([(255 * frame(data.subset(part).images)).round().byte() for part in rows.split(64)])
     return ImageArray(pixels.permute(0, 2, 3, 1), data.labels[rows], classes=data.classes)
 
@@ -928,8 +928,8 @@ def contestants():
         "SumProb": ood.SumProb(),
         "SumLogit": ood.SumLogit(),
         "Mahalanobis": ood.Mahalanobis(),
-        "LOF": ood.Outlier(LocalOutlierFactor(novelty=True)),
-        "Isolation forest": ood.Outlier(IsolationForest(random_state=42)),
+        "LOF": ood.SklearnDetector(LocalOutlierFactor(novelty=True)),
+        "Isolation forest": ood.SklearnDetector(IsolationForest(random_state=42)),
     }
 
 
@@ -948,7 +948,7 @@ if lacking:
 # %%
 def moved(network):
     """The benchmark as ODIN sees it."""
-    seeing = ood.Perturbed(network, temperature=1.0, epsilon=odin_step, multilabel=True)
+    seeing = ood.ODINNetwork(network, temperature=1.0, epsilon=odin_step, multilabel=True)
     options = {"batch_size": 64, "device": device, "progress": False}
     return ood.extract_benchmark(seeing, small, **options)
 
@@ -977,7 +977,7 @@ plt.show()
 # %% tags=["hide-input"]
 def against(one, other, group, cells):
     """The difference over networks as text; some benchmarks have no near sets."""
-    return ood.duel(cells, one, other, group) if group in set(cells["group"]) else "no such set"
+    return ood.compare_over_seeds(cells, one, other, group) if group in set(cells["group"]) else "no such set"
 
 
 # %% tags=["hide-input"]
@@ -1729,7 +1729,7 @@ display(Markdown(
 # %% [markdown]
 # **In the library:** {py:class}`~ood_lib.detectors.joint_energy.JointEnergy`, {py:func}`~ood_lib.networks.spectral.spectral_normalize`,
 # {py:func}`~ood_lib.networks.lipschitz.lipschitz_report`, {py:func}`~ood_lib.training.classifier.train_multilabel`,
-# {py:class}`~ood_lib.detectors.classical.outlier.Outlier`.
+# {py:class}`~ood_lib.detectors.classical.outlier.SklearnDetector`.
 #
 # **Read on:** SNoJoE {cite:p}`mei2024snojoe`; JointEnergy {cite:p}`wang2021jointenergy`; the energy score for one label
 # {cite:p}`liu2020energy`; distance-aware networks {cite:p}`liu2020sngp,mukhoti2023`; the imbalance of labels

@@ -114,7 +114,7 @@ def of_two(row, rows, a, b):
     pair = row["detector"], row["minus"]
     if b.empty:
         return [math.nan] * 3
-    found = ood.duel(rows, *pair, row["over"], metric_of(row))
+    found = ood.compare_over_seeds(rows, *pair, row["over"], metric_of(row))
     if found.networks > 1:
         return [found.difference + k * found.half for k in (0, -1, 1)]
     seed = a.index.intersection(b.index)[0]

@@ -2,7 +2,7 @@
 # is first asked for.
 from .data.benchmark import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_ood_set
 from .data.folders import split_folder
-from .data.images import Frame, ImageArray, ImageFiles
+from .data.images import ImageArray, ImageFiles, ImageFormat
 from .data.labels import average_precision, count_labels
 from .data.locate import MissingDataError
 from .detectors.classical.ash import ASH
@@ -17,8 +17,8 @@ from .detectors.classical.mahalanobis import Mahalanobis
 from .detectors.classical.max_logit import MaxLogit, max_logit
 from .detectors.classical.msp import MSP, msp
 from .detectors.classical.nnguide import NNGuide
-from .detectors.classical.odin import ODIN, Perturbed, odin
-from .detectors.classical.outlier import Outlier
+from .detectors.classical.odin import ODIN, ODINNetwork, odin
+from .detectors.classical.outlier import SklearnDetector
 from .detectors.classical.react import ReAct
 from .detectors.classical.recipes import classical_detectors
 from .detectors.classical.rmds import RMDS
@@ -37,8 +37,8 @@ from .detectors.joint_energy import JointEnergy, SumLogit, SumProb, joint_energy
 from .detectors.msma import MSMA, ScoreNorms, score_norms, select_gmm
 from .detectors.weiper import WeiPer, weiper_kld
 from .evaluation.benchmark import run_benchmark, summarize
-from .evaluation.comparison import Comparison, compare, duel
-from .evaluation.cost import measured
+from .evaluation.comparison import Comparison, compare, compare_over_seeds
+from .evaluation.cost import measure_cost
 from .evaluation.metrics import Metrics, evaluate
 from .evaluation.results import leaderboard, load_results, provenance, save_results
 from .exercises import Check, seal
@@ -60,18 +60,18 @@ from .training.score_matching import denoising_error, dsm_loss, train_score_netw
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Detector", "DiffusersBody",
-    "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "Frame", "GEN", "GMM", "GMMPrior", "GradNorm",
-    "HEAT", "History", "ImageArray", "ImageFiles", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP",
-    "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
-    "Outlier", "Perturbed", "RMDS", "ReAct", "Recorded", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork",
-    "ScoreNorms", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
-    "average_precision", "classical_detectors", "compare", "compose", "count_labels", "cutout", "denoising_error",
-    "dsm_loss", "duel", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen",
-    "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load_bank",
-    "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision", "measured", "msp",
-    "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance", "run_benchmark", "save_results",
-    "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize",
-    "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
+    "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior", "GradNorm", "HEAT",
+    "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA",
+    "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
+    "ODINNetwork", "RMDS", "ReAct", "Recorded", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
+    "SklearnDetector", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
+    "average_precision", "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout",
+    "denoising_error", "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip",
+    "gen", "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report",
+    "load_bank", "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision",
+    "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance",
+    "run_benchmark", "save_results", "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize",
+    "split_folder", "summarize", "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
 ]  # fmt: skip
 
 __version__: str

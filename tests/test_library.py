@@ -81,6 +81,19 @@ def test_the_top_level_lists_what_it_takes_from_the_modules():
     assert [name for name in ood_lib.__all__ if getattr(ood_lib, name, None) is None] == []
 
 
+@pytest.mark.parametrize(("old", "new"), ood_lib.RENAMED.items())
+def test_a_renamed_thing_is_found_by_its_old_name_with_a_warning(old: str, new: str):
+    assert new in ood_lib.__all__ and old not in ood_lib.__all__
+    with pytest.warns(DeprecationWarning, match=f"ood_lib.{old} is called {new} now") as caught:
+        assert getattr(ood_lib, old) is getattr(ood_lib, new)
+    assert caught[0].filename == __file__
+
+
+def test_a_name_that_never_was_is_still_unknown():
+    with pytest.raises(AttributeError):
+        ood_lib.nothing_of_the_kind  # noqa: B018
+
+
 def test_the_reference_has_every_module_and_leaves_nothing_of_it_out():
     text = (ROOT / "book/api.md").read_text()
     assert sorted(re.findall(r"automodule:: (\S+)", text)) == sorted(MODULES)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from ood_lib.data.images import Frame, ImageFiles
+from ood_lib.data.images import ImageFiles, ImageFormat
 
 __all__ = ["read_coco", "read_openood", "read_table", "read_voc"]
 
 
-def read_table(folder: Path, frame: Frame | None = None) -> ImageFiles:
+def read_table(folder: Path, frame: ImageFormat | None = None) -> ImageFiles:
     """The pictures that `folder/labels.csv` lists, with labels (N, C).
 
     Its header is `image,<class>,<class>,...`; each row names a picture, relative to the folder or to `images/` in it,
@@ -77,7 +77,7 @@ def _first_repeated(names: Sequence[str]) -> str | None:
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
 
 
-def read_voc(home: Path, split: str, frame: Frame | None = None) -> ImageFiles:
+def read_voc(home: Path, split: str, frame: ImageFormat | None = None) -> ImageFiles:
     """A split of PASCAL VOC, `home` being its folder with ImageSets/Main and JPEGImages; labels (N, 20).
 
     A class is present when an object of it is, also one marked as difficult.
@@ -91,7 +91,7 @@ def read_voc(home: Path, split: str, frame: Frame | None = None) -> ImageFiles:
     return ImageFiles(home, names, labels, frame, classes)
 
 
-def read_coco(annotations: Path, split: str, frame: Frame | None = None) -> ImageFiles:
+def read_coco(annotations: Path, split: str, frame: ImageFormat | None = None) -> ImageFiles:
     """A split of MS-COCO 2014 from instances_{split}2014.json, {split}2014/ lying beside its folder; labels (N, 80).
 
     Pictures without an object have a row of zeros.
@@ -109,7 +109,7 @@ def read_coco(annotations: Path, split: str, frame: Frame | None = None) -> Imag
     return ImageFiles(home, names, labels, frame, [name for _, name in categories])
 
 
-def read_openood(path: Path, base: Path, frame: Frame | None = None) -> ImageFiles:
+def read_openood(path: Path, base: Path, frame: ImageFormat | None = None) -> ImageFiles:
     """The pictures of one of OpenOOD's lists, whose lines are `<picture below base> <label>`.
 
     Raises:

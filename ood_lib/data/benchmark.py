@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ood_lib.data.bundled import BUNDLED
 from ood_lib.data.folders import named_sets, read_splits
-from ood_lib.data.images import Frame, ImageSet, divide
+from ood_lib.data.images import ImageFormat, ImageSet, divide
 from ood_lib.data.locate import Shelf
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
 from ood_lib.data.records import SHIPPED, by_group, read_bank
@@ -136,7 +136,7 @@ def _folder(name: str, place: Path, image_size: int | None, resize: int | None, 
     """
     known, cut = read_splits(place)
     channels, height, width = known[0][0][0].shape
-    frame = Frame(channels, image_size or min(height, width, 224), resize or 0, stretch=known[0].labels.ndim == 2)
+    frame = ImageFormat(channels, image_size or min(height, width, 224), resize or 0, stretch=known[0].labels.ndim == 2)
     for data in known:
         data.frame = frame
     sets = Shelf(place, skip=skip).unknown(named_sets(place), frame)
@@ -279,7 +279,7 @@ def load_ood_set(name: str, bench: Benchmark, root: str | Path | None = None, *,
             f"{bench.name} is a bank: its images are features of a network, beside which pixels mean nothing; load the "
             f"benchmark of the images, or extract {name} with that network and save a bank that holds it"
         )
-    frame = bench.test.frame or Frame(bench.image_shape[0], bench.image_shape[1])
+    frame = bench.test.frame or ImageFormat(bench.image_shape[0], bench.image_shape[1])
     return Shelf(_root(root), download).unknown([name], frame)[name]
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ood_lib.data.annotations import read_coco, read_voc
-from ood_lib.data.images import Frame, ImageArray, ImageFiles, ImageSet, find_pictures
+from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, ImageSet, find_pictures
 from ood_lib.extras import need
 
 __all__ = ["ORIGINS", "PUBLISHED", "Published", "fetch_published", "fetch_tiny_imagenet", "open_published"]
@@ -28,7 +28,7 @@ class Published(NamedTuple):
     fetched: bool = True
     options: Mapping[str, Any] | None = None  # None: the class takes train=True or False
     pictures: int = 0  # of a set that is a folder: shows whether unpacking was interrupted
-    read: Callable[[Path, str, Frame | None], ImageFiles] | None = None  # of multi-label pictures
+    read: Callable[[Path, str, ImageFormat | None], ImageFiles] | None = None  # of multi-label pictures
 
 
 PUBLISHED = {
@@ -73,7 +73,7 @@ ORIGINS = {
 }
 
 
-def open_published(home: Path, name: str, split: str, frame: Frame | None, download: bool = False) -> ImageSet:
+def open_published(home: Path, name: str, split: str, frame: ImageFormat | None, download: bool = False) -> ImageSet:
     """A split of a published set that lies in `home`; raises whatever its reader raises when it is not complete."""
     kind, there, _, options, pictures, read = PUBLISHED[name]
     if download or not (pictures or read):
@@ -91,7 +91,7 @@ def open_published(home: Path, name: str, split: str, frame: Frame | None, downl
     return ImageArray(np.asarray(data.data), np.asarray(data.targets), frame, data.classes)
 
 
-def fetch_published(home: Path, name: str, split: str, frame: Frame | None) -> ImageSet:
+def fetch_published(home: Path, name: str, split: str, frame: ImageFormat | None) -> ImageSet:
     """Download beside `home` and rename when complete.
 
     torchvision checks archives by md5, but trusts any folder that an interrupted run unpacked.  A killed run leaves a

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from ood_lib.extras import need
 
-__all__ = ["Frame", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "is_hidden", "recolour"]
+__all__ = ["ImageFormat", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "is_hidden", "recolour"]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -29,7 +29,7 @@ LITTER = ("__MACOSX", "@eaDir")  # beside hidden folders: what macOS and network
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageFormat:
     """The picture format of a benchmark: shorter side resized to `resize`, then a centre crop.
 
     The rule of OpenOOD (bilinear with antialiasing); `resize=0` means `resize=size`, in pixels.  With `stretch` both
@@ -73,7 +73,7 @@ def recolour(images: Tensor, channels: int) -> Tensor:
 class _Images(Dataset[tuple[Tensor, int | Tensor]]):
     """What both kinds of set share: labels (N,) or (N, C), a frame, fetching by batch."""
 
-    def __init__(self, count: int, labels: Any, frame: Frame | None, classes: Sequence[str]) -> None:
+    def __init__(self, count: int, labels: Any, frame: ImageFormat | None, classes: Sequence[str]) -> None:
         self.labels = _checked_labels(torch.full((count,), -1) if labels is None else _tensor(labels), count)
         self.frame, self.classes = frame, tuple(classes)
 
@@ -112,7 +112,7 @@ class ImageArray(_Images):
     """
 
     def __init__(
-        self, images: Any, labels: Any = None, frame: Frame | None = None, classes: Sequence[str] = ()
+        self, images: Any, labels: Any = None, frame: ImageFormat | None = None, classes: Sequence[str] = ()
     ) -> None:
         self._raw = self._check(_tensor(images))
         super().__init__(len(self._raw), labels, frame, classes)
@@ -182,7 +182,7 @@ class ImageFiles(_Images):
         base: str | Path,
         names: list[str],
         labels: Any = None,
-        frame: Frame | None = None,
+        frame: ImageFormat | None = None,
         classes: Sequence[str] = (),
     ) -> None:
         self.base, self.names = Path(base), names

@@ -11,7 +11,7 @@ import numpy as np
 
 from ood_lib.data.annotations import read_openood, read_table
 from ood_lib.data.download import ORIGINS, PUBLISHED, fetch_published, fetch_tiny_imagenet, open_published
-from ood_lib.data.images import Frame, ImageArray, ImageFiles, ImageSet, find_pictures, is_hidden
+from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, ImageSet, find_pictures, is_hidden
 
 __all__ = ["MissingDataError", "Shelf", "read_classes", "subfolders"]
 
@@ -27,7 +27,7 @@ class _Wanted(NamedTuple):
 
     name: str
     splits: tuple[str, ...]
-    frame: Frame | None
+    frame: ImageFormat | None
     known: bool
     listed: str = ""  # OpenOOD's list of its images
 
@@ -48,16 +48,16 @@ class Shelf:
     download: bool = False
     skip: bool = False
 
-    def known(self, name: str, split: str, frame: Frame | None) -> ImageSet:
+    def known(self, name: str, split: str, frame: ImageFormat | None) -> ImageSet:
         """One split of an ID set, with labels."""
         return self._find(_Wanted(name, (split,), frame, known=True))
 
-    def undivided(self, name: str, frame: Frame | None) -> ImageFiles | None:
+    def undivided(self, name: str, frame: ImageFormat | None) -> ImageFiles | None:
         """A multi-label ID set that lies there in one piece, its labels.csv beside no split, if there is one."""
         places = (self.root / folder for folder in _DIRECTORIES.get(name, (name,)))
         return next((read_table(place, frame) for place in places if (place / "labels.csv").is_file()), None)
 
-    def listed(self, path: str, frame: Frame | None) -> ImageFiles | None:
+    def listed(self, path: str, frame: ImageFormat | None) -> ImageFiles | None:
         """The images of an OpenOOD list, `path` being one below benchmark_imglist/, where both are there."""
         file = self.root / "benchmark_imglist" / path
         if not (path and file.is_file()):
@@ -65,7 +65,7 @@ class Shelf:
         found = (read_openood(file, self.root / kind, frame) for kind in ("images_classic", "images_largescale"))
         return next((data for data in found if (data.base / data.names[0]).is_file()), None)
 
-    def unknown(self, names: Sequence[str], frame: Frame, lists: Mapping[str, str] = {}) -> dict[str, ImageSet]:
+    def unknown(self, names: Sequence[str], frame: ImageFormat, lists: Mapping[str, str] = {}) -> dict[str, ImageSet]:
         """OOD sets by name, by OpenOOD's `lists` where they are there; with `skip`, absent ones are left out with one
         warning."""
         found, absent = {}, []
@@ -192,18 +192,18 @@ def _read_arrays(path: Path, wanted: _Wanted) -> ImageArray:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_flat(folder: Path, frame: Frame | None) -> ImageFiles | None:
+def _read_flat(folder: Path, frame: ImageFormat | None) -> ImageFiles | None:
     names = find_pictures(folder)
     return ImageFiles(folder, names, None, frame) if names else None
 
 
-def _read_labelled(folder: Path, frame: Frame | None) -> ImageFiles | None:
+def _read_labelled(folder: Path, frame: ImageFormat | None) -> ImageFiles | None:
     if (folder / "labels.csv").is_file():
         return read_table(folder, frame)
     return read_classes(folder, subfolders(folder), frame)
 
 
-def read_classes(folder: Path, classes: Sequence[str], frame: Frame | None = None) -> ImageFiles | None:
+def read_classes(folder: Path, classes: Sequence[str], frame: ImageFormat | None = None) -> ImageFiles | None:
     """The pictures in the folders `classes` below `folder`, labelled by them; None where there is no picture.
 
     Raises:

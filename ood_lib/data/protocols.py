@@ -6,7 +6,7 @@ Sources: OpenOOD v1.5, Zhang et al. 2023, arXiv:2306.09301, and its image lists;
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ood_lib.data.images import Frame
+from ood_lib.data.images import ImageFormat
 
 __all__ = ["OPENOOD_CIFAR10", "PROTOCOLS", "Protocol", "departures"]
 
@@ -23,7 +23,7 @@ class Protocol(NamedTuple):
     known: tuple[int, int, int]  # ID train, val, test
     near: Mapping[str, int | None]
     far: Mapping[str, int | None]
-    frame: Frame
+    frame: ImageFormat
     mean: Sequence[float]
     std: Sequence[float]
     classes: tuple[str, ...] = ()  # of arrays and lists; folders and torchvision bring their own
@@ -52,18 +52,18 @@ _UNLABELLED = ("val and test are a tenth and nine tenths of the official val spl
 PROTOCOLS = {
     "cifar10": Protocol(
         "OpenOOD v1.5", "test", (50_000, 1_000, 9_000), {"cifar100": 9_000, "tiny_imagenet": 7_793}, _cifar(35_195),
-        Frame(3, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
+        ImageFormat(3, 32), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
         tuple("airplane automobile bird cat deer dog frog horse ship truck".split()),
         _openood("cifar10", cifar100="cifar100", **_CIFAR_LISTS),
     ),
     "cifar100": Protocol(
         "OpenOOD v1.5", "test", (50_000, 1_000, 9_000), {"cifar10": 10_000, "tiny_imagenet": 6_526}, _cifar(33_773),
-        Frame(3, 32), (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761),
+        ImageFormat(3, 32), (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761),
         lists=_openood("cifar100", cifar10="cifar10", **_CIFAR_LISTS),
     ),
     "imagenet": Protocol(
         "OpenOOD v1.5", "val", (1_281_167, 5_000, 45_000), {"ssb_hard": 49_000, "ninco": 5_879},
-        {"inaturalist": 10_000, "textures": 5_160, "openimage_o": 15_869}, Frame(3, 224, 256), *_IMAGENET,
+        {"inaturalist": 10_000, "textures": 5_160, "openimage_o": 15_869}, ImageFormat(3, 224, 256), *_IMAGENET,
         lists=_openood(
             "imagenet", ssb_hard="ssb_hard", ninco="ninco", inaturalist="inaturalist", textures="textures",
             openimage_o="openimage_o",
@@ -71,11 +71,11 @@ PROTOCOLS = {
     ),
     "voc": Protocol(
         _JOINT_ENERGY, "val", (5_717, 5_823, 10_991), {}, {"imagenet22k": None, "textures": _DTD},
-        Frame(3, 256, stretch=True), *_IMAGENET, remarks=_UNLABELLED,
+        ImageFormat(3, 256, stretch=True), *_IMAGENET, remarks=_UNLABELLED,
     ),
     "coco": Protocol(
         _JOINT_ENERGY, "val", (82_783, 40_504, 40_775), {}, {"imagenet22k": None, "textures": _DTD},
-        Frame(3, 256, stretch=True), *_IMAGENET, remarks=_UNLABELLED,
+        ImageFormat(3, 256, stretch=True), *_IMAGENET, remarks=_UNLABELLED,
     ),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ood_lib.detectors.detector import Detector
 from ood_lib.evaluation.comparison import counted_once
-from ood_lib.evaluation.cost import measured
+from ood_lib.evaluation.cost import measure_cost
 from ood_lib.evaluation.metrics import evaluate, student
 from ood_lib.features.bank import BenchmarkFeatures
 
@@ -79,11 +79,11 @@ def _judge(
     detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"], refit: bool
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     device = detector.threshold.device
-    with measured(device) as fitting, _named(f"the ID {detector.fits} features"):
+    with measure_cost(device) as fitting, _named(f"the ID {detector.fits} features"):
         if refit or not detector.fitted:
             detector.fit(getattr(features, detector.fits))
     scores, images = {}, len(features.test)
-    with measured(device) as scoring:
+    with measure_cost(device) as scoring:
         with _named("the ID test features"):
             id_scores = detector.score(features.test)
         for group, sets in features.groups().items():

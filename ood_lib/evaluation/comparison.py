@@ -29,7 +29,7 @@ from ood_lib.evaluation.metrics import (
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "Duel", "compare", "counted_once", "duel"]
+__all__ = ["Comparison", "SeedComparison", "compare", "counted_once", "compare_over_seeds"]
 
 Interval = tuple[float, float]
 
@@ -119,7 +119,7 @@ def compare(
     return _join(metric, found, variances, min(len(id_a), len(ood_a)))
 
 
-class Duel(NamedTuple):
+class SeedComparison(NamedTuple):
     """Difference of two detectors over several networks, in points (hundredths); as text, what a page says of it.
 
     The difference has the sign of the values: positive where the first detector has more, which is better for an AUROC
@@ -153,7 +153,9 @@ class Duel(NamedTuple):
         return f"**{gap}** ({self.word}; ahead on {self.ahead} of {self.networks} networks)"
 
 
-def duel(table: "pd.DataFrame", one: str, other: str, group: str, metric: str = "auroc") -> Duel:
+def compare_over_seeds(
+    table: "pd.DataFrame", one: str, other: str, group: str, metric: str = "auroc"
+) -> SeedComparison:
     """Two detectors on the same networks: the mean over the sets of a group, paired network by network.
 
     Args:
@@ -171,7 +173,7 @@ def duel(table: "pd.DataFrame", one: str, other: str, group: str, metric: str = 
         >>> rows = [("a", s, 0.9 + s / 100) for s in range(3)] + [("b", s, 0.8 + s / 50) for s in range(3)]
         >>> table = pd.DataFrame(rows, columns=["detector", "seed", "value"])
         >>> table = table.assign(metric="auroc", group="near", ood_set="letters")
-        >>> print(duel(table, "a", "b", "near"))
+        >>> print(compare_over_seeds(table, "a", "b", "near"))
         **+9.0 [+6.5, +11.5]** (better; ahead on 3 of 3 networks)
     """
     if metric not in DIRECTIONS:
@@ -192,7 +194,7 @@ def duel(table: "pd.DataFrame", one: str, other: str, group: str, metric: str = 
             )
     gap = [100 * (a[seed].mean() - b[seed].mean()) for seed in seeds]
     mean, low, _ = mean_interval(gap)
-    return Duel(mean, mean - low, sum(DIRECTIONS[metric] * g > 0 for g in gap), len(gap), metric)
+    return SeedComparison(mean, mean - low, sum(DIRECTIONS[metric] * g > 0 for g in gap), len(gap), metric)
 
 
 def _by_seed(rows: "pd.DataFrame") -> dict[int, "pd.Series"]:

@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Cost", "measured"]
+__all__ = ["Cost", "measure_cost"]
 
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass
 class Cost:
-    """Filled when the block of `measured` ends."""
+    """Filled when the block of `measure_cost` ends."""
 
     seconds: float = math.nan  # of wall time
     memory_mb: float = math.nan  # highest memory within the block minus memory at its start, in units of 10^6 bytes
 
 
 @contextmanager
-def measured(device: str | torch.device = "cpu") -> Iterator[Cost]:
+def measure_cost(device: str | torch.device = "cpu") -> Iterator[Cost]:
     """Measure the time and the memory of a block.
 
     On CUDA the memory is what torch has allocated.  On the CPU it is resident memory, which only Linux can tell for a
@@ -31,7 +31,7 @@ def measured(device: str | torch.device = "cpu") -> Iterator[Cost]:
     so small needs may show as 0.
 
     Example:
-        >>> with measured() as cost:
+        >>> with measure_cost() as cost:
         ...     _ = torch.ones(10)
         >>> cost.seconds > 0
         True

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from ood_lib.data.annotations import read_coco, read_openood, read_table, read_voc
-from ood_lib.data.images import Frame
+from ood_lib.data.images import ImageFormat
 from tests.data.test_images import draw, save_picture
 
 ROWS = (("a.png", 1, 0), ("b.png", 0, 1), ("c.png", 1, 1), ("d.png", 0, 0))
@@ -24,7 +24,7 @@ def table(folder, rows=ROWS, header=("image", "cat", "dog"), pictures=None, belo
 
 
 def test_a_row_is_a_label(tmp_path):
-    found = read_table(table(tmp_path), Frame(3, 8))
+    found = read_table(table(tmp_path), ImageFormat(3, 8))
     assert found.classes == ("cat", "dog") and found.names == [f"images/{name}" for name, *_ in ROWS]
     assert found.labels.tolist() == [[1, 0], [0, 1], [1, 1], [0, 0]]
     images, labels = next(iter(DataLoader(found, batch_size=4)))

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from ood_lib.data.benchmark import Normalize, load_benchmark, load_ood_set
 from ood_lib.data.download import ORIGINS, PUBLISHED
-from ood_lib.data.images import Frame
+from ood_lib.data.images import ImageFormat
 from ood_lib.data.locate import MissingDataError
 from ood_lib.data.protocols import PROTOCOLS
 from tests.data.test_annotations import coco, table, voc
@@ -251,7 +251,7 @@ def test_own_folder_is_resized_and_cropped_as_torchvision_does(tmp_path, height,
     photo = Image.fromarray(draw(9, 12, 3)).resize((width, height), Image.Resampling.BICUBIC)
     photo.save(own / "test" / "cat" / "0.png")
     bench = load_benchmark(f"folder:{own}", image_size=224, resize=256)
-    assert bench.image_shape == (3, 224, 224) and bench.far["car"].frame == bench.test.frame == Frame(3, 224, 256)
+    assert bench.image_shape == (3, 224, 224) and bench.far["car"].frame == bench.test.frame == ImageFormat(3, 224, 256)
     away = (bench.test[0][0] * 255 - rule(photo).float()).abs()
     assert away.max() < 1.5 and away.mean() < 0.5
     plain = load_benchmark(f"folder:{own}", image_size=224).test[0][0]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ood_lib.data.images import Frame, ImageArray, ImageFiles, divide
+from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, divide
 
 
 def draw(*shape, seed=0):
@@ -21,7 +21,7 @@ def save_picture(path, pixels):
 
 
 def test_batches_equal_single_items():
-    dataset = ImageArray(draw(7, 12, 9, 3), np.arange(7), Frame(1, 8))
+    dataset = ImageArray(draw(7, 12, 9, 3), np.arange(7), ImageFormat(1, 8))
     batches = list(DataLoader(dataset, batch_size=3))
     assert torch.equal(torch.cat([x for x, _ in batches]), torch.stack([x for x, _ in dataset]))
     assert torch.equal(torch.cat([y for _, y in batches]), torch.arange(7))
@@ -43,11 +43,11 @@ def test_several_labels_are_a_row(tmp_path):
 def test_a_stretched_frame_cuts_nothing_off():
     marked = np.zeros((1, 40, 80), np.uint8)
     marked[:, :, :8] = marked[:, :, -8:] = 255
-    cut, whole = (ImageArray(marked, frame=Frame(1, 20, stretch=s)).images[0, 0] for s in (False, True))
+    cut, whole = (ImageArray(marked, frame=ImageFormat(1, 20, stretch=s)).images[0, 0] for s in (False, True))
     assert whole.shape == cut.shape == (20, 20)
     assert cut.max() == 0 and whole[:, [0, 1, -2, -1]].min() > 0.8 and whole[:, 4:-4].max() == 0
     square = draw(1, 20, 20)
-    assert torch.equal(*(ImageArray(square, frame=Frame(1, 20, stretch=s)).images for s in (False, True)))
+    assert torch.equal(*(ImageArray(square, frame=ImageFormat(1, 20, stretch=s)).images for s in (False, True)))
 
 
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.6, 0.1, 0.3)])
@@ -97,11 +97,11 @@ def test_values_are_bytes_over_255():
 
 
 def test_grey_is_repeated_and_colour_is_weighted():
-    grey = ImageArray(draw(2, 8, 8), frame=Frame(3, 8)).images
+    grey = ImageArray(draw(2, 8, 8), frame=ImageFormat(3, 8)).images
     assert grey.shape == (2, 3, 8, 8) and torch.equal(grey[:, 0], grey[:, 2])
     pixels = draw(1, 8, 8, 3)
     luma = np.asarray(Image.fromarray(pixels[0]).convert("L"))
-    assert np.abs(ImageArray(pixels, frame=Frame(1, 8)).images[0, 0].numpy() * 255 - luma).max() < 1
+    assert np.abs(ImageArray(pixels, frame=ImageFormat(1, 8)).images[0, 0].numpy() * 255 - luma).max() < 1
 
 
 @pytest.mark.parametrize("height, width", [(64, 64), (50, 91), (91, 50), (20, 33), (32, 40)])
@@ -111,16 +111,16 @@ def test_frame_is_the_rule_of_torchvision_on_pillow(height, width):
     pixels = np.asarray(Image.fromarray(draw(9, 9, 3)).resize((width, height), Image.Resampling.BICUBIC))
     rule = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor()])
     expected = rule(Image.fromarray(pixels)).float()
-    mine = ImageArray(pixels[None], frame=Frame(3, 32, 40)).images[0] * 255
+    mine = ImageArray(pixels[None], frame=ImageFormat(3, 32, 40)).images[0] * 255
     assert mine.shape == (3, 32, 32) and (mine - expected).abs().max() < 1.5  # Pillow rounds twice
 
 
 def test_a_frame_that_would_cut_out_more_than_there_is_is_refused():
     with pytest.raises(ValueError, match=r"resize=200.*size of 224: the crop would be larger"):
-        Frame(3, 224, 200)
+        ImageFormat(3, 224, 200)
     with pytest.raises(ValueError, match="stretched, not cropped"):
-        Frame(3, 224, 256, stretch=True)
-    assert Frame(3, 224, 224)(torch.rand(1, 3, 300, 260)).shape == (1, 3, 224, 224)
+        ImageFormat(3, 224, 256, stretch=True)
+    assert ImageFormat(3, 224, 224)(torch.rand(1, 3, 300, 260)).shape == (1, 3, 224, 224)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_fingerprint_of_arrays_follows_content():
     others = [
         ImageArray(changed, labels),
         ImageArray(pixels, labels[::-1].copy()),
-        ImageArray(pixels, labels, Frame(3, 8)),
+        ImageArray(pixels, labels, ImageFormat(3, 8)),
         ImageArray(pixels, labels).subset(torch.arange(3)),
         ImageArray(pixels.reshape(4, 4, 16), labels),
     ]
@@ -180,12 +180,12 @@ def test_files_and_arrays_give_the_same_tensors(tmp_path):
         save_picture(tmp_path / name, values)
         files, array = ImageFiles(tmp_path, [name]), ImageArray(values[None])
         assert torch.equal(files.images, array.images)
-        files.frame = array.frame = Frame(3, 8)
+        files.frame = array.frame = ImageFormat(3, 8)
         assert torch.equal(files.images, array.images)
-    files = ImageFiles(tmp_path, list(kinds), [1, 0], Frame(1, 8), ("a", "b"))
+    files = ImageFiles(tmp_path, list(kinds), [1, 0], ImageFormat(1, 8), ("a", "b"))
     turned = files.subset(torch.tensor([1, 0]))
     assert turned.labels.tolist() == [0, 1] and turned.classes == ("a", "b")
-    assert torch.equal(ImageFiles(str(tmp_path), list(kinds), frame=Frame(1, 8)).images, files.images)
+    assert torch.equal(ImageFiles(str(tmp_path), list(kinds), frame=ImageFormat(1, 8)).images, files.images)
     assert torch.equal(turned.images, files.images.flip(0))
 
 

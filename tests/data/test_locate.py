@@ -20,13 +20,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ood_lib.data import download as published
-from ood_lib.data.images import Frame, ImageArray, ImageFiles
+from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat
 from ood_lib.data.locate import MissingDataError, Shelf
 from tests.data.test_annotations import voc
 from tests.data.test_images import draw, save_picture
 
 CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
-GREY, COLOUR = Frame(1, 8), Frame(3, 32)
+GREY, COLOUR = ImageFormat(1, 8), ImageFormat(3, 32)
 
 
 def save_arrays(path, images, labels=None):

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import binomtest, norm
 from sklearn.metrics import roc_auc_score
 
-from ood_lib import compare, duel
+from ood_lib import compare, compare_over_seeds
 from ood_lib.evaluation.metrics import auroc, fpr_at_tpr
 from tests.conftest import normal, seeded
 
@@ -184,7 +184,7 @@ def table_of(one, other, group="near", metric="auroc"):
 
 def test_a_duel_is_the_paired_t_interval():
     one, other = [0.91, 0.85, 0.97, 0.9], [0.88, 0.86, 0.9, 0.84]
-    found = duel(table_of(one, other), "one", "other", "near")
+    found = compare_over_seeds(table_of(one, other), "one", "other", "near")
     test = scipy.stats.ttest_rel(one, other)
     low, high = test.confidence_interval()
     assert found.difference == pytest.approx(100 * np.subtract(one, other).mean())
@@ -196,7 +196,9 @@ def test_a_duel_is_the_paired_t_interval():
 def test_a_duel_averages_over_the_sets_of_a_group_first():
     far = table_of([0.9, 0.8], [0.7, 0.7])
     both = pd.concat([far, far.assign(ood_set="b", value=far["value"] - 0.1)])
-    assert tuple(duel(both, "one", "other", "near")) == pytest.approx(tuple(duel(far, "one", "other", "near")))
+    assert tuple(compare_over_seeds(both, "one", "other", "near")) == pytest.approx(
+        tuple(compare_over_seeds(far, "one", "other", "near"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ def test_a_duel_averages_over_the_sets_of_a_group_first():
     ],
 )
 def test_the_word_of_a_duel(one, word):
-    found = duel(table_of(one, [0.8] * len(one)), "one", "other", "near")
+    found = compare_over_seeds(table_of(one, [0.8] * len(one)), "one", "other", "near")
     assert found.word == word and f"({word}; ahead on" in str(found) and "nan" not in str(found)
     assert ("[" in str(found)) == (found.networks > 1 and word != "cannot tell")
 
@@ -219,7 +221,7 @@ def test_the_word_of_a_duel(one, word):
 def test_of_an_error_rate_less_is_better():
     rates, fewer = [0.6, 0.61, 0.6], [0.2, 0.2, 0.22]
     tables = {metric: table_of(rates, fewer, metric=metric) for metric in ("auroc", "aupr_in", "aupr_out", "fpr95")}
-    found = {metric: duel(table, "one", "other", "near", metric) for metric, table in tables.items()}
+    found = {metric: compare_over_seeds(table, "one", "other", "near", metric) for metric, table in tables.items()}
     assert {metric: (d.word, d.ahead) for metric, d in found.items()} == {
         "auroc": ("better", 3), "aupr_in": ("better", 3), "aupr_out": ("better", 3), "fpr95": ("worse", 0),
     }  # fmt: skip
@@ -230,18 +232,23 @@ def test_of_an_error_rate_less_is_better():
 @pytest.mark.parametrize("metric", METRICS)
 def test_of_two_detectors_one_is_worse_where_the_other_is_better(metric: str):
     table = table_of([0.6, 0.61, 0.6], [0.2, 0.2, 0.22], metric=metric)
-    a, b = duel(table, "one", "other", "near", metric), duel(table, "other", "one", "near", metric)
+    a, b = (
+        compare_over_seeds(table, "one", "other", "near", metric),
+        compare_over_seeds(table, "other", "one", "near", metric),
+    )
     assert {a.word, b.word} == {"better", "worse"} and {a.ahead, b.ahead} == {0, 3}
     assert (a.difference, a.half) == pytest.approx((-b.difference, b.half))
 
 
 def test_a_metric_without_a_direction_is_refused():
     with pytest.raises(ValueError, match=r"metric='accuracy'.*\['aupr_in', 'aupr_out', 'auroc', 'fpr95'\]"):
-        duel(table_of([0.9], [0.8], metric="accuracy"), "one", "other", "near", "accuracy")
+        compare_over_seeds(table_of([0.9], [0.8], metric="accuracy"), "one", "other", "near", "accuracy")
 
 
 def test_no_difference_has_a_minus_before_a_zero_and_a_minus_is_a_minus():
-    none, less = (duel(table_of(values, [0.8] * 3), "one", "other", "near") for values in ([0.7997] * 3, [0.7] * 3))
+    none, less = (
+        compare_over_seeds(table_of(values, [0.8] * 3), "one", "other", "near") for values in ([0.7997] * 3, [0.7] * 3)
+    )
     assert str(none) == "**+0.0 [+0.0, +0.0]** (no difference that shows; ahead on 0 of 3 networks)"
     assert str(less) == "**−10.0 [−10.0, −10.0]** (worse; ahead on 0 of 3 networks)"
 
@@ -251,31 +258,33 @@ def test_detectors_that_were_judged_on_different_sets_are_not_compared():
     table = pd.concat([table_of([0.6, 0.6], [0.6, 0.6]), easy])
     words = r"seed 0, 'one' was judged on \['a', 'easy'\] and 'other' on \['a'\].*both have: \['a'\]"
     with pytest.raises(ValueError, match=words):
-        duel(table, "one", "other", "near")
+        compare_over_seeds(table, "one", "other", "near")
     late = pd.concat([table_of([0.6, 0.6], [0.6, 0.6]), easy[easy["seed"] == 1]])  # one seed alone is enough
     with pytest.raises(ValueError, match="seed 1, 'one' was judged on"):
-        duel(late, "one", "other", "near")
-    assert duel(table[table["ood_set"] == "a"], "one", "other", "near").difference == 0
+        compare_over_seeds(late, "one", "other", "near")
+    assert compare_over_seeds(table[table["ood_set"] == "a"], "one", "other", "near").difference == 0
 
 
 def test_a_network_that_is_there_twice_is_refused_and_named():
     table = table_of([0.9, 0.8], [0.7, 0.7])
     twice = pd.concat([table, table[table["seed"] == 1].assign(value=0.5)])
     with pytest.raises(ValueError, match="more than once: auroc of 'one' on 'a', seed 1"):
-        duel(twice, "one", "other", "near")
+        compare_over_seeds(twice, "one", "other", "near")
     bystander = table[table["detector"] == "one"].assign(detector="third")  # of detectors that do not take part
     both = pd.concat([table, bystander, bystander])
-    assert duel(both, "one", "other", "near") == duel(table, "one", "other", "near")
+    assert compare_over_seeds(both, "one", "other", "near") == compare_over_seeds(table, "one", "other", "near")
 
 
 def test_networks_that_only_one_of_the_two_has_seen_do_not_count():
     one, other = [0.91, 0.85, 0.97, 0.9], [0.88, 0.86, 0.9]
-    assert duel(table_of(one, other), "one", "other", "near") == duel(table_of(one[:3], other), "one", "other", "near")
+    assert compare_over_seeds(table_of(one, other), "one", "other", "near") == compare_over_seeds(
+        table_of(one[:3], other), "one", "other", "near"
+    )
     alone = table_of([0.9], [0.8]).assign(seed=[0, 1])
     with pytest.raises(ValueError, match="no seed has both 'one' and 'other'"):
-        duel(alone, "one", "other", "near")
+        compare_over_seeds(alone, "one", "other", "near")
 
 
 def test_a_duel_with_nobody_is_refused():
     with pytest.raises(ValueError, match=r"no auroc of \['nobody'\] on near sets; there are \['one', 'other'\]"):
-        duel(table_of([0.9], [0.8]), "one", "nobody", "near")
+        compare_over_seeds(table_of([0.9], [0.8]), "one", "nobody", "near")

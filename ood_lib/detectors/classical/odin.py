@@ -1,7 +1,7 @@
 """ODIN: a step on the image towards confidence, then a softmax at a high temperature.  Larger score = more OOD.
 
-It changes the image before the network sees it, so half of it is a network: `Perturbed` takes the place of the network
-in `extract`, and the detector `ODIN` scores the logits that come out.
+It changes the image before the network sees it, so half of it is a network: `ODINNetwork` takes the place of the
+network in `extract`, and the detector `ODIN` scores the logits that come out.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from ood_lib.detectors.classical.msp import MSP, msp
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Representation
 
-__all__ = ["ODIN", "Perturbed", "odin", "odin_images"]
+__all__ = ["ODIN", "ODINNetwork", "odin", "odin_images"]
 
 
 @torch.enable_grad()
@@ -86,7 +86,7 @@ def odin(
         return msp(network(moved), temperature)
 
 
-class Perturbed(nn.Module):
+class ODINNetwork(nn.Module):
     """A network that sees every image moved by `odin_images`: what `ODIN` is extracted with.
 
     Args:
@@ -102,7 +102,7 @@ class Perturbed(nn.Module):
     Example:
         >>> from ood_lib import ResNet
         >>> network, images = ResNet(channels=1, classes=3).eval(), torch.rand(5, 1, 8, 8)
-        >>> features = Perturbed(network).represent(images)  # extract(Perturbed(network), dataset) does this in batches
+        >>> features = ODINNetwork(network).represent(images)  # `extract` does this in batches
         >>> torch.allclose(msp(features.logits, 1000), odin(network, images))
         True
     """
@@ -145,10 +145,10 @@ class ODIN(MSP):
     """Largest softmax probability at a high temperature of images moved towards confidence, see `odin`.
 
     The step is taken on images, so it is part of the extraction: give ``score`` the features of
-    ``extract(Perturbed(network), dataset)``.  On features of the plain network this is ODIN with epsilon = 0.
+    ``extract(ODINNetwork(network), dataset)``.  On features of the plain network this is ODIN with epsilon = 0.
 
     Args:
-        temperature: T > 0, the same as in `Perturbed`.
+        temperature: T > 0, the same as in `ODINNetwork`.
 
     Raises:
         ValueError: ``temperature`` is not positive.

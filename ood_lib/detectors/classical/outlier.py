@@ -16,10 +16,10 @@ from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.extras import need
 from ood_lib.features.features import Features
 
-__all__ = ["Outlier"]
+__all__ = ["SklearnDetector"]
 
 
-class Outlier(Detector):
+class SklearnDetector(Detector):
     """Any outlier detector of scikit-learn that answers ``score_samples``, fitted on one field of the features.
 
     The multi-label papers fit theirs on validation logits, so `run_benchmark` does.
@@ -40,7 +40,7 @@ class Outlier(Detector):
     Example:
         >>> from sklearn.neighbors import LocalOutlierFactor
         >>> known = Features(logits=torch.arange(40.0)[:, None])
-        >>> detector = Outlier(LocalOutlierFactor(n_neighbors=3, novelty=True)).fit(known)
+        >>> detector = SklearnDetector(LocalOutlierFactor(n_neighbors=3, novelty=True)).fit(known)
         >>> detector.score(Features(logits=torch.tensor([[20.5], [80.0]]))).round()
         tensor([ 1., 19.])
     """

@@ -35,7 +35,7 @@ FAMILIES = {
 def classical_detectors(head: nn.Linear, train: Features) -> dict[str, Detector]:
     """The detectors of `FAMILIES` with their published settings, unfitted, in that order; larger score = more OOD.
 
-    ODIN is not among them: it scores other features than the rest, those of ``extract(Perturbed(network), dataset)``.
+    ODIN is not among them: it scores other features than the rest, those of ``extract(ODINNetwork(network), dataset)``.
     Numbers of neighbours are lowered where the training set is small: KNN looks at neighbour 50, or at a fifth of a
     class; NNGuide keeps 1 % of the training features, or as many as make 10 neighbours per class.
 

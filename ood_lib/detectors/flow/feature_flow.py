@@ -24,10 +24,10 @@ from ood_lib.detectors.moments import Kind, Moments, class_moments, merge_moment
 from ood_lib.features.features import Features
 from ood_lib.training.checkpoint import Checkpoint
 
-__all__ = ["RECIPES", "Engine", "FeatureFlow", "Recipe"]
+__all__ = ["DEFAULTS", "Engine", "FeatureFlow", "FlowDefaults"]
 
 
-class Recipe(NamedTuple):
+class FlowDefaults(NamedTuple):
     """What arguments of `FeatureFlow` that are left at None become."""
 
     updates: int
@@ -37,9 +37,11 @@ class Recipe(NamedTuple):
     holdout: float
 
 
-RECIPES = {
-    "coupling": Recipe(updates=1000, learning_rate=1e-3, noise=0.1, whiten=True, holdout=0.1),
-    "paper": Recipe(updates=5125, learning_rate=1e-5, noise=0.0, whiten=False, holdout=0.0),  # as in the released code
+DEFAULTS = {
+    "coupling": FlowDefaults(updates=1000, learning_rate=1e-3, noise=0.1, whiten=True, holdout=0.1),
+    "paper": FlowDefaults(
+        updates=5125, learning_rate=1e-5, noise=0.0, whiten=False, holdout=0.0
+    ),  # as in the released code
 }
 
 MOST = 5000  # held-out rows at most: enough to see a likelihood move, few enough to look often
@@ -118,9 +120,9 @@ class FeatureFlow(Detector):
     ) -> None:  # fmt: skip
         super().__init__()
         recipe = flow if isinstance(flow, str) else "coupling"
-        check(RECIPES, "a module with log_prob", flow=recipe)
+        check(DEFAULTS, "a module with log_prob", flow=recipe)
         object.__setattr__(self, "flow", flow)  # where each fit starts: no part of the state
-        usual = RECIPES[recipe]
+        usual = DEFAULTS[recipe]
         self.whiten = usual.whiten if whiten is None else whiten
         self.noise = usual.noise if noise is None else noise
         self.updates = usual.updates if updates is None else updates

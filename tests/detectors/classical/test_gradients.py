@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ood_lib import MSP, ODIN, Features, GradNorm, Perturbed, ResNet, extract, gradnorm, msp, odin
+from ood_lib import MSP, ODIN, Features, GradNorm, ODINNetwork, ResNet, extract, gradnorm, msp, odin
 from ood_lib.detectors.classical.odin import odin_images
 from tests.conftest import normal
 
@@ -57,7 +57,7 @@ def test_the_multilabel_step_is_that_of_the_binary_cross_entropy_of_the_largest_
     moved = IMAGES - 0.01 * x.grad.sign()
     network.zero_grad()
     assert torch.allclose(odin_images(network, IMAGES, epsilon=0.01, multilabel=True), moved, atol=1e-7)
-    features = extract(Perturbed(network, 1, 0.01, multilabel=True), [(x, 0) for x in IMAGES], progress=False)
+    features = extract(ODINNetwork(network, 1, 0.01, multilabel=True), [(x, 0) for x in IMAGES], progress=False)
     assert torch.allclose(features.logits, network(moved).detach(), atol=1e-6)
 
 
@@ -98,7 +98,7 @@ def test_images_do_not_influence_each_other(network: ResNet):
 
 def test_extraction_through_a_perturbed_network_gives_what_odin_reads(network: ResNet):
     data = [(image, 0) for image in IMAGES]
-    features = extract(Perturbed(network, epsilon=0.01), data, batch_size=5, device="cpu", progress=False)
+    features = extract(ODINNetwork(network, epsilon=0.01), data, batch_size=5, device="cpu", progress=False)
     assert torch.allclose(ODIN().score(features), odin(network, IMAGES, epsilon=0.01), rtol=0, atol=1e-6)
     assert not network.training  # although the wrapper, like every fresh module, is in training mode
     plain = extract(network, data, device="cpu", progress=False)
@@ -106,16 +106,21 @@ def test_extraction_through_a_perturbed_network_gives_what_odin_reads(network: R
 
 
 def test_a_perturbed_network_is_a_network(network: ResNet):
-    perturbed = Perturbed(network)
+    perturbed = ODINNetwork(network)
     assert perturbed.head is network.head
     assert torch.equal(perturbed(IMAGES), perturbed.represent(IMAGES).logits)
     foreign = nn.Sequential(nn.Flatten(), nn.Linear(192, 6), nn.ReLU(), nn.Linear(6, 2))
-    assert Perturbed(foreign).represent(IMAGES).penultimate.shape == (12, 6)
+    assert ODINNetwork(foreign).represent(IMAGES).penultimate.shape == (12, 6)
 
 
 def test_caches_of_different_steps_are_different(network: ResNet, tmp_path):
     data = [(image, 0) for image in IMAGES]
-    for made in (network, Perturbed(network), Perturbed(network, epsilon=0.01), Perturbed(network, temperature=1.0)):
+    for made in (
+        network,
+        ODINNetwork(network),
+        ODINNetwork(network, epsilon=0.01),
+        ODINNetwork(network, temperature=1.0),
+    ):
         extract(made, data, device="cpu", cache=tmp_path, progress=False)
     assert len(list(tmp_path.iterdir())) == 4
 
@@ -129,7 +134,7 @@ def test_odin_is_msp_at_its_temperature():
 @pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"epsilon": -0.1}, {"temperature": float("nan")}])
 def test_a_step_backwards_and_no_temperature_are_refused(network: ResNet, wrong: dict[str, float]):
     with pytest.raises(ValueError, match=rf"{next(iter(wrong))}=.*; expected .*(temperature > 0|epsilon >= 0)"):
-        Perturbed(network, **wrong)
+        ODINNetwork(network, **wrong)
 
 
 # -- GradNorm ---------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from sklearn.neighbors import KernelDensity, LocalOutlierFactor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from ood_lib import Features, Outlier
+from ood_lib import Features, SklearnDetector
 from tests.conftest import Toy, normal
 
 FOREST = IsolationForest(n_estimators=20, random_state=0)
@@ -21,18 +21,21 @@ LOF = LocalOutlierFactor(n_neighbors=10, novelty=True)
 def test_it_is_the_estimator_with_the_sign_turned(estimator, toy: Toy):
     known, new = toy.val.logits.numpy(), toy.test.logits.numpy()
     expected = -estimator.fit(known).score_samples(new)
-    assert np.allclose(Outlier(estimator).fit(toy.val).score(toy.test), expected, rtol=1e-9)
+    assert np.allclose(SklearnDetector(estimator).fit(toy.val).score(toy.test), expected, rtol=1e-9)
 
 
 def test_the_estimator_that_was_given_stays_unfitted(toy: Toy):
     forest = IsolationForest(n_estimators=5, random_state=0)
-    Outlier(forest).fit(toy.val).score(toy.test)
+    SklearnDetector(forest).fit(toy.val).score(toy.test)
     assert not hasattr(forest, "estimators_")
 
 
 @pytest.mark.parametrize("estimator", [LOF, FOREST])
 def test_a_state_that_is_loaded_replaces_the_former_fit(estimator, toy: Toy):
-    detector, other = Outlier(estimator).fit(toy.val), Outlier(estimator).fit(Features(logits=normal(50, 4)))
+    detector, other = (
+        SklearnDetector(estimator).fit(toy.val),
+        SklearnDetector(estimator).fit(Features(logits=normal(50, 4))),
+    )
     other.score(toy.test)  # fitted, and to be forgotten
     file = io.BytesIO()
     torch.save(detector.state_dict(), file)
@@ -42,7 +45,7 @@ def test_a_state_that_is_loaded_replaces_the_former_fit(estimator, toy: Toy):
 
 
 def test_it_reads_the_field_that_it_is_told(toy: Toy):
-    on_features = Outlier(LOF, "penultimate").fit(toy.val)
+    on_features = SklearnDetector(LOF, "penultimate").fit(toy.val)
     assert on_features.reads == ("penultimate",)
     assert torch.equal(on_features.score(toy.test), on_features.score(Features(penultimate=toy.test.penultimate)))
 
@@ -50,10 +53,13 @@ def test_it_reads_the_field_that_it_is_told(toy: Toy):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Outlier(LocalOutlierFactor()), "novelty=True"),
-        (lambda: Outlier(IsolationForest()), "random_state=0"),
-        (lambda: Outlier(make_pipeline(StandardScaler(), IsolationForest())), "isolationforest__random_state=0"),
-        (lambda: Outlier(FOREST, "labels"), "field='labels'"),
+        (lambda: SklearnDetector(LocalOutlierFactor()), "novelty=True"),
+        (lambda: SklearnDetector(IsolationForest()), "random_state=0"),
+        (
+            lambda: SklearnDetector(make_pipeline(StandardScaler(), IsolationForest())),
+            "isolationforest__random_state=0",
+        ),
+        (lambda: SklearnDetector(FOREST, "labels"), "field='labels'"),
     ],
 )
 def test_what_cannot_score_or_repeat_itself_is_refused(make, said: str):
@@ -62,7 +68,7 @@ def test_what_cannot_score_or_repeat_itself_is_refused(make, said: str):
 
 
 def test_what_cannot_be_fitted_fails_in_the_fit_and_changes_nothing(toy: Toy):
-    detector = Outlier(LOF).fit(toy.val)
+    detector = SklearnDetector(LOF).fit(toy.val)
     before = detector.score(toy.test)
     detector.estimator = LocalOutlierFactor(n_neighbors=-3, novelty=True)
     with pytest.raises(ValueError, match="n_neighbors"):
@@ -72,4 +78,4 @@ def test_what_cannot_be_fitted_fails_in_the_fit_and_changes_nothing(toy: Toy):
 
 def test_the_reference_is_sorted_by_the_first_column_first():
     rows = normal(50, 3).round()
-    assert Outlier(LOF).fit(Features(logits=rows)).reference.tolist() == sorted(rows.tolist())
+    assert SklearnDetector(LOF).fit(Features(logits=rows)).reference.tolist() == sorted(rows.tolist())

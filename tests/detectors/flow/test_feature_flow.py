@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ood_lib import GMM, FeatureFlow, Features, Mahalanobis, NotFittedError
-from ood_lib.detectors.flow.feature_flow import RECIPES
+from ood_lib.detectors.flow.feature_flow import DEFAULTS
 from ood_lib.detectors.flow.training import FlowTraining
 from ood_lib.training.checkpoint import Checkpoint
 from tests.conftest import normal
@@ -139,7 +139,7 @@ def test_any_kind_is_saved_and_loaded(options):
 def test_one_argument_selects_the_recipe_of_the_paper_and_what_is_given_wins():
     paper = FeatureFlow("paper", noise=0.02)
     assert (paper.updates, paper.learning_rate, paper.batch_size) == (5125, 1e-5, 250)
-    assert (paper.noise, paper.whiten, paper.holdout) == (0.02, False, 0.0) and RECIPES["paper"].noise == 0
+    assert (paper.noise, paper.whiten, paper.holdout) == (0.02, False, 0.0) and DEFAULTS["paper"].noise == 0
     fitted = FeatureFlow("paper", updates=3, batch_size=50).fit(TRAIN)
     kinds = [type(layer).__name__ for layer in fitted.density.layers]
     assert kinds == ["Coupling", "InvertibleLinear", "ActNorm"] * 10
