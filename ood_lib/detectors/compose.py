@@ -60,7 +60,7 @@ class Composed(Detector):
             raise ValueError(f"{given} were given to compose; expected a list of detectors and a number beta")
         self.detectors: Any = nn.ModuleList(detectors)
         self.beta = beta
-        self.reads = tuple(dict.fromkeys(field for d in detectors for field in d.reads))  # type: ignore[misc]
+        self.reads = tuple(dict.fromkeys(field for d in detectors for field in d.reads))
         for name in ("means", "stds"):
             self.register_buffer(name, torch.full((len(detectors),), math.nan, dtype=torch.float64))
 

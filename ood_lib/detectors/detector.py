@@ -40,7 +40,7 @@ class Detector(nn.Module):
     that loads it with the same ones.
     """
 
-    reads: ClassVar[tuple[str, ...]] = ("penultimate",)  # fields of Features that must be there
+    reads: tuple[str, ...] = ("penultimate",)  # fields of Features that must be there; some objects have their own
     needs_fit: ClassVar[bool] = True
     fits: ClassVar[Literal["train", "val"]] = "train"  # which ID features the recipe learns from
     grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: `load_state_dict` takes the saved one

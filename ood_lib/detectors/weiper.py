@@ -15,7 +15,7 @@ References:
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -292,7 +292,7 @@ class WeiPer(Detector):
         check("(0, 1]", "a share", react_percentile=react_percentile)
         self.kind, self.repeats, self.delta = score, None if repeats is None else int(repeats), delta
         self.bins, self.seed = int(bins), int(seed)
-        self.kld_options = {
+        self.kld_options: dict[str, Any] = {
             "lambda1": lambda1, "lambda2": lambda2, "smooth_penultimate": int(smooth_penultimate),
             "smooth_weiper": int(smooth_weiper), "eps_penultimate": eps_penultimate, "eps_weiper": eps_weiper,
         }  # fmt: skip
@@ -419,7 +419,8 @@ class WeiPer(Detector):
 
     def _mean(self, score: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """S_W, the mean of a logit score over the perturbed heads, (n,)."""
-        return sum(score(view).sum(1) for view in self.views(z)) / (self.repeats or NODES)  # type: ignore[return-value]
+        total = sum((score(view).sum(1) for view in self.views(z)), z.new_zeros(len(z)))
+        return total / (self.repeats or NODES)
 
     def extra_repr(self) -> str:
         """The hyperparameters, as they were given."""
@@ -434,4 +435,4 @@ class WeiPer(Detector):
             return self._mean(msp if self.kind == "msp" else self.kind, z)
         self.head.check_width(z)
         references = (r.to(z.dtype) for r in (self.reference, self.reference_weiper))
-        return weiper_kld(*self.densities(z), *references, **self.kld_options)  # type: ignore[arg-type]
+        return weiper_kld(*self.densities(z), *references, **self.kld_options)

@@ -61,14 +61,9 @@ class SklearnDetector(Detector):
         if free := [n for n, v in options.items() if n.endswith("random_state") and not isinstance(v, int)]:
             mend = ", ".join(f"{name}=0" for name in free)
             raise ValueError(f"{estimator!r} draws at random; give it {mend}, so that it can be fitted again")
-        self.estimator, self.field = need("sklearn.base").clone(estimator), field
+        self.estimator, self.field, self.reads = need("sklearn.base").clone(estimator), field, (field,)
         self.register_buffer("reference", torch.empty(0, 0, dtype=torch.float64))
         self._refit: Any = None
-
-    @property
-    def reads(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The field that it was made for."""
-        return (self.field,)
 
     def _fit(self, features: Features) -> None:
         rows = getattr(features, self.field).detach().to(self.reference.device).double()

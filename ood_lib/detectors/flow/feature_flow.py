@@ -39,9 +39,7 @@ class FlowDefaults(NamedTuple):
 
 DEFAULTS = {
     "coupling": FlowDefaults(updates=1000, learning_rate=1e-3, noise=0.1, whiten=True, holdout=0.1),
-    "paper": FlowDefaults(
-        updates=5125, learning_rate=1e-5, noise=0.0, whiten=False, holdout=0.0
-    ),  # as in the released code
+    "paper": FlowDefaults(updates=5125, learning_rate=1e-5, noise=0.0, whiten=False, holdout=0.0),  # the released code
 }
 
 MOST = 5000  # held-out rows at most: enough to see a likelihood move, few enough to look often
@@ -134,7 +132,7 @@ class FeatureFlow(Detector):
         self._check_arguments()
         self.register_buffer("shape", torch.zeros(2, dtype=torch.long))  # K, and C when the base has classes
         self.register_buffer("usual", torch.tensor(0.0, dtype=torch.float64))  # mean log p of held-out ID rows
-        self.density = None  # type: ignore[assignment]
+        self.density = None  # type: ignore[assignment]  # `_require_fit` stands before each use
 
     def _check_arguments(self) -> None:
         check("[0, inf)", noise=self.noise, updates=self.updates, learning_rate=self.learning_rate)

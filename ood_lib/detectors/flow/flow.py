@@ -80,7 +80,7 @@ class Flow(nn.Module):
 
     def __init__(self, layers: Sequence[nn.Module], base: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(layers)
+        self.layers: Any = nn.ModuleList(layers)
         self.base: Any = base
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +94,7 @@ class Flow(nn.Module):
     def inverse(self, u: Tensor) -> Tensor:
         """Latents (N, K) to data (N, K)."""
         for layer in reversed(self.layers):
-            u = layer.inverse(u)  # type: ignore[operator]
+            u = layer.inverse(u)
         return u
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -184,7 +184,7 @@ def glow(dim: int, blocks: int = 10, *, classes: int = 0, seed: int = 0) -> Flow
         for _ in range(blocks):
             coupling = Coupling(dim, [dim], clamp=None, separate=True)
             for net in coupling.nets:  # as wide a draw as that of a layer which also reads the other half
-                for weight in net[0].parameters():  # type: ignore[index]
+                for weight in next(net.children()).parameters():
                     weight.data *= 0.5**0.5
             parts += [coupling, InvertibleLinear(dim), ActNorm(dim)]
     return _flow(parts, dim, classes)

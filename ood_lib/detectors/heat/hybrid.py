@@ -77,7 +77,6 @@ class ResidualEBM(Detector):
     """
 
     grows = ("metric",)
-    reads: tuple[str, ...]  # type: ignore[misc]
     t_p: Tensor
     length: Tensor
     narrowest: Tensor  # smallest variance inside the classes in units of the metric: 1 with one

@@ -55,7 +55,7 @@ class GMMPrior(GMM):
     ) -> None:
         super().__init__(components, "tied", ridge, seed)
         check(("penultimate", "style"), field=field)
-        self.field, self.reads = field, (field,)  # type: ignore[misc]
+        self.field, self.reads = field, (field,)
 
     def project(self, z: Tensor) -> Tensor:
         """Points (N, D) brought to length one."""

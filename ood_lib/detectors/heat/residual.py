@@ -10,6 +10,7 @@ the hybrid itself draws.  `ood_lib.hybrid` draws them and turns the wheel.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,9 +93,9 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def _apply(layer: nn.Module, h: Tensor) -> Tensor:
+def _apply(layer: Any, h: Tensor) -> Tensor:
     weight, bias = (p.to(h.dtype) for p in (layer.weight, layer.bias))
-    return F.linear(h, weight, bias)  # type: ignore[arg-type]
+    return F.linear(h, weight, bias)
 
 
 @dataclass
