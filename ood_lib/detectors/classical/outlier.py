@@ -75,15 +75,12 @@ class SklearnDetector(Detector):
     def _fit_to(self, rows: Tensor) -> Any:
         return need("sklearn.base").clone(self.estimator).fit(rows.cpu().numpy())
 
-    def _fitted(self) -> Any:
-        if self._refit is None:  # the state was loaded
-            self._refit = self._fit_to(self.reference)
-        return self._refit
-
     def _score(self, features: Features) -> Tensor:
         rows = getattr(features, self.field)
         check_width(rows, self.reference.shape[1])
-        return -torch.from_numpy(self._fitted().score_samples(rows.double().cpu().numpy())).to(rows)
+        if self._refit is None:  # the state was loaded
+            self._refit = self._fit_to(self.reference)
+        return -torch.from_numpy(self._refit.score_samples(rows.double().cpu().numpy())).to(rows)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)

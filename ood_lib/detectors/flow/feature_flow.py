@@ -224,13 +224,15 @@ class FeatureFlow(Detector):
             raise ValueError("the training features are all equal: they have no density; look at the network")
         if flat.any():
             width = "as wide as the noise" if self.noise else "a thousandth as wide as the others"
-            _warn(f"{int(flat.sum())} of {len(flat)} features never vary; the flow takes them for {width}")
+            message = f"{int(flat.sum())} of {len(flat)} features never vary; the flow takes them for {width}"
+            warnings.warn(message, stacklevel=1)
         return moments, self.noise * variances.mean().sqrt().item()
 
     def _moments(self, chunk: Features, kind: Kind) -> Moments:
         z = chunk.penultimate
         if self.normalize and (short := int((z.norm(dim=1) == 0).sum())):
-            _warn(f"{short} features have length 0 and no direction; they stay at the origin, off the sphere")
+            message = f"{short} features have length 0 and no direction; they stay at the origin, off the sphere"
+            warnings.warn(message, stacklevel=1)
         labels = self._labels(chunk) if self.class_base else torch.zeros(len(z), dtype=torch.long, device=z.device)
         return class_moments(self.on_sphere(z), labels, kind)
 
@@ -251,7 +253,3 @@ class FeatureFlow(Detector):
             density = self._build(*saved.tolist()).to(self.threshold.device, dtype)
             self.density = density.eval().requires_grad_(False)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
