@@ -1,4 +1,7 @@
-"""The laws every detector obeys, whatever it reads.  A new detector becomes subject to them by a line in MAKE."""
+"""The laws every detector obeys, whatever it reads.  A new detector becomes subject to them by a line in MAKE.
+
+What the base class does alone (checks, thresholds, p-values) is tested on FEW of them.
+"""
 
 import copy
 import inspect
@@ -125,6 +128,9 @@ LEARNS = [name for name in MAKE if not MAKE[name](nn.Linear(UNITS, CLASSES)).fit
 
 every = pytest.mark.parametrize("make", MAKE.values(), ids=MAKE.keys())
 every_learner = pytest.mark.parametrize("make", [MAKE[name] for name in LEARNS], ids=LEARNS)
+FEW = ["MSP", "Mahalanobis", "ViM", "HEAT"]  # nothing to learn, moments, a head, composed and trained
+few = pytest.mark.parametrize("make", [MAKE[name] for name in FEW], ids=FEW)
+few_learners = pytest.mark.parametrize("make", [MAKE[name] for name in FEW[1:]], ids=FEW[1:])
 CLOSED = [name for name in LEARNS if not name.startswith(TRAINED)]
 
 
@@ -152,6 +158,15 @@ def test_every_exported_detector_is_subject_to_these_laws():
     assert {type(make(head)) for make in MAKE.values()} == exported - {Detector} | {Composed}  # what `compose` returns
 
 
+def test_no_detector_has_a_way_of_its_own_to_fit_score_or_decide():
+    # so laws that are the base's alone are tested on the few
+    shared = {"fit", "score", "forward", "calibrate", "is_ood", "p_values"}
+    for make in MAKE.values():
+        kinds = type(make(nn.Linear(UNITS, CLASSES))).__mro__
+        own = {kind.__name__: shared & vars(kind).keys() for kind in kinds[: kinds.index(Detector)]}
+        assert not any(own.values()), own
+
+
 # -- scores -----------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +179,7 @@ def test_one_score_per_row_and_larger_means_more_ood(make: Callable, toy: Toy):
     assert ood_lib.evaluate(known, unknown).auroc > 0.99
 
 
-@every
+@few
 def test_calling_a_detector_is_scoring(make: Callable, toy: Toy):
     detector = make(toy.head).fit(toy.train)
     assert torch.equal(detector(toy.test), detector.score(toy.test))
@@ -242,7 +257,7 @@ def test_scores_do_not_depend_on_the_device_and_come_back_where_the_features_are
     assert torch.allclose(on_cpu.score(toy.test.to("cuda")).cpu(), on_cpu.score(toy.test), rtol=0, atol=1e-6)
 
 
-@every
+@few
 def test_scores_carry_no_gradient(make: Callable, toy: Toy):
     z, logits = (toy.test.penultimate.clone().requires_grad_(), toy.test.logits.clone().requires_grad_())
     assert not make(toy.head).fit(toy.train).score(Features(penultimate=z, logits=logits)).requires_grad
@@ -277,7 +292,7 @@ def test_fitting_twice_is_fitting_once(make: Callable, toy: Toy):
     assert same_state(detector.state_dict(), before)
 
 
-@every_learner
+@few_learners
 def test_an_unfitted_detector_refuses_to_score_and_says_what_to_call(make: Callable, toy: Toy):
     detector = make(toy.head)
     for call in (detector, detector.score, detector.calibrate):
@@ -291,7 +306,7 @@ def test_a_detector_with_nothing_to_learn_scores_at_once(name: str, toy: Toy):
     assert torch.equal(fresh, MAKE[name](toy.head).fit(toy.train).score(toy.test))
 
 
-@every
+@few
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_rows_with_nan_or_infinity_are_counted_over_the_whole_set(make: Callable, toy: Toy, value: float):
     detector = make(toy.head).fit(toy.train)
@@ -303,7 +318,7 @@ def test_rows_with_nan_or_infinity_are_counted_over_the_whole_set(make: Callable
     assert same_state(detector.state_dict(), before)
 
 
-@every
+@few
 def test_no_rows_and_a_missing_field_are_named(make: Callable, toy: Toy):
     detector = make(toy.head).fit(toy.train)
     before = state_of(detector)
@@ -341,7 +356,7 @@ def test_a_fit_in_inference_mode_leaves_tensors_like_any_other(make: Callable, t
     detector.fit(toy.train)
 
 
-@every
+@few
 def test_a_detector_built_in_inference_mode_is_calibrated_outside(make: Callable, toy: Toy):
     with torch.inference_mode():
         detector = make(toy.head).fit(toy.train) if make(toy.head).needs_fit else make(toy.head)
@@ -366,7 +381,7 @@ def test_features_of_another_width_are_named(make: Callable, toy: Toy):
 # -- thresholds -------------------------------------------------------------------------------------------------
 
 
-@every
+@few
 @pytest.mark.parametrize("tpr", [0.01, 0.29, 0.55, 0.95, 0.99])
 def test_the_threshold_is_the_smallest_one_that_accepts_the_share_of_one_image_more(make, toy: Toy, tpr: float):
     detector = make(toy.head).fit(toy.train).calibrate(toy.val, tpr=tpr)
@@ -377,7 +392,7 @@ def test_the_threshold_is_the_smallest_one_that_accepts_the_share_of_one_image_m
     assert torch.equal(detector.calibration, scores.sort().values)
 
 
-@every
+@few
 def test_p_values_count_the_calibration_scores_and_decide_as_the_threshold_does(make: Callable, toy: Toy):
     detector = make(toy.head).fit(toy.train)
     for tpr in (0.1, 0.8, 0.95):
@@ -442,7 +457,7 @@ def test_too_few_images_for_a_share_are_refused_and_enough_are_taken(tpr: float,
             MaxLogit().calibrate(lone(torch.rand(needed - 1)), tpr)
 
 
-@every
+@few
 def test_without_a_threshold_there_is_no_decision(make: Callable, toy: Toy):
     with pytest.raises(NotFittedError, match="calibrate"):
         make(toy.head).fit(toy.train).is_ood(toy.test)
@@ -450,7 +465,7 @@ def test_without_a_threshold_there_is_no_decision(make: Callable, toy: Toy):
         make(toy.head).fit(toy.train).p_values(toy.test)
 
 
-@every_learner
+@few_learners
 def test_a_new_fit_forgets_the_threshold_of_the_old_one(make: Callable, toy: Toy):
     detector = make(toy.head).fit(toy.train).calibrate(toy.val).fit(toy.val)
     for ask in (detector.is_ood, detector.p_values):
