@@ -2,6 +2,8 @@
 
 A thin layer over jupytext (`.py` to notebook), papermill (runs) and Jupyter Book (pages). All that
 it writes lies under `_build/`, except for `sync`: the `.ipynb` next to each `.py`.
+
+A command imports what it needs when it runs, so that the others start fast.
 """
 
 import argparse
@@ -11,28 +13,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ood_book.metadata import about, generated
-from ood_book.notebooks import Refused, find_root, load, parameters_of, select, sources, title_of
-from ood_book.run.cluster import run_on_cluster
-from ood_book.run.compare import write_comparison
-from ood_book.run.plan import PROMISED, Task, plan, profiles, read_profile
-from ood_book.run.progress import PATIENCE, WARN
-from ood_book.run.runner import run_side_by_side
-from ood_book.run.sweep import collect, factors, plan_sweep, reserve
-from ood_book.run.work import TABLES
-from ood_book.site.missing import Missing
-from ood_book.site.pages import build_pages
-from ood_book.teach.deck import deck_of
-from ood_book.teach.editions import EDITIONS, reader
-from ood_book.teach.plain import read_book
-from ood_lib.data import benchmark as data
-from ood_lib.extras import MissingExtraError, need
+from ood_book.notebooks import Refused, find_root, parameters_of, select, sources, title_of
+from ood_book.run.budget import PATIENCE, PROMISED, WARN
+from ood_lib.extras import MissingExtraError
+from ood_lib.files import write_text
+
+if TYPE_CHECKING:
+    from ood_book.run.plan import Task
 
 __all__ = ["main"]
 
 
 def _run(args: argparse.Namespace) -> int:
+    from ood_book.run.plan import plan
+    from ood_book.run.runner import run_side_by_side
+
     out, planned = plan(find_root(args.root), args.profile, dict(args.parameters), args.notebooks, args.out)
     tasks = [replace(task, patience=args.patience) for task in planned]
     todo = [task for task in tasks if args.force or not task.is_done]
@@ -48,8 +45,10 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
-def _tables(tasks: Sequence[Task]) -> list[str]:
+def _tables(tasks: "Sequence[Task]") -> list[str]:
     """The tables that runs have written, a line for each notebook, and the line of pandas that reads one of them."""
+    from ood_book.run.work import TABLES
+
     folders = [task.results for task in tasks if task.results]
     found = {folder: sorted(p.name for p in folder.iterdir() if p.suffix in TABLES) for folder in folders}
     lines = [f"  {folder.name}/  {', '.join(names)}" for folder, names in found.items() if names]
@@ -59,6 +58,9 @@ def _tables(tasks: Sequence[Task]) -> list[str]:
 
 
 def _sweep(args: argparse.Namespace) -> int:
+    from ood_book.run.compare import write_comparison
+    from ood_book.run.sweep import collect, factors, plan_sweep, reserve
+
     values = factors(args.parameters, args.grid)
     sweep = plan_sweep(find_root(args.root), args.notebook, values, args.seeds, args.profile, args.out)
     todo = [] if args.collect else [task for task in sweep.tasks if not task.is_done]
@@ -66,7 +68,7 @@ def _sweep(args: argparse.Namespace) -> int:
     if todo:
         reserve(sweep)
         print(f"{len(todo)} of {len(sweep.tasks)} runs to do", flush=True)
-        failures = run_on_cluster(todo, args.dask) if args.dask else run_side_by_side(todo, args.jobs)
+        failures = _run_anywhere(todo, args)
     for name, message in failures.items():
         print(f"\n{name} {message}", file=sys.stderr)
     table = collect(sweep, failures)
@@ -74,7 +76,22 @@ def _sweep(args: argparse.Namespace) -> int:
     return 0 if set(table["status"]) == {"done"} else 1
 
 
+def _run_anywhere(tasks: "Sequence[Task]", args: argparse.Namespace) -> dict[str, str]:
+    """On the cluster, if one is given, else on this machine; what failed, by label."""
+    if args.dask:
+        from ood_book.run.cluster import run_on_cluster
+
+        return run_on_cluster(tasks, args.dask)
+    from ood_book.run.runner import run_side_by_side
+
+    return run_side_by_side(tasks, args.jobs)
+
+
 def _build(args: argparse.Namespace) -> int:
+    from ood_book.run.plan import plan
+    from ood_book.site.missing import Missing
+    from ood_book.site.pages import build_pages
+
     root = find_root(args.root)
     runs, tasks = plan(root, args.profile, dict(args.parameters))
     done = [task for task in tasks if task.is_done]
@@ -97,15 +114,17 @@ def _build(args: argparse.Namespace) -> int:
     return 1
 
 
-def _finished(root: Path, args: argparse.Namespace, notebooks: Sequence[str]) -> tuple[Path, list[Task]]:
+def _finished(root: Path, args: argparse.Namespace, notebooks: Sequence[str]) -> "tuple[Path, list[Task]]":
     """The folder of the runs and their tasks; refused where one is not run as it is now."""
+    from ood_book.run.plan import plan
+
     runs, tasks = plan(root, args.profile, dict(args.parameters), notebooks)
     if stale := [task for task in tasks if not task.is_done]:
         raise _not_run(args, stale, notebooks)
     return runs, tasks
 
 
-def _not_run(args: argparse.Namespace, tasks: Sequence[Task], notebooks: Sequence[str] = ()) -> Refused:
+def _not_run(args: argparse.Namespace, tasks: "Sequence[Task]", notebooks: Sequence[str] = ()) -> Refused:
     names = ", ".join(task.name for task in tasks)
     return Refused(f"not run as they are now: {names}. Run: {_again('run', notebooks, args)}")
 
@@ -117,11 +136,15 @@ def _again(command: str, notebooks: Sequence[str], args: argparse.Namespace) -> 
 
 
 def _list(args: argparse.Namespace) -> int:
+    from ood_book.metadata import about
+    from ood_book.run.plan import profiles, read_profile
+    from ood_lib.data import NAMES
+
     root = find_root(args.root)
     entries = about(root)
     print("Notebooks")
     for name, source in sources(root).items():
-        print(f"  {name:<24} {title_of(load(source))}")
+        print(f"  {name:<24} {title_of(source.read_text(encoding='utf-8'))}")
         if name in entries:
             print(f"      {entries[name].goal}\n      {entries[name].cost}; {entries[name].data}")
         for key, p in parameters_of(source).items():
@@ -130,44 +153,46 @@ def _list(args: argparse.Namespace) -> int:
     for name in profiles(root):
         values = read_profile(root, name)[1]
         print(f"  {name:<24} {', '.join(f'{k}={v}' for k, v in values.items())}")
-    print(f"Benchmarks\n  {', '.join([*data.BENCHMARKS, 'folder:PATH', 'bank:PATH'])}")
+    print(f"Benchmarks\n  {', '.join([*NAMES, 'folder:PATH', 'bank:PATH'])}")
     return 0
 
 
 def _teach(args: argparse.Namespace) -> int:
+    from ood_book.percent import as_ipynb, load
+    from ood_book.teach.deck import deck_of
+    from ood_book.teach.editions import EDITIONS
+    from ood_book.teach.plain import read_book
+
     root = find_root(args.root)
-    out, write = (args.out or root / "_build/teach").resolve(), need("jupytext", "book").writes
+    out = (args.out or root / "_build/teach").resolve()
     # What cannot be is refused before anything is written.
     runs, tasks = _finished(root, args, args.notebooks) if args.slides else (root, [])
     book = replace(read_book(root), site="")  # the pages have the solutions
     for source in select(root, args.notebooks):
         notebook = load(source)
         for edition, make in EDITIONS.items():
-            _put(out / edition / f"{source.stem}.ipynb", write(make(notebook, book), "ipynb") + "\n")
+            write_text(out / edition / f"{source.stem}.ipynb", as_ipynb(make(notebook, book)))
     for task in tasks:
-        _put(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
+        write_text(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
     print(f"editions are in {out}: {', '.join([*EDITIONS, *['slides'] * args.slides])}")
     return 0
 
 
-def _put(path: Path, text: str) -> None:
-    """Written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def _sync(args: argparse.Namespace) -> int:
-    root, write = find_root(args.root), need("jupytext", "book").writes
+    from ood_book.metadata import generated
+    from ood_book.percent import as_ipynb, load
+    from ood_book.teach.editions import reader
+    from ood_book.teach.plain import read_book
+
+    root = find_root(args.root)
     book = read_book(root)
     made = {s.with_suffix(".ipynb"): reader(load(s), book, name) for name, s in sources(root).items()}
-    wanted = {path: write(notebook, "ipynb") + "\n" for path, notebook in made.items()} | generated(root)
+    wanted = {path: as_ipynb(notebook) for path, notebook in made.items()} | generated(root)
     differing = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     for path in differing:
         print(f"{path}: {'differs from' if args.check else 'written from'} {_origin(path)}")
         if not args.check:
-            _put(path, wanted[path])
+            write_text(path, wanted[path])
     return 1 if differing and args.check else 0
 
 
@@ -244,14 +269,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _missing(error: ModuleNotFoundError) -> str:
+    """The line of pip that brings a package that is not installed; an own module that is not there is our fault."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "ood_book", "ood_lib"):
+        raise error
+    extra = "cluster" if package == "distributed" else "book"
+    return f'{package} is needed here: pip install "ood_lib[{extra}]"'
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 is success, 1 a failed notebook or page, 2 refused input."""
     args = _parser().parse_args(argv)
     args.line = shlex.join(["ood-book", *(sys.argv[1:] if argv is None else argv)])
     try:
         return args.command(args)
-    except (Refused, MissingExtraError) as refusal:
-        print(f"ood-book: {refusal}", file=sys.stderr)
+    except (Refused, MissingExtraError, ModuleNotFoundError) as refusal:
+        said = _missing(refusal) if isinstance(refusal, ModuleNotFoundError) else refusal
+        print(f"ood-book: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ood-book: interrupted; what was complete is kept", file=sys.stderr)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ood_book.notebooks import Refused, sources, unknown
-from ood_lib.extras import need
 
 __all__ = ["About", "about", "budgets", "generated"]
 
@@ -53,7 +54,7 @@ def about(root: Path) -> dict[str, About]:
 
 
 def _entries(root: Path) -> dict[str, Any]:
-    return need("yaml", "book").safe_load((root / FILE).read_text(encoding="utf-8")) or {}
+    return yaml.safe_load((root / FILE).read_text(encoding="utf-8")) or {}
 
 
 def budgets(root: Path) -> dict[str, float]:
@@ -88,7 +89,7 @@ def _with_part(path: Path, lines: list[str]) -> str:
 
 
 def _readme(root: Path, entries: dict[str, About]) -> list[str]:
-    config = need("yaml", "book").safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
     place = f"{COLAB}/github/{config['url'].removeprefix('https://github.com/')}/blob/{config['branch']}/notebooks"
     badge = f"{COLAB}/assets/colab-badge.svg"
     rows = [

@@ -1,23 +1,24 @@
-"""The notebooks as they are written: the cells of a `.py`, its parameters and the values these take."""
+"""The notebooks as they are written: the title of a `.py`, its parameters and the values these take.
+
+Needs nothing beyond the standard library; `ood_book.percent` makes a notebook of the text.
+"""
 
 import ast
 import difflib
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ood_lib.extras import need
-
 __all__ = [
-    "Parameter", "Refused", "content_hash", "find_root", "fits", "load", "parameters_of", "parse", "select",
-    "sources", "title_of", "unknown",
+    "HEADING", "Parameter", "Refused", "content_hash", "find_root", "fits", "parameters_of", "select", "sources",
+    "title_of", "unknown",
 ]  # fmt: skip
 
-KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+HEADING = re.compile(r"^#{2,3} (.+)$", re.M)  # of a section, in a cell of text
+PARAMETERS = re.compile(r'^# %%[^\n]*"parameters"[^\n]*\n(.*?)(?=^# %%|\Z)', re.M | re.S)
 KINDS: dict[str, Any] = {
     "bool": bool, "dict": dict, "float": (int, float), "int": int, "list": list, "str": str, "tuple": (list, tuple),
 }  # fmt: skip
@@ -66,26 +67,10 @@ def select(root: Path, given: Sequence[str]) -> list[Path]:
     return [found[n] for n in dict.fromkeys(names[stem] for stem in stems)] or [*found.values()]
 
 
-def load(source: Path) -> Any:
-    """The notebook of a `.py`; never looks at an `.ipynb`, so no old output can leak."""
-    return parse(source.read_text(encoding="utf-8"))
-
-
-def parse(text: str) -> Any:
-    """The notebook that the text of a `.py` stands for."""
-    notebook = need("jupytext", "book").reads(text, "py:percent")
-    notebook.metadata = type(notebook.metadata)(kernelspec=KERNEL)
-    seen: Counter[str] = Counter()
-    for cell in notebook.cells:  # ids from the content: converting twice gives no difference
-        seen[cell.source] += 1
-        cell.id = content_hash(cell.cell_type, cell.source, str(seen[cell.source]))[:12]
-    return notebook
-
-
-def title_of(notebook: Any) -> str:
-    """The first heading of the first level; empty where there is none."""
-    headings = (re.search(r"^# (.+)", cell.source, re.M) for cell in notebook.cells if cell.cell_type == "markdown")
-    return next((heading[1] for heading in headings if heading), "")
+def title_of(text: str) -> str:
+    """The first heading of the first level in the text of a `.py`; empty where there is none."""
+    heading = re.search(r"^# # (.+)", text, re.M)
+    return heading[1] if heading else ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +84,8 @@ class Parameter:
 
 def parameters_of(source: Path) -> dict[str, Parameter]:
     """Read with `ast`: papermill's own inspection does not see `int | None` annotations."""
-    code = next((c.source for c in load(source).cells if "parameters" in c.metadata.get("tags", [])), "")
+    cell = PARAMETERS.search(source.read_text(encoding="utf-8"))
+    code = cell[1] if cell else ""
     lines, found = code.encode().splitlines(), {}
     for node in ast.parse(code).body:
         match node:

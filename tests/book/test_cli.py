@@ -1,5 +1,6 @@
 """What `ood-book` promises, on a project of tiny notebooks that really run and build."""
 
+import ast
 import json
 import os
 import pickle
@@ -11,18 +12,25 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
-from ood_book import cli, metadata
+from ood_book import cli, metadata, percent
+from ood_book.notebooks import parameters_of, sources, title_of
 from ood_book.run import plan, runner, work
 
-from ood_lib.data import benchmark as data
+import ood_lib
+from ood_lib.data import NAMES
 
 pytestmark = pytest.mark.processes
 
 pytest.importorskip("papermill")
 pytest.importorskip("jupytext")
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 HEADER = '# %% [markdown]\n# # {title}\n\n# %% tags=["parameters"]\n{parameters}\n'
 ALPHA = 'seeds: int = 1  # how many\nrate: float = 0.5\nrepeats: int | None = 2\nresults: str = ""'
@@ -62,7 +70,7 @@ def book(tmp_path, monkeypatch):
     (tmp_path / "library/energy.py").write_text("TEMPERATURE = 1\n")
     (tmp_path / "book/intro.md").write_text("# Intro\n\nHello.\n")
     (tmp_path / "book/references.bib").touch()
-    shutil.copytree(Path(__file__).parents[2] / "book/_static", tmp_path / "book/_static")
+    shutil.copytree(ROOT / "book/_static", tmp_path / "book/_static")
     (tmp_path / "_config.yml").write_text(
         'title: T\nauthor: A\nonly_build_toc_files: true\nexecute: {execute_notebooks: "off"}\n'
     )
@@ -71,7 +79,6 @@ def book(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "LIBRARY", tmp_path / "library")
-    monkeypatch.setattr(data, "BENCHMARKS", ["digits", "cifar10"])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     return tmp_path
 
@@ -105,19 +112,85 @@ def test_wrong_input_is_refused_with_the_nearest_name_and_nothing_is_written(boo
     assert not (book / "_build").exists()
 
 
-def test_a_package_of_the_extra_that_is_missing_is_named_with_the_line_of_pip(book, capsys, monkeypatch):
-    for module, command in (("yaml", "run"), ("jupytext", "sync"), ("papermill", "run")):
-        with monkeypatch.context() as patch:
-            patch.setitem(sys.modules, module, None)
-            assert cli.main([command]) == 2
-        assert f'{module} is needed here: pip install "ood_lib[book]"' in capsys.readouterr().err
+def afresh(code: str) -> subprocess.CompletedProcess:
+    """What a new interpreter makes of the code: it has imported nothing yet."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def test_the_library_does_without_its_runner():
-    code = (
-        "import ood_lib, ood_lib.evaluation.plots, sys; print([m for m in sys.modules if m.startswith('ood_lib.book')])"
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("yaml", "run"),
+        ("jupytext", "sync"),
+        ("papermill", "run"),
+        ("psutil", "run"),
+        ("nbformat", "build"),
+        ("pandas", "sweep alpha"),
+    ],
+)
+def test_a_package_of_the_extra_that_is_missing_is_named_with_the_line_of_pip(book, module, command):
+    said = afresh(f"import sys; sys.modules[{module!r}] = None; from ood_book import cli; "
+                  f"sys.exit(cli.main({command.split()}))")  # fmt: skip
+    assert (said.returncode, said.stderr) == (
+        2,
+        f'ood-book: {module} is needed here: pip install "ood_lib[book]"\n',
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_module_of_our_own_that_is_missing_is_no_matter_of_pip(book):
+    said = afresh("import sys; sys.modules['ood_book.run.plan'] = None; from ood_book import cli; cli.main(['run'])")
+    assert said.returncode == 1 and "ModuleNotFoundError" in said.stderr and "pip" not in said.stderr
+
+
+HEAVY = {"torch", "numpy", "pandas", "papermill", "jupytext", "nbformat"}
+
+
+@pytest.mark.parametrize("command", ["--help", "run --help", "list", "list --root {ROOT}"])
+def test_help_and_list_import_nothing_heavy(book, command):
+    words = command.format(ROOT=ROOT).split()
+    tell = f"import atexit, sys; atexit.register(lambda: print({HEAVY} & sys.modules.keys()))"
+    said = afresh(f"{tell}; from ood_book import cli; sys.exit(cli.main({words}))")
+    assert said.returncode == 0 and said.stdout.endswith("\nset()\n"), said.stderr
+
+
+def test_the_process_of_a_notebook_imports_nothing_of_the_library_that_weighs(book):
+    (task,) = plan.plan(book, "default", {}, ["alpha"])[1]
+    report = "import sys; print('torch' in sys.modules, 'pandas' in sys.modules, file=sys.stderr)"
+    command = [*runner.WORK[:-1], f"import atexit; atexit.register(lambda: exec({report!r})); {runner.WORK[-1]}"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(pickle.dumps((task, 0, 1)))
+    process.stdin.flush()
+    assert process.stdout.read().decode() == work.DONE
+    assert process.stderr.read().decode().endswith("False False\n")
+    process.stdin.close()
+    process.wait(30)
+
+
+def test_the_names_of_the_benchmarks_are_those_of_the_library():
+    assert NAMES == tuple(ood_lib.BENCHMARKS)
+
+
+@pytest.mark.parametrize("path", sources(ROOT).values(), ids=sources(ROOT))
+def test_title_and_parameters_are_read_as_jupytext_reads_them(path):
+    notebook = percent.load(path)
+    first = next(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    assert f"# {title_of(path.read_text())}" == first.splitlines()[0]
+    assert list(parameters_of(path)) == re.findall(r"^(\w+): ", cell.source, re.M) != []
+
+
+def test_what_the_runner_imports_is_named_in_its_extra():
+    names = packages_distributions()
+    extras = {name: " ".join(lines).lower() for name, lines in PROJECT["optional-dependencies"].items()}
+    listed = extras["book"] + extras["plots"] + " ".join(PROJECT["dependencies"])
+    for path in (ROOT / "book/ood_book").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        modules = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+        modules |= {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+        found = {m.split(".")[0] for m in modules} - {*sys.stdlib_module_names, "ood_lib", "ood_book"}
+        packages = {names[module][0].lower() for module in found}
+        allowed = set(re.findall(r"[\w-]+", listed + (extras["cluster"] if path.stem == "cluster" else "")))
+        assert packages - allowed == set(), path
 
 
 @pytest.mark.parametrize(
@@ -608,7 +681,7 @@ def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_t
 )
 def test_make_book_builds_what_there_is_and_fails_where_a_notebook_did(tmp_path, run, build, calls, code):
     for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(Path(__file__).parents[2] / name, tmp_path)
+        shutil.copy(ROOT / name, tmp_path)
     command = tmp_path / "env/bin/ood-book"
     command.parent.mkdir(parents=True)
     command.write_text(f"#!/bin/sh\necho $1 >> called\ntest $1 = run && exit {run}\nexit {build}\n")

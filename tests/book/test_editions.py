@@ -17,7 +17,8 @@ import pytest
 import torch
 import yaml
 from ood_book import cli
-from ood_book.notebooks import Refused, load
+from ood_book.notebooks import Refused
+from ood_book.percent import load
 from ood_book.teach.editions import EDITIONS, reader
 from ood_book.teach.plain import Book, Cited, labels, plain, read_book, references
 

@@ -7,7 +7,8 @@ import pytest
 pytest.importorskip("jupytext")
 pytest.importorskip("papermill")
 
-from ood_book.run.progress import PATIENCE, WARN, Progress, counted
+from ood_book.run.budget import PATIENCE, WARN, counted
+from ood_book.run.progress import Progress
 
 pytestmark = pytest.mark.processes
 

@@ -10,7 +10,8 @@ import re
 
 import pytest
 from ood_book import cli
-from ood_book.notebooks import Refused, load
+from ood_book.notebooks import Refused
+from ood_book.percent import load
 from ood_book.teach.deck import authors, deck_of, page
 from ood_book.teach.editions import EDITIONS
 from ood_book.teach.slides import slides

@@ -2,25 +2,25 @@
 
 import platform
 from collections.abc import Sequence
-from typing import Any
+
+from distributed import Client, as_completed, get_worker
 
 from ood_book.notebooks import Refused
 from ood_book.run.plan import Task, library_hash
 from ood_book.run.runner import run_in_process, say
 from ood_book.run.work import cores
-from ood_lib.extras import need
 
 __all__ = ["run_on_cluster", "run_on_worker"]
 
 
 def run_on_cluster(tasks: Sequence[Task], address: str) -> dict[str, str]:
     """Run every task on the cluster with this scheduler address, or scheduler file (`.json`); what failed, by label."""
-    distributed, failures = need("distributed", "cluster"), {}
+    failures = {}
     with _client(address) as client:
         say(f"{len(client.scheduler_info()['workers'])} workers at {client.scheduler.address}")
         # Not pure: what a run gives is on the disk, so that a result Dask remembers is of no use.
         futures = {client.submit(run_on_worker, task, pure=False): task for task in tasks}
-        for future in distributed.as_completed(futures):
+        for future in as_completed(futures):
             task = futures[future]
             try:
                 message = future.result()
@@ -32,10 +32,10 @@ def run_on_cluster(tasks: Sequence[Task], address: str) -> dict[str, str]:
     return failures
 
 
-def _client(address: str) -> Any:
+def _client(address: str) -> Client:
     place = {"scheduler_file": address} if address.endswith(".json") else {"address": address}
     try:
-        return need("distributed", "cluster").Client(**place)
+        return Client(**place)
     except (OSError, ValueError) as error:
         raise Refused(
             f"no Dask scheduler answers at {address!r} ({type(error).__name__}: {error}); start one with "
@@ -50,5 +50,5 @@ def run_on_worker(task: Task) -> str:
         return f"failed in a check: {other}; install the same everywhere"
     if task.is_done:  # its first worker died after it had finished
         return ""
-    slots = need("distributed", "cluster").get_worker().state.nthreads
+    slots = get_worker().state.nthreads
     return run_in_process(task, threads=max(1, cores() // slots))

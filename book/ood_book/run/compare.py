@@ -7,16 +7,17 @@ import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
 
 from ood_book.run.plan import Task
 from ood_book.run.sweep import Sweep
+from ood_lib.evaluation import plots
 from ood_lib.evaluation.benchmark import summarize
 from ood_lib.evaluation.metrics import as_percent
-from ood_lib.extras import need
-
-if TYPE_CHECKING:
-    import pandas as pd
+from ood_lib.files import write_text
 
 __all__ = ["comparison_page", "write_comparison"]
 
@@ -56,15 +57,12 @@ PAGE = """<!doctype html>
 """
 
 
-def write_comparison(sweep: Sweep, table: "pd.DataFrame", command: str) -> Path:
+def write_comparison(sweep: Sweep, table: pd.DataFrame, command: str) -> Path:
     """Write `table.csv` and the page `index.html` into the folder of the sweep; each appears whole or not at all."""
     title, made = f"Sweep of {sweep.name}, profile {sweep.profile}", f"Made by: {command}."
     page = comparison_page(table, sweep.names, title, {t.label: _link(t, sweep.folder) for t in sweep.tasks}, made)
-    sweep.folder.mkdir(parents=True, exist_ok=True)
-    for name, text in (("table.csv", table.to_csv(index=False)), ("index.html", page)):
-        partial = sweep.folder / f".{name}.{os.getpid()}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, sweep.folder / name)
+    write_text(sweep.folder / "table.csv", table.to_csv(index=False))
+    write_text(sweep.folder / "index.html", page)
     return sweep.folder / "index.html"
 
 
@@ -72,7 +70,7 @@ def _link(task: Task, folder: Path) -> str:
     return task.target if isinstance(task.target, str) else os.path.relpath(task.target, folder)
 
 
-def comparison_page(table: "pd.DataFrame", names: Sequence[str], title: str, links: dict[str, str], made: str) -> str:
+def comparison_page(table: pd.DataFrame, names: Sequence[str], title: str, links: dict[str, str], made: str) -> str:
     """HTML of the page.
 
     Args:
@@ -98,7 +96,7 @@ def comparison_page(table: "pd.DataFrame", names: Sequence[str], title: str, lin
     return PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(parts))
 
 
-def _benchmark(table: "pd.DataFrame") -> "pd.DataFrame":
+def _benchmark(table: pd.DataFrame) -> pd.DataFrame:
     """The rows that `run_benchmark` makes, each with the seed of its network."""
     if not {"detector", "ood_set", "group", "metric", "value"} <= set(table.columns):
         return table.iloc[:0]
@@ -106,26 +104,24 @@ def _benchmark(table: "pd.DataFrame") -> "pd.DataFrame":
     return table.assign(seed=seed)[table["metric"].isin(METRICS) & table["group"].isin(ROLES)]
 
 
-def _sentence(runs: "pd.DataFrame", names: Sequence[str]) -> str:
+def _sentence(runs: pd.DataFrame, names: Sequence[str]) -> str:
     counts = ", ".join(f"{count} {status}" for status, count in runs["status"].value_counts().items())
     columns = {n: runs["run_seed" if n == "seed" else n].drop_duplicates() for n in names}
     values = "; ".join(f"{name} = {', '.join(map(str, column))}" for name, column in columns.items())
     return f"Runs: {counts}. {values or 'Nothing varied'}."
 
 
-def _groups(table: "pd.DataFrame", names: Sequence[str]) -> Iterator[tuple[tuple, "pd.DataFrame"]]:
+def _groups(table: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
     yield from table.groupby(list(names), sort=False, dropna=False) if names else [((), table)]
 
 
-def _by_network(rows: "pd.DataFrame") -> "pd.DataFrame":
+def _by_network(rows: pd.DataFrame) -> pd.DataFrame:
     """One value per network: the mean where runs share a network, or differ in a parameter that is not looked at."""
     keys = ["detector", "ood_set", "group", "metric", "seed"]
     return rows.groupby(keys, sort=False, as_index=False)["value"].mean()
 
 
-def _figure(done: "pd.DataFrame", name: str, others: Sequence[str]) -> str:
-    import pandas as pd
-
+def _figure(done: pd.DataFrame, name: str, others: Sequence[str]) -> str:
     auroc = done[done["metric"] == "auroc"]
     numeric = pd.api.types.is_numeric_dtype(auroc[name])
     values, groups = zip(*auroc.groupby(name, sort=numeric, dropna=False))  # null is a value too, and equals nothing
@@ -155,8 +151,7 @@ def _tick(text: str) -> str:
     return text if len(text) <= 14 else f"…{text[-13:]}"
 
 
-def _draw(summary: "pd.DataFrame", shown: Sequence[str], name: str, values: Sequence[str]) -> bytes:
-    plots, plt = need("ood_lib.evaluation.plots"), need("matplotlib.pyplot")
+def _draw(summary: pd.DataFrame, shown: Sequence[str], name: str, values: Sequence[str]) -> bytes:
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     with plt.rc_context():
@@ -164,7 +159,7 @@ def _draw(summary: "pd.DataFrame", shown: Sequence[str], name: str, values: Sequ
         size = (plots.FULL, 0.7 + 2.1 * rows)
         figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
         for ax, detector in zip(axes.flat, shown):
-            _panel(ax, summary[summary["detector"] == detector], plots)
+            _panel(ax, summary[summary["detector"] == detector])
             ax.set(title=detector, xticks=range(len(values)), xticklabels=values, xlim=(-0.4, len(values) - 0.6))
         for ax in axes.flat[len(shown) :]:
             ax.axis("off")
@@ -177,7 +172,7 @@ def _draw(summary: "pd.DataFrame", shown: Sequence[str], name: str, values: Sequ
     return file.getvalue()
 
 
-def _panel(ax: Any, rows: "pd.DataFrame", plots: Any) -> None:
+def _panel(ax: Any, rows: pd.DataFrame) -> None:
     for role, shift in zip(ROLES, (-0.04, 0.04)):
         own = rows[rows["group"] == role]
         ends = 100 * abs(own[["low", "high"]].sub(own["value"], axis=0)).fillna(0).to_numpy().T
@@ -185,9 +180,7 @@ def _panel(ax: Any, rows: "pd.DataFrame", plots: Any) -> None:
         ax.errorbar(own["x"] + shift, 100 * own["value"], ends, capsize=3, label=plots.NAMES[role], **style)
 
 
-def _detectors(done: "pd.DataFrame", names: Sequence[str]) -> str:
-    import pandas as pd
-
+def _detectors(done: pd.DataFrame, names: Sequence[str]) -> str:
     cells, keys = [], []
     for combination, rows in _groups(done, names):
         columns = {}
@@ -206,7 +199,7 @@ def _detectors(done: "pd.DataFrame", names: Sequence[str]) -> str:
         "In percent, mean over the sets of a group [95 % interval over seeds]. AUROC: larger is better; "
         "FPR95, the share of OOD images accepted where 95 % of ID images are: smaller. A click on a head sorts."
     )
-    table = need("ood_lib.evaluation.plots").sortable_table(pd.DataFrame(cells).fillna(""), pd.DataFrame(keys))
+    table = plots.sortable_table(pd.DataFrame(cells).fillna(""), pd.DataFrame(keys))
     return f'<p class="quiet">{caption}</p>{_wide(table, "Every detector")}'
 
 
@@ -219,11 +212,11 @@ def _cell(value: Any) -> str:
     return html.escape(f"{value:g}" if isinstance(value, float) else str(value))
 
 
-def _runs(runs: "pd.DataFrame", names: Sequence[str], links: dict[str, str]) -> str:
+def _runs(runs: pd.DataFrame, names: Sequence[str], links: dict[str, str]) -> str:
     varied = ["run_seed" if n == "seed" else n for n in names]
     heads = {"run_seed": "seed", "run_seconds": "seconds", "run_memory_mb": "memory (MB)"}
     keys = runs[["run", "status", *varied, "run_seconds", "run_memory_mb", "error"]].rename(columns=heads)
     cells = keys.astype(object).where(keys.notna(), "").map(_cell)
     cells["run"] = [f'<a href="{html.escape(links[x], quote=True)}">{html.escape(x)}</a>' for x in keys["run"]]
-    table = need("ood_lib.evaluation.plots").sortable_table(cells, keys)
+    table = plots.sortable_table(cells, keys)
     return _wide(table, "Every run")

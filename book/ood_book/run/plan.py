@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+import yaml
+
 import ood_lib
 from ood_book.metadata import budgets
 from ood_book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
-from ood_lib.data import benchmark as data
-from ood_lib.extras import need
+from ood_book.run.budget import PROMISED
+from ood_lib.data import NAMES
 
 __all__ = [
     "Profile", "Task", "check_names", "hash_files", "library_hash", "make_task", "plan", "profiles", "read_profile",
     "readings", "short_name",
 ]  # fmt: skip
 
-PROMISED = ("default", "quick")  # profiles with which a notebook keeps its budget of time
 LIBRARY = Path(ood_lib.__file__).parent
 PATHS = {  # the part of a parameter that is a path
     "benchmark": "(?<=^folder:).+|(?<=^bank:).+", "data_dir": ".+", "bank": ".+",
@@ -97,7 +98,9 @@ class Task:
     def _read(self) -> str:
         if isinstance(self.target, Path):
             return self.target.read_text(encoding="utf-8")
-        return need("papermill.iorw", "book").papermill_io.read(self.target)
+        from papermill.iorw import papermill_io  # half a second that only an address needs
+
+        return papermill_io.read(self.target)
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,6 @@ def read_profile(root: Path, given: str) -> tuple[str, dict[str, Any]]:
     if path is None or not path.is_file():
         raise unknown("profile", given, own)
     text = path.read_text(encoding="utf-8")
-    yaml = need("yaml", "book")
     try:
         values = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
@@ -174,7 +176,7 @@ def readings(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, lis
 
 def _readings(text: str) -> list[Any]:
     """What a text of the command line may mean, the likeliest first and itself last."""
-    found, yaml = [], need("yaml", "book")
+    found = []
     for read in (yaml.safe_load, float, str):  # float, because YAML 1.1 takes 1e-3 for text
         with suppress(ValueError, yaml.YAMLError):
             found.append(read(text))
@@ -244,6 +246,6 @@ def _value(name: str, parameter: Parameter, meanings: Sequence[Any], source: Pat
         expected = f"{ast.unparse(parameter.kind)} (default {parameter.default!r})"
         raise Refused(f"parameter {name!r} of {source.stem} expects {expected}, given {meanings[-1]!r}")
     value = fitting[0]
-    if name == "benchmark" and value not in (None, *data.BENCHMARKS) and not re.match("(folder|bank):.", str(value)):
-        raise unknown("benchmark", str(value), [*data.BENCHMARKS, "folder:PATH", "bank:PATH"])
+    if name == "benchmark" and value not in (None, *NAMES) and not re.match("(folder|bank):.", str(value)):
+        raise unknown("benchmark", str(value), [*NAMES, "folder:PATH", "bank:PATH"])
     return value

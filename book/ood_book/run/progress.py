@@ -15,25 +15,14 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from ood_book.notebooks import HEADING
+from ood_book.run.budget import WARN, counted
 from ood_book.run.plan import Task
-from ood_book.site.links import HEADING
 
-__all__ = ["PATIENCE", "WARN", "Progress", "counted"]
+__all__ = ["Progress"]
 
-WARN = 3  # times its budget: from there on the run says that it takes too long
-PATIENCE = 6  # times its budget: there it is stopped, if nobody says otherwise
 EVERY = 60  # seconds between two lines, at least
 BAR = "{desc}: {bar:10}| {n_fmt}/{total_fmt} cells{postfix}"
-
-
-def counted(wall: float, cpu: float) -> float:
-    """What is held against the budget, of wall-clock and processor time.
-
-    Example:
-        >>> counted(wall=100, cpu=70), counted(wall=100, cpu=400), counted(wall=100, cpu=1)
-        (70, 100, 50.0)
-    """
-    return max(min(wall, cpu), wall / 2)
 
 
 class Progress:

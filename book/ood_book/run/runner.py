@@ -11,7 +11,6 @@ from contextlib import suppress
 
 from ood_book.run.plan import Task
 from ood_book.run.work import DONE, bars, clear, cores, interrupt
-from ood_lib.extras import need
 
 __all__ = ["run_in_process", "run_side_by_side", "say"]
 
@@ -21,7 +20,6 @@ DIED = "failed in its process, which died (out of memory?)"
 
 def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str, str]:
     """Run every task, `jobs` at a time (default: one per core); what failed, by label."""
-    need("papermill", "book")
     jobs = max(1, min(len(tasks), jobs or cores()))
     processes: list[subprocess.Popen] = []
     failures = {}

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import yaml
+from papermill.iorw import papermill_io
 
 from ood_book.notebooks import Refused, select
 from ood_book.run.plan import Profile, Task, check_names, library_hash, make_task, readings, short_name
-from ood_lib.extras import need
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["Factor", "Sweep", "collect", "factors", "plan_sweep", "reserve"]
 
@@ -56,7 +56,6 @@ def factors(pairs: Sequence[Sequence[str]], grid: Path | None) -> list[Factor]:
 
 
 def _grid(file: Path) -> list[Factor]:
-    yaml = need("yaml", "book")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -118,19 +117,17 @@ def reserve(sweep: Sweep) -> None:
         return
     plan = {"notebook": sweep.name, "profile": sweep.profile, "runs": {t.label: t.parameters for t in sweep.tasks}}
     try:
-        need("papermill.iorw", "book").papermill_io.write(json.dumps(plan, indent=1), f"{sweep.out}/sweep.json")
+        papermill_io.write(json.dumps(plan, indent=1), f"{sweep.out}/sweep.json")
     except Exception as error:  # each kind of storage has its own
         raise Refused(f"cannot write to {sweep.out}: {type(error).__name__}: {error}") from error
 
 
-def collect(sweep: Sweep, failures: dict[str, str]) -> "pd.DataFrame":
+def collect(sweep: Sweep, failures: dict[str, str]) -> pd.DataFrame:
     """One row per run and row of the tables that its notebook wrote into `results`; one row for a run without any.
 
     Columns: run, status (done, failed, not run), error, the varied parameters (``seed`` as run_seed), run_seconds,
     run_memory_mb, table (its file), then those of the tables, with ``result_`` in front of a name that is taken.
     """
-    import pandas as pd
-
     return pd.DataFrame([row for task in sweep.tasks for row in _rows(task, sweep.names, failures.get(task.label, ""))])
 
 
@@ -151,8 +148,6 @@ def _plain(value: Any) -> Any:
 
 def _read(name: str, text: str) -> list[dict[str, Any]]:
     """The rows of a CSV file, or of a result file of `save_results`; other JSON has none."""
-    import pandas as pd
-
     if name.endswith(".csv"):
         return pd.read_csv(io.StringIO(text)).to_dict("records")
     content = json.loads(text)

@@ -20,10 +20,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from ood_book.notebooks import parse
+import nbformat
+import papermill
+import psutil
+from papermill.iorw import write_ipynb
+
+from ood_book.percent import parse
 from ood_book.run.plan import Task
 from ood_book.run.progress import Progress
-from ood_lib.extras import need
 
 __all__ = ["DONE", "TABLES", "bars", "clear", "cores", "interrupt", "work"]
 
@@ -51,7 +55,7 @@ def clear(task: Task) -> None:
     """Remove drafts of processes of this machine that are no more."""
     if isinstance(task.target, Path):
         for folder in task.target.parent.glob(f".{task.name}.{platform.node()}.*.partial"):
-            if not need("psutil", "book").pid_exists(int(folder.name.split(".")[-2])):
+            if not psutil.pid_exists(int(folder.name.split(".")[-2])):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -93,7 +97,6 @@ def _end_with_input(draft: Path) -> None:
 
 
 def _kill_kernels() -> None:
-    psutil = need("psutil", "book")
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
@@ -118,7 +121,7 @@ def _execute(task: Task, index: int, draft: Path) -> str:
     progress = Progress(task, cells, index if bars() else None, _kernel_seconds, _kill_kernels)
     try:
         with progress:
-            notebook = need("papermill", "book").execute_notebook(
+            notebook = papermill.execute_notebook(
                 notebook,
                 file,
                 given,
@@ -143,7 +146,7 @@ def _keep(task: Task, file: Path, message: str) -> str:
     """Keep the notebook of a failed run, with the message, beside where the finished one would be; the message."""
     if not task.failed:
         return message
-    nbformat, kept = need("nbformat", "book"), file.with_suffix(".kept")
+    kept = file.with_suffix(".kept")
     notebook = nbformat.read(file, as_version=4) if file.is_file() else parse(task.text)
     notebook.metadata["ood_book_failed"] = {"key": task.key, "message": message}
     try:
@@ -158,9 +161,9 @@ def _keep(task: Task, file: Path, message: str) -> str:
 
 def _publish(task: Task, notebook: Any, draft: Path) -> None:
     if not isinstance(task.target, Path):
-        return need("papermill.iorw", "book").write_ipynb(notebook, task.target)  # one object: there or not
+        return write_ipynb(notebook, task.target)  # one object: there or not
     file = draft / task.target.name
-    need("nbformat", "book").write(notebook, file)
+    nbformat.write(notebook, file)
     if task.results:
         task.target.unlink(missing_ok=True)  # never this notebook beside results of another run
         _replace(draft / task.name, task.results, draft)
@@ -209,7 +212,6 @@ def _record(task: Task, seconds: float, usage: list[tuple[int, float]], results:
 
 def _kernel_usage() -> list[tuple[int, float]]:
     """Peak bytes (Linux only, else 0) and processor seconds of each child of this process while it lives."""
-    psutil = need("psutil", "book")
     with suppress(psutil.NoSuchProcess):
         return [(_peak(child.pid), sum(child.cpu_times()[:4])) for child in psutil.Process().children()]
     return []

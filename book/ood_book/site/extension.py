@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ood_lib.extras import need
+from docutils.nodes import make_id
 
 __all__ = ["mended", "setup"]
 
@@ -54,7 +54,6 @@ def _link_chapters(app: Any, what: str, name: str, obj: Any, options: Any, lines
 
 def _chapter(page: str, title: str, headings: Sequence[str]) -> str:
     """A link to a chapter, and in brackets one to each section, by its number."""
-    make_id = need("docutils.nodes", "book").make_id
     places = (f"`{h.split()[0].rstrip('.')} <../notebooks/{page}.html#{make_id(h)}>`__" for h in headings)
     within = ", ".join(places)
     return f":doc:`{title} </notebooks/{page}>`" + (f" ({within})" if within else "")

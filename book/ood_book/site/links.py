@@ -3,7 +3,6 @@
 import ast
 import importlib
 import inspect
-import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,11 +10,10 @@ from types import FunctionType
 from typing import Any
 
 import ood_lib
-from ood_book.notebooks import parse, sources
+from ood_book.notebooks import HEADING, sources
+from ood_book.percent import parse
 
 __all__ = ["sections", "used_by", "uses"]
-
-HEADING = re.compile(r"^#{2,3} (.+)$", re.M)
 
 
 def uses(code: str, imports: str = "") -> list[str]:

@@ -5,9 +5,10 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ood_book.notebooks import parse, title_of
+from nbformat import v4
+
+from ood_book.notebooks import title_of
 from ood_book.run.plan import Task
-from ood_lib.extras import need
 
 __all__ = ["Missing"]
 
@@ -57,11 +58,10 @@ class Missing:
         """The chapter of a task that is not done."""
         labels = frozenset(label for found in LABEL.findall(task.text) for label in found if label)
         reason = task.failure or "has not been run as it is now"
-        return cls(task.name, title_of(parse(task.text)) or task.name, reason, commands, labels)
+        return cls(task.name, title_of(task.text) or task.name, reason, commands, labels)
 
     def page(self) -> Any:
         """A notebook of one cell, so that links find it where they look for the chapter."""
-        v4 = need("nbformat", "book").v4
         sentence, rest = REASON.findall(self.reason)[0]
         rest = textwrap.dedent(rest.strip("\n"))
         if self.reason.startswith("failed"):  # code and its error

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nbformat
+
 from ood_book.metadata import about
 from ood_book.notebooks import Refused, content_hash
 from ood_book.run.plan import Task, hash_files, library_hash
@@ -18,7 +20,6 @@ from ood_book.site.missing import Missing
 from ood_book.teach.deck import deck_of
 from ood_book.teach.editions import reader
 from ood_book.teach.plain import Book, read_book
-from ood_lib.extras import need
 
 __all__ = ["build_pages"]
 
@@ -55,14 +56,12 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence
 
 def _offer_plain(book: Book, downloads: Path) -> None:
     """What the download button of a chapter hands out: its run as Jupyter shows it, not the source of its page."""
-    nbformat = need("nbformat", "book")
     for path in downloads.glob("*.ipynb"):
         nbformat.write(reader(nbformat.read(path, as_version=4), book, path.stem), path)
 
 
 def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Missing]) -> None:
     """A copy of the book's sources, with the executed notebooks in place of their `.py`."""
-    nbformat = need("nbformat", "book")
     shutil.rmtree(stage, ignore_errors=True)
     shutil.copytree(root / "book", stage / "book", ignore=shutil.ignore_patterns("_generated"))
     for name in ("_config.yml", "_toc.yml"):
@@ -114,7 +113,6 @@ def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
 
 def _page(task: Task, uses: Sequence[str]) -> Any:
     """The executed notebook as it is shown: what the run left in it out, how it was made in."""
-    nbformat = need("nbformat", "book")
     notebook = nbformat.read(task.target, as_version=4)
     notebook.metadata.pop("papermill", None)
     for cell in list(notebook.cells):

@@ -10,11 +10,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ood_lib.extras import need
+import yaml
+from docutils import nodes
+from sphinx.addnodes import pending_xref
 
 __all__ = ["by_hand", "definitions", "mark", "setup"]
 
-nodes = need("docutils.nodes", "book")
 GLOSSARY = "book/glossary"
 ELSEWHERE = (nodes.table, nodes.reference, nodes.caption, nodes.legend)  # text in these stays as it is
 SIGNS = {"\\propto": "∝", "\\nabla": "∇", "\\sigma": "σ", "\\log": "log", "^2": "²", "$": ""}
@@ -41,7 +42,7 @@ def by_hand(glossary: str) -> list[str]:
         ['score', 'head']
     """
     front = re.match(r"---\n(.*?)\n---\n", glossary, re.S)
-    return list((need("yaml", "book").safe_load(front[1]) if front else {}).get("linked-by-hand", []))
+    return list((yaml.safe_load(front[1]) if front else {}).get("linked-by-hand", []))
 
 
 def _plain(text: str) -> str:
@@ -66,7 +67,7 @@ def mark(document: Any, words: dict[str, str], page: str, by_hand: Collection[st
 def _marked_by_hand(document: Any) -> set[str]:
     """The entries that a source refers to, in lower case; what refers to them is shown like all others."""
     found = set()
-    for reference in document.findall(need("sphinx.addnodes", "book").pending_xref):
+    for reference in document.findall(pending_xref):
         if reference.get("reftype") == "term":
             found.add(reference["reftarget"].lower())
             reference[0]["classes"].append("glossary-term")
@@ -111,7 +112,7 @@ def _short(word: str) -> str:
 def _reference(word: str, text: str, page: str) -> Any:
     about = {"refdomain": "std", "reftype": "term", "reftarget": word, "refdoc": page, "refwarn": True}
     shown = nodes.inline(text, text, classes=["glossary-term"])
-    return need("sphinx.addnodes", "book").pending_xref(text, shown, **about)
+    return pending_xref(text, shown, **about)
 
 
 def _read(app: Any, config: Any) -> None:

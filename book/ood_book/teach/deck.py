@@ -7,10 +7,11 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+import nbformat
+
 from ood_book.metadata import about
 from ood_book.teach.plain import references
 from ood_book.teach.slides import Slide, slides
-from ood_lib.extras import need
 
 __all__ = ["authors", "deck_of", "page"]
 
@@ -22,7 +23,7 @@ def deck_of(root: Path, run: Path) -> str:
     entries = about(root)
     goal = entries[run.stem].goal if run.stem in entries else ""
     cited = authors(root / "book/references.bib")
-    notebook = need("nbformat", "book").read(run, as_version=4)
+    notebook = nbformat.read(run, as_version=4)
     return page(slides(notebook, goal, cited), root / "book/_static")
 
 
@@ -39,8 +40,8 @@ def page(deck: list[Slide], static: Path) -> str:
         static: folder of the book's own style, script and logo.
     """
     style, script, logo = ((static / name).read_text("utf-8") for name in ("slides.css", "slides.js", "logo.svg"))
-    reveal = files(need("sphinx_revealjs", "book")) / "_static/revealjs"
-    mathjax = files(need("sphinx-mathjax-offline", "book")) / "static/mathjax/tex-svg-full.js"
+    reveal = files("sphinx_revealjs") / "_static/revealjs"
+    mathjax = files("sphinx-mathjax-offline") / "static/mathjax/tex-svg-full.js"
     sheets = [(reveal / f"dist/{name}.css").read_text("utf-8") for name in ("reset", "reveal")]
     scripts = [(reveal / "dist/reveal.js"), (reveal / "plugin/notes/notes.js"), mathjax]
     loaded = "".join(f"<script>{_inside(path.read_text('utf-8'))}</script>\n" for path in scripts)

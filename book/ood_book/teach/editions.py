@@ -11,9 +11,10 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any, NamedTuple
 
+from nbformat import v4
+
 from ood_book.notebooks import Refused
 from ood_book.teach.plain import ALONE, Book, labels, plain, summary
-from ood_lib.extras import need
 
 __all__ = ["EDITIONS", "Part", "instructor", "otter", "placed", "reader", "role", "student"]
 
@@ -204,7 +205,7 @@ def _title(cell: Any) -> str:
 
 
 def _markdown(source: str) -> Any:
-    return need("nbformat", "book").v4.new_markdown_cell(source.strip())
+    return v4.new_markdown_cell(source.strip())
 
 
 def _code(source: str, tags: list[str] | None = None, title: str = "") -> Any:
@@ -213,15 +214,15 @@ def _code(source: str, tags: list[str] | None = None, title: str = "") -> Any:
     if title:
         metadata |= {"cellView": "form", "jupyter": {"source_hidden": True}}
         source = f"#@title {title}\n{source}"
-    return need("nbformat", "book").v4.new_code_cell(source, metadata=metadata)
+    return v4.new_code_cell(source, metadata=metadata)
 
 
 def _raw(source: str) -> Any:
-    return need("nbformat", "book").v4.new_raw_cell(source)
+    return v4.new_raw_cell(source)
 
 
 def _notebook(notebook: Any, cells: list[Any]) -> Any:
-    made = need("nbformat", "book").v4.new_notebook(cells=cells, metadata={"kernelspec": notebook.metadata.kernelspec})
+    made = v4.new_notebook(cells=cells, metadata={"kernelspec": notebook.metadata.kernelspec})
     for number, cell in enumerate(made.cells):
         cell.id = f"cell-{number}"  # the same source, the same file
     return made

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+from pybtex.database import parse_file
+
 from ood_book.notebooks import Refused
-from ood_lib.extras import need
 
 __all__ = ["ALONE", "Book", "Cited", "labels", "plain", "read_book", "references", "summary"]
 
@@ -50,7 +52,7 @@ ALONE = Book()
 
 def read_book(root: Path) -> Book:
     """The bibliography of a book, and where GitHub Pages shows its repository."""
-    config = need("yaml", "book").safe_load((root / "_config.yml").read_text(encoding="utf-8"))
+    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
     owner, _, name = config.get("repository", {}).get("url", "").removeprefix("https://github.com/").partition("/")
     folder = "" if name.endswith(".github.io") else f"{name}/"
     return Book(f"https://{owner}.github.io/{folder}" if name else "", references(root / "book/references.bib"))
@@ -58,7 +60,7 @@ def read_book(root: Path) -> Book:
 
 def references(bibliography: Path) -> dict[str, Cited]:
     """The works of a BibTeX file by key: authors, year, and address of the paper where the entry names one."""
-    entries = need("pybtex.database", "book").parse_file(str(bibliography)).entries
+    entries = parse_file(str(bibliography)).entries
     return {key: Cited(_names(e), e.fields.get("year", ""), _address(e.fields)) for key, e in entries.items()}
 
 

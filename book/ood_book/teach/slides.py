@@ -11,9 +11,15 @@ from functools import cache
 from html import escape
 from typing import Any
 
+import pygments
+from markdown_it import MarkdownIt
+from markdown_it.tree import SyntaxTreeNode
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+from pygments.formatters import HtmlFormatter
+from pygments.lexers import PythonLexer
+
 from ood_book.teach.editions import placed, role
 from ood_book.teach.plain import Book, labels, plain
-from ood_lib.extras import need
 
 __all__ = ["Slide", "slides"]
 
@@ -256,10 +262,10 @@ def _made(notebook: Any) -> str:
 
 
 @cache
-def _markdown() -> Any:
+def _markdown() -> MarkdownIt:
     """Markdown with formulas as MathJax reads them, and links as their words: a deck leads nowhere."""
-    parser = need("markdown_it", "book").MarkdownIt("commonmark").enable("table")
-    need("mdit_py_plugins.dollarmath", "book").dollarmath_plugin(parser, allow_labels=False)
+    parser = MarkdownIt("commonmark").enable("table")
+    dollarmath_plugin(parser, allow_labels=False)
     rules: dict[str, Callable[[str], str]] = {
         "math_inline": lambda tex: f'<span class="math">\\({escape(tex)}\\)</span>',
         "math_inline_double": lambda tex: f'<span class="math">\\[{escape(tex)}\\]</span>',
@@ -281,7 +287,7 @@ def _inline(text: str) -> str:
 
 
 def _blocks(text: str) -> list[Any]:
-    return need("markdown_it.tree", "book").SyntaxTreeNode(_markdown().parse(text)).children
+    return SyntaxTreeNode(_markdown().parse(text)).children
 
 
 def _render(block: Any) -> str:
@@ -303,8 +309,7 @@ def _lines(text: str) -> int:
 
 
 def _code(source: str) -> str:
-    pygments, python = need("pygments", "book"), need("pygments.lexers", "book").PythonLexer()
-    return pygments.highlight(source, python, need("pygments.formatters", "book").HtmlFormatter(noclasses=True))
+    return pygments.highlight(source, PythonLexer(), HtmlFormatter(noclasses=True))
 
 
 def _printed(output: Any) -> str:
