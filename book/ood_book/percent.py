@@ -8,7 +8,7 @@ import jupytext
 
 from ood_book.notebooks import content_hash
 
-__all__ = ["as_ipynb", "load", "parse"]
+__all__ = ["KERNEL", "as_ipynb", "load", "parse"]
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 

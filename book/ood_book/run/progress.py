@@ -56,7 +56,7 @@ class Progress:
         self._over.set()
         self._thread.join()
         if self._bar is not None:
-            self._bar.update(0 if kind else self._bar.total - self._bar.n)
+            self._bar.update(0 if kind else self._bar.total - self._bar.n)  # no cell after the last one says so
             self._bar.close()
 
     def starts(self, cell: Any, cell_index: int) -> None:

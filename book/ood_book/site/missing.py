@@ -8,6 +8,7 @@ from typing import Any, Self
 from nbformat import v4
 
 from ood_book.notebooks import title_of
+from ood_book.percent import KERNEL
 from ood_book.run.plan import Task
 
 __all__ = ["Missing"]
@@ -68,7 +69,7 @@ class Missing:
             rest = f"~~~~~~~~~~text\n{rest}\n~~~~~~~~~~"
         shown = {"sentence": MARKS.sub(r"\\\1", sentence), "rest": rest, "commands": "\n".join(self.commands)}
         text = PAGE.format(title=self.title, **shown)
-        return v4.new_notebook(cells=[v4.new_markdown_cell(text, id="missing")])
+        return v4.new_notebook(cells=[v4.new_markdown_cell(text, id="missing")], metadata={"kernelspec": KERNEL})
 
     def mended(self, text: str) -> str:
         """The text of another page without what only the chapter has: what it wrote, its labels and its headings.
