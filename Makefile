@@ -56,4 +56,4 @@ test: lint
 
 clean:
 	rm -rf _build .pytest_cache .mypy_cache .ruff_cache
-	find ood_lib tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find ood_lib book tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
