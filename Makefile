@@ -55,5 +55,5 @@ test: lint
 	$(PYTEST)
 
 clean:
-	rm -rf _build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf _build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find ood_lib book tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -460,7 +460,7 @@ def code_blocks(path):
     return re.findall(r"^```python\n(.*?)^```", read(path), re.M | re.S)
 
 
-ELSEWHERE = ("own-data.md", "data.md")  # tests/test_pages.py has the files they need
+ELSEWHERE = ("own-data.md", "data.md")  # tests/book/test_pages.py has the files they need
 BLOCKS = [(path, i, code) for path in PAGES if path.name not in ELSEWHERE for i, code in enumerate(code_blocks(path))]
 
 
