@@ -138,7 +138,7 @@ def test_detectors_that_learned_in_two_processes_merge_into_one(tmp_path):
 
 SCRIPT = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {root!r})
 from tests.features.test_blocks import Images, run
 rank = os.environ["RANK"]
 data = Images(23, deadly=int(sys.argv[2]) if rank == sys.argv[1] else -1)
@@ -154,7 +154,7 @@ def torchrun(script: Path, *args: str) -> subprocess.CompletedProcess:
 
 def test_a_rank_that_torchrun_loses_midway_costs_its_block(tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(ROOT / "tests"), out=str(tmp_path / "bank")))
+    script.write_text(SCRIPT.format(root=str(ROOT), out=str(tmp_path / "bank")))
     lost = torchrun(script, "1", "21")
     assert lost.returncode != 0 and "SIGKILL" in lost.stderr
     assert not (tmp_path / "bank").exists() and (tmp_path / "bank.partial" / "manifest.json").exists()
