@@ -89,11 +89,6 @@ from ood_lib.evaluation.metrics import auroc
 plots.theme()
 torch.manual_seed(seed)
 generator = torch.Generator().manual_seed(seed)
-bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
-if bench.head is not None:
-    seeds = 1  # a bank: one network, trained already
-if not (bench.near and bench.far):
-    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
 
 # %% [markdown]
 # ## 1. The idea on a toy
@@ -414,45 +409,32 @@ assert torch.equal(detector.is_ood(as_features(new)), new > tau)
 # luck of training can be told from the luck of the test images.
 
 # %%
-bench  # which set plays which role, and how many images it has
+networks = ood.benchmark_features(
+    benchmark, seeds, seed=seed, widths=widths, root=data_dir or None, missing=missing, device=device,
+    epochs=epochs, learning_rate=learning_rate,
+)  # fmt: skip
+seeds, f = len(networks), networks[0]  # a bank has as many as it has; the first is the one we look into
+bench = f.images  # a bank has none
+if not (f.near and f.far):
+    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
+features = networks
+bench or f  # which set plays which role, and how many images it has
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The benchmark: one row per data set. Ask of each row whether a human would name a known class.", "name": "fig-protocol-images"}, "image": {"alt": "Rows of small pictures. ID images of the known classes first, then the near-OOD set with unseen classes of the same kind, then the far-OOD sets."}}
-roles = {"ID": "id"} | {name: "near" for name in bench.near} | {name: "far" for name in bench.far}
-plots.images({"ID": bench.test} | bench.near | bench.far, roles=roles)
-plt.show()
-
-# %%
-def shift_by_an_eighth(images, generator):
-    return ood.shift(images, images.shape[-1] // 8, generator)
-
-
-networks, histories = [], []
-for s in range(seed, seed + seeds):
-    torch.manual_seed(s)
-    network = ood.network_for(bench, widths)
-    if bench.head is None:
-        histories.append(ood.train_classifier(
-            network, bench.train, val=bench.val, epochs=epochs, learning_rate=learning_rate,
-            augment=shift_by_an_eighth, seed=s, device=device,
-        ))  # fmt: skip
-    networks.append(network)
+if bench:
+    plots.benchmark_images(bench)
+    plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training: loss per update and validation accuracy per epoch, one line per seed. The seeds agree on accuracy; section 5.3 asks whether they agree on OOD.", "name": "fig-protocol-training"}, "image": {"alt": "Left, training loss on a logarithmic axis falling over the updates for every seed. Right, validation accuracy rising to its plateau over the epochs."}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.4))
-for history in histories:
-    left.semilogy(pd.Series(history.loss).rolling(20, min_periods=1).mean(), color=plots.COLORS["id"], lw=1)
-    right.plot(np.arange(1, len(history.accuracy) + 1), np.array(history.accuracy) * 100, color=plots.COLORS["id"], lw=1)
-left.set(xlabel="update", ylabel="cross-entropy (mean of 20)")
-right.set(xlabel="epoch", ylabel="validation accuracy (%)")
-plt.show()
+if bench:
+    plots.training_curves([x.history for x in networks])
+    plt.show()
 
 # %%
-features = [ood.extract_benchmark(n, bench, device=device) for n in networks]
-moved = [  # the images that ODIN sees
-    ood.extract_benchmark(ood.ODINNetwork(n), bench, device=device) for n in networks
+moved = [  # the images that ODIN sees; a bank has none
+    ood.extract_benchmark(ood.ODINNetwork(x.network), bench, device=device) if bench else None for x in networks
 ]
-accuracies = [ood.accuracy(n, bench.test, device=device) for n in networks]
-network, f = networks[0].cpu(), features[0]  # the one we look into
+accuracies = [x.accuracy for x in networks]
 head = f.head.cpu()
 print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}")
 
@@ -517,17 +499,23 @@ display(pd.DataFrame(rows).T.style.format("{:.0f}").set_caption("Share of images
 # The two agree on most ID images and on many near ones. Among the far ones there are images about which the softmax is
 # as certain as it ever is, and which no training feature is anywhere near. That is the right half of the toy.
 
-# %% [markdown] tags=["images"]
+# %% [markdown]
 # ### 4.3 Strange, or wrong?
 #
 # **Should a blurred digit raise the alarm?** Only if the network no longer reads it. So spoil the ID test images step
 # by step, and watch two curves: the share that the network gets wrong, and the share that is rejected.
 
-# %% tags=["images"]
+# %%
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-some = bench.test.subset(torch.arange(min(500, len(bench.test))))
+# a bank has no pixels: digits stand in for them
+P = f if bench else ood.benchmark_features("digits", seed=seed, device=device, epochs=epochs)[0]
+pair_P = {"MSP": ood.MSP(), "Mahalanobis": ood.Mahalanobis()}
+for detector in pair_P.values():
+    detector.fit(P.train).calibrate(P.val, tpr=tpr)
+network = P.network.cpu()
+some = P.images.test.subset(torch.arange(min(500, len(P.images.test))))
 spoilers = {
     "blur: σ in pixels": lambda x, a: TF.gaussian_blur(x, 7, a) if a else x,
     "rotation: degrees": lambda x, a: TF.rotate(x, a, InterpolationMode.BILINEAR),
@@ -540,11 +528,11 @@ amounts = (0, 0.3, 0.5, 0.7, 1, 2), (0, 10, 20, 30, 45, 60, 90), (0, 0.1, 0.2, 0
 def respond(images):
     seen = ood.Features(*network.represent(images)[:2])
     wrong = (seen.logits.argmax(1) != some.labels).double().mean().item()
-    alarms = {name: rejected(detector, seen) for name, detector in pair.items()}
+    alarms = {name: rejected(detector, seen) for name, detector in pair_P.items()}
     return {"wrong answers": 100 * wrong} | alarms
 
 
-# %% tags=["images", "hide-input"] mystnb={"figure": {"caption": "Covariate shift on purpose: the ID test images, more and more spoiled. Grey: share of wrong answers. Green and blue: share rejected by Mahalanobis and MSP. An alarm that rings exactly for wrong answers would follow the grey line.", "name": "fig-protocol-shift"}, "image": {"alt": "Three panels, blur, rotation and noise, with the amount on the horizontal axis. The grey error curve rises late, the green Mahalanobis curve rises early and steeply, the blue MSP curve lies nearer to the grey one."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Covariate shift on purpose: the ID test images, more and more spoiled. Grey: share of wrong answers. Green and blue: share rejected by Mahalanobis and MSP. An alarm that rings exactly for wrong answers would follow the grey line.", "name": "fig-protocol-shift"}, "image": {"alt": "Three panels, blur, rotation and noise, with the amount on the horizontal axis. The grey error curve rises late, the green Mahalanobis curve rises early and steeply, the blue MSP curve lies nearer to the grey one."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.6), sharey=True)
 looks = {"wrong answers": "grey", "MSP": "id", "Mahalanobis": "other"}
 responses = {}
@@ -557,7 +545,7 @@ axes[0].set_ylabel("share of images (%)")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 plt.show()
 
-# %% tags=["images", "hide-input"]
+# %% tags=["hide-input"]
 def readable(t):
     """The last step up to which at most two more images in a hundred are misread than without spoiling."""
     worse = (t["wrong answers"] - t["wrong answers"].iloc[0]).to_numpy() > 2
@@ -573,7 +561,7 @@ display(Markdown("\n".join(
     f"MSP is loudest at {t['MSP'].idxmax():g}, with {t['MSP'].max():.0f} %." for n, t in responses.items()
 )))
 
-# %% [markdown] tags=["images"]
+# %% [markdown]
 # Both ring before the errors come, often the softmax first: where the grey curve is low, most of the rejected images are still read
 # correctly. From there the density answers its own question, *have I seen this?*, and once the answer is no it stays no. The softmax is
 # no measure of error either. Where it is loudest before the end of the scale, more spoiling makes the network *surer*, while its answers
@@ -673,14 +661,14 @@ plt.show()
 
 # %%
 def judge(n, x, x_moved):
-    """All seventeen on one network, as one table."""
+    """All seventeen on one network, as one table; on a bank ODIN has no images to move."""
     most = ood.classical_detectors(x.head.cpu(), x.train)
-    runs = [(most, x), ({"ODIN": ood.ODIN()}, x_moved)]
+    runs = [(most, x), ({"ODIN": ood.ODIN()}, x_moved)][: 2 if x_moved else 1]
     return pd.concat([ood.run_benchmark(*run, seed=n) for run in runs])
 
 
 table = pd.concat([judge(seed + n, *xs) for n, xs in enumerate(zip(features, moved))])
-order = [name for members in FAMILIES.values() for name in members]
+order = [name for members in FAMILIES.values() for name in members if bench or name != "ODIN"]
 table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="stable")
 summary = ood.summarize(table)
 
@@ -728,15 +716,16 @@ display(Markdown(
 everyone = ood.classical_detectors(head, f.train)
 sets_of = {name: x for sets in f.groups().values() for name, x in sets.items()}
 scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))}
-odin = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].near, **moved[0].far}.items()}
-scores = {name: (scores | {"ODIN": odin})[name] for name in order}
+if bench:
+    scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].near, **moved[0].far}.items()}
+scores = {name: scores[name] for name in order}
 ranks = pd.DataFrame({n: torch.cat([s[k] for k in sets_of]).double().numpy() for n, s in scores.items()}).corr("spearman")
 figure, ax = plt.subplots(figsize=(plots.FULL, 5.2))
 image = ax.imshow(ranks, vmin=min(0, ranks.min().min()), vmax=1, cmap="viridis")
-ax.set_xticks(range(17), order, rotation=60, ha="right")
-ax.set_yticks(range(17), order)
+ax.set_xticks(range(len(order)), order, rotation=60, ha="right")
+ax.set_yticks(range(len(order)), order)
 ax.grid(visible=False)
-for i, j in np.ndindex(17, 17):
+for i, j in np.ndindex(ranks.shape):
     ax.text(j, i, f"{ranks.iloc[i, j]:.1f}".replace("0.", "."), ha="center", va="center", fontsize=7, color="black" if ranks.iloc[i, j] > 0.6 else "white")
 figure.colorbar(image, label="rank correlation", shrink=0.8)
 plt.show()
@@ -833,7 +822,7 @@ display(Markdown(
 # image on one network (`ood.compare`, section 2.3), and network by network over all.
 
 # %%
-near = list(bench.near)[0]
+near = list(f.near)[0]
 on_near = area[area["ood_set"] == near]
 by_seed = on_near.pivot(index="seed", columns="detector", values="value")
 

@@ -72,7 +72,6 @@ import tempfile
 from pathlib import Path
 
 import pandas as pd
-import torch
 from IPython.display import HTML, Markdown, display
 
 import ood_lib as ood
@@ -106,46 +105,30 @@ def everyone(x):
 
 
 # %%
-def moved_by(pad):
-    return lambda images, generator: ood.shift(images, pad, generator)
-
-
-def train_one(bench, s):
-    """A network of the page's recipe from seed s."""
-    torch.manual_seed(s)
-    network = ood.network_for(bench, widths)
-    recipe = {"epochs": epochs, "learning_rate": learning_rate, "seed": s, "device": device}
-    recipe["augment"] = moved_by(bench.image_shape[1] // 8)
-    if bench.head is None:
-        ood.train_classifier(network, bench.train, **recipe)
-    return network
-
-
-# %%
-def judge(network, bench, s):
+def judge(x, s):
     """All detectors on one network; ODIN on features of its own."""
-    x = ood.extract_benchmark(network, bench, device=device)
     runs = [(everyone(x), x)]
-    if bench.head is None:  # a bank has no images to move
-        moved = ood.extract_benchmark(ood.ODINNetwork(network), bench, device=device)
-        runs.append(({"ODIN": ood.ODIN()}, moved))
+    if x.images:  # a bank has no images to move
+        runs.append(({"ODIN": ood.ODIN()}, ood.extract_benchmark(ood.ODINNetwork(x.network), x.images, device=device)))
     return pd.concat(ood.run_benchmark(*run, seed=s) for run in runs)
 
 
 # %%
-bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
-if not (bench.near or bench.far):
+networks = ood.benchmark_features(
+    benchmark, seeds, seed=seed, widths=widths, root=data_dir or None, missing=missing, device=device,
+    epochs=epochs, learning_rate=learning_rate,
+)  # fmt: skip
+seeds, bench = len(networks), networks[0].images  # a bank has as many as it has, and no images
+if not (networks[0].near or networks[0].far):
     raise ValueError(f"{benchmark}: give at least one OOD set to rank by")
-if bench.head is not None:
-    seeds = 1  # a bank: one network, trained already
-networks = {s: train_one(bench, s) for s in range(seed, seed + seeds)}
-table = pd.concat(judge(network, bench, s) for s, network in networks.items())
-accuracy = sum(ood.accuracy(n, bench.test) for n in networks.values()) / seeds
+table = pd.concat(judge(x, seed + n) for n, x in enumerate(networks))
+accuracy = sum(x.accuracy for x in networks) / seeds
 small = f"small ResNet, {widths[-1]} features"
-label = name or (small if bench.head is None else benchmark)
+label = name or (small if bench else benchmark)
 
 # %%
-origin = ood.provenance(data=benchmark_hash(bench), sets="; ".join(bench.notes))
+data = benchmark_hash(bench) if bench else networks[0].about.get("data", "")
+origin = ood.provenance(data=data, sets="; ".join(networks[0].notes))
 file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
 ood.save_results(file, table, origin=origin, **about)

@@ -97,11 +97,6 @@ from ood_lib.evaluation.metrics import auroc
 
 plots.theme()
 torch.manual_seed(seed)
-bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
-if bench.head is not None:
-    seeds = 1  # a bank: one network, trained already
-if not (bench.near and bench.far):
-    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
 weiper_options = {
     "delta": delta, "bins": bins, "lambda1": lambda1, "lambda2": lambda2,
     "smooth_penultimate": smooth_penultimate, "smooth_weiper": smooth_weiper,
@@ -428,7 +423,15 @@ plt.show()
 # benchmark. To put intervals on what follows you train several, from different seeds.
 
 # %%
-bench  # which set plays which role, and how many images it has
+networks = ood.benchmark_features(
+    benchmark, seeds, seed=seed, widths=widths, root=data_dir or None, missing=missing, device=device,
+    epochs=epochs, learning_rate=learning_rate,
+)  # fmt: skip
+seeds, f = len(networks), networks[0]  # a bank has as many as it has; the first is the one we look into
+bench = f.images  # a bank has none
+if not (f.near and f.far):
+    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
+bench or f  # which set plays which role, and how many images it has
 
 # %% [markdown]
 # Near-OOD are unknown classes of the same kind of picture. Far-OOD are other pictures. On `digits`, three of the far
@@ -436,40 +439,19 @@ bench  # which set plays which role, and how many images it has
 # shift. Ask of every benchmark which of the two it tests.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The benchmark: one row per data set. The network is trained on the first row's classes and never sees the others.", "name": "fig-weiper-images"}, "image": {"alt": "Rows of small pictures. ID images of the known classes first, then the near-OOD set with unseen classes of the same kind, then the far-OOD sets."}}
-roles = {"ID": "id"} | {name: "near" for name in bench.near} | {name: "far" for name in bench.far}
-plots.images({"ID": bench.test} | bench.near | bench.far, roles=roles)
-plt.show()
-
-# %%
-def shift_by_an_eighth(images, generator):
-    return ood.shift(images, images.shape[-1] // 8, generator)
-
-
-networks, histories = [], []
-for s in range(seed, seed + seeds):
-    torch.manual_seed(s)
-    network = ood.network_for(bench, widths)
-    if bench.head is None:
-        histories.append(ood.train_classifier(
-            network, bench.train, val=bench.val, epochs=epochs, learning_rate=learning_rate,
-            augment=shift_by_an_eighth, seed=s, device=device,
-        ))  # fmt: skip
-    networks.append(network)
+if bench:
+    plots.benchmark_images(bench)
+    plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training: loss per update and validation accuracy per epoch, one line per seed. Watch for a loss that is still falling at the end, or seeds that disagree.", "name": "fig-weiper-training"}, "image": {"alt": "Left, training loss on a logarithmic axis falling over the updates for every seed. Right, validation accuracy rising to its plateau over the epochs."}}
-figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.6))
-for history in histories:
-    left.semilogy(pd.Series(history.loss).rolling(20, min_periods=1).mean(), color=plots.COLORS["id"], lw=1)
-    right.plot(np.arange(1, len(history.accuracy) + 1), np.array(history.accuracy) * 100, color=plots.COLORS["id"], lw=1)
-left.set(xlabel="update", ylabel="cross-entropy (mean of 20)")
-right.set(xlabel="epoch", ylabel="validation accuracy (%)")
-plt.show()
+if bench:
+    plots.training_curves([x.history for x in networks])
+    plt.show()
 
 # %%
-features = [ood.extract_benchmark(n, bench, device=device) for n in networks]
-heads = [network.head.cpu() for network in networks]
-accuracies = [100 * ood.accuracy(n, bench.test, device="cpu") for n in networks]
-f, head = features[0], heads[0]  # the first network is the one we look into
+heads = [x.head.cpu() for x in networks]
+accuracies = [100 * x.accuracy for x in networks]
+head = f.head
 W, b = head.weight.detach(), head.bias.detach()
 f.test
 
@@ -513,15 +495,15 @@ def median_image(detector, x):
 
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "WeiPer space. Each panel: the training mean (grey), and one image's histogram from the random heads (bars) and from the closed form (line). The image is the one with the median score of its set; what lies outside the range counts in the edge bins.", "name": "fig-weiper-space"}, "image": {"alt": "One panel per set, one image each, with a histogram of its perturbed logits over the grey training mean, a hump with a shoulder on the right. The ID image follows the mean; the OOD histograms are narrower or wider than it, or lack the shoulder."}}
-shown = {"ID": (bench.test, f.test, "id")}
-shown |= {n: (bench.near[n], x, "near") for n, x in f.near.items()}
-shown |= {n: (bench.far[n], x, "far") for n, x in f.far.items()}
+shown = {"ID": (f.test, "id")}
+shown |= {n: (x, group) for group, sets in f.groups().items() for n, x in sets.items()}
+pictures = {"ID": bench.test} | bench.near | bench.far if bench else {}
 edges = np.linspace(*weiper.range_weiper.tolist(), bins + 1)
 columns = math.ceil(len(shown) / 2)
 figure, axes = plt.subplots(2, columns, figsize=(plots.FULL, 4.2), sharex=True, sharey=True)
 for ax in axes.flat[len(shown) :]:
     ax.axis("off")
-for ax, (name, (pictures, x, role)) in zip(axes.flat, shown.items()):
+for ax, (name, (x, role)) in zip(axes.flat, shown.items()):
     index = median_image(weiper, x)
     one = x[index : index + 1]
     closed = gaussian_histogram(*weiper.moments(one.penultimate), edges[0], edges[-1], bins)
@@ -529,9 +511,10 @@ for ax, (name, (pictures, x, role)) in zip(axes.flat, shown.items()):
     ax.stairs(weiper.densities(one.penultimate)[1][0] * bins, edges, fill=True, color=plots.COLORS[role], alpha=0.45)
     ax.plot((edges[:-1] + edges[1:]) / 2, closed[0] * bins, color=plots.COLORS[role], lw=1.6)
     ax.set_title(f"{name}: {weiper.score(one).item():.2f}", fontsize=10)
-    inset = ax.inset_axes((0.62, 0.6, 0.36, 0.38))
-    inset.imshow(np.asarray(pictures[index][0]).transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
-    inset.axis("off")
+    if bench:
+        inset = ax.inset_axes((0.62, 0.6, 0.36, 0.38))
+        inset.imshow(np.asarray(pictures[name][index][0]).transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
+        inset.axis("off")
 figure.supxlabel("perturbed logit", fontsize=11)
 figure.supylabel("share of values per bin × B", fontsize=11)
 plt.show()
@@ -545,7 +528,7 @@ plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Length of the penultimate feature per set: box from the first to the third quartile, whiskers to the 5 % and 95 % points. WeiPer space depends on this length by the noise law.", "name": "fig-weiper-length"}, "image": {"alt": "Horizontal box plots of the feature length, one per data set. The OOD boxes lie below, around or above the ID box."}}
 figure, ax = plt.subplots(figsize=(plots.FULL, 0.6 + 0.27 * len(shown)))
-for row, (_, x, role) in enumerate(shown.values()):
+for row, (x, role) in enumerate(shown.values()):
     style = {"color": plots.COLORS[role]}
     lines = {f"{part}props": style for part in ("median", "whisker", "cap")}
     ax.boxplot(x.penultimate.norm(dim=1).numpy(), positions=[row], orientation="horizontal", whis=(5, 95), sym="",
@@ -596,7 +579,7 @@ def contestants(head):
         "MSP": ood.MSP(),
         "MaxLogit": ood.MaxLogit(),
         "Energy": ood.Energy(),
-        "KNN": ood.KNN(k=min(50, len(bench.train) // len(bench.classes) // 5)),
+        "KNN": ood.KNN(k=min(50, len(f.train) // head.out_features // 5)),
         "Mahalanobis": ood.Mahalanobis(),
         "WeiPer MSP": ood.WeiPer(head, "msp", **common),
         "WeiPer+ReAct": ood.WeiPer(head, "react", **common),
@@ -608,7 +591,7 @@ def contestants(head):
 # %%
 def over_networks(make):
     """One benchmark table for the detectors that make(head) returns, over all networks."""
-    runs = enumerate(zip(heads, features))
+    runs = enumerate(zip(heads, networks))
     return pd.concat([ood.run_benchmark(make(h), x, seed=seed + n) for n, (h, x) in runs])
 
 
@@ -633,7 +616,7 @@ plt.show()
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The far sets network by network: one mark per network and detector. One network can decide an interval.", "name": "fig-weiper-strip"}, "image": {"alt": "Strip plot with one column per far-OOD set and one marker per network for five detectors. Most marks lie near 1; a few single networks fall far below for logit scores."}}
 named = ["MSP", "Energy", "WeiPer MSP", "WeiPer+KLD", "Mahalanobis"]
 figure, ax = plt.subplots(figsize=(plots.FULL, 2.9))
-far_sets = list(bench.far)
+far_sets = list(f.far)
 for k, (name, role) in enumerate(zip(named, plots.COLORS)):
     rows = table[(table["metric"] == "auroc") & (table["group"] == "far") & (table["detector"] == name)]
     x = rows["ood_set"].map(far_sets.index) + 0.14 * (k - 2)
@@ -759,7 +742,7 @@ def sweep(make, values):
     return pd.DataFrame(
         {"value": v, "seed": n, **group_auroc(make(h, v), x)}
         for v in tqdm(values, desc="sweep", leave=False)
-        for n, (h, x) in enumerate(zip(heads, features))
+        for n, (h, x) in enumerate(zip(heads, networks))
     )
 
 
@@ -834,7 +817,7 @@ by_knob = {knob: [] for knob in knobs}
 for knob, values in knobs.items():
     for value in values:
         changed = weiper_options | {knob: value}
-        for n, (h, x) in enumerate(zip(heads, features)):
+        for n, (h, x) in enumerate(zip(heads, networks)):
             key = (n, changed["bins"])
             if key not in seen_with:
                 detector = ood.WeiPer(h, repeats=None, delta=delta, bins=key[1])
@@ -899,13 +882,13 @@ def tune(h, features, grid):
 # %%
 from itertools import product
 
-if ood_val not in bench.far:
-    ood_val = list(bench.far)[-1]
+if ood_val not in f.far:
+    ood_val = list(f.far)[-1]
     print(f"ood_val is no far set of this benchmark; taking {ood_val}")
 names = ("lambda1", "lambda2", "smooth_penultimate", "smooth_weiper")
 values = product((0.1, 1, 2.5), (0, 0.1, 1, 2.5, 5), (1, 4, 12, 20), (4, 15, 40))
 grid = [dict(zip(names, v)) for v in values]
-choices = {h: tune(h, x, grid) for h, x in zip(heads, features)}
+choices = {h: tune(h, x, grid) for h, x in zip(heads, networks)}
 tuned = over_networks(
     lambda h: {"WeiPer+KLD, tuned": ood.WeiPer(h, repeats=None, bins=bins, **choices[h])}
 )

@@ -113,11 +113,6 @@ from ood_lib.evaluation.metrics import auroc
 
 plots.theme()
 torch.manual_seed(seed)
-bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
-if bench.head is not None:
-    seeds = 1  # a bank: one network, trained already
-if not (bench.near and bench.far):
-    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
 
 # %% [markdown]
 # ## 1. The idea on a toy
@@ -587,26 +582,17 @@ for beta_ in (-9.0, -1.0, 0.0, 1.0, 9.0):
 # First the classifiers, several from different seeds, exactly as in the WeiPer chapter. Their features stay fixed from here on.
 
 # %%
-bench  # which set plays which role, and how many images it has
-
-# %%
-def shift_by_an_eighth(images, generator):
-    return ood.shift(images, images.shape[-1] // 8, generator)
-
-
-features, heads, accuracies = [], [], []
-for n in range(seed, seed + seeds):
-    torch.manual_seed(n)
-    network = ood.network_for(bench, widths)
-    if bench.head is None:
-        ood.train_classifier(
-            network, bench.train, epochs=epochs, learning_rate=learning_rate,
-            augment=shift_by_an_eighth, seed=n, device=device,
-        )  # fmt: skip
-    features.append(ood.extract_benchmark(network, bench, device=device))
-    accuracies.append(100 * ood.accuracy(network, bench.test))
-    heads.append(network.head.cpu())
-f, head = features[0], heads[0]  # the first network is the one we look into
+networks = ood.benchmark_features(
+    benchmark, seeds, seed=seed, widths=widths, root=data_dir or None, missing=missing, device=device,
+    epochs=epochs, learning_rate=learning_rate,
+)  # fmt: skip
+seeds, f = len(networks), networks[0]  # a bank has as many as it has; the first is the one we look into
+bench = f.images  # a bank has none
+if not (f.near and f.far):
+    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
+features, heads = networks, [x.head.cpu() for x in networks]
+head, accuracies = heads[0], [100 * x.accuracy for x in networks]
+bench or f  # which set plays which role, and how many images it has
 
 # %% tags=["hide-input"]
 display(Markdown(
@@ -784,7 +770,7 @@ def contestants(head, heat):
     return {
         "MSP": ood.MSP(),
         "Energy": ood.Energy(),
-        "KNN": ood.KNN(k=min(50, len(bench.train) // len(bench.classes) // 5)),
+        "KNN": ood.KNN(k=min(50, len(f.train) // head.out_features // 5)),
         "ViM": ood.ViM(head),
         **{f"prior {name}": prior for name, prior in zip(names, own)},
         **{f"hybrid {name}": h for name, h in zip(names, fitted)},
@@ -1006,8 +992,8 @@ worst = t["prior GMM"].idxmin()
 display(Markdown(
     f"The mixture is worst at {worst} images per class: near {t.loc[worst, 'prior GMM']:.1f} %, with the ridge 0.1 {t.loc[worst, 'prior, ridge 0.1']:.1f} %. "
     f"At no size does the hybrid differ from its prior by more than {(t['hybrid GMM'] - t['prior GMM']).abs().max():.2f} points. "
-    f"{worst} images in each of {len(bench.classes)} classes are {worst * len(bench.classes)}; less one mean per class, they show a spread in at most "
-    f"{(worst - 1) * len(bench.classes)} directions. The features have {head.in_features}."
+    f"{worst} images in each of {head.out_features} classes are {worst * head.out_features}; less one mean per class, they show a spread in at most "
+    f"{(worst - 1) * head.out_features} directions. The features have {head.in_features}."
 ))  # fmt: skip
 
 # %% [markdown]

@@ -107,11 +107,6 @@ torch.manual_seed(seed)
 generator = torch.Generator().manual_seed(seed)
 
 # %% tags=["hide-input"]
-bench = ood.load_benchmark(benchmark, root=data_dir or None, missing=missing)
-if bench.head is not None:
-    seeds = 1  # a bank: one network, trained already
-if not (bench.near and bench.far):
-    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
 
 # %% [markdown]
 # ## 1. The idea on a toy
@@ -443,34 +438,24 @@ plt.show()
 # chapters, several of them, from different seeds.
 
 # %%
-bench  # which set plays which role, and how many images it has
+networks = ood.benchmark_features(
+    benchmark, seeds, seed=seed, widths=widths, root=data_dir or None, missing=missing, device=device,
+    epochs=epochs, learning_rate=learning_rate,
+)  # fmt: skip
+seeds, F1 = len(networks), networks[0]  # a bank has as many as it has; the first is the one we look into
+bench = F1.images  # a bank has none
+if not (F1.near and F1.far):
+    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
+features, heads = networks, [x.head.cpu() for x in networks]
+K, near = heads[0].in_features, next(iter(F1.near))
+bench or F1  # which set plays which role, and how many images it has
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The benchmark: one row per data set. The networks are trained on the classes of the first row and never see the others; neither do the flows.", "name": "fig-flow-images"}, "image": {"alt": "Rows of small pictures. ID images of the known classes first, then the near-OOD set with unseen classes of the same kind, then the far-OOD sets."}}
-roles = {"ID": "id"} | {name: "near" for name in bench.near} | {name: "far" for name in bench.far}
-plots.images({"ID": bench.test} | bench.near | bench.far, roles=roles)
-plt.show()
+if bench:
+    plots.benchmark_images(bench)
+    plt.show()
 
 # %%
-def shift_by_an_eighth(images, generator):
-    return ood.shift(images, images.shape[-1] // 8, generator)
-
-
-def train_network(s, **recipe):
-    torch.manual_seed(s)
-    network = ood.network_for(bench, widths)
-    given = {"epochs": epochs, "augment": shift_by_an_eighth}
-    given["learning_rate"] = learning_rate
-    if bench.head is None:
-        ood.train_classifier(network, bench.train, seed=s, device=device, **given | recipe)
-    return network
-
-
-# %%
-networks = [train_network(s) for s in range(seed, seed + seeds)]
-features = [ood.extract_benchmark(n, bench, device=device) for n in networks]
-heads = [n.head.cpu() for n in networks]
-F1, K = features[0], heads[0].in_features  # the first network is the one we look into
-near = next(iter(bench.near))
 F1.test
 
 # %% [markdown]
@@ -663,7 +648,7 @@ display(Markdown(
     "the two: the test features carry no noise, the training features did."
 ))  # fmt: skip
 
-# %% [markdown] tags=["images"]
+# %% [markdown]
 # ### 4.3 Why not on pixels?
 #
 # If a flow is a density, why the detour over a network? **Fit the same flow to the pixels themselves** (averaged down to
@@ -671,7 +656,7 @@ display(Markdown(
 # made to be *bland*: ID test images half-way to the average image, and the average of two test images. They were chosen for
 # this purpose: the far sets of `digits` show no paradox in pixels, so we built images that should.
 
-# %% tags=["images"]
+# %%
 def stack(data):
     return torch.stack([data[i][0] for i in range(min(len(data), 5000))])
 
@@ -681,32 +666,35 @@ def pixels(images):
     return ood.Features(small.flatten(1))
 
 
-images = stack(bench.test)
-average = stack(bench.train).mean(0)
+# a bank has no pixels: digits stand in for them
+P = F1 if bench else ood.benchmark_features("digits", seed=seed, device=device, epochs=epochs)[0]
+flow_P = flow if bench else ood.FeatureFlow(updates=updates, noise=noise, seed=seed).fit(P.train)
+near_P = next(iter(P.near))
+images = stack(P.images.test)
+average = stack(P.images.train).mean(0)
 bland = {"half-way to the average": (images + average) / 2}
 bland["mean of two images"] = (images + images.roll(1, 0)) / 2
-asked = {n: stack(d) for n, d in (bench.near | bench.far).items()} | bland
+asked = {n: stack(d) for n, d in (P.images.near | P.images.far).items()} | bland
 in_pixels = ood.FeatureFlow(normalize=False, updates=updates, noise=noise)
-in_pixels.fit(pixels(stack(bench.train)))
-networks[0].to("cpu").eval()
+in_pixels.fit(pixels(stack(P.images.train)))
 with torch.no_grad():
-    seen = {n: ood.Features(networks[0].represent(x).penultimate) for n, x in asked.items()}
+    seen = {n: ood.Features(P.network.to("cpu").represent(x).penultimate) for n, x in asked.items()}
 
-# %% tags=["images"]
-own = {"pixels": in_pixels.score(pixels(images)), "features": flow.score(F1.test)}
+# %%
+own = {"pixels": in_pixels.score(pixels(images)), "features": flow_P.score(P.test)}
 rows = {
     name: [100 * auroc(own["pixels"], in_pixels.score(pixels(x)))[0],
-           100 * auroc(own["features"], flow.score(seen[name]))[0]]
+           100 * auroc(own["features"], flow_P.score(seen[name]))[0]]
     for name, x in asked.items()
 }  # fmt: skip
 paradox = pd.DataFrame(rows, ["flow on pixels", "flow on features"]).T
 paradox.style.format("{:.1f}").set_caption("AUROC in %; below 50: likelier than ID images")
 
-# %% tags=["images", "hide-input"] mystnb={"figure": {"caption": "The likelihood paradox. Log-density of ID test images, near-OOD images and bland images (ID images half-way to the average) under a flow on pixels (left) and on features (right). On pixels bland images are likelier than real ones.", "name": "fig-flow-paradox"}, "image": {"alt": "Two panels, curves of how log-likelihoods spread. Left, on pixels: the green curve of bland images lies to the right of the blue ID curve, at higher likelihood, and the orange near-OOD curve overlaps it. Right, on features: the ID curve lies to the right of both others."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The likelihood paradox. Log-density of ID test images, near-OOD images and bland images (ID images half-way to the average) under a flow on pixels (left) and on features (right). On pixels bland images are likelier than real ones.", "name": "fig-flow-paradox"}, "image": {"alt": "Two panels, curves of how log-likelihoods spread. Left, on pixels: the green curve of bland images lies to the right of the blue ID curve, at higher likelihood, and the orange near-OOD curve overlaps it. Right, on features: the ID curve lies to the right of both others."}}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 2.7))
 sides = {
-    "flow on pixels": [-own["pixels"], *(-in_pixels.score(pixels(asked[n])) for n in (near, *list(bland)[:1]))],
-    "flow on features": [-own["features"], *(-flow.score(seen[n]) for n in (near, *list(bland)[:1]))],
+    "flow on pixels": [-own["pixels"], *(-in_pixels.score(pixels(asked[n])) for n in (near_P, *list(bland)[:1]))],
+    "flow on features": [-own["features"], *(-flow_P.score(seen[n]) for n in (near_P, *list(bland)[:1]))],
 }
 for ax, (title, values) in zip(axes, sides.items()):
     floor = min(v.quantile(0.05).item() for v in values)
@@ -716,16 +704,16 @@ for ax, (title, values) in zip(axes, sides.items()):
 axes[1].get_legend().remove()
 plt.show()
 
-# %% tags=["images", "hide-input"]
+# %% tags=["hide-input"]
 first = list(bland)[0]
 display(Markdown(
     "Half-way to the average, an image is nearer to the centre than it was. On pixels its AUROC is "
     f"**{paradox.loc[first, 'flow on pixels']:.1f} %** (below 50, such images are *likelier* than real ones). On features the same "
-    f"images get **{paradox.loc[first, 'flow on features']:.1f} %**. The near set {near} moves from {paradox.loc[near, 'flow on pixels']:.1f} to "
-    f"{paradox.loc[near, 'flow on features']:.1f} %."
+    f"images get **{paradox.loc[first, 'flow on features']:.1f} %**. The near set {near_P} moves from {paradox.loc[near_P, 'flow on pixels']:.1f} to "
+    f"{paradox.loc[near_P, 'flow on features']:.1f} %."
 ))  # fmt: skip
 
-# %% [markdown] tags=["images"]
+# %% [markdown]
 # Image flows learn how neighbouring pixels go together, which is much the same in all images, and blandness counts as
 # likely {cite:p}`kirichenko2020why`. The network was trained to tell classes apart. A likely reason for the
 # second column: what is bland for pixels is *undecided* for the network, and undecided features lie between the islands.
@@ -745,7 +733,7 @@ display(Markdown(
 def contestants(head):
     """The detectors of this page for one network."""
     common = {"noise": noise, "seed": seed}
-    k = max(1, min(50, len(bench.train) // len(bench.classes) // 5))
+    k = max(1, min(50, len(F1.train) // heads[0].out_features // 5))
     known = {"MSP": ood.MSP(), "Energy": ood.Energy(), "KNN": ood.KNN(k=k)}
     known |= {"Mahalanobis": ood.Mahalanobis(), "GMM": ood.GMM()}
     return known | {
@@ -878,15 +866,15 @@ display(Markdown(
     f"networks. Far from everything it matters less: no row has a far AUROC below {min(far_seen):.1f}. The default noise was chosen on such a table, so its row is not a test of it."
 ))  # fmt: skip
 
-# %% [markdown] tags=["images"]
+# %% [markdown]
 # ### 6.2 Too likely is suspicious too?
 #
 # Section 2.6 warned of images that are *too* likely. The two-sided score $\lvert\log p(z)-\text{mean over ID}\rvert$ catches
 # them. Does it pay?
 
-# %% tags=["images"]
+# %%
 rows = {}
-for name, make, see in (("pixels", in_pixels, pixels), ("features", flow, None)):
+for name, make, see in (("pixels", in_pixels, pixels), ("features", flow_P, None)):
     usual = make.usual.item()
     id_log_prob = -own[name]
     for set_name, x in asked.items():
@@ -898,20 +886,20 @@ for name, make, see in (("pixels", in_pixels, pixels), ("features", flow, None))
 sided = pd.DataFrame(rows).T
 sided.style.format("{:.1f}").set_caption("AUROC in %, first network")
 
-# %% tags=["images", "hide-input"]
+# %% tags=["hide-input"]
 change = {m: sided[m, "two-sided"] - sided[m, "one-sided"] for m in ("pixels", "features")}
 lines = [
-    f"* on {m}: {first} {c[first]:+z.1f} points, {near} {c[near]:+z.1f}, mean of the far sets {c[list(bench.far)].mean():+z.1f}"
+    f"* on {m}: {first} {c[first]:+z.1f} points, {near_P} {c[near_P]:+z.1f}, mean of the far sets {c[list(P.far)].mean():+z.1f}"
     for m, c in change.items()
 ]
 display(Markdown("What the second side changes:\n\n" + "\n".join(lines)))
 
-# %% [markdown] tags=["images"]
+# %% [markdown]
 # A second side pays where images are too likely, and costs where unlikely ones share the ruler with them: a score that is
 # slightly too high now counts like one that is slightly too low. Where the one-sided AUROC is high already, there is
 # little to rescue. `FeatureFlow(two_sided=True)` is there, and not the default.
 
-# %% [markdown] tags=["images"]
+# %% [markdown]
 # ### 6.3 Which networks make good features?
 #
 # The authors relate detection to two properties of the normalised features $u$ of a network. *Uniformity*
@@ -919,7 +907,7 @@ display(Markdown("What the second side changes:\n\n" + "\n".join(lines)))
 # {cite:p}`wang2020uniformity`; *tolerance*, the mean cosine between two features of a class, is larger the tighter the
 # classes are {cite:p}`wang2021behaviour`. Train networks that differ, and look.
 
-# %% tags=["images"]
+# %%
 few = max(1, epochs // 10)
 recipes = {
     f"epochs: {few}": {"epochs": few},
@@ -928,11 +916,13 @@ recipes = {
     "heavy weight decay": {"epochs": max(1, epochs // 3), "weight_decay": 5e-3},
 }
 recipes = dict(list(recipes.items())[:recipe_networks])
-others = {name: train_network(seed + 100, **recipe) for name, recipe in recipes.items()}
 zoo = {f"seed {seed + n}": f for n, f in enumerate(features)}
-zoo |= {name: ood.extract_benchmark(n, bench, device=device) for name, n in others.items()}
+for recipe_name, recipe in recipes.items() if bench else ():
+    options = {"widths": widths, "root": data_dir or None, "missing": missing, "device": device}
+    options |= {"epochs": epochs, "learning_rate": learning_rate} | recipe
+    zoo[recipe_name] = ood.benchmark_features(benchmark, seed=seed + 100, **options)[0]
 
-# %% tags=["images"]
+# %%
 flows = {f"seed {seed + n}": detectors["Flow"] for n, detectors in enumerate(fitted)}
 rows = {}
 for name, f in zoo.items():
@@ -944,7 +934,7 @@ for name, f in zoo.items():
     rows[name] |= group_auroc(lambda z, d=detector: d.score(ood.Features(z)), f)
 zoo_table = pd.DataFrame(rows).T
 
-# %% tags=["images", "hide-input"] mystnb={"figure": {"caption": "Near-OOD AUROC of a flow against uniformity and tolerance of the ID test features, one mark per network, with 95 % intervals across images. Networks trained alike are blue circles; each other recipe has its own green mark.", "name": "fig-flow-uniformity"}, "image": {"alt": "Two scatter plots with horizontal error bars: near-OOD AUROC over uniformity on the left and over tolerance on the right. Blue circles for networks that differ in their seed and green marks for other recipes lie within two points of AUROC of each other, except for the network trained for a tenth of the epochs, which lies far below at the smallest uniformity and tolerance."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Near-OOD AUROC of a flow against uniformity and tolerance of the ID test features, one mark per network, with 95 % intervals across images. Networks trained alike are blue circles; each other recipe has its own green mark.", "name": "fig-flow-uniformity"}, "image": {"alt": "Two scatter plots with horizontal error bars: near-OOD AUROC over uniformity on the left and over tolerance on the right. Blue circles for networks that differ in their seed and green marks for other recipes lie within two points of AUROC of each other, except for the network trained for a tenth of the epochs, which lies far below at the smallest uniformity and tolerance."}}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 3), sharey=True)
 shapes = dict(zip(recipes, "DvPX"))
 for ax, measure in zip(axes, ("uniformity", "tolerance")):
@@ -961,7 +951,7 @@ axes[0].set_ylabel("near-OOD AUROC (%)")
 axes[1].legend(loc="lower right", fontsize=8)
 plt.show()
 
-# %% tags=["images", "hide-input"]
+# %% tags=["hide-input"]
 from scipy.stats import spearmanr
 
 plain = zoo_table.assign(**{m: [value for value, _ in zoo_table[m]] for m in ("uniformity", "tolerance")}).astype(float)
@@ -974,7 +964,7 @@ lines.append(f"* uniformity with tolerance: {spearmanr(plain['uniformity'], plai
 display(Markdown("\n".join(lines) + f"\n\nWith {len(plain)} networks, a rank correlation below about "
                  f"{2 / math.sqrt(len(plain) - 1):.1f} in size cannot be told from none."))  # fmt: skip
 
-# %% [markdown] tags=["images"]
+# %% [markdown]
 # A handful of networks, half of which share a recipe, proves nothing; the paper has 113 backbones. Six correlations with
 # AUROC are six chances for one to pass the bar by luck. And one network far from the others can carry a whole
 # impression: the brackets leave out the one with the lowest accuracy. Tight classes leave more room between them, so a link
@@ -1028,13 +1018,13 @@ display(Markdown(
 # that it finds strangest.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Above: the near-OOD images with the lowest scores, which the flow takes for ID. Below: the ID test images with the highest. Titles: the class that the network names.", "name": "fig-flow-failures"}, "image": {"alt": "Two rows of ten small pictures. The upper row shows near-OOD images, each titled with the known class that the network predicts. The lower row shows ID test images, several of them with unusual shapes."}}
-rows = {"near": (bench.near[near], F1.near[near], False), "id": (bench.test, F1.test, True)}
+rows = {"near": (P.images.near[near_P], P.near[near_P], False), "id": (P.images.test, P.test, True)}
 figure, axes = plt.subplots(2, 10, figsize=(plots.FULL, 1.9))
 for line, (role, (pictures, x, largest)) in zip(axes, rows.items()):
-    order = flow.score(x).argsort(descending=largest)[:10].tolist()
+    order = flow_P.score(x).argsort(descending=largest)[:10].tolist()
     for ax, index in zip(line, order):
         ax.imshow(np.asarray(pictures[index][0]).transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1)
-        ax.set_title(str(bench.classes[x.logits[index].argmax()]), fontsize=8, color=plots.COLORS[role])
+        ax.set_title(str(P.images.classes[x.logits[index].argmax()]), fontsize=8, color=plots.COLORS[role])
         ax.axis("off")
 plt.show()
 

@@ -82,12 +82,12 @@ from IPython.display import Markdown, display
 
 import ood_lib as ood
 from ood_lib.data.protocols import OPENOOD_CIFAR10
-from ood_lib.data.records import SHIPPED
 from ood_lib.evaluation import metrics, plots
+from ood_lib.features.bank import bank_folder
 from ood_lib.training.recipes import RECIPES, card
 
 plots.theme()
-folder = Path(bank) if bank else SHIPPED / "cifar10-bank"
+folder = Path(bank) if bank else bank_folder("cifar10-resnet9")
 x = ood.BenchmarkFeatures.load(folder)
 head, ood_sets = x.head, x.near | x.far
 
@@ -96,7 +96,7 @@ head, ood_sets = x.head, x.near | x.far
 #
 # The network is one of ours: residual, about six million weights, trained on the 50,000 training images of CIFAR-10 on
 # two CPU cores. A *bank* holds what it computes of an image, the penultimate feature, the {term}`logits <logit>` and
-# the {term}`style <style (features)>`, in half precision, for some images of each set of the OpenOOD protocol. No
+# the {term}`style <style (features)>`, one byte a number, for some images of each set of the OpenOOD protocol. No
 # image is in it.
 
 # %% tags=["hide-input"]

@@ -43,9 +43,10 @@ from .evaluation.metrics import Metrics, evaluate
 from .evaluation.results import leaderboard, load_results, provenance, save_results
 from .exercises import Check, seal
 from .features.bank import BenchmarkFeatures, extract_benchmark, load_bank
+from .features.benchmark import benchmark_features
 from .features.extract import extract
 from .features.features import Features
-from .networks.adapt import Recorded, adapt, network_for
+from .networks.adapt import adapt, network_for
 from .networks.lipschitz import lipschitz_report
 from .networks.network import pick_device
 from .networks.precision import half_precision
@@ -63,9 +64,10 @@ __all__ = [
     "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior", "GradNorm", "HEAT",
     "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA",
     "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
-    "ODINNetwork", "RMDS", "ReAct", "Recorded", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
+    "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
     "SklearnDetector", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
-    "average_precision", "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout",
+    "average_precision", "benchmark_features",
+    "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout",
     "denoising_error", "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip",
     "gen", "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report",
     "load_bank", "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision",

@@ -1,34 +1,75 @@
-"""Train one of the networks that ship, and make its bank: ``python -m ood_lib NAME``."""
+"""Make a bank: train one of the networks that ship, or read one that others published: ``python -m ood_lib NAME``."""
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from ood_lib.data.benchmark import benchmark_hash, load_benchmark
+import torch
+
+from ood_lib.data.benchmark import Benchmark, benchmark_hash, load_benchmark
+from ood_lib.detectors.classical.recipes import classical_detectors
+from ood_lib.evaluation.benchmark import run_benchmark
 from ood_lib.evaluation.results import provenance
-from ood_lib.features.bank import extract_benchmark, make_bank
-from ood_lib.networks.network import pick_device
+from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
+from ood_lib.networks.network import Network, pick_device
+from ood_lib.training.published import PUBLISHED, published
 from ood_lib.training.recipes import RECIPES, train_recipe
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Write NAME.safetensors and NAME.json, the features of all images, and a bank of some of them."""
+    """Write NAME.safetensors and NAME.json where the network is trained here, and the bank, a folder NAME."""
     parser = argparse.ArgumentParser(prog="python -m ood_lib", description=main.__doc__)
-    parser.add_argument("name", choices=RECIPES)
+    parser.add_argument("name", choices=[*RECIPES, *PUBLISHED])
     parser.add_argument("--root", help="folder of the images; see the page on data")
     parser.add_argument("--missing", choices=["raise", "skip"], default="raise", help="what to do without an OOD set")
     parser.add_argument("--out", type=Path, default=Path("pretrained"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--weights", help="of a network of others: its checkpoint as a safetensors file")
+    parser.add_argument("--all", action="store_true", help="keep the features of all images too, in NAME-features")
     given = parser.parse_args()
-    bench = load_benchmark(RECIPES[given.name].benchmark, root=given.root, missing=given.missing)
+    if (given.name in PUBLISHED) != bool(given.weights):
+        parser.error(f"--weights FILE goes with {', '.join(PUBLISHED)}, and with no other name")
+    ours = RECIPES.get(given.name)
+    bench = load_benchmark((ours or PUBLISHED[given.name]).benchmark, root=given.root, missing=given.missing)
+    name = f"{given.name}-seed{given.seed}" if given.seed else given.name
     command = f"python -m ood_lib {given.name} --seed {given.seed} --missing {given.missing}"
-    origin = provenance(command, pick_device(given.device), data=benchmark_hash(bench), sets="; ".join(bench.notes))
-    network, _ = train_recipe(given.name, bench, given.out, seed=given.seed, origin=origin, device=given.device)
-    seen = extract_benchmark(network, bench, device=given.device, channels_last=True, autocast="auto")
-    seen.save(given.out / f"{bench.name}-features", **origin)
-    make_bank(seen, given.out / f"{bench.name}-bank", seed=0, **origin)
+    origin: dict[str, Any] = provenance(command, pick_device(given.device), data=benchmark_hash(bench))
+    network: Network
+    if ours:
+        network, _ = train_recipe(
+            given.name, bench, given.out, seed=given.seed, origin=origin | {"sets": "; ".join(bench.notes)},
+            device=given.device,
+        )  # fmt: skip
+    else:
+        network = published(given.name, given.weights)
+        origin |= {"weights": PUBLISHED[given.name].source, "licence": PUBLISHED[given.name].licence}
+    if given.all:
+        _see(network, bench, given.device).save(given.out / f"{name}-features", **origin)
+    seen = _see(network, fewer_images(bench), given.device)
+    make_bank(seen, given.out / name, **origin)
+    make_bank(seen, given.out / name, **origin, rounding=_rounding(seen, load_bank(name, given.out)))
+
+
+def _see(network: Network, bench: Benchmark, device: str) -> BenchmarkFeatures:
+    return extract_benchmark(network, bench, device=device, channels_last=True)
+
+
+def _rounding(exact: BenchmarkFeatures, rounded: BenchmarkFeatures) -> str:
+    """What one byte a number costs: how far the AUROC of each classical detector on each set moves."""
+    assert exact.head is not None  # as `make_bank` saw to
+    aurocs = []
+    for x in (exact, rounded):
+        torch.manual_seed(0)
+        table = run_benchmark(classical_detectors(exact.head, x.train), x)
+        aurocs.append(table[table["metric"] == "auroc"]["value"].to_numpy())
+    moved = 100 * abs(aurocs[0] - aurocs[1])
+    return (
+        f"one byte a number; over {len(moved)} pairs of a classical detector and an OOD set, AUROC moves by "
+        f"{moved.mean():.3f} points in the mean and {moved.max():.2f} at most"
+    )
 
 
 if __name__ == "__main__":

@@ -139,6 +139,7 @@ def _list(args: argparse.Namespace) -> int:
     from ood_book.metadata import about
     from ood_book.run.plan import profiles, read_profile
     from ood_lib.data import NAMES
+    from ood_lib.shipped import BANKS
 
     root = find_root(args.root)
     entries = about(root)
@@ -153,7 +154,7 @@ def _list(args: argparse.Namespace) -> int:
     for name in profiles(root):
         values = read_profile(root, name)[1]
         print(f"  {name:<24} {', '.join(f'{k}={v}' for k, v in values.items())}")
-    print(f"Benchmarks\n  {', '.join([*NAMES, 'folder:PATH', 'bank:PATH'])}")
+    print(f"Benchmarks\n  {', '.join([*NAMES, *BANKS, 'folder:PATH', 'bank:PATH'])}")
     return 0
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,7 @@ from ood_lib.data.folders import named_sets, read_splits
 from ood_lib.data.images import ImageFormat, ImageSet, divide
 from ood_lib.data.locate import Shelf
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
-from ood_lib.data.records import SHIPPED, by_group, read_bank
-
-if TYPE_CHECKING:
-    pass
+from ood_lib.shipped import BANKS
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set", "benchmark_hash"]
 
@@ -61,8 +58,7 @@ class Benchmark:
     """Which set plays which role; every item is (image float32 (C, H, W) in [0, 1], label).
 
     `notes` names, one by one, what departs on this machine from the published benchmark of that name, or from the
-    layout of a folder of your own, which may also have no OOD set.  With a `head`
-    the images are records of a network that is trained already (`ood_lib.data.records`).
+    layout of a folder of your own, which may also have no OOD set.
     """
 
     name: str
@@ -75,7 +71,6 @@ class Benchmark:
     normalize: nn.Module
     image_shape: tuple[int, int, int]
     notes: tuple[str, ...] = ()
-    head: nn.Linear | None = None
 
     def __repr__(self) -> str:
         roles = [(role, self.name, getattr(self, role)) for role in ("train", "val", "test")]
@@ -117,18 +112,6 @@ def _known(name: str, rules: Protocol, shelf: Shelf) -> tuple[list[ImageSet], tu
     return [train, *(rest.subset(part) for part in divide(rest.labels, (0.1, 0.9)))], instead
 
 
-def _banked(name: str, folder: Path) -> Benchmark:
-    """What a bank recorded, in the roles that it has there."""
-    sets, head, about = read_bank(folder)
-    near, far = by_group(sets)
-    classes = tuple(about.get("classes") or map(str, range(head.out_features)))
-    notes = ("its images are records: what a trained network left of each image, a unit to a pixel",)
-    notes += (about["sets"],) if "sets" in about else ()
-    train, (channels, rows, columns) = sets["train"], sets["train"][0][0].shape
-    known, shape = (train, sets["val"], sets["test"]), (channels, rows, columns)
-    return Benchmark(name, *known, {**near}, {**far}, classes, nn.Identity(), shape, notes, head)
-
-
 def _folder(name: str, place: Path, image_size: int | None, resize: int | None, skip: bool) -> Benchmark:
     """A reader's own pictures; the shape follows the first training picture.
 
@@ -140,7 +123,7 @@ def _folder(name: str, place: Path, image_size: int | None, resize: int | None, 
     for data in known:
         data.frame = frame
     sets = Shelf(place, skip=skip).unknown(named_sets(place), frame)
-    near, far = by_group(sets)
+    near, far = ({n.removeprefix(g): x for n, x in sets.items() if n.startswith(g)} for g in ("near/", "far/"))
     notes = [cut, "" if sets else f"no OOD set in {place}: put pictures of one into near/NAME/ or far/NAME/"]
     if cut:
         warnings.warn(cut, stacklevel=3)  # the caller of load_benchmark
@@ -201,7 +184,6 @@ def _align_columns(name: str, data: ImageSet, classes: tuple[str, ...]) -> None:
 BENCHMARKS: Mapping[str, Callable[[Shelf], Benchmark]] = {
     **{name: partial(_bundled, name) for name in BUNDLED},
     **{name: partial(_published, name) for name in PROTOCOLS},
-    "cifar10-bank": lambda _: _banked("cifar10-bank", SHIPPED / "cifar10-bank"),
 }
 
 
@@ -223,9 +205,9 @@ def load_benchmark(
 
     Args:
         name: one of `BENCHMARKS`; or `folder:PATH` for pictures of your own in `PATH/train|val|test/<class>/` or
-            `PATH/train|val|test/labels.csv`, `PATH/near/<name>/` and `PATH/far/<name>/`; or `bank:PATH` for features
-            of your own, from `BenchmarkFeatures.save`.  Of a folder only `train` is needed: a held-out split that is
-            not there is cut from the other one, or both from `train`, with a warning; see also `split_folder`.
+            `PATH/train|val|test/labels.csv`, `PATH/near/<name>/` and `PATH/far/<name>/`.  Of a folder only `train` is
+            needed: a held-out split that is not there is cut from the other one, or both from `train`, with a warning;
+            see also `split_folder`.
         root: the folder of sets; by default the variable OOD_DATA, else ~/.cache/ood_lib.
         download: whether the network may be used for what is not under `root`.
         missing: "skip" leaves absent OOD sets out, with a warning; ID sets are always needed.
@@ -236,7 +218,7 @@ def load_benchmark(
 
     Raises:
         MissingDataError: a set is not there; the message says what to put where.
-        ValueError: an unknown name or argument, or a file that does not hold what it should.
+        ValueError: an unknown name or argument, the name of a bank, or a file that does not hold what it should.
 
     Example:
         >>> load_benchmark("digits").image_shape
@@ -252,10 +234,12 @@ def load_benchmark(
         raise ValueError(f"resize={resize} needs an image_size, to which the centre is cropped, and at least 1 pixel")
     if own:
         return _folder(name, Path(name.removeprefix("folder:")).expanduser(), image_size, resize, missing == "skip")
-    if name.startswith("bank:"):
-        return _banked(name, Path(name.removeprefix("bank:")).expanduser())
+    if name.startswith("bank:") or name in (*BANKS, "cifar10-bank"):
+        raise ValueError(
+            f"{name!r} is a bank: it holds features and no images; benchmark_features({name!r}) or load_bank reads it"
+        )
     if name not in BENCHMARKS:
-        names = [*BENCHMARKS, "folder:PATH", "bank:PATH"]
+        names = [*BENCHMARKS, "folder:PATH"]
         near = difflib.get_close_matches(name, names, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ";"
         raise ValueError(f"unknown benchmark {name!r}{hint} There are {', '.join(names)}")
@@ -272,13 +256,7 @@ def load_ood_set(name: str, bench: Benchmark, root: str | Path | None = None, *,
 
     Raises:
         MissingDataError: the set is not there; the message says what to put where.
-        ValueError: the benchmark is a bank, which has no network to look at images.
     """
-    if bench.head is not None:
-        raise ValueError(
-            f"{bench.name} is a bank: its images are features of a network, beside which pixels mean nothing; load the "
-            f"benchmark of the images, or extract {name} with that network and save a bank that holds it"
-        )
     frame = bench.test.frame or ImageFormat(bench.image_shape[0], bench.image_shape[1])
     return Shelf(_root(root), download).unknown([name], frame)[name]
 

@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ood_lib.data.benchmark import Benchmark
 from ood_lib.evaluation.comparison import counted_once
 from ood_lib.evaluation.metrics import DIRECTIONS, as_percent, mean_interval, too_wide
+from ood_lib.training.loop import History
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +34,7 @@ __all__ = [
     "LINES",
     "MARKERS",
     "band",
+    "benchmark_images",
     "benchmark_table",
     "density",
     "dots",
@@ -40,6 +43,7 @@ __all__ = [
     "markdown_table",
     "sortable_table",
     "theme",
+    "training_curves",
     "umap",
 ]
 
@@ -157,6 +161,24 @@ def images(sets: Mapping[str, Dataset], columns: int = 10, roles: Mapping[str, s
             ax.axis("off")
         row[0].text(-0.3, 0.5, name, transform=row[0].transAxes, ha="right", va="center",
                     color=COLORS[(roles or {}).get(name, "grey")])  # fmt: skip
+    return figure
+
+
+def benchmark_images(bench: Benchmark, columns: int = 10) -> Figure:
+    """The sets of a benchmark, a row of `images` each, in the colours of their roles."""
+    roles = {"ID": "id"} | dict.fromkeys(bench.near, "near") | dict.fromkeys(bench.far, "far")
+    return images({"ID": bench.test} | bench.near | bench.far, columns, roles)
+
+
+def training_curves(histories: Sequence[History]) -> Figure:
+    """Loss per update, mean of 20, and validation accuracy per epoch, a line per network."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(FULL, 2.5))
+    for history in histories:
+        loss = np.convolve(history.loss, np.full(20, 1 / 20), "valid")
+        left.semilogy(np.arange(20, len(loss) + 20), loss, color=COLORS["id"], lw=1)
+        right.plot(np.arange(1, len(history.accuracy) + 1), 100 * np.array(history.accuracy), color=COLORS["id"], lw=1)
+    left.set(xlabel="update", ylabel="cross-entropy (mean of 20)")
+    right.set(xlabel="epoch", ylabel="validation accuracy (%)")
     return figure
 
 

@@ -2,34 +2,52 @@
 
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ood_lib.data.benchmark import Benchmark
-from ood_lib.data.records import BANK, by_group, linear, verified_files
+from ood_lib.data.images import ImageSet
 from ood_lib.features.extract import extract
 from ood_lib.features.features import Features
 from ood_lib.files import sha256_of, write_text
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Network
-from ood_lib.tensors import half, save_tensors
+from ood_lib.shipped import SHIPPED
+from ood_lib.tensors import dequantized, half, quantized, save_tensors
+from ood_lib.training.loop import History
 
-if TYPE_CHECKING:
-    pass
-from ood_lib.data.records import SHIPPED
+__all__ = [
+    "BenchmarkFeatures", "balanced_rows", "bank_folder", "extract_benchmark", "fewer_images", "load_bank", "make_bank",
+]  # fmt: skip
 
-__all__ = ["BenchmarkFeatures", "extract_benchmark", "load_bank", "make_bank", "shrink"]
+BANK = "benchmark.json"  # the sha256 of each file of a bank; written last: a folder without it is not complete
+
+RENAMED = {"cifar10-bank": "cifar10-resnet9"}  # the name of a bank in earlier releases
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BenchmarkFeatures:
-    """A benchmark seen through one network: the features of each of its sets, and the head that read them."""
+    """A benchmark seen through one network: the features of each of its sets, and the head that read them.
+
+    Args:
+        train, val, test: features of the ID images.
+        near, far: features of the OOD sets, by name.
+        head: the last layer of the network; None where it has none.
+        name: of the benchmark, or of the bank.
+        classes: names of the ID classes, in the order of the logits.
+        notes: what departs from the published benchmark of that name.
+        about: where a bank comes from.
+        images: the benchmark itself; None for a bank, which holds no images.
+        network: what saw the images; None for a bank.
+        history: of the network's training, where `benchmark_features` trained it.
+    """
 
     train: Features
     val: Features
@@ -37,27 +55,61 @@ class BenchmarkFeatures:
     near: dict[str, Features]
     far: dict[str, Features]
     head: nn.Linear | None = None
+    name: str = ""
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
+    images: Benchmark | None = None
+    network: Network | None = None
+    history: History | None = None
 
     def groups(self) -> dict[str, dict[str, Features]]:
         """The OOD sets by group name."""
         return {"near": self.near, "far": self.far}
 
-    def save(self, folder: str | os.PathLike[str], **about: Any) -> None:
+    @property
+    def accuracy(self) -> float:
+        """Share of the ID test images whose class has the largest logit.
+
+        Raises:
+            ValueError: the test features have no logits, or not one class index for each image.
+        """
+        logits, labels = self.test.logits, self.test.labels
+        if logits is None or labels is None or labels.shape != (len(logits),):
+            raise ValueError(f"accuracy needs logits (N, C) and one class index per image, given {self.test}")
+        return (logits.argmax(1) == labels).double().mean().item()
+
+    def __repr__(self) -> str:
+        roles = {"train": self.train, "val": self.val, "test": self.test} | self.near | self.far
+        lines = [f"{name:<20} {features}" for name, features in roles.items()]
+        return "\n".join([f"{self.name or 'features'}: {len(self.classes) or 'unnamed'} classes", *lines])
+
+    def save(
+        self, folder: str | os.PathLike[str], *, precision: Literal["full", "half", "uint8"] = "full", **about: Any
+    ) -> None:
         """Write one safetensors file per set and, when all are complete, `benchmark.json` with their sha256.
 
         Args:
             folder: made where it is missing; sets that are in it already are replaced.
+            precision: "full" as computed; "half"; or "uint8", 256 equal steps between the smallest and the largest
+                value of each feature in a set, with logits left out, which `load` makes again with the head.
             about: what a reader should know (network, licence, ...); plain values, kept under ``about``.
+
+        Raises:
+            ValueError: "uint8" without a head.
         """
+        if precision == "uint8" and self.head is None:
+            raise ValueError('precision="uint8" leaves out the logits, and needs the head that makes them again')
         folder = Path(folder)
         (folder / BANK).unlink(missing_ok=True)
         sets = {role: getattr(self, role) for role in ("train", "val", "test")}
         sets |= {f"{group}/{name}": x for group, named in self.groups().items() for name, x in named.items()}
         for name, features in sets.items():
-            features.save(folder / f"{name}.safetensors")
+            save_tensors(_packed(features, precision), folder / f"{name}.safetensors")
         if self.head is not None:
             save_tensors(self.head.state_dict(), folder / "head.safetensors")
         hashes = {name: sha256_of(folder / f"{name}.safetensors") for name in [*sets, *(["head"] if self.head else [])]}
+        about = {**self.about, "classes": list(self.classes), "notes": list(self.notes), **about}
         write_text(folder / BANK, json.dumps({"sets": hashes, "about": about}, indent=1) + "\n")
 
     @classmethod
@@ -68,10 +120,56 @@ class BenchmarkFeatures:
             FileNotFoundError: no complete bank is there.
             ValueError: a file is not the one that was saved.
         """
-        files = verified_files(Path(folder))
-        head = linear(load_file(files.pop("head"))) if "head" in files else None
-        sets = {name: Features.load(file).single() for name, file in files.items()}
-        return cls(sets["train"], sets["val"], sets["test"], *by_group(sets), head)
+        folder = Path(folder)
+        if not (folder / BANK).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {BANK}: it is no bank, or writing it was interrupted; "
+                "make one with extract_benchmark(network, bench).save(folder)"
+            )
+        written = json.loads((folder / BANK).read_text(encoding="utf-8"))
+        files = {name: _verified(folder / f"{name}.safetensors", sha) for name, sha in written["sets"].items()}
+        head = _linear(load_file(files.pop("head"))) if "head" in files else None
+        sets = {name: _unpacked(file, head) for name, file in files.items()}
+        near, far = (
+            {name.removeprefix(group): x for name, x in sets.items() if name.startswith(group)}
+            for group in ("near/", "far/")
+        )
+        about = written["about"]
+        classes, notes = (tuple(about.pop(key, ())) for key in ("classes", "notes"))
+        return cls(
+            sets["train"], sets["val"], sets["test"], near, far, head,
+            name=folder.resolve().name, classes=classes, notes=notes, about=about,
+        )  # fmt: skip
+
+
+def _packed(features: Features, precision: str) -> dict[str, Tensor]:
+    tensors = features.tensors()
+    if precision == "uint8":
+        return quantized({name: x for name, x in tensors.items() if name != "logits"})
+    return {name: half(x) for name, x in tensors.items()} if precision == "half" else tensors
+
+
+def _unpacked(file: Path, head: nn.Linear | None) -> Features:
+    tensors = load_file(file)
+    if any(x.dtype == torch.uint8 for x in tensors.values()):
+        tensors = dequantized(tensors)
+        assert head is not None  # `save` saw to it
+        tensors["logits"] = head(tensors["penultimate"])
+    return Features(**tensors).single()
+
+
+def _verified(path: Path, sha: str) -> Path:
+    if not path.is_file() or sha256_of(path) != sha:
+        raise ValueError(f"{path} is missing or not the file that was saved (sha256 {sha[:12]}...): copy it again")
+    return path
+
+
+def _linear(state: Mapping[str, Tensor]) -> nn.Linear:
+    """The frozen linear layer with these weights."""
+    classes, width = state["weight"].shape
+    head = nn.Linear(width, classes, bias="bias" in state, dtype=state["weight"].dtype)
+    head.load_state_dict(state)
+    return head.requires_grad_(False)
 
 
 def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **options: Any) -> BenchmarkFeatures:
@@ -82,52 +180,85 @@ def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **opti
         return extract(seeing, data, **options)
 
     near, far = ({name: run(data) for name, data in sets.items()} for sets in (benchmark.near, benchmark.far))
-    head = getattr(seeing, "head", None)  # score norms, say, have none
-    return BenchmarkFeatures(run(benchmark.train), run(benchmark.val), run(benchmark.test), near, far, head)
+    return BenchmarkFeatures(
+        run(benchmark.train), run(benchmark.val), run(benchmark.test), near, far,
+        getattr(seeing, "head", None),  # score norms, say, have none
+        benchmark.name, benchmark.classes, benchmark.notes, images=benchmark, network=seeing,
+    )  # fmt: skip
 
 
-ROWS = {"train": 5000, "val": 1000, "test": 2500}  # of a bank; of every OOD set as many as `val`
+ROWS = {"train": 5000, "val": 800, "test": 2000}  # of a bank that ships; of every OOD set 750
 
 
 def load_bank(name: str, folder: str | os.PathLike[str] | None = None) -> BenchmarkFeatures:
     """What a trained network knows of a benchmark, without the images and without the network.
 
     Args:
-        name: of the bank, such as "cifar10-bank".
+        name: of the bank, such as "cifar10-resnet9".
         folder: of banks; None = those that come with the library.
 
     Raises:
         ValueError: there is no bank of that name, or a file of it is not the one that was saved.
     """
+    return BenchmarkFeatures.load(bank_folder(name, folder))
+
+
+def bank_folder(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
+    """Where a bank lies; arguments and errors as `load_bank`."""
     home = Path(folder or SHIPPED)
-    if not (home / name / "benchmark.json").is_file():
+    place = home / RENAMED.get(name, name)
+    if not (place / BANK).is_file():
         there = sorted(p.parent.name for p in home.glob("*/benchmark.json"))
         raise ValueError(f"no bank {name!r} in {home}, where there are {there}")
-    return BenchmarkFeatures.load(home / name)
+    return place
 
 
 def make_bank(x: BenchmarkFeatures, folder: str | os.PathLike[str], *, seed: int = 0, **about: Any) -> None:
-    """Write a bank small enough to ship: `ROWS` of each set, drawn evenly over the classes, in half precision.
+    """Write a bank small enough to ship: `ROWS` of each set, drawn evenly over the classes, one byte a number.
 
     Args:
-        x: the whole benchmark, from `extract_benchmark`.
+        x: the whole benchmark, from `extract_benchmark`; of one that went through `fewer_images` before, all rows.
         folder: of the bank.
         seed: of the draw.
         about: see `BenchmarkFeatures.save`.
     """
-    near, far = ({n: shrink(f, ROWS["val"], seed) for n, f in sets.items()} for sets in (x.near, x.far))
-    train, val, test = (shrink(getattr(x, role), rows, seed) for role, rows in ROWS.items())
-    BenchmarkFeatures(train, val, test, near, far, x.head).save(folder, **about)
+    near, far = ({n: _fewer(f, 750, seed) for n, f in sets.items()} for sets in (x.near, x.far))
+    train, val, test = (_fewer(getattr(x, role), rows, seed) for role, rows in ROWS.items())
+    few = replace(x, train=train, val=val, test=test, near=near, far=far)
+    few.save(folder, precision="uint8", **about)
 
 
-def shrink(features: Features, rows: int, seed: int = 0) -> Features:
-    """So many rows at most, as many of each label as there are, in half precision and in their order."""
-    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+def fewer_images(bench: Benchmark, seed: int = 0) -> Benchmark:
+    """The benchmark with only those images that `make_bank` would keep."""
+
+    def few(data: ImageSet, rows: int) -> ImageSet:
+        return data.subset(balanced_rows(data.labels, rows, seed))
+
+    near, far = ({n: few(data, 750) for n, data in sets.items()} for sets in (bench.near, bench.far))
+    train, val, test = (few(getattr(bench, role), rows) for role, rows in ROWS.items())
+    return replace(bench, train=train, val=val, test=test, near=near, far=far)
+
+
+def _fewer(features: Features, rows: int, seed: int) -> Features:
     known = features.labels is not None and features.labels.ndim == 1
     labels = features.labels if known else torch.zeros(len(features))
-    rank = torch.empty(len(features), dtype=torch.long)  # of each row among those of its label
+    return features[balanced_rows(labels, rows, seed)]
+
+
+def balanced_rows(labels: Tensor, rows: int, seed: int = 0) -> Tensor:
+    """So many rows at most, as many of each label as there are, in their order.
+
+    Args:
+        labels: (N,)
+        rows: at most; all where there are fewer.
+        seed: of the draw.
+
+    Returns:
+        Indices, increasing.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    rank = torch.empty(len(labels), dtype=torch.long)  # of each row among those of its label
     for label in labels.unique():
         mine = order[labels[order] == label]
         rank[mine] = torch.arange(len(mine))
-    kept = torch.argsort(rank, stable=True)[:rows].sort().values
-    return Features(**{name: half(x) for name, x in features[kept].tensors().items()})
+    return torch.argsort(rank, stable=True)[:rows].sort().values

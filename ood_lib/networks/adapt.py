@@ -10,37 +10,11 @@ from ood_lib.data.benchmark import Benchmark
 from ood_lib.networks.network import Representation, style_of
 from ood_lib.networks.resnet import ResNet
 
-__all__ = ["Adapted", "Recorded", "adapt", "network_for"]
+__all__ = ["Adapted", "adapt", "network_for"]
 
 
-class Recorded(nn.Module):
-    """The trained network behind a bank, frozen: shown what it left of an image, it gives that back.
-
-    Args:
-        head: its last layer; the picture holds K numbers of the penultimate feature, then the style if there is one
-            (`ood_lib.data.records`).
-
-    Example:
-        >>> Recorded(nn.Linear(6, 2)).represent(torch.rand(5, 1, 3, 4)).style.shape
-        torch.Size([5, 6])
-    """
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__()
-        self.head = head
-
-    def represent(self, images: Tensor) -> Representation:
-        """Records (N, 1, rows, columns) to what `ResNet.represent` gave for the images."""
-        penultimate, style = images.flatten(1).tensor_split([self.head.in_features], 1)
-        return Representation(penultimate, self.head(penultimate), style if style.shape[1] else None)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, C)."""
-        return self.represent(images).logits
-
-
-def network_for(bench: Benchmark, widths: Sequence[int] = (32, 64), blocks: int = 1) -> ResNet | Recorded:
-    """The network of a benchmark: a `ResNet` to be trained on its images; for a bank the one that it was made with.
+def network_for(bench: Benchmark, widths: Sequence[int] = (32, 64), blocks: int = 1) -> ResNet:
+    """The network of a benchmark: a small `ResNet`, to be trained on its images.
 
     Args:
         bench: from `load_benchmark`.
@@ -51,8 +25,6 @@ def network_for(bench: Benchmark, widths: Sequence[int] = (32, 64), blocks: int 
         >>> network_for(load_benchmark("digits")).head
         Linear(in_features=64, out_features=7, bias=True)
     """
-    if bench.head is not None:
-        return Recorded(bench.head)
     return ResNet(bench.image_shape[0], len(bench.classes), widths, blocks, bench.normalize)
 
 

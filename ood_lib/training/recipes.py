@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from ood_lib.data.benchmark import Benchmark, Normalize
-from ood_lib.data.records import SHIPPED
 from ood_lib.files import sha256_of, write_text
 from ood_lib.networks.resnet import PooledResNet, ResNet
+from ood_lib.shipped import SHIPPED
 from ood_lib.tensors import half, save_tensors, single
 from ood_lib.training.augment import augmented
 from ood_lib.training.classifier import accuracy, train_classifier

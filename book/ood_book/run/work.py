@@ -69,6 +69,7 @@ def work() -> None:
     Thread(target=_end_with_input, args=(draft,), daemon=True).start()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel before the user's
     os.environ["OOD_COMMAND"] = task.command  # for `ood_lib.provenance`
+    os.environ.setdefault("OOD_CACHE", str(task.source.parent.parent / "_build/networks"))  # for `benchmark_features`
     for library in THREADS:
         os.environ.setdefault(f"{library}_NUM_THREADS", str(threads))
     try:
@@ -102,21 +103,13 @@ def _kill_kernels() -> None:
             child.kill()
 
 
-def _fitting(task: Task) -> Any:
-    """The notebook; on a bank without the cells tagged `images`, because its pixels are units of a network."""
-    notebook = parse(task.text)
-    if re.search("^bank:|-bank$", str(task.parameters.get("benchmark"))):
-        notebook.cells = [cell for cell in notebook.cells if "images" not in cell.metadata.get("tags", [])]
-    return notebook
-
-
 def _execute(task: Task, index: int, draft: Path) -> str:
     logging.getLogger("papermill").setLevel("ERROR")
     results, file = draft / task.name, draft / f"{task.name}.ipynb"
     shutil.rmtree(draft, ignore_errors=True)
     results.mkdir(parents=True)
     usage: list[tuple[int, float]] = []
-    notebook, given = _fitting(task), task.given | ({"results": str(results)} if task.fills_results else {})
+    notebook, given = parse(task.text), task.given | ({"results": str(results)} if task.fills_results else {})
     cells = len(notebook.cells) + bool(given)  # what is given stands in a cell of its own
     progress = Progress(task, cells, index if bars() else None, _kernel_seconds, _kill_kernels)
     try:
