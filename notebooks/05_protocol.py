@@ -55,7 +55,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run protocol -p tpr 0.99 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, a bank such as cifar10-densenet, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -410,13 +410,14 @@ assert torch.equal(detector.is_ood(as_features(new)), new > tau)
 
 # %%
 networks = ood.benchmark_features(
-    benchmark, seeds, seed=seed, widths=widths, root=data_dir or None, missing=missing, device=device,
+    benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
+    root=data_dir or None, missing=missing,
 )  # fmt: skip
-seeds, f = len(networks), networks[0]  # a bank has as many as it has; the first is the one we look into
+seeds, f = len(networks), networks[0]  # the first is the one we look into
 bench = f.images  # a bank has none
 if not (f.near and f.far):
-    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
+    raise ValueError(f"{benchmark}: give at least one near and one far set")
 features = networks
 bench or f  # which set plays which role, and how many images it has
 
@@ -431,9 +432,10 @@ if bench:
     plt.show()
 
 # %%
-moved = [  # the images that ODIN sees; a bank has none
-    ood.extract_benchmark(ood.ODINNetwork(x.network), bench, device=device) if bench else None for x in networks
-]
+moved = [None] * seeds  # the images that ODIN sees; a bank has none
+if bench:
+    odin_networks = [ood.ODINNetwork(x.network) for x in networks]
+    moved = [ood.extract_benchmark(n, bench, device=device) for n in odin_networks]
 accuracies = [x.accuracy for x in networks]
 head = f.head.cpu()
 print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}")
@@ -506,16 +508,18 @@ display(pd.DataFrame(rows).T.style.format("{:.0f}").set_caption("Share of images
 # by step, and watch two curves: the share that the network gets wrong, and the share that is rejected.
 
 # %%
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as TF
-
-# a bank has no pixels: digits stand in for them
-P = f if bench else ood.benchmark_features("digits", seed=seed, device=device, epochs=epochs)[0]
+digits = {"seed": seed, "device": device, "epochs": epochs}  # a bank has no pixels
+P = f if bench else ood.benchmark_features("digits", **digits)[0]
 pair_P = {"MSP": ood.MSP(), "Mahalanobis": ood.Mahalanobis()}
 for detector in pair_P.values():
     detector.fit(P.train).calibrate(P.val, tpr=tpr)
 network = P.network.cpu()
 some = P.images.test.subset(torch.arange(min(500, len(P.images.test))))
+
+# %%
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
 spoilers = {
     "blur: σ in pixels": lambda x, a: TF.gaussian_blur(x, 7, a) if a else x,
     "rotation: degrees": lambda x, a: TF.rotate(x, a, InterpolationMode.BILINEAR),
@@ -668,7 +672,8 @@ def judge(n, x, x_moved):
 
 
 table = pd.concat([judge(seed + n, *xs) for n, xs in enumerate(zip(features, moved))])
-order = [name for members in FAMILIES.values() for name in members if bench or name != "ODIN"]
+order = [name for members in FAMILIES.values() for name in members]
+order = [name for name in order if bench or name != "ODIN"]
 table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="stable")
 summary = ood.summarize(table)
 

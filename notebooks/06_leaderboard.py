@@ -53,7 +53,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run leaderboard -p benchmark bank:PATH`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, a bank such as cifar10-densenet, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 name: str = ""  # what made the features, for the table; empty = the network trained here
@@ -109,16 +109,18 @@ def judge(x, s):
     """All detectors on one network; ODIN on features of its own."""
     runs = [(everyone(x), x)]
     if x.images:  # a bank has no images to move
-        runs.append(({"ODIN": ood.ODIN()}, ood.extract_benchmark(ood.ODINNetwork(x.network), x.images, device=device)))
+        moved = ood.extract_benchmark(ood.ODINNetwork(x.network), x.images, device=device)
+        runs.append(({"ODIN": ood.ODIN()}, moved))
     return pd.concat(ood.run_benchmark(*run, seed=s) for run in runs)
 
 
 # %%
 networks = ood.benchmark_features(
-    benchmark, seeds, seed=seed, widths=widths, root=data_dir or None, missing=missing, device=device,
+    benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
+    root=data_dir or None, missing=missing,
 )  # fmt: skip
-seeds, bench = len(networks), networks[0].images  # a bank has as many as it has, and no images
+seeds, bench = len(networks), networks[0].images  # a bank has no images
 if not (networks[0].near or networks[0].far):
     raise ValueError(f"{benchmark}: give at least one OOD set to rank by")
 table = pd.concat(judge(x, seed + n) for n, x in enumerate(networks))

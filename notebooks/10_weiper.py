@@ -57,7 +57,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run weiper -p delta 2.4 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, a bank such as cifar10-densenet, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -424,13 +424,14 @@ plt.show()
 
 # %%
 networks = ood.benchmark_features(
-    benchmark, seeds, seed=seed, widths=widths, root=data_dir or None, missing=missing, device=device,
+    benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
+    root=data_dir or None, missing=missing,
 )  # fmt: skip
-seeds, f = len(networks), networks[0]  # a bank has as many as it has; the first is the one we look into
+seeds, f = len(networks), networks[0]  # the first is the one we look into
 bench = f.images  # a bank has none
 if not (f.near and f.far):
-    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
+    raise ValueError(f"{benchmark}: give at least one near and one far set")
 bench or f  # which set plays which role, and how many images it has
 
 # %% [markdown]

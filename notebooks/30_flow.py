@@ -56,7 +56,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run flow -p noise 0.2 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # cifar10, cifar100, imagenet, cifar10-bank, folder:PATH
+benchmark: str = "digits"  # cifar10, cifar100, imagenet, a bank such as cifar10-densenet, folder:PATH
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -439,13 +439,14 @@ plt.show()
 
 # %%
 networks = ood.benchmark_features(
-    benchmark, seeds, seed=seed, widths=widths, root=data_dir or None, missing=missing, device=device,
+    benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
+    root=data_dir or None, missing=missing,
 )  # fmt: skip
-seeds, F1 = len(networks), networks[0]  # a bank has as many as it has; the first is the one we look into
+seeds, F1 = len(networks), networks[0]  # the first is the one we look into
 bench = F1.images  # a bank has none
 if not (F1.near and F1.far):
-    raise ValueError(f"{benchmark}: this chapter compares near with far, give at least one set of each")
+    raise ValueError(f"{benchmark}: give at least one near and one far set")
 features, heads = networks, [x.head.cpu() for x in networks]
 K, near = heads[0].in_features, next(iter(F1.near))
 bench or F1  # which set plays which role, and how many images it has
@@ -666,10 +667,13 @@ def pixels(images):
     return ood.Features(small.flatten(1))
 
 
-# a bank has no pixels: digits stand in for them
-P = F1 if bench else ood.benchmark_features("digits", seed=seed, device=device, epochs=epochs)[0]
-flow_P = flow if bench else ood.FeatureFlow(updates=updates, noise=noise, seed=seed).fit(P.train)
+P, flow_P = F1, flow
+if not bench:  # a bank has no pixels: digits stand in for them
+    (P,) = ood.benchmark_features("digits", seed=seed, device=device, epochs=epochs)
+    flow_P = ood.FeatureFlow(updates=updates, noise=noise, seed=seed).fit(P.train)
 near_P = next(iter(P.near))
+
+# %%
 images = stack(P.images.test)
 average = stack(P.images.train).mean(0)
 bland = {"half-way to the average": (images + average) / 2}
@@ -678,7 +682,8 @@ asked = {n: stack(d) for n, d in (P.images.near | P.images.far).items()} | bland
 in_pixels = ood.FeatureFlow(normalize=False, updates=updates, noise=noise)
 in_pixels.fit(pixels(stack(P.images.train)))
 with torch.no_grad():
-    seen = {n: ood.Features(P.network.to("cpu").represent(x).penultimate) for n, x in asked.items()}
+    eye = P.network.to("cpu")
+    seen = {n: ood.Features(eye.represent(x).penultimate) for n, x in asked.items()}
 
 # %%
 own = {"pixels": in_pixels.score(pixels(images)), "features": flow_P.score(P.test)}
@@ -918,8 +923,8 @@ recipes = {
 recipes = dict(list(recipes.items())[:recipe_networks])
 zoo = {f"seed {seed + n}": f for n, f in enumerate(features)}
 for recipe_name, recipe in recipes.items() if bench else ():
-    options = {"widths": widths, "root": data_dir or None, "missing": missing, "device": device}
-    options |= {"epochs": epochs, "learning_rate": learning_rate} | recipe
+    options = {"widths": widths, "device": device, "learning_rate": learning_rate}
+    options |= {"root": data_dir or None, "missing": missing, "epochs": epochs} | recipe
     zoo[recipe_name] = ood.benchmark_features(benchmark, seed=seed + 100, **options)[0]
 
 # %%

@@ -24,7 +24,7 @@ from ood_lib.data.folders import named_sets, read_splits
 from ood_lib.data.images import ImageFormat, ImageSet, divide
 from ood_lib.data.locate import Shelf
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
-from ood_lib.shipped import BANKS
+from ood_lib.shipped import BANKS, FORMER_NAMES
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set", "benchmark_hash"]
 
@@ -234,7 +234,7 @@ def load_benchmark(
         raise ValueError(f"resize={resize} needs an image_size, to which the centre is cropped, and at least 1 pixel")
     if own:
         return _folder(name, Path(name.removeprefix("folder:")).expanduser(), image_size, resize, missing == "skip")
-    if name.startswith("bank:") or name in (*BANKS, "cifar10-bank"):
+    if name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES):
         raise ValueError(
             f"{name!r} is a bank: it holds features and no images; benchmark_features({name!r}) or load_bank reads it"
         )

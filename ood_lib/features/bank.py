@@ -19,7 +19,7 @@ from ood_lib.features.features import Features
 from ood_lib.files import sha256_of, write_text
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Network
-from ood_lib.shipped import SHIPPED
+from ood_lib.shipped import FORMER_NAMES, SHIPPED
 from ood_lib.tensors import dequantized, half, quantized, save_tensors
 from ood_lib.training.loop import History
 
@@ -28,8 +28,6 @@ __all__ = [
 ]  # fmt: skip
 
 BANK = "benchmark.json"  # the sha256 of each file of a bank; written last: a folder without it is not complete
-
-RENAMED = {"cifar10-bank": "cifar10-resnet9"}  # the name of a bank in earlier releases
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +103,13 @@ class BenchmarkFeatures:
         sets = {role: getattr(self, role) for role in ("train", "val", "test")}
         sets |= {f"{group}/{name}": x for group, named in self.groups().items() for name, x in named.items()}
         for name, features in sets.items():
-            save_tensors(_packed(features, precision), folder / f"{name}.safetensors")
+            file = folder / f"{name}.safetensors"
+            features.save(file) if precision == "full" else save_tensors(_packed(features, precision), file)
         if self.head is not None:
             save_tensors(self.head.state_dict(), folder / "head.safetensors")
         hashes = {name: sha256_of(folder / f"{name}.safetensors") for name in [*sets, *(["head"] if self.head else [])]}
-        about = {**self.about, "classes": list(self.classes), "notes": list(self.notes), **about}
+        own = {"classes": list(self.classes), "notes": list(self.notes)}
+        about = {**self.about, **{name: x for name, x in own.items() if x}, **about}
         write_text(folder / BANK, json.dumps({"sets": hashes, "about": about}, indent=1) + "\n")
 
     @classmethod
@@ -143,10 +143,9 @@ class BenchmarkFeatures:
 
 
 def _packed(features: Features, precision: str) -> dict[str, Tensor]:
-    tensors = features.tensors()
     if precision == "uint8":
-        return quantized({name: x for name, x in tensors.items() if name != "logits"})
-    return {name: half(x) for name, x in tensors.items()} if precision == "half" else tensors
+        return quantized({name: x for name, x in features.tensors().items() if name != "logits"})
+    return {name: half(x) for name, x in features.tensors().items()}
 
 
 def _unpacked(file: Path, head: nn.Linear | None) -> Features:
@@ -206,7 +205,7 @@ def load_bank(name: str, folder: str | os.PathLike[str] | None = None) -> Benchm
 def bank_folder(name: str, folder: str | os.PathLike[str] | None = None) -> Path:
     """Where a bank lies; arguments and errors as `load_bank`."""
     home = Path(folder or SHIPPED)
-    place = home / RENAMED.get(name, name)
+    place = home / FORMER_NAMES.get(name, name)
     if not (place / BANK).is_file():
         there = sorted(p.parent.name for p in home.glob("*/benchmark.json"))
         raise ValueError(f"no bank {name!r} in {home}, where there are {there}")

@@ -12,14 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from ood_lib.data.benchmark import Benchmark, benchmark_hash, load_benchmark
-from ood_lib.features.bank import RENAMED, BenchmarkFeatures, bank_folder, extract_benchmark
-from ood_lib.networks import resnet
+from ood_lib.features.bank import BenchmarkFeatures, bank_folder, extract_benchmark
 from ood_lib.networks.adapt import network_for
 from ood_lib.networks.network import pick_device
 from ood_lib.networks.resnet import ResNet
-from ood_lib.shipped import BANKS
+from ood_lib.shipped import BANKS, FORMER_NAMES
 from ood_lib.tensors import save_tensors
-from ood_lib.training import augment, classifier, loop
 from ood_lib.training.augment import augmented
 from ood_lib.training.classifier import train_classifier
 from ood_lib.training.loop import History
@@ -72,7 +70,7 @@ def benchmark_features(
     if networks < 1:
         raise ValueError(f"networks={networks} was given; expected at least one")
     name = os.fspath(benchmark)
-    if name.startswith("bank:") or RENAMED.get(name, name) in BANKS:
+    if name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES):
         return _loaded(name, networks)
     bench = load_benchmark(name, root, missing=missing)
     options = {"augment": augmented(bench.image_shape[1] // 8, mirror=False), "learning_rate": 0.05} | training
@@ -119,6 +117,6 @@ def _recall(network: ResNet, file: Path) -> History:
 
 def _identity(bench: Benchmark, *recipe: Any) -> str:
     """All that a trained network depends on: data, recipe, seed, device, and the code that builds and trains it."""
-    code = (inspect.getsource(module) for module in (resnet, augment, classifier, loop))
+    code = (Path(inspect.getfile(x)).read_bytes() for x in (ResNet, augmented, train_classifier, History))
     facts = (benchmark_hash(bench), *recipe, torch.__version__, torch.get_num_threads(), *code)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]

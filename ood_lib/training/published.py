@@ -140,4 +140,4 @@ def published(name: str, weights: str | os.PathLike[str]) -> Adapted:
     if differing := sorted(expected ^ state.keys()):
         raise ValueError(f"{weights} is no checkpoint of {name}: {len(differing)} names differ, {differing[:3]} ...")
     network.load_state_dict(state, strict=False)
-    return adapt(network.eval().requires_grad_(False), normalize=Normalize(about.mean, about.std))
+    return adapt(network.requires_grad_(False), normalize=Normalize(about.mean, about.std)).eval()

@@ -314,15 +314,6 @@ def test_a_finished_run_that_cannot_be_recorded_says_why_and_its_notebook_is_kep
     assert "t.csv" in output_of(book, "10_alpha.failed")
 
 
-@pytest.mark.parametrize(("name", "left_out"), [("digits", False), ("bank:/features", True)])
-def test_a_run_on_a_bank_leaves_out_the_cells_that_need_images(book, name, left_out):
-    pixels = '\n# %% tags=["images"]\nprint("pix" + "els")\n\n# %%\nprint("go" + "es on")\n'
-    write_notebook(book, "20_beta", 'benchmark: str = "digits"\ndelta: int = 1', pixels)
-    assert cli.main(["run", "beta", "-p", "benchmark", name, "--out", str(book / "out")]) == 0
-    text = (book / "out/20_beta.ipynb").read_text()
-    assert ("pixels" not in text) == left_out and "goes on" in text
-
-
 def test_only_what_changed_runs_again(book, capsys):
     def ran() -> bool:
         assert cli.main(["run", "beta"]) == 0

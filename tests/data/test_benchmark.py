@@ -113,10 +113,10 @@ def test_one_more_set(tmp_path, digits):
         load_ood_set("fashion_mnist", digits, tmp_path, download=False)
 
 
-def test_a_bank_takes_no_further_set_of_images(tmp_path):
-    save_arrays(tmp_path / "kmnist" / "train.npz", draw(3, 28, 28), np.arange(3))
-    with pytest.raises(ValueError, match=r"cifar10-bank is a bank.*extract kmnist with that network"):
-        load_ood_set("kmnist", load_benchmark("cifar10-bank"), tmp_path, download=False)
+@pytest.mark.parametrize("name", ["cifar10-bank", "cifar10-resnet9", "bank:here/mine"])
+def test_a_bank_is_no_benchmark_of_images_and_its_reader_is_named(name):
+    with pytest.raises(ValueError, match=rf"'{name}' is a bank: .* benchmark_features\('{name}'\)"):
+        load_benchmark(name)
 
 
 def test_absent_ood_sets_are_skipped_with_a_warning_where_the_reader_asked(tmp_path):

@@ -127,8 +127,9 @@ def test_extract_benchmark_extracts_every_set():
 
     network = ResNet(1, 2, (4,)).eval()
     sets = SimpleNamespace(
+        name="toy", classes=(), notes=(),
         train=images(5, 0), val=images(4, 1), test=images(3, 2), near={"a": images(2, 3)}, far={"b": images(6, 4)}
-    )
+    )  # fmt: skip
     found = extract_benchmark(network, sets, device="cpu", progress=False, batch_size=2)
     for one, data in (
         (found.train, sets.train),

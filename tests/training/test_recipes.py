@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from ood_lib import BenchmarkFeatures, Features, accuracy, load_bank, load_benchmark, pretrained
+from ood_lib import BenchmarkFeatures, Features, accuracy, extract_benchmark, load_bank, load_benchmark, pretrained
 from ood_lib.__main__ import main
-from ood_lib.features.bank import ROWS, make_bank, shrink
+from ood_lib.features.bank import ROWS, balanced_rows, make_bank
 from ood_lib.training.recipes import RECIPES, Recipe, card, train_recipe
 
 TINY = Recipe("digits", (4, 8), 1, {"epochs": 6, "batch_size": 64, "average": 0.9})
@@ -112,17 +112,16 @@ def features(rows: int, classes: int = 0) -> Features:
 
 @pytest.mark.parametrize("rows", [7, 30, 1000])
 def test_a_small_bank_is_even_over_the_classes_and_keeps_the_order(rows: int):
-    whole = features(400, classes=5)
-    few = shrink(whole, rows)
-    counts = few.labels.bincount(minlength=5)
-    assert len(few) == min(rows, 400) and (rows >= 400 or counts.max() - counts.min() <= 1)
-    at = (8 * few.penultimate[:, 0].double()).long()
-    assert (at.diff() > 0).all() and torch.equal(few.labels, whole.labels[at])
-    assert few.penultimate.dtype == torch.float16
+    labels = features(400, classes=5).labels
+    kept = balanced_rows(labels, rows)
+    counts = labels[kept].bincount(minlength=5)
+    assert len(kept) == min(rows, 400) and (rows >= 400 or counts.max() - counts.min() <= 1)
+    assert (kept.diff() > 0).all()
 
 
 def test_the_seed_draws_the_rows():
-    a, b, c = (shrink(features(100), 20, seed).penultimate for seed in (0, 0, 1))
+    labels = features(100).labels
+    a, b, c = (balanced_rows(labels, 20, seed) for seed in (0, 0, 1))
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
@@ -132,7 +131,7 @@ def test_a_bank_comes_back_and_damage_is_told(tmp_path):
     make_bank(BenchmarkFeatures(*sets, {"a": features(30)}, {"b": features(5000)}, head), tmp_path / "x-bank", seed=1)
     bank = load_bank("x-bank", tmp_path)
     assert [len(bank.train), len(bank.val), len(bank.test)] == list(ROWS.values())
-    assert len(bank.near["a"]) == 30 and len(bank.far["b"]) == ROWS["val"]
+    assert len(bank.near["a"]) == 30 and len(bank.far["b"]) == 750
     assert torch.equal(bank.head.weight, head.weight) and bank.train.penultimate.dtype == torch.float32
     with pytest.raises(ValueError, match=r"no bank 'y-bank' in .*, where there are \['x-bank'\]"):
         load_bank("y-bank", tmp_path)
@@ -145,6 +144,7 @@ def test_a_bank_comes_back_and_damage_is_told(tmp_path):
 
 
 def test_one_command_makes_network_features_and_bank(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "tiny", TINY._replace(options=TINY.options | {"epochs": 20}))
     command = ["ood_lib", "tiny", "--out", str(tmp_path), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", command)
 
@@ -153,9 +153,21 @@ def test_one_command_makes_network_features_and_bank(tiny, tmp_path, monkeypatch
 
     monkeypatch.setitem(main.__globals__, "provenance", about)
     main()
-    network, bank = pretrained("tiny", tmp_path), load_bank("digits-bank", tmp_path)
-    whole = load_bank("digits-features", tmp_path)
-    assert torch.equal(whole.head.weight, network.head.weight) and len(whole.test) == len(tiny.test)
+    network, bank = pretrained("tiny", tmp_path), load_bank("tiny", tmp_path)
+    assert torch.equal(bank.head.weight, network.head.weight)
+    assert len(bank.test) == len(tiny.test) and bank.classes == tiny.classes and bank.notes == tiny.notes
     origin = {"command": "python -m ood_lib tiny --seed 0 --missing raise", "device": "cpu"}
-    assert card("tiny", tmp_path)["origin"] == origin
-    assert torch.equal(bank.test.penultimate, shrink(whole.test, ROWS["test"]).penultimate.float())
+    assert card("tiny", tmp_path)["origin"] == origin | {"sets": "; ".join(tiny.notes)}
+    assert origin.items() <= bank.about.items() and "AUROC moves by" in bank.about["rounding"]
+    exact = extract_benchmark(network, tiny, device="cpu", progress=False)
+    step = (exact.test.penultimate.amax(0) - exact.test.penultimate.amin(0)) / 255
+    assert ((bank.test.penultimate - exact.test.penultimate).abs() <= 0.51 * step + 1e-6).all()
+    assert not (tmp_path / "tiny-features").exists()
+
+
+def test_the_weights_of_others_are_asked_for_by_name(monkeypatch, capsys):
+    for wrong in (["cifar10-densenet"], ["cifar10-resnet9", "--weights", "x"]):
+        monkeypatch.setattr(sys, "argv", ["ood_lib", *wrong])
+        with pytest.raises(SystemExit):
+            main()
+        assert "--weights FILE goes with cifar10-densenet" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from ood_book.metadata import budgets
 from ood_book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
 from ood_book.run.budget import PROMISED
 from ood_lib.data import NAMES
-from ood_lib.shipped import BANKS
+from ood_lib.shipped import BANKS, FORMER_NAMES
 
 __all__ = [
     "Profile", "Task", "check_names", "hash_files", "library_hash", "make_task", "plan", "profiles", "read_profile",
@@ -253,6 +253,6 @@ def _value(name: str, parameter: Parameter, meanings: Sequence[Any], source: Pat
         raise Refused(f"parameter {name!r} of {source.stem} expects {expected}, given {meanings[-1]!r}")
     value = fitting[0]
     for given in value if name == "benchmarks" else [value] if name == "benchmark" else ():
-        if given not in (None, *NAMES, *BANKS, "cifar10-bank") and not re.match("(folder|bank):.", str(given)):
+        if given not in (None, *NAMES, *BANKS, *FORMER_NAMES) and not re.match("(folder|bank):.", str(given)):
             raise unknown("benchmark", str(given), [*NAMES, *BANKS, "folder:PATH", "bank:PATH"])
     return value
