@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 import uuid
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
@@ -29,6 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ood_lib.features.distributed import Team
+from ood_lib.warn import warn
 
 __all__ = ["Bank", "map_tensors"]
 
@@ -120,7 +120,7 @@ class Bank:
 
     def _fill(self, make: Make, block: int, ranks: Team) -> None:
         if ranks.rank == 0 and self.path.exists():
-            warnings.warn(f"the features in {self.path} are damaged and are made again", stacklevel=4)
+            warn(f"the features in {self.path} are damaged and are made again")
         blocks = [range(start, min(start + block, self.rows)) for start in range(0, self.rows, block)]
         todo = self._missing(blocks, ranks)
         mine = ranks.share(todo)
@@ -237,7 +237,7 @@ def _wait_for(file: IO[str], path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        warnings.warn(f"another run is making {path}; this one waits for it", stacklevel=2)
+        warn(f"another run is making {path}; this one waits for it")
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -22,6 +21,7 @@ from ood_lib.features.features import Features
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Network, Representation, pick_device
 from ood_lib.networks.precision import autocast_dtype
+from ood_lib.warn import warn
 
 __all__ = ["extract", "forward", "network_hash"]
 
@@ -93,7 +93,7 @@ def extract(
     if out is None and cache is None:
         if ranks.size > 1:
             advice = "name a file with out= or a folder with cache=, and they share the work"
-            warnings.warn(f"each of {ranks.size} processes looks at all {rows} images: {advice}", stacklevel=2)
+            warn(f"each of {ranks.size} processes looks at all {rows} images: {advice}")
         (found,) = run([range(rows)])
         return Features(**found)
     identity = {
@@ -260,7 +260,7 @@ def _compiled(represent: Callable[[Tensor], Representation]) -> Callable[[Tensor
         except Exception as error:  # each backend fails its own way
             if fast is represent:
                 raise
-            warnings.warn(f"torch.compile failed, the network runs uncompiled: {error}", stacklevel=2)
+            warn(f"torch.compile failed, the network runs uncompiled: {error}")
             fast = represent
             return represent(images)
 
