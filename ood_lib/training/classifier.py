@@ -67,8 +67,11 @@ def train_classifier(
         network.parameters(), learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
     )
     precision = autocast_dtype(autocast, where)
-    task = Task(_cross_entropy, accuracy, optimizer, augment, average, precision, channels_last)
-    return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
+    task = Task(
+        _cross_entropy, accuracy, optimizer, epochs, batch_size, average, augment, seed, precision,
+        channels_last,
+    )  # fmt: skip
+    return run(network, train, val, task, checkpoint, progress)
 
 
 def train_multilabel(
@@ -114,8 +117,11 @@ def train_multilabel(
     rates = _two_rates(network, learning_rate, backbone_rate)
     optimizer = torch.optim.Adam(rates, weight_decay=weight_decay, fused=where.type in ("cpu", "cuda"))
     precision = autocast_dtype(autocast, where)
-    task = Task(_binary_cross_entropy, mean_average_precision, optimizer, augment, average, precision, channels_last)
-    return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
+    task = Task(
+        _binary_cross_entropy, mean_average_precision, optimizer, epochs, batch_size, average, augment, seed, precision,
+        channels_last,
+    )  # fmt: skip
+    return run(network, train, val, task, checkpoint, progress)
 
 
 def _two_rates(network: nn.Module, head: float, backbone: float | None) -> list[dict[str, Any]]:
