@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from ood_lib.data.fingerprint import collate_labelled, dataset_hash
-from ood_lib.features.blocks import Bank
+from ood_lib.features.blocks import BlockFile
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
 from ood_lib.networks.adapt import adapt
@@ -25,7 +25,7 @@ from ood_lib.warn import warn
 
 __all__ = ["extract", "forward", "network_hash"]
 
-_BLOCKS = 1024  # of a bank at most: what a kill costs, and how evenly processes share
+_BLOCKS = 1024  # of a file at most: what a kill costs, and how evenly processes share
 
 _SAMPLE = 64  # items by which a data set without a fingerprint is known again at a path of the reader's choice
 
@@ -106,7 +106,7 @@ def extract(
     }
     path = Path(cache) / _cached_name(**identity) if cache is not None else Path(str(out))
     block = batch_size * math.ceil(rows / batch_size / _BLOCKS)  # whole batches: the same ones for any number of ranks
-    Bank(path, identity, rows, anonymous=out is None).fill(run, block, ranks)
+    BlockFile(path, identity, rows, anonymous=out is None).fill(run, block, ranks)
     return Features.load(path)
 
 
