@@ -8,7 +8,6 @@ import csv
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from ood_lib.data.annotations import read_table
 from ood_lib.data.images import ImageFiles, ImageSet, divide, find_pictures
 from ood_lib.data.locate import MissingDataError, Shelf, read_classes, subfolders
+from ood_lib.warn import warn
 
 __all__ = ["named_sets", "read_splits", "split_folder"]
 
@@ -128,7 +128,7 @@ def split_folder(
     data = _whole(source)
     parts, torn = _divide(data, shares, seed, source)
     if torn:
-        warnings.warn(torn, stacklevel=2)
+        warn(torn)
     if data.labels.ndim == 1 and (lost := set(range(len(data.classes))) - set(data.labels[parts[0]].tolist())):
         names = [data.classes[label] for label in sorted(lost)]
         raise ValueError(f"{source}: too few different pictures of {names} for train to get one by {tuple(shares)}")

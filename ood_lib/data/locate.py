@@ -1,9 +1,9 @@
 """Where a set lies on disk: OpenOOD's lists, arrays, pictures in folders, what torchvision unpacks.  Else, a fetch."""
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from ood_lib.data.annotations import read_openood, read_table
 from ood_lib.data.download import ORIGINS, PUBLISHED, fetch_published, fetch_tiny_imagenet, open_published
 from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, ImageSet, find_pictures, is_hidden
+from ood_lib.warn import warn
 
 __all__ = ["MissingDataError", "Shelf", "read_classes", "subfolders"]
 
@@ -30,6 +31,9 @@ class _Wanted(NamedTuple):
     frame: ImageFormat | None
     known: bool
     listed: str = ""  # OpenOOD's list of its images
+
+
+_Search = tuple[ImageSet | None, list[str]]  # what was found, and where it was looked for
 
 
 _DIRECTORIES = {
@@ -78,8 +82,7 @@ class Shelf:
                 absent.append(name)
         if absent:
             where = f'under {self.root}; missing="raise" tells where each was looked for'
-            # The reader's line: the caller of load_benchmark, which calls a recipe, which calls this.
-            warnings.warn(f"left out, not found: {', '.join(absent)} ({where})", stacklevel=4)
+            warn(f"left out, not found: {', '.join(absent)} ({where})")
         return found
 
     def _unknown(self, wanted: _Wanted) -> ImageSet:
@@ -101,18 +104,20 @@ class Shelf:
         return ImageFiles.joined(files) if len(files) == 2 else None
 
     def _find(self, wanted: _Wanted) -> ImageSet:
-        tried: list[str] = []
-        for folder in _DIRECTORIES.get(wanted.name, (wanted.name,)):
-            if found := _read_local(self.root / folder, wanted, tried):
+        name, tried = wanted.name, []
+        places = (self.root / folder for folder in _DIRECTORIES.get(name, (name,)))
+        ways: list[Callable[[_Wanted], _Search]] = [partial(_read_local, place) for place in places]
+        ways += [self._published] if name in PUBLISHED else []
+        ways += [self._tiny_imagenet] if name == "tiny_imagenet" and self.download else []
+        for way in ways:
+            found, looked = way(wanted)
+            if found:
                 return found
-        if wanted.name in PUBLISHED and (found := self._published(wanted, tried)):
-            return found
-        if wanted.name == "tiny_imagenet" and self.download and (found := self._tiny_imagenet(wanted, tried)):
-            return found
+            tried += looked
         raise MissingDataError(self._advice(wanted, tried))
 
-    def _published(self, wanted: _Wanted, tried: list[str]) -> ImageSet | None:
-        name = wanted.name
+    def _published(self, wanted: _Wanted) -> _Search:
+        name, tried = wanted.name, []
         split = "val" if PUBLISHED[name].read and not wanted.known else wanted.splits[0]  # test has no labels there
         own = self.root / "torchvision" / name
         for home in (self.root, self.root / name, own):
@@ -120,25 +125,24 @@ class Shelf:
             tried.append(str(path))
             try:
                 if path.exists():
-                    return open_published(home, name, split, wanted.frame)
+                    return open_published(home, name, split, wanted.frame), tried
             except Exception as error:  # torchvision, tarfile, pickle: each fails its own way
                 tried[-1] += f" (there, but incomplete or damaged: {error})"
         try:
-            may = self.download and PUBLISHED[name].fetched
-            return fetch_published(own, name, split, wanted.frame) if may else None
+            if self.download and PUBLISHED[name].fetched:
+                return fetch_published(own, name, split, wanted.frame), tried
         except Exception as error:
             kept = "nothing partial was kept: running again starts afresh"
             tried.append(f"a download ({type(error).__name__}: {error}; {kept})")
-            return None
+        return None, tried
 
-    def _tiny_imagenet(self, wanted: _Wanted, tried: list[str]) -> ImageSet | None:
+    def _tiny_imagenet(self, wanted: _Wanted) -> _Search:
         home = self.root / "tiny_imagenet"
         try:
             fetch_tiny_imagenet(home)
         except (OSError, RuntimeError) as error:
-            tried.append(f"a download ({type(error).__name__}: {error})")
-            return None
-        return _read_local(home, wanted, tried)
+            return None, [f"a download ({type(error).__name__}: {error})"]
+        return _read_local(home, wanted)
 
     def _advice(self, wanted: _Wanted, tried: Sequence[str]) -> str:
         name, place, split, known = wanted.name, self.root / wanted.name, wanted.splits[0], wanted.known
@@ -158,21 +162,21 @@ class Shelf:
         return f"no {name or 'images'} ({split}). Looked for\n  {looked}\nAny one of these helps:\n  {helps}"
 
 
-def _read_local(place: Path, wanted: _Wanted, tried: list[str]) -> ImageSet | None:
+def _read_local(place: Path, wanted: _Wanted) -> _Search:
     """Arrays, then folders; only an OOD set of which any split will do may lie in its folder without one."""
     splits = wanted.splits[0] if len(wanted.splits) == 1 else f"{{{','.join(wanted.splits)}}}"
-    tried.append(f"{place / splits}.npz")
+    tried = [f"{place / splits}.npz"]
     for split in wanted.splits:
         if (path := place / f"{split}.npz").is_file():
-            return _read_arrays(path, wanted)
+            return _read_arrays(path, wanted), tried
     read, below = (_read_labelled, "<class>/<picture>, or labels.csv") if wanted.known else (_read_flat, "**/<picture>")
     anywhere = not wanted.known and len(wanted.splits) > 1
     tried.append(f"{place if anywhere else place / splits}/{below}")
     for folder in [place / split for split in wanted.splits] + ([place] if anywhere else []):
         if found := read(folder, wanted.frame):
-            return found
+            return found, tried
     tried[-1] += " (there, but without a picture)" if (place if anywhere else place / splits).is_dir() else ""
-    return None
+    return None, tried
 
 
 def _read_arrays(path: Path, wanted: _Wanted) -> ImageArray:

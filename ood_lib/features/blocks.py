@@ -1,4 +1,4 @@
-"""A bank: tensors on disk, one row per image, in one safetensors file that many processes fill block by block.
+"""Tensors on disk, one row per image, in one safetensors file that many processes fill block by block.
 
 What lies at PATH is complete.  While it is being made it lies in the folder PATH.partial, together with
 
@@ -16,7 +16,6 @@ import os
 import shutil
 import sys
 import uuid
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
@@ -29,8 +28,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ood_lib.features.distributed import Team
+from ood_lib.warn import warn
 
-__all__ = ["Bank", "map_tensors"]
+__all__ = ["BlockFile", "map_tensors"]
 
 T = TypeVar("T")
 
@@ -79,12 +79,12 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     return {name: tensor(entry) for name, entry in _fields(header).items()}
 
 
-class Bank:
-    """One bank, complete or being made.
+class BlockFile:
+    """One file, complete or being made.
 
     Args:
         path: where it is to lie.
-        identity: what it holds: a bank of another identity is refused.
+        identity: what it holds: a file of another identity is refused.
         rows: N.
         anonymous: accept a file at the path that does not say what it holds.
     """
@@ -104,7 +104,7 @@ class Bank:
             ranks: who takes part; all of them call this.
 
         Raises:
-            ValueError: at the path, or beside it in the making, is a bank of another identity; processes differ in it.
+            ValueError: at the path, or beside it in the making, is a file of another identity; processes differ in it.
             OSError: no room on the disk, or blocks are read back otherwise than they were written.
         """
         if any(other != self.identity for other in self._meet(ranks, self.identity)):
@@ -120,7 +120,7 @@ class Bank:
 
     def _fill(self, make: Make, block: int, ranks: Team) -> None:
         if ranks.rank == 0 and self.path.exists():
-            warnings.warn(f"the features in {self.path} are damaged and are made again", stacklevel=4)
+            warn(f"the features in {self.path} are damaged and are made again")
         blocks = [range(start, min(start + block, self.rows)) for start in range(0, self.rows, block)]
         todo = self._missing(blocks, ranks)
         mine = ranks.share(todo)
@@ -200,7 +200,7 @@ class Bank:
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        """Wait until no other run is at work on this bank; what is killed holds no lock."""
+        """Wait until no other run is at work on this file; what is killed holds no lock."""
         self.work.mkdir(parents=True, exist_ok=True)
         with open(self.work / "lock", "w") as file:
             with suppress(ImportError, OSError):  # Windows, or a file system without locks
@@ -237,7 +237,7 @@ def _wait_for(file: IO[str], path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        warnings.warn(f"another run is making {path}; this one waits for it", stacklevel=2)
+        warn(f"another run is making {path}; this one waits for it")
         fcntl.flock(file, fcntl.LOCK_EX)
 
 

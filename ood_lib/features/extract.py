@@ -3,12 +3,11 @@
 import hashlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +15,32 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from ood_lib.data.fingerprint import collate_labelled, dataset_hash
-from ood_lib.features.blocks import Bank
+from ood_lib.features.blocks import BlockFile
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Network, Representation, pick_device
 from ood_lib.networks.precision import autocast_dtype
+from ood_lib.warn import warn
 
 __all__ = ["extract", "forward", "network_hash"]
 
-_BLOCKS = 1024  # of a bank at most: what a kill costs, and how evenly processes share
+_BLOCKS = 1024  # of a file at most: what a kill costs, and how evenly processes share
 
 _SAMPLE = 64  # items by which a data set without a fingerprint is known again at a path of the reader's choice
+
+
+class Pass(NamedTuple):
+    """How images go through a network: the options of `extract`, settled for one process."""
+
+    batch_size: int
+    device: torch.device
+    num_workers: int
+    progress: bool
+    dtype: torch.dtype | None
+    autocast: torch.dtype | None
+    channels_last: bool
+    compile: bool
 
 
 def extract(
@@ -77,23 +90,13 @@ def extract(
     precision = _agreed(autocast, where, Team() if out is None and cache is None else ranks)
     _check(dataset, batch_size, (dtype, precision), out, cache)
     rows = len(dataset)  # type: ignore[arg-type]
-    run = partial(
-        forward,
-        network,
-        dataset,
-        batch_size=batch_size,
-        device=ranks.device(where),
-        num_workers=num_workers,
-        progress=progress and ranks.rank == 0,
-        dtype=dtype,
-        autocast=precision,
-        channels_last=channels_last,
-        compile=compile,
-    )
+    bar = progress and ranks.rank == 0
+    how = Pass(batch_size, ranks.device(where), num_workers, bar, dtype, precision, channels_last, compile)
+    run = partial(forward, network, dataset, how)
     if out is None and cache is None:
         if ranks.size > 1:
             advice = "name a file with out= or a folder with cache=, and they share the work"
-            warnings.warn(f"each of {ranks.size} processes looks at all {rows} images: {advice}", stacklevel=2)
+            warn(f"each of {ranks.size} processes looks at all {rows} images: {advice}")
         (found,) = run([range(rows)])
         return Features(**found)
     identity = {
@@ -103,7 +106,7 @@ def extract(
     }
     path = Path(cache) / _cached_name(**identity) if cache is not None else Path(str(out))
     block = batch_size * math.ceil(rows / batch_size / _BLOCKS)  # whole batches: the same ones for any number of ranks
-    Bank(path, identity, rows, anonymous=out is None).fill(run, block, ranks)
+    BlockFile(path, identity, rows, anonymous=out is None).fill(run, block, ranks)
     return Features.load(path)
 
 
@@ -145,59 +148,48 @@ T = TypeVar("T")
 
 
 @torch.no_grad()  # not inference_mode: its tensors could not be trained on
-def forward(
-    network: Any,
-    dataset: Dataset,
-    blocks: Sequence[range],
-    *,
-    batch_size: int,
-    device: torch.device,
-    num_workers: int = 0,
-    progress: bool = False,
-    dtype: torch.dtype | None = None,
-    autocast: torch.dtype | None = None,
-    channels_last: bool = False,
-    compile: bool = False,
-) -> Generator[Seen, None, None]:
+def forward(network: Any, dataset: Dataset, how: Pass, blocks: Sequence[range]) -> Generator[Seen, None, None]:
     """What a network computes for blocks of a data set, one block after the other: fields by name, on the CPU.
 
     Args:
         network: answers ``represent``, or goes through `adapt`; its modules are given back in the mode they were in.
         dataset: items (image (channels, H, W), label).
+        how: the options of `extract`.
         blocks: rows to look at; no batch reaches over the end of a block.
-        batch_size, device, num_workers, progress, dtype, autocast, channels_last, compile: see `extract`.
 
     Raises:
         ValueError: the data set has no labels, or its images are no floating-point tensors.
     """
     network = network if hasattr(network, "represent") else adapt(network)
     modes = [(module, module.training) for module in network.modules()]  # each its own: a part may be frozen
-    network.to(device).eval()
+    network.to(how.device).eval()
     parameters = (p.dtype for p in network.parameters() if p.is_floating_point())
-    how: dict[str, Any] = {
-        "device": device,
+    on_gpu = how.device.type == "cuda"
+    form: dict[str, Any] = {
+        "device": how.device,
         "dtype": next(parameters, torch.float32),
-        "memory_format": torch.channels_last if channels_last else torch.preserve_format,
-        "non_blocking": device.type == "cuda",
+        "memory_format": torch.channels_last if how.channels_last else torch.preserve_format,
+        "non_blocking": on_gpu,
     }
-    represent = _compiled(network.represent) if compile else network.represent
+    represent = _compiled(network.represent) if how.compile else network.represent
     loader = DataLoader(
         dataset,
-        batch_sampler=_batches(blocks, batch_size),
-        num_workers=num_workers,
+        batch_sampler=_batches(blocks, how.batch_size),
+        num_workers=how.num_workers,
         collate_fn=collate_labelled,
-        pin_memory=device.type == "cuda",
+        pin_memory=on_gpu,
     )
 
     def look(images: Tensor, labels: Tensor) -> Seen:
-        with torch.autocast(device.type, autocast) if autocast else nullcontext():
-            seen = represent(_floating(images).to(**how))._asdict()
-        kept = {name: value.to(dtype or value.dtype) for name, value in seen.items() if value is not None}
+        with torch.autocast(how.device.type, how.autocast) if how.autocast else nullcontext():
+            seen = represent(_floating(images).to(**form))._asdict()
+        kept = {name: value.to(how.dtype or value.dtype) for name, value in seen.items() if value is not None}
         return {**kept, "labels": labels}
 
     try:
-        with tqdm(total=sum(map(len, blocks)), unit="image", desc="features", disable=not progress, leave=False) as bar:
-            batches = _fetched((look(images, labels) for images, labels in loader), device)
+        total = sum(map(len, blocks))
+        with tqdm(total=total, unit="image", desc="features", disable=not how.progress, leave=False) as bar:
+            batches = _fetched((look(images, labels) for images, labels in loader), how.device)
             for block in blocks:
                 yield _gathered(batches, len(block), bar)
     finally:
@@ -260,7 +252,7 @@ def _compiled(represent: Callable[[Tensor], Representation]) -> Callable[[Tensor
         except Exception as error:  # each backend fails its own way
             if fast is represent:
                 raise
-            warnings.warn(f"torch.compile failed, the network runs uncompiled: {error}", stacklevel=2)
+            warn(f"torch.compile failed, the network runs uncompiled: {error}")
             fast = represent
             return represent(images)
 

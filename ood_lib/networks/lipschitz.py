@@ -5,7 +5,6 @@ alone where a BatchNorm follows.  The report sets all of them side by side.
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +16,7 @@ from torch.nn.grad import conv2d_input
 
 from ood_lib.data.benchmark import Normalize
 from ood_lib.extras import need
+from ood_lib.warn import warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,10 +227,9 @@ def _warn_of_unknown(network: nn.Module) -> None:
     others = {n: m for n, m in network.named_modules() if not isinstance(m, known) and "parametrizations" not in n}
     own = {n: [*m.parameters(recurse=False), *m.buffers(recurse=False)] for n, m in others.items()}
     if left := [f"{n} ({type(others[n]).__name__})" for n in own if own[n]]:
-        warnings.warn(
+        warn(
             f"the report knows Conv2d, Linear and BatchNorm, and leaves out {', '.join(left)}: multiply by their "
-            "Lipschitz constants, or the product bounds only the rest",
-            stacklevel=4,
+            "Lipschitz constants, or the product bounds only the rest"
         )
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import time
-import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     pass
 from ood_lib.networks.network import pick_device
+from ood_lib.warn import warn
 
 __all__ = ["autocast_dtype", "half_precision"]
 
@@ -78,9 +78,8 @@ def autocast_dtype(
     if pick_device(device).type == "cpu" and chosen in (torch.bfloat16, torch.float16):
         single, half = _times(chosen)
         if half > single:
-            warnings.warn(
+            warn(
                 f"this processor is slow in {chosen}: a layer takes {half / single:.1f} times as long as in float32; "
-                'autocast="auto" takes half precision only where it is faster',
-                stacklevel=3,
+                'autocast="auto" takes half precision only where it is faster'
             )
     return chosen

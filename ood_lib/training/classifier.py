@@ -1,7 +1,6 @@
 """Training a network: for one label per image by cross-entropy, for several by binary cross-entropies."""
 
 import os
-import warnings
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from ood_lib.networks.precision import autocast_dtype
 from ood_lib.training.augment import Augment
 from ood_lib.training.loop import History, Task
 from ood_lib.training.loop import train as run
+from ood_lib.warn import warn
 
 __all__ = ["accuracy", "mean_average_precision", "train_classifier", "train_multilabel"]
 
@@ -67,8 +67,11 @@ def train_classifier(
         network.parameters(), learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
     )
     precision = autocast_dtype(autocast, where)
-    task = Task(_cross_entropy, accuracy, optimizer, augment, average, precision, channels_last)
-    return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
+    task = Task(
+        _cross_entropy, accuracy, optimizer, epochs, batch_size, average, augment, seed, precision,
+        channels_last,
+    )  # fmt: skip
+    return run(network, train, val, task, checkpoint, progress)
 
 
 def train_multilabel(
@@ -114,8 +117,11 @@ def train_multilabel(
     rates = _two_rates(network, learning_rate, backbone_rate)
     optimizer = torch.optim.Adam(rates, weight_decay=weight_decay, fused=where.type in ("cpu", "cuda"))
     precision = autocast_dtype(autocast, where)
-    task = Task(_binary_cross_entropy, mean_average_precision, optimizer, augment, average, precision, channels_last)
-    return run(network, train, val, task, epochs, batch_size, seed, checkpoint, progress)
+    task = Task(
+        _binary_cross_entropy, mean_average_precision, optimizer, epochs, batch_size, average, augment, seed, precision,
+        channels_last,
+    )  # fmt: skip
+    return run(network, train, val, task, checkpoint, progress)
 
 
 def _two_rates(network: nn.Module, head: float, backbone: float | None) -> list[dict[str, Any]]:
@@ -129,9 +135,7 @@ def _two_rates(network: nn.Module, head: float, backbone: float | None) -> list[
 def _warn_of_absent_classes(train: Dataset) -> None:
     labels = getattr(train, "labels", None)
     if isinstance(labels, Tensor) and labels.ndim == 2 and (absent := count_labels(labels).absent):
-        warnings.warn(
-            f"no training image carries the classes {absent}: their logits can learn nothing but absence", stacklevel=3
-        )
+        warn(f"no training image carries the classes {absent}: their logits can learn nothing but absence")
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

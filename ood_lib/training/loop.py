@@ -1,4 +1,4 @@
-"""The training loop there is: epochs of updates with one learning-rate cycle, averaged weights, and a way to go on."""
+"""The training loop: updates with one learning-rate cycle and averaged weights, epochs of them, and a way to go on."""
 
 import os
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from ood_lib.data.fingerprint import dataset_hash
 from ood_lib.training.augment import Augment, Augmented
 from ood_lib.training.checkpoint import Checkpoint
 
-__all__ = ["History", "Task", "check_loss", "ema", "train"]
+__all__ = ["Descent", "History", "Task", "ema", "train"]
 
 SAMPLE = 64  # items by which a checkpoint knows its data set again
 
@@ -50,20 +50,76 @@ def ema(network: nn.Module, decay: float) -> AveragedModel:
     return _Average(network, multi_avg_fn=average, use_buffers=True)
 
 
-def check_loss(loss: Tensor, learning_rate: float) -> None:
-    """Raise ValueError when training has diverged: the loss is NaN or infinite."""
-    if not loss.isfinite():
-        raise ValueError(f"the loss became {loss.item()}: try a learning_rate below {learning_rate}")
+class Descent:
+    """Updates of a network: an optimizer, one cycle of its learning rates, and the average of the weights.
+
+    Args:
+        network: changed in place.
+        optimizer: of its parameters; its learning rates are the peaks of the cycle.
+        updates: how many there will be.
+        average: decay of the average over the weights, see `ema`; 0 = the last weights alone.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: torch.optim.Optimizer, updates: int, average: float) -> None:
+        self.network, self.optimizer, self.history = network, optimizer, History()
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.peaks, updates)
+        self.mean = ema(network, average) if average else None
+
+    @property
+    def result(self) -> nn.Module:
+        """The network as it would be left now."""
+        return self.network if self.mean is None else self.mean.module
+
+    def step(self, loss: Tensor, unit: float = 1.0) -> None:
+        """One update downhill; the history notes the loss in this unit.
+
+        Raises:
+            ValueError: the loss is NaN or infinite: training has diverged.
+        """
+        if not loss.isfinite():
+            raise ValueError(f"the loss became {loss.item()}: try a learning_rate below {self.peaks[0]}")
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.history.loss.append(loss.item() / unit)
+        self.history.learning_rate.append(float(self.schedule.get_last_lr()[0]))
+        self.schedule.step()
+        if self.mean is not None:
+            self.mean.update_parameters(self.network)
+
+    def finish(self) -> History:
+        """Leave the network in eval mode, with the average of its weights if there is one."""
+        self.network.load_state_dict(self.result.state_dict())
+        self.network.eval()
+        return self.history
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule}
+        return parts if self.mean is None else parts | {"mean": self.mean}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the updates to come depend on."""
+        return {"history": asdict(self.history)} | {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.history = History(**state["history"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
 
 
 class Task(NamedTuple):
-    """What tells one training from another."""
+    """What is to be trained, and how: all that tells one training from another but the network and the data."""
 
     loss: Callable[[Tensor, Tensor], Tensor]  # logits (N, C) and labels, as the data set gives them
     measure: Callable[..., float]  # network, validation set -> [0, 1]
     optimizer: torch.optim.Optimizer
-    augment: Augment | None
+    epochs: int
+    batch_size: int
     average: float
+    augment: Augment | None
+    seed: int
     autocast: torch.dtype | None
     channels_last: bool
 
@@ -72,7 +128,7 @@ class Task(NamedTuple):
         groups = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
         change = self.augment if isinstance(self.augment, Augmented) else ""  # what a function does nobody can tell
         own = {"loss": self.loss.__name__, "groups": groups, "average": self.average, "autocast": str(self.autocast)}
-        return own | {"augment": str(change)}
+        return own | {"augment": str(change), "epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
 
 
 def _layout(task: Task) -> torch.memory_format:
@@ -80,10 +136,10 @@ def _layout(task: Task) -> torch.memory_format:
     return torch.channels_last if task.channels_last else torch.contiguous_format
 
 
-def _key(network: nn.Module, data: Dataset, task: Task, *numbers: int) -> str:
+def _key(network: nn.Module, data: Dataset, task: Task) -> str:
     """Tells this training from others: what it does, to which parameters, on what data."""
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    return f"{task.options()}{numbers}{shapes}{_sample_hash(data)}"
+    return f"{task.options()}{len(data)}{shapes}{_sample_hash(data)}"  # type: ignore[arg-type]
 
 
 def _sample_hash(data: Dataset) -> str:
@@ -94,15 +150,13 @@ def _sample_hash(data: Dataset) -> str:
         return dataset_hash(unnamed, SAMPLE)
 
 
-class _Run:
+class _Run(Descent):
     """A training under way, which an interruption may end after any epoch."""
 
-    def __init__(self, network: nn.Module, task: Task, loader: DataLoader, epochs: int) -> None:
-        self.network, self.task, self.loader, self.history = network, task, loader, History()
-        self.peaks = [group["lr"] for group in task.optimizer.param_groups]
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(task.optimizer, self.peaks, epochs * len(loader))
-        self.mean = ema(network, task.average) if task.average else None
-        self.generator: torch.Generator = loader.generator  # of the order, and of the augmentation
+    def __init__(self, network: nn.Module, task: Task, data: Dataset) -> None:
+        self.task, self.generator = task, torch.Generator().manual_seed(task.seed)  # of the order and the augmentation
+        self.loader = DataLoader(data, task.batch_size, shuffle=True, generator=self.generator)
+        super().__init__(network, task.optimizer, task.epochs * len(self.loader), task.average)
         self.where = next(network.parameters()).device
         self.layout = _layout(task)
 
@@ -111,52 +165,28 @@ class _Run:
         """How many are done."""
         return len(self.history.loss) // len(self.loader)
 
-    @property
-    def result(self) -> nn.Module:
-        """The network as it would be left now."""
-        return self.network if self.mean is None else self.mean.module
-
     def epoch(self) -> None:
         """See each image once."""
         self.network.train()
         for images, labels in self.loader:
             images = self.task.augment(images, self.generator) if self.task.augment else images
-            self.update(images.to(self.where, memory_format=self.layout), labels)
-
-    def update(self, images: Tensor, labels: Tensor) -> None:
-        """One step downhill."""
-        with torch.autocast(self.where.type, self.task.autocast, enabled=self.task.autocast is not None):
-            logits = self.network(images)
-        loss = self.task.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels)
-        check_loss(loss, self.peaks[0])
-        self.task.optimizer.zero_grad()
-        loss.backward()
-        self.task.optimizer.step()
-        self.history.loss.append(loss.item())
-        self.history.learning_rate.append(float(self.schedule.get_last_lr()[0]))
-        self.schedule.step()
-        if self.mean is not None:
-            self.mean.update_parameters(self.network)
-
-    def parts(self) -> dict[str, Any]:
-        parts = {"network": self.network, "optimizer": self.task.optimizer, "schedule": self.schedule}
-        return parts if self.mean is None else parts | {"mean": self.mean}
+            images = images.to(self.where, memory_format=self.layout)
+            with torch.autocast(self.where.type, self.task.autocast, enabled=self.task.autocast is not None):
+                logits = self.network(images)
+            self.step(self.task.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels))
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on."""
-        own = {"generator": self.generator.get_state(), "history": asdict(self.history)}
-        return own | {name: part.state_dict() for name, part in self.parts().items()}
+        return super().state_dict() | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
+        super().load_state_dict(state)
         self.generator.set_state(state["generator"].cpu())
-        self.history = History(**state["history"])
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
 
 
 def train(
-    network: nn.Module, data: Dataset, val: Dataset | None, task: Task, epochs: int, batch_size: int, seed: int,
+    network: nn.Module, data: Dataset, val: Dataset | None, task: Task,
     checkpoint: str | os.PathLike[str] | None, progress: bool,
 ) -> History:  # fmt: skip
     """Change a network in place, see `ood_lib.train_classifier`.
@@ -166,17 +196,14 @@ def train(
     """
     if len(data) == 0:  # type: ignore[arg-type]
         raise ValueError("the training set is empty: expected at least one (image, label) item")
-    saved = None
-    if checkpoint is not None:
-        saved = Checkpoint(checkpoint, _key(network, data, task, epochs, batch_size, seed, len(data)))  # type: ignore[arg-type]
+    saved = Checkpoint(checkpoint, _key(network, data, task)) if checkpoint is not None else None
     network.to(memory_format=_layout(task))
-    loader = DataLoader(data, batch_size, shuffle=True, generator=torch.Generator().manual_seed(seed))
-    run = _Run(network, task, loader, epochs)
+    run = _Run(network, task, data)
     if saved:
         saved.load(run, run.where)
     left = {"initial": run.epochs, "leave": False, "disable": not progress}
-    with tqdm(total=epochs, unit="epoch", desc="training", **left) as bar:
-        while run.epochs < epochs:
+    with tqdm(total=task.epochs, unit="epoch", desc="training", **left) as bar:
+        while run.epochs < task.epochs:
             run.epoch()
             network.eval()
             if val is not None:
@@ -185,8 +212,7 @@ def train(
                 saved.save(run)
             bar.update()
             bar.set_postfix(loss=f"{run.history.loss[-1]:.3f}")
-    network.load_state_dict(run.result.state_dict())
-    network.eval()
+    run.finish()
     if saved:
         saved.remove()
     return run.history

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ood_lib.networks.network import pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.networks.score_network import checked_images, checked_scales
-from ood_lib.training.loop import History, check_loss, ema
+from ood_lib.training.loop import Descent, History
 
 __all__ = ["denoising_error", "draw_scales", "dsm_loss", "train_score_network"]
 
@@ -131,15 +131,14 @@ def train_score_network(
     """
     if len(train) == 0 or steps < 1:  # type: ignore[arg-type]
         raise ValueError(f"{len(train)} training images, steps={steps} were given; expected one of each at least")  # type: ignore[arg-type]
-    where, history = pick_device(device), History()
+    where = pick_device(device)
     precision = autocast_dtype(autocast, where)
     generator = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(train, num_samples=steps * batch_size, generator=generator)  # type: ignore[arg-type]
     form: Any = {"memory_format": torch.channels_last if channels_last else torch.preserve_format}
     network.to(where, **form).train()
-    mean = ema(network, decay)
     optimizer = torch.optim.Adam(network.parameters(), learning_rate, fused=where.type in ("cpu", "cuda"))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, steps)
+    descent = Descent(network, optimizer, steps, decay)
     loader = DataLoader(train, batch_size, sampler=sampler, generator=generator)
     for images, _ in tqdm(loader, "training", leave=False, disable=not progress):
         images = images if augment is None else augment(images, generator)
@@ -148,14 +147,5 @@ def train_score_network(
         noise = torch.randn(images.shape, generator=generator, device="cpu")
         with torch.autocast(where.type, precision, enabled=precision is not None):
             loss = dsm_loss(network, images.to(where, **form), sigma.to(where), noise.to(where, **form)).mean()
-        check_loss(loss, learning_rate)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        mean.update_parameters(network)
-        history.loss.append(2 * loss.item() / images[0].numel())
-        history.learning_rate.append(float(schedule.get_last_lr()[0]))
-        schedule.step()
-    network.load_state_dict(mean.module.state_dict())
-    network.eval()
-    return history
+        descent.step(loss, unit=images[0].numel() / 2)
+    return descent.finish()

@@ -19,6 +19,7 @@ from ood_lib.detectors.moments import Moments, class_moments, rounding
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.extras import need
 from ood_lib.features.features import Features
+from ood_lib.warn import warn
 
 __all__ = ["GMM", "Mixture", "expectation_maximization", "mixture", "mixture_log_prob"]
 
@@ -131,7 +132,7 @@ def expectation_maximization(
         except ValueError as error:
             raise _singular(covariance, z.shape[1], ridge) from error
     if not gmm.converged_:
-        warnings.warn(f"the mixture still improved after {steps} steps of EM; take fewer components", stacklevel=2)
+        warn(f"the mixture still improved after {steps} steps of EM; take fewer components")
     weights, means, inside = (torch.from_numpy(x).to(z) for x in (gmm.weights_, gmm.means_, gmm.covariances_))
     inside = inside - lift * (1 if covariance == "diagonal" else torch.eye(z.shape[1]).to(z))
     counts = weights * len(z)

@@ -7,7 +7,6 @@ the likelihood of held-out ID features alone.  The flow itself is in `ood_lib.fl
 import copy
 import hashlib
 import inspect
-import warnings
 from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from ood_lib.detectors.flow.training import FlowHistory, FlowTraining
 from ood_lib.detectors.moments import Kind, Moments, class_moments, merge_moments, rounding
 from ood_lib.features.features import Features
 from ood_lib.training.checkpoint import Checkpoint
+from ood_lib.warn import warn
 
 __all__ = ["DEFAULTS", "Engine", "FeatureFlow", "FlowDefaults"]
 
@@ -225,14 +225,14 @@ class FeatureFlow(Detector):
         if flat.any():
             width = "as wide as the noise" if self.noise else "a thousandth as wide as the others"
             message = f"{int(flat.sum())} of {len(flat)} features never vary; the flow takes them for {width}"
-            warnings.warn(message, stacklevel=1)
+            warn(message)
         return moments, self.noise * variances.mean().sqrt().item()
 
     def _moments(self, chunk: Features, kind: Kind) -> Moments:
         z = chunk.penultimate
         if self.normalize and (short := int((z.norm(dim=1) == 0).sum())):
             message = f"{short} features have length 0 and no direction; they stay at the origin, off the sphere"
-            warnings.warn(message, stacklevel=1)
+            warn(message)
         labels = self._labels(chunk) if self.class_base else torch.zeros(len(z), dtype=torch.long, device=z.device)
         return class_moments(self.on_sphere(z), labels, kind)
 

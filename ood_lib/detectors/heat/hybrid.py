@@ -5,7 +5,6 @@ negatives it is trained on.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Literal
@@ -20,6 +19,7 @@ from ood_lib.detectors.heat.langevin import DivergedError, sgld
 from ood_lib.detectors.heat.residual import Diagnostics, ResidualNet, residual_loss
 from ood_lib.detectors.moments import Kind, Moments, class_moments, merge_moments
 from ood_lib.features.features import Features
+from ood_lib.warn import warn
 
 __all__ = ["ResidualEBM"]
 
@@ -180,10 +180,9 @@ class ResidualEBM(Detector):
         z = self.points(features)
         ratio = float(z.norm(dim=1).median() / self.length)
         if not 1 / FAR < ratio < FAR:
-            warnings.warn(
+            warn(
                 f"half of these features are {ratio:.1g} times as long as those of the fit, or more so: were they "
-                "extracted in the same way?",
-                stacklevel=4,
+                "extracted in the same way?"
             )
         return self.energy(z)
 
