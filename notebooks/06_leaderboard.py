@@ -53,7 +53,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run leaderboard -p benchmark bank:PATH`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # cifar10, cifar100, imagenet, a bank such as cifar10-densenet, folder:PATH
+benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 name: str = ""  # what made the features, for the table; empty = the network trained here

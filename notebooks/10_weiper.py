@@ -57,7 +57,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # `ood-book run weiper -p delta 2.4 -p seeds 3`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # cifar10, cifar100, imagenet, a bank such as cifar10-densenet, folder:PATH
+benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed

@@ -23,7 +23,7 @@ from ood_lib.networks.network import Network, Representation, pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.warn import warn
 
-__all__ = ["extract", "forward", "network_hash"]
+__all__ = ["Pass", "extract", "forward", "network_hash"]
 
 _BLOCKS = 1024  # of a file at most: what a kill costs, and how evenly processes share
 
