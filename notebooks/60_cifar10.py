@@ -68,7 +68,6 @@ results: str = ""  # folder for this run's tables; empty = do not write
 # %% tags=["hide-input"]
 import dataclasses
 import hashlib
-import json
 import time
 from functools import partial
 from itertools import product
@@ -736,12 +735,11 @@ if results:
     parts = {f"prior, {k}": d for k, d in before.items()} | {f"HEAT, {k}": after[k] for k in kinds}
     tuned = taken_apart[taken_apart["detector"] == "WeiPer+KLD, tuned"]
     everything = pd.concat([table, tuned, pd.DataFrame([r for n, d in parts.items() for r in rows_of(n, d)])])
-    record = (folder / "benchmark.json").read_bytes()
-    made = json.loads(record)["about"]
-    data = hashlib.sha256(record).hexdigest()[:12]
-    origin = ood.provenance(data=data, sets=made.get("sets", ""), weights=made.get("command", ""))
+    data = hashlib.sha256((folder / "benchmark.json").read_bytes()).hexdigest()[:12]
+    weights = x.about.get("weights") or x.about.get("command", "")
+    origin = ood.provenance(data=data, sets="; ".join(x.notes), weights=weights)
     label = name or f"{folder.name} of a residual network, {head.in_features} features"
-    ood.save_results(Path(results) / "this-run.json", everything, benchmark="cifar10", network=label, origin=origin, accuracy=right)
+    ood.save_results(Path(results) / "this-run.json", everything, benchmark=x.about.get("benchmark", "cifar10"), network=label, origin=origin, accuracy=right)
     gains.to_csv(Path(results) / "heat.csv", index=False)
     path.to_csv(Path(results) / "flow.csv", index=False)
     drawn.to_csv(Path(results) / "heads.csv", index=False)

@@ -224,7 +224,7 @@ def make_bank(x: BenchmarkFeatures, folder: str | os.PathLike[str], *, seed: int
     near, far = ({n: _fewer(f, 750, seed) for n, f in sets.items()} for sets in (x.near, x.far))
     train, val, test = (_fewer(getattr(x, role), rows, seed) for role, rows in ROWS.items())
     few = replace(x, train=train, val=val, test=test, near=near, far=far)
-    few.save(folder, precision="uint8", **about)
+    few.save(folder, precision="uint8", benchmark=x.name, **about)
 
 
 def fewer_images(bench: Benchmark, seed: int = 0) -> Benchmark:
