@@ -879,9 +879,10 @@ columns = pd.MultiIndex.from_product([["CIFAR-10", "CIFAR-100", "ImageNet-1k"], 
 lines = [line.replace("±", "<small>±").split(",") for line in published.splitlines()]
 board = pd.DataFrame([[c + "</small>" * ("<" in c) for c in line[1:]] for line in lines], [line[0] for line in lines], columns)
 for group in ("near", "far"):
-    rows = summary[summary["group"] == group].set_index("detector").loc[board.index]
+    rows = summary[summary["group"] == group].set_index("detector").reindex(board.index)  # a bank has no ODIN
     rows = rows[["value", "low", "high"]].itertuples(index=False)
-    board[f"{benchmark}, this run", group] = [metrics.as_percent(*row, small=True) for row in rows]
+    cells = [metrics.as_percent(*row, small=True) if row[0] >= 0 else "" for row in rows]
+    board[f"{benchmark}, this run", group] = cells
 board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours with 95 % intervals")
 
 # %% [markdown]

@@ -960,14 +960,17 @@ plt.show()
 from scipy.stats import spearmanr
 
 plain = zoo_table.assign(**{m: [value for value, _ in zoo_table[m]] for m in ("uniformity", "tolerance")}).astype(float)
-lines, first_out = [], plain["accuracy"].idxmin()
-for measure in ("uniformity", "tolerance", "accuracy"):
+lines, first_out, few = [], plain["accuracy"].idxmin(), len(plain) < 4
+for measure in ("uniformity", "tolerance", "accuracy")[: 0 if few else 3]:
     rank = {g: spearmanr(plain[measure], plain[g]).statistic for g in ("near", "far")}
     rest = spearmanr(plain[measure].drop(first_out), plain["near"].drop(first_out)).statistic
     lines.append(f"* {measure}: rank correlation with near AUROC {rank['near']:+z.2f} (without *{first_out}* {rest:+z.2f}), with far AUROC {rank['far']:+z.2f}")
-lines.append(f"* uniformity with tolerance: {spearmanr(plain['uniformity'], plain['tolerance']).statistic:+z.2f}")
-display(Markdown("\n".join(lines) + f"\n\nWith {len(plain)} networks, a rank correlation below about "
-                 f"{2 / math.sqrt(len(plain) - 1):.1f} in size cannot be told from none."))  # fmt: skip
+if few:
+    display(Markdown(f"Networks in this run: {len(plain)}. Too few to relate two of their properties to each other."))
+else:
+    lines.append(f"* uniformity with tolerance: {spearmanr(plain['uniformity'], plain['tolerance']).statistic:+z.2f}")
+    display(Markdown("\n".join(lines) + f"\n\nWith {len(plain)} networks, a rank correlation below about "
+                     f"{2 / math.sqrt(len(plain) - 1):.1f} in size cannot be told from none."))  # fmt: skip
 
 # %% [markdown]
 # A handful of networks, half of which share a recipe, proves nothing; the paper has 113 backbones. Six correlations with
