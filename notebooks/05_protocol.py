@@ -881,8 +881,7 @@ board = pd.DataFrame([[c + "</small>" * ("<" in c) for c in line[1:]] for line i
 for group in ("near", "far"):
     rows = summary[summary["group"] == group].set_index("detector").reindex(board.index)  # a bank has no ODIN
     rows = rows[["value", "low", "high"]].itertuples(index=False)
-    cells = [metrics.as_percent(*row, small=True) if row[0] >= 0 else "" for row in rows]
-    board[f"{benchmark}, this run", group] = cells
+    board[f"{benchmark}, this run", group] = [metrics.as_percent(*row, small=True) if row[0] >= 0 else "" for row in rows]
 board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours with 95 % intervals")
 
 # %% [markdown]
