@@ -9,7 +9,6 @@ has no class here: its label is -1.
 import difflib
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from ood_lib.data.images import ImageFormat, ImageSet, divide
 from ood_lib.data.locate import Shelf
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
 from ood_lib.shipped import BANKS, FORMER_NAMES
+from ood_lib.warn import warn
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set", "benchmark_hash"]
 
@@ -126,7 +126,7 @@ def _folder(name: str, place: Path, image_size: int | None, resize: int | None, 
     near, far = ({n.removeprefix(g): x for n, x in sets.items() if n.startswith(g)} for g in ("near/", "far/"))
     notes = [cut, "" if sets else f"no OOD set in {place}: put pictures of one into near/NAME/ or far/NAME/"]
     if cut:
-        warnings.warn(cut, stacklevel=3)  # the caller of load_benchmark
+        warn(cut)
     return _benchmark(name, known, near, far, notes=tuple(filter(None, notes)))
 
 

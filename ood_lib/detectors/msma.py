@@ -20,6 +20,7 @@ from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
 from ood_lib.networks.network import Representation
 from ood_lib.networks.score_network import checked_images, checked_scales, noise_scales
+from ood_lib.warn import warn
 
 __all__ = ["MSMA", "ScoreNorms", "score_norms", "select_gmm"]
 
@@ -233,7 +234,7 @@ class MSMA(Detector):
         z, scales = features.penultimate, len(self.norms.sigmas)
         check_width(z, scales, "the score norms of this network are")
         if len(z) < 5 * scales:
-            warnings.warn(f"{len(z)} rows for a density of {scales} score norms: its tails are guesses", stacklevel=5)
+            warn(f"{len(z)} rows for a density of {scales} score norms: its tails are guesses")
         std, mean = torch.std_mean(z.double(), dim=0)
         if not (std > 0).all():
             raise ValueError(f"the score norms of scales {(~(std > 0)).nonzero().flatten().tolist()} never vary")

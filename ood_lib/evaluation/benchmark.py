@@ -1,6 +1,5 @@
 """Every detector on every OOD set, as one tidy table."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +9,7 @@ from ood_lib.evaluation.comparison import counted_once
 from ood_lib.evaluation.cost import measure_cost
 from ood_lib.evaluation.metrics import evaluate, student
 from ood_lib.features.bank import BenchmarkFeatures
+from ood_lib.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ def run_benchmark(
     import pandas as pd
 
     if not (features.near or features.far):
-        warnings.warn(f"no row is made: {NOTHING_JUDGED}", stacklevel=2)
+        warn(f"no row is made: {NOTHING_JUDGED}")
 
     return pd.DataFrame(
         [
