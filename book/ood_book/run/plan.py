@@ -30,8 +30,7 @@ __all__ = [
 
 LIBRARY = Path(ood_lib.__file__).parent
 PATHS = {  # the part of a parameter that is a path
-    "benchmark": "(?<=^folder:).+|(?<=^bank:).+", "benchmarks": "(?<=^folder:).+|(?<=^bank:).+", "data_dir": ".+",
-    "bank": ".+",
+    "benchmark": "(?<=^folder:).+|(?<=^bank:).+", "data_dir": ".+", "bank": ".+",
 }  # fmt: skip
 
 
@@ -187,8 +186,6 @@ def _readings(text: str) -> list[Any]:
 
 def _from_here(name: str, value: Any) -> Any:
     """Paths are meant from where the command is given; the kernel runs elsewhere."""
-    if isinstance(value, list):
-        return [_from_here(name, one) for one in value]
     if name not in PATHS or not isinstance(value, str):
         return value
     return re.sub(PATHS[name], lambda path: os.path.abspath(os.path.expanduser(path[0])), value)
@@ -196,8 +193,6 @@ def _from_here(name: str, value: Any) -> Any:
 
 def _to_anywhere(name: str, value: Any) -> str:
     """The value as a command line takes it, the folders above a path left out."""
-    if isinstance(value, list):
-        return json.dumps([_to_anywhere(name, one) if isinstance(one, str) else one for one in value])
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(PATHS[name], lambda path: os.path.basename(path[0]), text) if name in PATHS else text
 
@@ -252,7 +247,7 @@ def _value(name: str, parameter: Parameter, meanings: Sequence[Any], source: Pat
         expected = f"{ast.unparse(parameter.kind)} (default {parameter.default!r})"
         raise Refused(f"parameter {name!r} of {source.stem} expects {expected}, given {meanings[-1]!r}")
     value = fitting[0]
-    for given in value if name == "benchmarks" else [value] if name == "benchmark" else ():
-        if given not in (None, *NAMES, *BANKS, *FORMER_NAMES) and not re.match("(folder|bank):.", str(given)):
-            raise unknown("benchmark", str(given), [*NAMES, *BANKS, "folder:PATH", "bank:PATH"])
+    known = (None, *NAMES, *BANKS, *FORMER_NAMES)
+    if name == "benchmark" and value not in known and not re.match("(folder|bank):.", str(value)):
+        raise unknown("benchmark", str(value), [*NAMES, *BANKS, "folder:PATH", "bank:PATH"])
     return value
