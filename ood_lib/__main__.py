@@ -13,7 +13,7 @@ from ood_lib.evaluation.results import provenance
 from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
 from ood_lib.networks.network import Network, pick_device
 from ood_lib.training.published import PUBLISHED, published
-from ood_lib.training.recipes import RECIPES, train_recipe
+from ood_lib.training.recipes import RECIPES, seeded, train_recipe
 
 __all__ = ["main"]
 
@@ -34,7 +34,7 @@ def main() -> None:
         parser.error(f"--weights FILE goes with {', '.join(PUBLISHED)}, and with no other name")
     ours = RECIPES.get(given.name)
     bench = load_benchmark((ours or PUBLISHED[given.name]).benchmark, root=given.root, missing=given.missing)
-    name = f"{given.name}-seed{given.seed}" if given.seed else given.name
+    name = seeded(given.name, given.seed)
     command = f"python -m ood_lib {given.name} --seed {given.seed} --missing {given.missing}"
     origin: dict[str, Any] = provenance(command, pick_device(given.device), data=benchmark_hash(bench))
     network: Network
@@ -49,7 +49,7 @@ def main() -> None:
     if given.all:
         _see(network, bench, given.device).save(given.out / f"{name}-features", **origin)
     seen = _see(network, fewer_images(bench), given.device)
-    make_bank(seen, given.out / name, **origin)
+    make_bank(seen, given.out / name, **origin)  # and again, when it is known what rounding costs
     make_bank(seen, given.out / name, **origin, rounding=_rounding(seen, load_bank(name, given.out)))
 
 

@@ -2,10 +2,10 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import torch
 from safetensors.torch import load_file
@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ood_lib.data.benchmark import Benchmark
-from ood_lib.data.images import ImageSet
 from ood_lib.features.extract import extract
 from ood_lib.features.features import Features
 from ood_lib.files import sha256_of, write_text
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Network
 from ood_lib.shipped import FORMER_NAMES, SHIPPED
-from ood_lib.tensors import dequantized, half, quantized, save_tensors
+from ood_lib.tensors import dequantized, quantized, save_tensors
 from ood_lib.training.loop import History
 
 __all__ = [
     "BenchmarkFeatures", "balanced_rows", "bank_folder", "extract_benchmark", "fewer_images", "load_bank", "make_bank",
 ]  # fmt: skip
+
+T = TypeVar("T", Benchmark, "BenchmarkFeatures")
 
 BANK = "benchmark.json"  # the sha256 of each file of a bank; written last: a folder without it is not complete
 
@@ -83,13 +84,13 @@ class BenchmarkFeatures:
         return "\n".join([f"{self.name or 'features'}: {len(self.classes) or 'unnamed'} classes", *lines])
 
     def save(
-        self, folder: str | os.PathLike[str], *, precision: Literal["full", "half", "uint8"] = "full", **about: Any
+        self, folder: str | os.PathLike[str], *, precision: Literal["full", "uint8"] = "full", **about: Any
     ) -> None:
         """Write one safetensors file per set and, when all are complete, `benchmark.json` with their sha256.
 
         Args:
             folder: made where it is missing; sets that are in it already are replaced.
-            precision: "full" as computed; "half"; or "uint8", 256 equal steps between the smallest and the largest
+            precision: "full" as computed; or "uint8", 256 equal steps between the smallest and the largest
                 value of each feature in a set, with logits left out, which `load` makes again with the head.
             about: what a reader should know (network, licence, ...); plain values, kept under ``about``.
 
@@ -104,7 +105,11 @@ class BenchmarkFeatures:
         sets |= {f"{group}/{name}": x for group, named in self.groups().items() for name, x in named.items()}
         for name, features in sets.items():
             file = folder / f"{name}.safetensors"
-            features.save(file) if precision == "full" else save_tensors(_packed(features, precision), file)
+            if precision == "uint8":
+                kept = {field: x for field, x in features.tensors().items() if field != "logits"}
+                save_tensors(quantized(kept), file)
+            else:
+                features.save(file)
         if self.head is not None:
             save_tensors(self.head.state_dict(), folder / "head.safetensors")
         hashes = {name: sha256_of(folder / f"{name}.safetensors") for name in [*sets, *(["head"] if self.head else [])]}
@@ -140,12 +145,6 @@ class BenchmarkFeatures:
             sets["train"], sets["val"], sets["test"], near, far, head,
             name=folder.resolve().name, classes=classes, notes=notes, about=about,
         )  # fmt: skip
-
-
-def _packed(features: Features, precision: str) -> dict[str, Tensor]:
-    if precision == "uint8":
-        return quantized({name: x for name, x in features.tensors().items() if name != "logits"})
-    return {name: half(x) for name, x in features.tensors().items()}
 
 
 def _unpacked(file: Path, head: nn.Linear | None) -> Features:
@@ -186,7 +185,8 @@ def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **opti
     )  # fmt: skip
 
 
-ROWS = {"train": 5000, "val": 800, "test": 2000}  # of a bank that ships; of every OOD set 750
+ROWS = {"train": 5000, "val": 800, "test": 2000}  # of a bank that ships
+OOD_ROWS = 750  # of each of its OOD sets
 
 
 def load_bank(name: str, folder: str | os.PathLike[str] | None = None) -> BenchmarkFeatures:
@@ -221,27 +221,25 @@ def make_bank(x: BenchmarkFeatures, folder: str | os.PathLike[str], *, seed: int
         seed: of the draw.
         about: see `BenchmarkFeatures.save`.
     """
-    near, far = ({n: _fewer(f, 750, seed) for n, f in sets.items()} for sets in (x.near, x.far))
-    train, val, test = (_fewer(getattr(x, role), rows, seed) for role, rows in ROWS.items())
-    few = replace(x, train=train, val=val, test=test, near=near, far=far)
-    few.save(folder, precision="uint8", benchmark=x.name, **about)
+
+    def few(features: Features, rows: int) -> Features:
+        known = features.labels is not None and features.labels.ndim == 1
+        return features[balanced_rows(features.labels if known else torch.zeros(len(features)), rows, seed)]
+
+    _fewer(x, few).save(folder, precision="uint8", benchmark=x.name, **about)
 
 
 def fewer_images(bench: Benchmark, seed: int = 0) -> Benchmark:
     """The benchmark with only those images that `make_bank` would keep."""
-
-    def few(data: ImageSet, rows: int) -> ImageSet:
-        return data.subset(balanced_rows(data.labels, rows, seed))
-
-    near, far = ({n: few(data, 750) for n, data in sets.items()} for sets in (bench.near, bench.far))
-    train, val, test = (few(getattr(bench, role), rows) for role, rows in ROWS.items())
-    return replace(bench, train=train, val=val, test=test, near=near, far=far)
+    return _fewer(bench, lambda data, rows: data.subset(balanced_rows(data.labels, rows, seed)))
 
 
-def _fewer(features: Features, rows: int, seed: int) -> Features:
-    known = features.labels is not None and features.labels.ndim == 1
-    labels = features.labels if known else torch.zeros(len(features))
-    return features[balanced_rows(labels, rows, seed)]
+def _fewer(x: T, few: Callable[[Any, int], Any]) -> T:
+    """A benchmark, of images or features, with every set cut to its number of rows."""
+    sets: Any = x
+    known = {role: few(getattr(sets, role), rows) for role, rows in ROWS.items()}
+    near, far = ({n: few(data, OOD_ROWS) for n, data in group.items()} for group in (sets.near, sets.far))
+    return replace(sets, **known, near=near, far=far)
 
 
 def balanced_rows(labels: Tensor, rows: int, seed: int = 0) -> Tensor:

@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from ood_lib.tensors import save_tensors
 from ood_lib.training.augment import augmented
 from ood_lib.training.classifier import train_classifier
 from ood_lib.training.loop import History
+from ood_lib.training.recipes import seeded
 
 __all__ = ["benchmark_features"]
 
@@ -60,7 +61,7 @@ def benchmark_features(
         One `BenchmarkFeatures` for each network.  Those trained here also hold `images`, `network` and `history`.
 
     Raises:
-        ValueError: no such benchmark or bank; fewer than one network.
+        ValueError: no such benchmark or bank; a bank without a head; fewer than one network.
 
     Example:
         >>> x, *others = benchmark_features("cifar10-resnet9")
@@ -72,39 +73,43 @@ def benchmark_features(
     name = os.fspath(benchmark)
     if name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES):
         return _loaded(name, networks)
-    bench = load_benchmark(name, root, missing=missing)
-    options = {"augment": augmented(bench.image_shape[1] // 8, mirror=False), "learning_rate": 0.05} | training
-    kept = cache or os.environ.get("OOD_CACHE") or None
-    return [
-        _trained(bench, s, (tuple(widths), blocks), pick_device(device), Path(kept) if kept else None, options)
-        for s in range(seed, seed + networks)
-    ]
+    bench, where = load_benchmark(name, root, missing=missing), pick_device(device)
+    options: dict[str, Any] = {
+        "augment": augmented(bench.image_shape[1] // 8, mirror=False),
+        "learning_rate": 0.05,
+    } | training
+    folder = cache or os.environ.get("OOD_CACHE")
+    files: list[Path | None] = [None] * networks
+    if folder and " at 0x" not in repr(options):  # such a name, of an own function, tells nobody what it does
+        key = _identity(bench, tuple(widths), blocks, options, where)
+        files = [Path(folder, f"{key}-seed{seed + n}.safetensors") for n in range(networks)]
+    found = []
+    for s, file in enumerate(files, seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(s)
+            network = network_for(bench, widths, blocks).to(where)
+        history = _recall(network, file) if file and file.is_file() else None
+        if history is None:
+            history = train_classifier(network, bench.train, val=bench.val, seed=s, device=where, **options)
+            _keep(network, history, file)
+        found.append(replace(extract_benchmark(network, bench, device=where), history=history))
+    return found
 
 
 def _loaded(name: str, networks: int) -> list[BenchmarkFeatures]:
     first = Path(name.removeprefix("bank:")).expanduser() if name.startswith("bank:") else bank_folder(name)
-    others = (first.with_name(f"{first.name}-seed{s}") for s in range(1, networks))
-    return [BenchmarkFeatures.load(folder) for folder in [first, *(f for f in others if f.is_dir())]]
+    others = (first.with_name(seeded(first.name, s)) for s in range(1, networks))
+    found = [BenchmarkFeatures.load(folder) for folder in [first, *(f for f in others if f.is_dir())]]
+    for x in found:
+        if x.head is None:
+            raise ValueError(f"the bank {x.name} has no head: save it with BenchmarkFeatures(..., head=network.head)")
+    return found
 
 
-def _trained(
-    bench: Benchmark, seed: int, shape: tuple[Sequence[int], int], device: torch.device, cache: Path | None,
-    options: Mapping[str, Any],
-) -> BenchmarkFeatures:  # fmt: skip
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = network_for(bench, *shape)
-    if " at 0x" in repr(options):  # an own function, which its name does not identify
-        cache = None
-    file = cache / f"{_identity(bench, seed, shape, device, options)}.safetensors" if cache else None
-    if file and file.is_file():
-        history = _recall(network.to(device), file)
-    else:
-        history = train_classifier(network, bench.train, val=bench.val, seed=seed, device=device, **options)
-        if file:
-            curves = {f"history.{k}": torch.tensor(x, dtype=torch.float64) for k, x in asdict(history).items()}
-            save_tensors(network.state_dict() | curves, file)
-    return replace(extract_benchmark(network, bench, device=device), history=history)
+def _keep(network: ResNet, history: History, file: Path | None) -> None:
+    if file:
+        curves = {f"history.{k}": torch.tensor(x, dtype=torch.float64) for k, x in asdict(history).items()}
+        save_tensors(network.state_dict() | curves, file)
 
 
 def _recall(network: ResNet, file: Path) -> History:
@@ -116,7 +121,7 @@ def _recall(network: ResNet, file: Path) -> History:
 
 
 def _identity(bench: Benchmark, *recipe: Any) -> str:
-    """All that a trained network depends on: data, recipe, seed, device, and the code that builds and trains it."""
+    """All that a trained network depends on but its seed: data, recipe, device, and the code that makes it."""
     code = (Path(inspect.getfile(x)).read_bytes() for x in (ResNet, augmented, train_classifier, History))
     facts = (benchmark_hash(bench), *recipe, torch.__version__, torch.get_num_threads(), *code)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]

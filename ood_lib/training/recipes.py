@@ -24,7 +24,7 @@ from ood_lib.training.augment import augmented
 from ood_lib.training.classifier import accuracy, train_classifier
 from ood_lib.training.loop import History
 
-__all__ = ["RECIPES", "Recipe", "card", "pretrained", "train_recipe"]
+__all__ = ["RECIPES", "Recipe", "card", "pretrained", "seeded", "train_recipe"]
 
 
 class Recipe(NamedTuple):
@@ -124,7 +124,7 @@ def train_recipe(
         options: of `train_classifier`, such as device or epochs, instead of the recipe's.
     """
     recipe, folder = RECIPES[name], Path(folder)
-    file = folder / _file(name, seed)
+    file = folder / f"{seeded(name, seed)}.safetensors"
     chosen = recipe.options | {"autocast": "auto", "channels_last": True} | options
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -145,15 +145,16 @@ def train_recipe(
 
 def _begin(network: ResNet, name: str, bench: Benchmark, folder: Path, *, seed: int, **options: Any) -> dict[str, Any]:
     """Give a network the weights of another recipe's, which is trained if it is not there; the card of that one."""
-    file = folder / _file(name, seed)
+    file = folder / f"{seeded(name, seed)}.safetensors"
     if not file.is_file():
         train_recipe(name, bench, folder, seed=seed, **options)
     network.load_state_dict(pretrained(file.stem, folder).state_dict())
     return card(file.stem, folder)
 
 
-def _file(name: str, seed: int) -> str:
-    return f"{name}{f'-seed{seed}' if seed else ''}.safetensors"
+def seeded(name: str, seed: int) -> str:
+    """What the network of this seed and its bank are called: NAME, NAME-seed1, NAME-seed2, ..."""
+    return f"{name}-seed{seed}" if seed else name
 
 
 def _write(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, Any]) -> None:

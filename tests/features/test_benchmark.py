@@ -61,6 +61,13 @@ def test_a_training_with_a_function_of_ones_own_is_not_kept(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_benchmark_of_images_gets_a_network_to_train():
+    bench = load_benchmark("digits")
+    network = ood.network_for(bench, [4, 8])
+    assert network.head.in_features == 8 and network.head.out_features == len(bench.classes)
+    assert network.normalize is bench.normalize and all(p.requires_grad for p in network.parameters())
+
+
 # -- banks --------------------------------------------------------------------------------------------------------
 
 
@@ -91,12 +98,17 @@ def test_the_former_name_of_the_bank_still_leads_to_it():
     assert same(old.test, new.test)
 
 
-def test_wrong_requests_are_named():
+def test_wrong_requests_are_named(tmp_path):
     with pytest.raises(ValueError, match="networks=0 was given; expected at least one"):
         ood.benchmark_features("digits", 0)
     with pytest.raises(ValueError, match="unknown benchmark 'digit'"):
         ood.benchmark_features("digit")
+    with pytest.raises(FileNotFoundError, match=r"holds no benchmark\.json"):
+        ood.benchmark_features(f"bank:{tmp_path}")
     (x,) = ood.benchmark_features("digits", **RECIPE)
+    ood.BenchmarkFeatures(x.train, x.val, x.test, {}, {}).save(tmp_path)
+    with pytest.raises(ValueError, match="has no head"):
+        ood.benchmark_features(f"bank:{tmp_path}")
     with pytest.raises(ValueError, match="needs the head"):
         ood.BenchmarkFeatures(x.train, x.val, x.test, {}, {}).save("never", precision="uint8")
 

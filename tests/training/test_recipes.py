@@ -8,7 +8,7 @@ import torch
 
 from ood_lib import BenchmarkFeatures, Features, accuracy, extract_benchmark, load_bank, load_benchmark, pretrained
 from ood_lib.__main__ import main
-from ood_lib.features.bank import ROWS, balanced_rows, make_bank
+from ood_lib.features.bank import OOD_ROWS, ROWS, balanced_rows, make_bank
 from ood_lib.training.recipes import RECIPES, Recipe, card, train_recipe
 
 TINY = Recipe("digits", (4, 8), 1, {"epochs": 6, "batch_size": 64, "average": 0.9})
@@ -131,7 +131,7 @@ def test_a_bank_comes_back_and_damage_is_told(tmp_path):
     make_bank(BenchmarkFeatures(*sets, {"a": features(30)}, {"b": features(5000)}, head), tmp_path / "x-bank", seed=1)
     bank = load_bank("x-bank", tmp_path)
     assert [len(bank.train), len(bank.val), len(bank.test)] == list(ROWS.values())
-    assert len(bank.near["a"]) == 30 and len(bank.far["b"]) == 750
+    assert len(bank.near["a"]) == 30 and len(bank.far["b"]) == OOD_ROWS
     assert torch.equal(bank.head.weight, head.weight) and bank.train.penultimate.dtype == torch.float32
     with pytest.raises(ValueError, match=r"no bank 'y-bank' in .*, where there are \['x-bank'\]"):
         load_bank("y-bank", tmp_path)
