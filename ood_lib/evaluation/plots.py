@@ -172,10 +172,11 @@ def benchmark_images(bench: Benchmark, columns: int = 10) -> Figure:
 
 def training_curves(histories: Sequence[History]) -> Figure:
     """Loss per update, mean of 20, and validation accuracy per epoch, a line per network."""
+    import pandas as pd
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(FULL, 2.5))
     for history in histories:
-        loss = np.convolve(history.loss, np.full(20, 1 / 20), "valid")
-        left.semilogy(np.arange(20, len(loss) + 20), loss, color=COLORS["id"], lw=1)
+        left.semilogy(pd.Series(history.loss).rolling(20, min_periods=1).mean(), color=COLORS["id"], lw=1)
         right.plot(np.arange(1, len(history.accuracy) + 1), 100 * np.array(history.accuracy), color=COLORS["id"], lw=1)
     left.set(xlabel="update", ylabel="cross-entropy (mean of 20)")
     right.set(xlabel="epoch", ylabel="validation accuracy (%)")
