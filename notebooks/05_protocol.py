@@ -409,16 +409,15 @@ assert torch.equal(detector.is_ood(as_features(new)), new > tau)
 # luck of training can be told from the luck of the test images.
 
 # %%
-networks = ood.benchmark_features(
+features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
     root=data_dir or None, missing=missing,
 )  # fmt: skip
-seeds, f = len(networks), networks[0]  # the first is the one we look into
+seeds, f = len(features), features[0]  # the first is the one we look into
 bench = f.images  # a bank has none
 if not (f.near and f.far):
     raise ValueError(f"{benchmark}: give at least one near and one far set")
-features = networks
 bench or f  # which set plays which role, and how many images it has
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The benchmark: one row per data set. Ask of each row whether a human would name a known class.", "name": "fig-protocol-images"}, "image": {"alt": "Rows of small pictures. ID images of the known classes first, then the near-OOD set with unseen classes of the same kind, then the far-OOD sets."}}
@@ -428,15 +427,13 @@ if bench:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training: loss per update and validation accuracy per epoch, one line per seed. The seeds agree on accuracy; section 5.3 asks whether they agree on OOD.", "name": "fig-protocol-training"}, "image": {"alt": "Left, training loss on a logarithmic axis falling over the updates for every seed. Right, validation accuracy rising to its plateau over the epochs."}}
 if bench:
-    plots.training_curves([x.history for x in networks])
+    plots.training_curves([x.history for x in features])
     plt.show()
 
 # %%
-moved = [None] * seeds  # the images that ODIN sees; a bank has none
-if bench:
-    odin_networks = [ood.ODINNetwork(x.network) for x in networks]
-    moved = [ood.extract_benchmark(n, bench, device=device) for n in odin_networks]
-accuracies = [x.accuracy for x in networks]
+odin_networks = [ood.ODINNetwork(x.network) for x in features if bench]  # on a bank none
+moved = [ood.extract_benchmark(n, bench, device=device) for n in odin_networks]
+accuracies = [x.accuracy for x in features]
 head = f.head.cpu()
 print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}")
 
@@ -664,14 +661,15 @@ plt.show()
 # of its own.
 
 # %%
-def judge(n, x, x_moved):
-    """All seventeen on one network, as one table; on a bank ODIN has no images to move."""
-    most = ood.classical_detectors(x.head.cpu(), x.train)
-    runs = [(most, x), ({"ODIN": ood.ODIN()}, x_moved)][: 2 if x_moved else 1]
-    return pd.concat([ood.run_benchmark(*run, seed=n) for run in runs])
+def judge(n):
+    """All seventeen on network n, as one table; ODIN only where there are images."""
+    x = features[n]
+    runs = [(ood.classical_detectors(x.head.cpu(), x.train), x)]
+    runs += [({"ODIN": ood.ODIN()}, moved[n])] if bench else []
+    return pd.concat([ood.run_benchmark(*run, seed=seed + n) for run in runs])
 
 
-table = pd.concat([judge(seed + n, *xs) for n, xs in enumerate(zip(features, moved))])
+table = pd.concat([judge(n) for n in range(seeds)])
 order = [name for members in FAMILIES.values() for name in members]
 order = [name for name in order if bench or name != "ODIN"]
 table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="stable")

@@ -115,22 +115,22 @@ def judge(x, s):
 
 
 # %%
-networks = ood.benchmark_features(
+features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
     root=data_dir or None, missing=missing,
 )  # fmt: skip
-seeds, bench = len(networks), networks[0].images  # a bank has no images
-if not (networks[0].near or networks[0].far):
+seeds, bench = len(features), features[0].images  # a bank has no images
+if not (features[0].near or features[0].far):
     raise ValueError(f"{benchmark}: give at least one OOD set to rank by")
-table = pd.concat(judge(x, seed + n) for n, x in enumerate(networks))
-accuracy = sum(x.accuracy for x in networks) / seeds
+table = pd.concat(judge(x, seed + n) for n, x in enumerate(features))
+accuracy = sum(x.accuracy for x in features) / seeds
 small = f"small ResNet, {widths[-1]} features"
 label = name or (small if bench else benchmark)
 
 # %%
-data = benchmark_hash(bench) if bench else networks[0].about.get("data", "")
-origin = ood.provenance(data=data, sets="; ".join(networks[0].notes))
+data = benchmark_hash(bench) if bench else features[0].about.get("data", "")
+origin = ood.provenance(data=data, sets="; ".join(features[0].notes))
 file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
 ood.save_results(file, table, origin=origin, **about)

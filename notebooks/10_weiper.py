@@ -423,12 +423,12 @@ plt.show()
 # benchmark. To put intervals on what follows you train several, from different seeds.
 
 # %%
-networks = ood.benchmark_features(
+features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
     root=data_dir or None, missing=missing,
 )  # fmt: skip
-seeds, f = len(networks), networks[0]  # the first is the one we look into
+seeds, f = len(features), features[0]  # the first is the one we look into
 bench = f.images  # a bank has none
 if not (f.near and f.far):
     raise ValueError(f"{benchmark}: give at least one near and one far set")
@@ -446,12 +446,12 @@ if bench:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training: loss per update and validation accuracy per epoch, one line per seed. Watch for a loss that is still falling at the end, or seeds that disagree.", "name": "fig-weiper-training"}, "image": {"alt": "Left, training loss on a logarithmic axis falling over the updates for every seed. Right, validation accuracy rising to its plateau over the epochs."}}
 if bench:
-    plots.training_curves([x.history for x in networks])
+    plots.training_curves([x.history for x in features])
     plt.show()
 
 # %%
-heads = [x.head.cpu() for x in networks]
-accuracies = [100 * x.accuracy for x in networks]
+heads = [x.head.cpu() for x in features]
+accuracies = [100 * x.accuracy for x in features]
 head = f.head
 W, b = head.weight.detach(), head.bias.detach()
 f.test
@@ -592,7 +592,7 @@ def contestants(head):
 # %%
 def over_networks(make):
     """One benchmark table for the detectors that make(head) returns, over all networks."""
-    runs = enumerate(zip(heads, networks))
+    runs = enumerate(zip(heads, features))
     return pd.concat([ood.run_benchmark(make(h), x, seed=seed + n) for n, (h, x) in runs])
 
 
@@ -743,7 +743,7 @@ def sweep(make, values):
     return pd.DataFrame(
         {"value": v, "seed": n, **group_auroc(make(h, v), x)}
         for v in tqdm(values, desc="sweep", leave=False)
-        for n, (h, x) in enumerate(zip(heads, networks))
+        for n, (h, x) in enumerate(zip(heads, features))
     )
 
 
@@ -818,7 +818,7 @@ by_knob = {knob: [] for knob in knobs}
 for knob, values in knobs.items():
     for value in values:
         changed = weiper_options | {knob: value}
-        for n, (h, x) in enumerate(zip(heads, networks)):
+        for n, (h, x) in enumerate(zip(heads, features)):
             key = (n, changed["bins"])
             if key not in seen_with:
                 detector = ood.WeiPer(h, repeats=None, delta=delta, bins=key[1])
@@ -889,7 +889,7 @@ if ood_val not in f.far:
 names = ("lambda1", "lambda2", "smooth_penultimate", "smooth_weiper")
 values = product((0.1, 1, 2.5), (0, 0.1, 1, 2.5, 5), (1, 4, 12, 20), (4, 15, 40))
 grid = [dict(zip(names, v)) for v in values]
-choices = {h: tune(h, x, grid) for h, x in zip(heads, networks)}
+choices = {h: tune(h, x, grid) for h, x in zip(heads, features)}
 tuned = over_networks(
     lambda h: {"WeiPer+KLD, tuned": ood.WeiPer(h, repeats=None, bins=bins, **choices[h])}
 )

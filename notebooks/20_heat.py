@@ -582,17 +582,17 @@ for beta_ in (-9.0, -1.0, 0.0, 1.0, 9.0):
 # First the classifiers, several from different seeds, exactly as in the WeiPer chapter. Their features stay fixed from here on.
 
 # %%
-networks = ood.benchmark_features(
+features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
     root=data_dir or None, missing=missing,
 )  # fmt: skip
-seeds, f = len(networks), networks[0]  # the first is the one we look into
+seeds, f = len(features), features[0]  # the first is the one we look into
 bench = f.images  # a bank has none
 if not (f.near and f.far):
     raise ValueError(f"{benchmark}: give at least one near and one far set")
-features, heads = networks, [x.head.cpu() for x in networks]
-head, accuracies = heads[0], [100 * x.accuracy for x in networks]
+heads = [x.head.cpu() for x in features]
+head, accuracies = heads[0], [100 * x.accuracy for x in features]
 bench or f  # which set plays which role, and how many images it has
 
 # %% tags=["hide-input"]

@@ -438,16 +438,16 @@ plt.show()
 # chapters, several of them, from different seeds.
 
 # %%
-networks = ood.benchmark_features(
+features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
     root=data_dir or None, missing=missing,
 )  # fmt: skip
-seeds, F1 = len(networks), networks[0]  # the first is the one we look into
+seeds, F1 = len(features), features[0]  # the first is the one we look into
 bench = F1.images  # a bank has none
 if not (F1.near and F1.far):
     raise ValueError(f"{benchmark}: give at least one near and one far set")
-features, heads = networks, [x.head.cpu() for x in networks]
+heads = [x.head.cpu() for x in features]
 K, near = heads[0].in_features, next(iter(F1.near))
 bench or F1  # which set plays which role, and how many images it has
 
@@ -934,8 +934,7 @@ for name, f in zoo.items():
     fresh = ood.FeatureFlow(updates=updates, noise=noise, seed=seed)
     detector = flows[name] if name in flows else fresh.fit(f.train)
     u, t = uniformity(f.test.penultimate), tolerance(f.test.penultimate, f.test.labels)
-    accuracy = (f.test.logits.argmax(1) == f.test.labels).double().mean().item()
-    rows[name] = {"accuracy": accuracy, "uniformity": u, "tolerance": t}
+    rows[name] = {"accuracy": f.accuracy, "uniformity": u, "tolerance": t}
     rows[name] |= group_auroc(lambda z, d=detector: d.score(ood.Features(z)), f)
 zoo_table = pd.DataFrame(rows).T
 
@@ -960,17 +959,17 @@ plt.show()
 from scipy.stats import spearmanr
 
 plain = zoo_table.assign(**{m: [value for value, _ in zoo_table[m]] for m in ("uniformity", "tolerance")}).astype(float)
-lines, first_out, few = [], plain["accuracy"].idxmin(), len(plain) < 4
-for measure in ("uniformity", "tolerance", "accuracy")[: 0 if few else 3]:
-    rank = {g: spearmanr(plain[measure], plain[g]).statistic for g in ("near", "far")}
-    rest = spearmanr(plain[measure].drop(first_out), plain["near"].drop(first_out)).statistic
-    lines.append(f"* {measure}: rank correlation with near AUROC {rank['near']:+z.2f} (without *{first_out}* {rest:+z.2f}), with far AUROC {rank['far']:+z.2f}")
-if few:
-    display(Markdown(f"Networks in this run: {len(plain)}. Too few to relate two of their properties to each other."))
+lines, first_out = [], plain["accuracy"].idxmin()
+if len(plain) < 4:
+    lines = [f"Networks in this run: {len(plain)}. Too few to relate two of their properties to each other."]
 else:
+    for measure in ("uniformity", "tolerance", "accuracy"):
+        rank = {g: spearmanr(plain[measure], plain[g]).statistic for g in ("near", "far")}
+        rest = spearmanr(plain[measure].drop(first_out), plain["near"].drop(first_out)).statistic
+        lines.append(f"* {measure}: rank correlation with near AUROC {rank['near']:+z.2f} (without *{first_out}* {rest:+z.2f}), with far AUROC {rank['far']:+z.2f}")
     lines.append(f"* uniformity with tolerance: {spearmanr(plain['uniformity'], plain['tolerance']).statistic:+z.2f}")
-    display(Markdown("\n".join(lines) + f"\n\nWith {len(plain)} networks, a rank correlation below about "
-                     f"{2 / math.sqrt(len(plain) - 1):.1f} in size cannot be told from none."))  # fmt: skip
+    lines.append(f"\nWith {len(plain)} networks, a rank correlation below about {2 / math.sqrt(len(plain) - 1):.1f} in size cannot be told from none.")
+display(Markdown("\n".join(lines)))
 
 # %% [markdown]
 # A handful of networks, half of which share a recipe, proves nothing; the paper has 113 backbones. Six correlations with

@@ -529,8 +529,7 @@ print(report)
 # sets: the table above has their names.)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The benchmark: one row per data set. The network is trained on canvases like those of the first row and never sees the others.", "name": "fig-snojoe-images"}, "image": {"alt": "Rows of small pictures. ID images with known labels first, then the near-OOD set with unknown objects of the same kind, then the far-OOD sets."}}
-roles = {"ID": "id"} | {name: "near" for name in bench.near} | {name: "far" for name in bench.far}
-plots.images({"ID": bench.test} | bench.near | bench.far, roles=roles)
+plots.benchmark_images(bench)
 plt.show()
 
 # %% [markdown]

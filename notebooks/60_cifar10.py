@@ -106,11 +106,10 @@ sizes = pd.DataFrame(
     + [(group, n, len(f)) for group, sets in x.groups().items() for n, f in sets.items()],
     columns=["role", "set", "images"],
 )
-right = (x.test.logits.argmax(1) == x.test.labels).double().mean().item()
 display(sizes.style.hide(axis="index"))
 said = f" On all test images its card says {100 * about['accuracy']:.2f} %." if about else ""
 display(Markdown(
-    f"The network classifies **{100 * right:.1f} %** of the bank's {len(x.test):,} test images correctly.{said} A feature "
+    f"The network classifies **{100 * x.accuracy:.1f} %** of the bank's {len(x.test):,} test images correctly.{said} A feature "
     f"has {x.train.penultimate.shape[1]} numbers. Each interval on this page is one over *images*: there is one network, "
     "so nothing here says what another one would do."
 ))  # fmt: skip
@@ -739,7 +738,7 @@ if results:
     weights = x.about.get("weights") or x.about.get("command", "")
     origin = ood.provenance(data=data, sets="; ".join(x.notes), weights=weights)
     label = name or f"{folder.name} of a residual network, {head.in_features} features"
-    ood.save_results(Path(results) / "this-run.json", everything, benchmark=x.about.get("benchmark", "cifar10"), network=label, origin=origin, accuracy=right)
+    ood.save_results(Path(results) / "this-run.json", everything, benchmark=x.about.get("benchmark", "cifar10"), network=label, origin=origin, accuracy=x.accuracy)
     gains.to_csv(Path(results) / "heat.csv", index=False)
     path.to_csv(Path(results) / "flow.csv", index=False)
     drawn.to_csv(Path(results) / "heads.csv", index=False)
