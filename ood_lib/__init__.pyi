@@ -41,6 +41,7 @@ from .evaluation.comparison import Comparison, compare, compare_over_seeds
 from .evaluation.cost import measure_cost
 from .evaluation.metrics import Metrics, evaluate
 from .evaluation.results import leaderboard, load_results, provenance, save_results
+from .evaluation.verdict import Verdict, tally, verdicts
 from .exercises import Check, seal
 from .features.bank import BenchmarkFeatures, extract_benchmark, load_bank
 from .features.benchmark import benchmark_features
@@ -65,7 +66,7 @@ __all__ = [
     "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA",
     "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
     "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
-    "SklearnDetector", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
+    "SklearnDetector", "SumLogit", "SumProb", "UNet", "Verdict", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
     "average_precision", "benchmark_features",
     "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout",
     "denoising_error", "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip",
@@ -73,7 +74,8 @@ __all__ = [
     "load_bank", "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision",
     "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance",
     "run_benchmark", "save_results", "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize",
-    "split_folder", "summarize", "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
+    "split_folder", "summarize", "tally", "train_classifier", "train_multilabel", "train_score_network", "verdicts",
+    "weiper_kld",
 ]  # fmt: skip
 
 __version__: str
