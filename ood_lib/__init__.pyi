@@ -40,7 +40,7 @@ from .evaluation.benchmark import run_benchmark, summarize
 from .evaluation.comparison import Comparison, compare, compare_over_seeds
 from .evaluation.cost import measure_cost
 from .evaluation.metrics import Metrics, evaluate
-from .evaluation.results import leaderboard, load_results, provenance, save_results
+from .evaluation.results import leaderboard, load_results, load_verdicts, provenance, save_results, save_verdicts
 from .evaluation.verdict import Verdict, tally, verdicts
 from .exercises import Check, seal
 from .features.bank import BenchmarkFeatures, extract_benchmark, load_bank
@@ -71,9 +71,11 @@ __all__ = [
     "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout",
     "denoising_error", "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip",
     "gen", "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report",
-    "load_bank", "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision",
+    "load_bank", "load_benchmark", "load_ood_set", "load_results", "load_verdicts", "max_logit",
+    "mean_average_precision",
     "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance",
-    "run_benchmark", "save_results", "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize",
+    "run_benchmark", "save_results", "save_verdicts", "score_norms", "seal", "select_gmm", "sgld", "shift",
+    "spectral_normalize",
     "split_folder", "summarize", "tally", "train_classifier", "train_multilabel", "train_score_network", "verdicts",
     "weiper_kld",
 ]  # fmt: skip
