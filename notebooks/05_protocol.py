@@ -50,6 +50,18 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["hide-input"]
+from ood_lib.evaluation import explorables
+
+explorables.show(
+    explorables.score_thresholds(),
+    caption="What a threshold does. Drag τ and watch both errors move along the ROC curve. Then widen the OOD scores to "
+    "s = 2: the two numbers that are called FPR95 part.",
+    alt_text="Left, the densities of ID scores, solid, and of OOD scores, dashed, with a vertical threshold; ID scores beyond "
+    "it and OOD scores before it are shaded. Right, the ROC curve with the point of this threshold. Below, both error rates, "
+    "AUROC, and FPR95 in its two conventions. Sliders set the threshold, and the place and spread of the OOD scores.",
+)
+
 # %% [markdown]
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run protocol -p tpr 0.99 -p seeds 3`.

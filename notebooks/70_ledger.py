@@ -191,13 +191,12 @@ display(Markdown(
 # %% tags=["hide-input"]
 def show(rows, caption):
     first = ~rows.duplicated(["claim", "setting"])
-    blank = lambda column: column.where(first, "")
     paper = rows["paper"].map(lambda v: f"{v:g}" if pd.notna(v) else "direction only")
     word = rows["verdict"].where(rows["same setting"], rows["verdict"] + " (another setting)")
     word = word.where(word != "", rows["overall"] + rows["needs"].map(lambda n: f": needs {n}" if isinstance(n, str) else ""))
     cells = pd.DataFrame({
-        "claim": blank(rows["claim"]), "setting of the claim": blank(rows["setting"] + " (" + rows["source"] + ")"),
-        "paper": blank(paper), "our network": rows["network"], "ours": rows["ours"], "verdict": word,
+        "claim": rows["claim"].where(first, ""), "setting of the claim": (rows["setting"] + " (" + rows["source"] + ")").where(first, ""),
+        "paper": paper.where(first, ""), "our network": rows["network"], "ours": rows["ours"], "verdict": word,
     })  # fmt: skip
     display(cells.style.hide(axis="index").set_caption(caption))
     for text in rows.loc[first, "elsewhere"].dropna().unique():

@@ -15,6 +15,7 @@ import nbformat
 from ood_book.metadata import about
 from ood_book.notebooks import Refused, content_hash
 from ood_book.run.plan import Task, hash_files, library_hash
+from ood_book.site.explorables import add_scripts, as_html
 from ood_book.site.links import used_by
 from ood_book.site.missing import Missing
 from ood_book.teach.deck import deck_of
@@ -76,6 +77,7 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Mis
         if task.results:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
     _add_slides(root, tasks, stage / "book")
+    add_scripts(stage / "book/_static", root / "_build/vega")
     for chapter in missing:
         nbformat.write(chapter.page(), stage / f"notebooks/{chapter.name}.ipynb")
         for file in (stage / "book").rglob("*.md"):
@@ -119,7 +121,7 @@ def _page(task: Task, uses: Sequence[str]) -> Any:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = _still(cell.outputs)
+            cell.outputs = as_html(_still(cell.outputs))
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = "\n".join(x for x in cell.source.splitlines() if not x.startswith("results = "))
             if not task.given:
