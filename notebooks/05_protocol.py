@@ -571,7 +571,7 @@ def report(row):
 
 display(Markdown("\n".join(
     f"* **{n.split(':')[0]}**: still read at {readable(t).name:g} ({report(readable(t))}); at {t.index[-1]:g}, {report(t.iloc[-1])}; "
-    f"MSP is loudest at {t['MSP'].idxmax():g}, with {t['MSP'].max():.0f} %." for n, t in responses.items()
+    f"MSP rejects most at {t['MSP'].idxmax():g}, {t['MSP'].max():.0f} %." for n, t in responses.items()
 )))
 
 # %% [markdown]

@@ -4,7 +4,10 @@ Each function makes a chart whose sliders are parameters of a law of the book; `
 says what to try.  On the pages a still picture stands in its place until the browser has drawn it, and in print.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ood_lib.evaluation.plots import COLORS
 from ood_lib.extras import need
@@ -12,7 +15,7 @@ from ood_lib.extras import need
 if TYPE_CHECKING:
     import altair as alt
 
-__all__ = ["label_energies", "score_norms_of_two_bumps", "score_thresholds", "show"]
+__all__ = ["label_energies", "perturbed_logits", "score_norms_of_two_bumps", "score_thresholds", "show"]
 
 WIDTH, HEIGHT = 300, 230  # of one panel; two stand side by side on a page
 
@@ -219,3 +222,83 @@ def score_norms_of_two_bumps(sigma: float = 0.3, outlier: float = 0.0) -> "alt.V
         height=70,
     )
     return ((panels[0] | panels[1]) & numbers).add_params(noise, place).configure_view(stroke=None)
+
+
+def perturbed_logits(
+    train: tuple[Tensor, Tensor],
+    images: Mapping[str, tuple[Tensor, Tensor]],
+    ends: tuple[float, float],
+    delta: float = 1.8,
+    bins: int = 60,
+    eps: float = 0.025,
+) -> "alt.VConcatChart":
+    r"""WeiPer space of one image and of the training set, for infinitely many heads, and what each bin adds to D.
+
+    The perturbed logits of an image are an equal mixture of :math:`N(\ell_j, (\delta u_j)^2)` over the classes, with
+    :math:`u_j = \lVert w_j\rVert \lVert z\rVert / \sqrt K`, the noise at :math:`\delta = 1`.  Both histograms are
+    lifted by a floor :math:`\varepsilon`, and a bin adds :math:`(p - q)(\ln p - \ln q)`; nothing is smoothed.
+
+    Args:
+        train: logits (N, C) of some training images, and their noise u (N, C): `weiper.logit_noise` with delta=1.
+        images: by name, logits (C,) and noise u (C,) of single images to choose from.
+        ends: of the histogram; what lies outside counts in the bins at its ends.
+        delta: δ, where its slider starts.
+        bins: B, bins of the histogram.
+        eps: ε, the floor.
+    """
+    alt = need("altair")
+    noise = _slider("delta", "perturbation δ", 0.05, 4, 0.05, delta)
+    length = _slider("scale", "length of the image's feature, times", 0.25, 3, 0.05, 1.0)
+    options = alt.binding_select(options=list(images), name="image ")
+    which = alt.param(name="image", value=next(iter(images)), bind=options)
+    names = ["training mean", "image"]
+    rows = [
+        {"of": names[0], "name": "", "l": round(m, 3), "u": round(u, 4), "w": 1 / train[0].numel()}
+        for m, u in zip(train[0].flatten().tolist(), train[1].flatten().tolist())
+    ]
+    for name, (means, spread) in images.items():
+        own = {"of": names[1], "name": name, "w": 1 / len(means)}
+        rows += [own | {"l": round(m, 3), "u": round(u, 4)} for m, u in zip(means.tolist(), spread.tolist())]
+    low, high = ends
+    step = (high - low) / bins
+    below = "(datum.bin == {edge} ? {end} : cumulativeNormal({low} + (datum.bin + {more}) * {step}, datum.l, datum.s))"
+    left, right = (
+        below.format(edge=edge, end=end, low=low, more=more, step=step)
+        for edge, end, more in ((0, 0, 0), (bins - 1, 1, 1))
+    )
+    masses = (
+        alt.Chart(alt.Data(values=rows))
+        .transform_filter("datum.name == '' || datum.name == image")
+        .transform_calculate(s="delta * datum.u * (datum.name == '' ? 1 : scale)", bin=f"sequence({bins})")
+        .transform_flatten(["bin"])
+        .transform_calculate(mass=f"datum.w * ({right} - {left})")
+        .transform_aggregate(mass="sum(mass)", groupby=["of", "bin"])
+    )
+    x = alt.X("x:Q", title="perturbed logit", scale=alt.Scale(domain=[low, high], nice=False))
+    place = {"x": f"{low} + datum.bin * {step}", "x2": f"{low} + (datum.bin + 1) * {step}"}
+    color = alt.Color("of:N", title=None, scale=alt.Scale(domain=names, range=["#888888", COLORS["id"]]))
+    histogram = (
+        masses.transform_calculate(**place)
+        .mark_bar(opacity=0.5)
+        .encode(x=x, x2="x2:Q", y=alt.Y("mass:Q", title="share of values"), y2=alt.datum(0), color=color)
+        .properties(width=2 * WIDTH - 40, height=170)
+    )
+    lifted = {k: f"((datum['{name}'] || 0) + {eps}) / {1 + bins * eps}" for k, name in zip("pq", names)}
+    apart = (
+        masses.transform_pivot("of", value="mass", groupby=["bin"])
+        .transform_calculate(**lifted)
+        .transform_calculate(share="(datum.p - datum.q) * (log(datum.p) - log(datum.q))", **place)
+    )
+    shares = (
+        apart.mark_bar(color=COLORS["far"])
+        .encode(x=x, x2="x2:Q", y=alt.Y("share:Q", title="adds to D"), y2=alt.datum(0))
+        .properties(width=2 * WIDTH - 40, height=90)
+    )
+    total = (
+        apart.transform_aggregate(total="sum(share)")
+        .transform_calculate(text="'Divergence D of this image: ' + format(datum.total, '.4f')")
+        .mark_text(align="left", fontSize=13)
+        .encode(x=alt.value(0), text="text:N")
+        .properties(width=2 * WIDTH - 40, height=24)
+    )
+    return (histogram & shares & total).add_params(which, noise, length).configure_view(stroke=None)

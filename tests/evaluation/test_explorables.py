@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import ood_lib as ood
+from ood_lib.detectors.weiper import gaussian_histogram
 from ood_lib.evaluation import explorables
 from ood_lib.evaluation.metrics import auroc, fpr_at_tpr
 
@@ -79,3 +80,18 @@ def test_a_display_carries_the_chart_for_the_pages_and_html_for_others(monkeypat
     assert spec["description"] == "Two densities and a threshold." and spec["usermeta"]["caption"] == "Drag it."
     assert "text/html" in bundle
     assert len(json.dumps(spec)) < 300_000
+
+
+@pytest.mark.parametrize(("delta", "scale", "image"), [(1.8, 1.0, "sure"), (0.3, 2.5, "sure"), (4.0, 0.5, "torn")])
+def test_weiper_space_and_its_divergence_are_those_of_the_library(delta: float, scale: float, image: str):
+    generator = torch.Generator().manual_seed(0)
+    train = 4 * torch.randn(5, 3, generator=generator), 0.5 + torch.rand(5, 3, generator=generator)
+    images = {"sure": (torch.tensor([9.0, -2.0, -3.0]), torch.ones(3)), "torn": (torch.zeros(3), torch.full((3,), 0.5))}
+    chart = explorables.perturbed_logits(train, images, (-12.0, 14.0), bins=40)
+    found = number(texts(chart, delta=delta, scale=scale, image=image), "Divergence D of this image: ")
+    means, noise = (x.double() for x in images[image])
+    p, q = (
+        (gaussian_histogram(m.double(), (u * delta).double(), -12.0, 14.0, 40).mean(0) + 0.025) / 2
+        for m, u in (train, (means[None], noise[None] * scale))
+    )
+    assert found == pytest.approx(((p - q) * (p.log() - q.log())).sum().item(), abs=2e-4)
