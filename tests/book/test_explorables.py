@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_output
-
 from ood_book.site.explorables import add_scripts, as_html
+
 from ood_lib.evaluation import explorables
 
 
@@ -21,7 +21,8 @@ def displayed(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_a_chart_becomes_a_picture_with_words_and_the_spec_comes_back(monkeypatch: pytest.MonkeyPatch):
     (output,) = as_html(displayed(monkeypatch))
     (page,) = output["data"].values()
-    assert re.search(r'<img [^>]*src="data:image/svg\+xml;base64,[^"]{1000,}" alt="Bars of &quot;three&quot; scores."', page)
+    picture = r'<img [^>]*src="data:image/svg\+xml;base64,[^"]{1000,}" alt="Bars of &quot;three&quot; scores."'
+    assert re.search(picture, page)
     assert "<figcaption>Drag &lt;/script&gt; it.</figcaption>" in page
     (inside,) = re.findall(r'<script type="application/json">(.*?)</script>', page, re.S)
     assert json.loads(inside)["usermeta"]["caption"] == "Drag </script> it."
