@@ -4,10 +4,10 @@ Each function makes a chart whose sliders are parameters of a law of the book; `
 says what to try.  On the pages a still picture stands in its place until the browser has drawn it, and in print.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, stack
 
 from ood_lib.evaluation.plots import COLORS
 from ood_lib.extras import need
@@ -15,7 +15,10 @@ from ood_lib.extras import need
 if TYPE_CHECKING:
     import altair as alt
 
-__all__ = ["label_energies", "perturbed_logits", "score_norms_of_two_bumps", "score_thresholds", "show"]
+__all__ = [
+    "flow_layers", "hybrid_energy", "label_energies", "perturbed_logits", "score_norms_of_two_bumps",
+    "score_thresholds", "show",
+]  # fmt: skip
 
 WIDTH, HEIGHT = 300, 230  # of one panel; two stand side by side on a page
 
@@ -113,6 +116,119 @@ def score_thresholds(gap: float = 1.5, spread: float = 1.0, threshold: float = 1
         height=110,
     )
     return ((left | right) & numbers).add_params(d, s, tau).configure_view(stroke=None)
+
+
+def flow_layers(known: Sequence[Tensor], other: Sequence[Tensor], reach: float = 4.0) -> "alt.LayerChart":
+    """Points in the plane on their way through a flow, a slider over its layers; rings at one to three deviations.
+
+    Between two layers the points are drawn on the straight line from one place to the next.
+
+    Args:
+        known: ID points (N, 2) before the first layer, then after each one.
+        other: OOD points (M, 2), likewise.
+        reach: the picture shows the square from -reach to reach.
+
+    Raises:
+        ValueError: the two do not have the same number of steps, at least two.
+    """
+    alt = need("altair")
+    if len(known) != len(other) or len(known) < 2:
+        raise ValueError(f"{len(known)} steps of ID and {len(other)} of OOD points given; expected as many, two or more")
+    last = len(known) - 1
+    layer = _slider("layer", "layers passed", 0, last, 0.1, 0)
+    rows = [
+        {"kind": kind, "u": [round(x, 2) for x in path[:, 0].tolist()], "v": [round(x, 2) for x in path[:, 1].tolist()]}
+        for kind, steps in (("ID", known), ("OOD", other))
+        for path in stack([*steps], 1)
+    ]
+    here, there = "datum.{0}[floor(layer)]", f"datum.{{0}}[min({last}, floor(layer) + 1)]"
+    between = f"{here} + (layer - floor(layer)) * ({there} - {here})"
+    scale = alt.Scale(domain=[-reach, reach], clamp=True)
+    x, y = alt.X("x:Q", title="first coordinate", scale=scale), alt.Y("y:Q", title="second coordinate", scale=scale)
+    kinds = ["ID", "OOD"]
+    points = (
+        alt.Chart(alt.Data(values=rows))
+        .transform_calculate(x=between.format("u"), y=between.format("v"))
+        .mark_point(filled=True, size=22, opacity=0.6)
+        .encode(
+            x=x,
+            y=y,
+            color=alt.Color("kind:N", title=None, scale=alt.Scale(domain=kinds, range=[COLORS["id"], COLORS["far"]])),
+            shape=alt.Shape("kind:N", title=None, scale=alt.Scale(domain=kinds, range=["circle", "square"])),
+        )
+    )
+    rings = alt.Chart(alt.sequence(0, 6.3, 0.05, as_="t")).transform_calculate(r="[1, 2, 3]").transform_flatten(["r"])
+    rings = rings.transform_calculate(x="datum.r * cos(datum.t)", y="datum.r * sin(datum.t)")
+    rings = rings.mark_line(color="#888888", strokeWidth=1).encode(x=x, y=y, detail="r:N", order="t:Q")
+    return (rings + points).properties(width=340, height=340).add_params(layer).configure_view(stroke=None)
+
+
+def hybrid_energy(lam: float = 0.25, temperature: float = 1.0, ood: float = 0.0) -> "alt.VConcatChart":
+    r"""A prior that is one Gaussian, data in two bumps, and the hybrid of the prior with the best residual.
+
+    The data are :math:`p = \tfrac12 N(-1.5, 0.5^2) + \tfrac12 N(1.5, 0.5^2)`, and the prior q is the Gaussian of the
+    same mean and variance.  With samples of the prior as negatives, the best residual is
+    :math:`E_\theta = -\tanh(\tfrac12 \ln p / q) / 2\lambda`, and the hybrid is :math:`-\ln q / T_p + E_\theta`.
+
+    Args:
+        lam: λ; 1 / 2λ bounds the residual.
+        temperature: T_p, by which the prior's energy is divided.
+        ood: where the OOD point lies.
+    """
+    alt = need("altair")
+    weight = _slider("lam", "λ (the residual is at most 1 / 2λ)", 0.05, 2, 0.05, lam)
+    cool = _slider("T", "temperature T of the prior", 0.25, 5, 0.25, temperature)
+    place = _slider("o", "place of the OOD point", -5, 5, 0.1, ood)
+
+    def data(x: str) -> str:
+        return f"(0.5 * densityNormal({x}, -1.5, 0.5) + 0.5 * densityNormal({x}, 1.5, 0.5))"
+
+    def prior(x: str) -> str:
+        return f"densityNormal({x}, 0, sqrt(2.5))"
+
+    def residual(x: str) -> str:
+        """tanh(ln(p / q) / 2) = (p - q) / (p + q)"""
+        return f"(-({data(x)} - {prior(x)}) / ({data(x)} + {prior(x)}) / (2 * lam))"
+
+    def energy(x: str) -> str:
+        return f"(-log({prior(x)}) / T)"
+
+    grid = alt.Chart(alt.sequence(-5, 5.001, 0.05, as_="x"))
+    x = alt.X("x:Q", title="feature z", scale=alt.Scale(domain=[-5, 5]))
+    at = alt.Chart(alt.Data(values=[{}])).transform_calculate(x="o")
+    rule = at.mark_rule(color=COLORS["far"], strokeWidth=2, strokeDash=[2, 2]).encode(x="x:Q")
+    panels = []
+    for title, curves, low, high in (
+        ("density", {"data p": data, "prior q": prior}, 0, 0.45),
+        ("energy (larger = more OOD →)", {"prior, −ln q / T": energy, "residual": residual, "hybrid": None}, -4, 12),
+    ):
+        lines = grid.transform_calculate(
+            **{n: f("datum.x") if f else f"{energy('datum.x')} + {residual('datum.x')}" for n, f in curves.items()}
+        ).transform_fold(list(curves), ["of", "value"])
+        scale = alt.Scale(domain=list(curves), range=[COLORS[c] for c in ("id", "near", "other")][: len(curves)])
+        dash = alt.Scale(domain=list(curves), range=[[6, 3], [2, 2], [1, 0]][: len(curves)])
+        legend = alt.Legend(orient="bottom", title=None)
+        panel = lines.mark_line(strokeWidth=2).encode(
+            x=x,
+            y=alt.Y("value:Q", title=title, scale=alt.Scale(domain=[low, high], clamp=True)),
+            color=alt.Color("of:N", scale=scale, legend=legend),
+            strokeDash=alt.StrokeDash("of:N", scale=dash, legend=legend),
+        )
+        panels.append((panel + rule).properties(width=WIDTH - 20, height=HEIGHT - 30))
+    hybrid = {x: f"({energy(x)} + {residual(x)})" for x in ("o", "1.5")}
+    numbers = _text(
+        [
+            ("Prior, OOD point minus the centre of a bump: ", f"format({energy('o')} - {energy('1.5')}, '+.2f')"),
+            ("Hybrid, OOD point minus the centre of a bump: ", f"format({hybrid['o']} - {hybrid['1.5']}, '+.2f')"),
+            ("The prior ranks the OOD point ", f"({energy('o')} > {energy('1.5')} ? 'above' : 'below') + ' the bump'"),
+            ("The hybrid ranks it ", f"({hybrid['o']} > {hybrid['1.5']} ? 'above' : 'below') + ' the bump'"),
+        ],
+        width=2 * WIDTH,
+        height=90,
+    )
+    panels = [panel.resolve_scale(color="independent", strokeDash="independent") for panel in panels]
+    both = (panels[0] | panels[1]).resolve_scale(color="independent", strokeDash="independent")
+    return (both & numbers).add_params(weight, cool, place).configure_view(stroke=None)
 
 
 def label_energies(logits: tuple[float, float, float] = (-4.0, -4.0, -4.0)) -> "alt.HConcatChart":

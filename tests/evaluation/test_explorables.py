@@ -95,3 +95,35 @@ def test_weiper_space_and_its_divergence_are_those_of_the_library(delta: float, 
         for m, u in (train, (means[None], noise[None] * scale))
     )
     assert found == pytest.approx(((p - q) * (p.log() - q.log())).sum().item(), abs=2e-4)
+
+
+@pytest.mark.parametrize(("lam", "temperature", "place"), [(0.25, 1.0, 0.0), (2.0, 5.0, 0.4), (0.05, 0.5, -4.0)])
+def test_the_hybrid_is_the_prior_with_the_best_residual(lam: float, temperature: float, place: float):
+    x = torch.tensor([place, 1.5], dtype=torch.float64)
+    bumps = torch.stack([torch.distributions.Normal(c, 0.5).log_prob(x) for c in (-1.5, 1.5)])
+    p, q = bumps.logsumexp(0) - torch.tensor(2.0).log(), torch.distributions.Normal(0.0, 2.5**0.5).log_prob(x)
+    prior = -q / temperature
+    hybrid = prior - ((p - q) / 2).tanh() / (2 * lam)
+    found = texts(explorables.hybrid_energy(), lam=lam, T=temperature, o=place)
+    for kind, energy in (("Prior", prior), ("Hybrid", hybrid)):
+        gap = (energy[0] - energy[1]).item()
+        assert number(found, f"{kind}, OOD point minus the centre of a bump: ") == pytest.approx(gap, abs=0.006)
+    assert f"The hybrid ranks it {'above' if hybrid[0] > hybrid[1] else 'below'} the bump" in found
+
+
+@pytest.mark.parametrize("layer", [0.0, 1.0, 0.5])
+def test_points_stand_where_the_flow_has_put_them(layer: float):
+    steps = [torch.tensor([[-4.0, 4.0]]), torch.tensor([[0.0, 2.0]])]
+    spec = explorables.flow_layers(steps, [x.flip(1) for x in steps]).to_dict()
+    spec["params"][0]["value"] = layer
+    drawn = vl_convert.vegalite_to_svg(json.dumps(spec))
+    group = re.search(r'mark-symbol role-mark layer_1_marks".*?</g>', drawn, re.S)[0]
+    places = [[float(v) for v in p] for p in re.findall(r"translate\(([-\d.]+),([-\d.]+)\)", group)]
+    x, y = (steps[0] + layer * (steps[1] - steps[0]))[0].tolist()
+    expected = [[(u + 4) * 340 / 8, (4 - v) * 340 / 8] for u, v in ((x, y), (y, x))]
+    assert places == [pytest.approx(place) for place in expected]
+
+
+def test_a_flow_has_as_many_steps_for_id_as_for_ood():
+    with pytest.raises(ValueError, match="2 steps of ID and 1 of OOD"):
+        explorables.flow_layers([torch.zeros(1, 2)] * 2, [torch.zeros(1, 2)])
