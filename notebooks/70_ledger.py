@@ -157,7 +157,7 @@ order = ["reproduced", "same direction, larger", "same direction, smaller", "clo
          "opposite", "not reproduced (above)", "not reproduced (below)", "another setting only", "not run yet", "not testable here"]  # fmt: skip
 counts = claimed.groupby(["overall", "paper of"], sort=False).size().unstack(fill_value=0)
 counts = counts.reindex(index=[w for w in order if w in counts.index], columns=list(said)).assign(all=lambda t: t.sum(axis=1))
-display(counts.style.set_caption(f"{len(claimed)} claims of five papers by verdict, each counted once"))
+display(counts.style.set_caption(f"{len(claimed)} claims of {len(said)} papers by verdict, each counted once"))
 
 # %% tags=["hide-input"]
 tested = claimed[~claimed["overall"].isin(["another setting only", "not run yet", "not testable here"])]
@@ -166,7 +166,7 @@ for paper_of, rows in tested.groupby("paper of", sort=False):
     words = ", ".join(f"{n} {word}" for word, n in rows["overall"].value_counts().items())
     lines.append(f"* **{paper_of}**: {words}.")
 display(Markdown(
-    f"**{len(tested)} of {len(claimed)} claims could be tested in a setting like the paper's.** Of these:\n\n" + "\n".join(lines)
+    f"**{len(tested)} of {len(claimed)} claims could be tested in a setting like the paper's.**" + "\n\n" * bool(lines) + "\n".join(lines)
 ))
 
 # %% [markdown]

@@ -133,7 +133,7 @@ def flow_layers(known: Sequence[Tensor], other: Sequence[Tensor], reach: float =
     """
     alt = need("altair")
     if len(known) != len(other) or len(known) < 2:
-        raise ValueError(f"{len(known)} steps of ID and {len(other)} of OOD points given; expected as many, two or more")
+        raise ValueError(f"{len(known)} steps of ID and {len(other)} of OOD points given; expected two or more of both")
     last = len(known) - 1
     layer = _slider("layer", "layers passed", 0, last, 0.1, 0)
     rows = [
