@@ -16,7 +16,7 @@ from ood_lib.checks import check
 from ood_lib.data.labels import class_indices
 from ood_lib.features.features import Features
 
-__all__ = ["Detector", "NotFittedError", "check_width"]
+__all__ = ["Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
 
 
 class NotFittedError(RuntimeError):
@@ -28,6 +28,27 @@ def check_width(z: Tensor, width: int, who: str = "those it was fitted on were",
     if z.shape[1] != width:
         raise ValueError(
             f"the {what} are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
+        )
+
+
+def check_pairs(**rows: Tensor) -> None:
+    """Raise ValueError when tensors do not have one row per image each: one with a single row would be broadcast."""
+    shapes = {name: tuple(x.shape) for name, x in rows.items()}
+    if any(len(shape) == 0 for shape in shapes.values()) or len({shape[0] for shape in shapes.values()}) > 1:
+        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{given} were given; expected one row per image in each of them")
+
+
+def check_logits(logits: Tensor, least: int = 1) -> None:
+    """Raise ValueError when logits (..., C) are no floating-point numbers, or too few classes for a score of them."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
+        kind = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"logits are {kind}; expected floating-point numbers (N, C), for instance logits.float()")
+    if logits.shape[-1] < least:
+        raise ValueError(
+            f"there is {logits.shape[-1]} logit per image; expected {least} at least: the softmax of a single logit is "
+            "always 1, and says nothing. Of a binary network with one output l take the two logits 0 and l, or a score "
+            "of the logit itself: Energy, MaxLogit, JointEnergy"
         )
 
 
@@ -126,7 +147,8 @@ class Detector(nn.Module):
         are kept, 8 bytes each, for `p_values`.
 
         Raises:
-            ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr).
+            ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr); scores that are infinite,
+                or all equal.
 
         References:
             Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., Distribution-Free
@@ -134,6 +156,17 @@ class Detector(nn.Module):
         """
         check("(0, 1)", "a share of ID images to accept", tpr=tpr)
         scores = self.score(features).to(self.threshold.device).double().sort().values
+        if not scores.isfinite().all():
+            raise ValueError(
+                f"{int((~scores.isfinite()).sum())} of {len(scores)} held-out ID samples score infinity: "
+                f"{type(self).__name__} overflowed on them, and a threshold there rejects nothing; give it float64, or "
+                "look for numbers that are far too large"
+            )
+        if len(scores) > 1 and scores[0] == scores[-1]:
+            raise ValueError(
+                f"all {len(scores)} held-out ID samples have the same score, {scores[0]:g}: {type(self).__name__} does "
+                "not tell one from another, and a threshold there may reject nothing; look at the features"
+            )
         rank = math.ceil(round((len(scores) + 1) * tpr, 9))
         if rank > len(scores):
             raise ValueError(
@@ -210,12 +243,18 @@ class Detector(nn.Module):
                     "look for a diverged network or half-precision overflow, or drop these rows"
                 )
 
-    def _labels(self, features: Features) -> Tensor:
-        """Class indices (N,) of training features, for a fit that needs them."""
+    def _labels(self, features: Features, classes: int | None = None) -> Tensor:
+        """Class indices (N,) of training features, for a fit that needs them; where C is known, each below it."""
         name, labels = type(self).__name__, features.labels
         if labels is None:
             raise ValueError(f"{name} needs the labels of the training features, which {features} does not hold")
-        return class_indices(labels, len(features))
+        found = class_indices(labels, len(features))
+        if len(found) and found.min() < 0:
+            raise ValueError(
+                f"{int((found < 0).sum())} of {len(found)} labels are below 0, which stands for images of no known "
+                f"class; {name} learns from ID images only: leave these rows out"
+            )
+        return class_indices(found, len(features), classes)
 
     def _thaw(self) -> None:
         """Buffers made under ``torch.inference_mode`` (the object was built there) become ones that can be written."""

@@ -50,6 +50,11 @@ class MomentDetector(Detector):
         z, labels = chunk.penultimate, chunk.labels
         if labels is None or labels.ndim == 1:
             return class_moments(z, self._labels(chunk), self.kind)
+        if labels.shape[1:] == (1,):  # class indices, or one label that is there or not: both look like this
+            raise ValueError(
+                f"labels are a column {tuple(labels.shape)}; expected class indices (N,), which labels.flatten() makes "
+                "of it, or a label matrix (N, C) with two columns at least"
+            )
         rows, classes = present(label_matrix(labels, len(z)))
         return class_moments(z[rows], classes, self.kind, classes=labels.shape[1])
 

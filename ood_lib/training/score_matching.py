@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
+from ood_lib.checks import check
 from ood_lib.networks.network import pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.networks.score_network import checked_images, checked_scales
@@ -127,8 +128,12 @@ def train_score_network(
         The loss of each step, as a share of D/2 (see `denoising_error`), and its learning rate.
 
     Raises:
-        ValueError: an empty data set, images outside [0, 1], or a loss that is no longer finite.
+        ValueError: an argument out of its range; an empty data set, images outside [0, 1], or a loss that is no longer
+            finite.
     """
+    check("integer [1, inf)", batch_size=batch_size)
+    check("(0, inf)", "the peak of the cycle", learning_rate=learning_rate)
+    check("[0, 1)", "the decay of a moving average (0: none)", decay=decay)
     if len(train) == 0 or steps < 1:  # type: ignore[arg-type]
         raise ValueError(f"{len(train)} training images, steps={steps} were given; expected one of each at least")  # type: ignore[arg-type]
     where = pick_device(device)

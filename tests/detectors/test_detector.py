@@ -378,6 +378,41 @@ def test_features_of_another_width_are_named(make: Callable, toy: Toy):
         detector.score(narrow)
 
 
+READS_LABELS = ["NNGuide", "SHE", "Mahalanobis", "RMDS", "GMM tied", "GMMPrior", "FeatureFlow classes", "HEAT"]
+
+
+@pytest.mark.parametrize("name", READS_LABELS)
+@pytest.mark.parametrize(
+    "spoilt",
+    [lambda y: y[:, None], lambda y: y.double(), lambda y: y == 1, lambda y: torch.where(y == 1, -1, y)],
+    ids=["a column", "fractions", "truths", "one below 0"],
+)
+def test_labels_that_are_no_class_indices_are_refused(name: str, spoilt: Callable, toy: Toy):
+    wrong = Features(toy.train.penultimate, toy.train.logits, spoilt(toy.train.labels))
+    with pytest.raises(ValueError, match="labels"):
+        MAKE[name](toy.head).fit(wrong)
+
+
+@pytest.mark.parametrize("name", ["NNGuide", "SHE"])
+def test_labels_beyond_the_logits_are_refused(name: str, toy: Toy):
+    wrong = Features(toy.train.penultimate, toy.train.logits, toy.train.labels + 1)
+    with pytest.raises(ValueError, match="labels run from 1 to 4, but the network knows the classes 0 to 3"):
+        MAKE[name](toy.head).fit(wrong)
+
+
+@every
+def test_with_a_single_class_scores_still_differ_or_are_refused(make: Callable, toy: Toy):
+    z, head = toy.train.penultimate, nn.Linear(UNITS, 1).double()
+    torch.nn.init.constant_(head.weight, 0.1)
+    one = Features(z, head(z).detach(), torch.zeros(len(z), dtype=torch.long))
+    try:
+        scores = make(head).fit(one).score(one)
+    except ValueError as error:
+        assert any(word in str(error) for word in ("single logit", "two classes", "two at least", "components"))
+    else:
+        assert scores.std() > 1e-6
+
+
 # -- thresholds -------------------------------------------------------------------------------------------------
 
 
@@ -455,6 +490,23 @@ def test_too_few_images_for_a_share_are_refused_and_enough_are_taken(tpr: float,
     if needed > 1:
         with pytest.raises(ValueError, match=f"{needed - 1} held-out ID samples .* at least {needed} of them"):
             MaxLogit().calibrate(lone(torch.rand(needed - 1)), tpr)
+
+
+def test_scores_that_are_all_equal_or_infinite_make_no_threshold():
+    with pytest.raises(ValueError, match="all 30 held-out ID samples have the same score, 1:"):
+        MaxLogit().calibrate(lone(torch.ones(30)))
+
+    class Far(Detector):
+        reads, needs_fit = ("logits",), False
+
+        def _score(self, features: Features) -> torch.Tensor:
+            return features.logits[:, 0].square()
+
+    known = torch.arange(30.0)[:, None]
+    known[3] = 1e30  # its square is beyond float32
+    with pytest.raises(ValueError, match="1 of 30 held-out ID samples score infinity"):
+        Far().calibrate(Features(logits=known))
+    assert Far().calibrate(Features(logits=known.double())).threshold.isfinite()
 
 
 @few

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.detector import Detector, check_width
+from ood_lib.detectors.detector import Detector, check_logits, check_pairs, check_width
 from ood_lib.features.features import Features
 
 __all__ = ["NNGuide", "balanced_subset", "nnguide"]
@@ -47,9 +47,16 @@ def nnguide(z: Tensor, logits: Tensor, bank: Tensor, k: int) -> Tensor:
     Returns:
         (N,)
 
+    Raises:
+        ValueError: ``k`` < 1, or more than the bank has rows; features, logits and bank that do not belong together.
+
     References:
         Park, Jung & Teoh, Nearest Neighbor Guidance for Out-of-Distribution Detection, ICCV 2023.
     """
+    check_logits(logits)
+    check_pairs(z=z, logits=logits)
+    check_width(bank, z.shape[1], "the features are", "rows of the bank")
+    check(f"integer [1, {len(bank)}]", "a number of neighbours in the bank", k=k)
     guidance = (F.normalize(z, dim=1) @ bank.T).topk(k, dim=1).values.mean(1)
     return guidance * energy(logits)
 
@@ -82,7 +89,8 @@ class NNGuide(Detector):
         self.register_buffer("bank", torch.empty(0, 0))
 
     def _fit(self, features: Features) -> None:
-        rows = balanced_subset(self._labels(features), self.fraction, torch.Generator().manual_seed(self.seed))
+        labels = self._labels(features, features.logits.shape[1])
+        rows = balanced_subset(labels, self.fraction, torch.Generator().manual_seed(self.seed))
         if len(rows) < self.k:
             raise ValueError(
                 f"a share of {self.fraction} of each class makes a bank of {len(rows)} features, less than k={self.k}: "
