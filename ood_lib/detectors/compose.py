@@ -5,6 +5,7 @@ r"""Several detectors as one: their energies, brought to one scale, under a soft
 Larger = more OOD.  A large beta raises the alarm when one member does; a very negative one only when all do.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -58,7 +59,8 @@ class Composed(Detector):
         if wrong or not len(detectors) or math.isnan(beta):
             given = wrong or f"{len(detectors)} detectors and beta={beta}"
             raise ValueError(f"{given} were given to compose; expected a list of detectors and a number beta")
-        self.detectors: Any = nn.ModuleList(detectors)
+        # copies, as a member that a second composition fits anew would change the scores of this one
+        self.detectors: Any = nn.ModuleList(copy.deepcopy(d) for d in detectors)
         self.beta = beta
         self.reads = tuple(dict.fromkeys(field for d in detectors for field in d.reads))
         for name in ("means", "stds"):
@@ -85,6 +87,10 @@ class Composed(Detector):
     def _score(self, features: Features) -> Tensor:
         return soft_extreme(self.standardized(features), self.beta).to(getattr(features, self.reads[0]).dtype)
 
+    def arguments(self) -> dict[str, Any]:
+        """Members and beta."""
+        return {"detectors": list(self.detectors), "beta": self.beta}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
 
@@ -99,7 +105,8 @@ def compose(detectors: Sequence[Detector], beta: float = 0.0) -> Composed:
     Each score is first standardised by its mean and spread over the ID training features.
 
     Args:
-        detectors: any detectors of the library, hybrids or not; they are fitted with it.
+        detectors: any detectors of the library, hybrids or not; copied, and fitted with it, so that those given here
+            stay as they are.
         beta: see `soft_extreme`; 0 = the mean.
 
     Raises:

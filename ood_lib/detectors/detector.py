@@ -6,7 +6,11 @@ last linear layer of its network; they keep a copy of it, the `FrozenHead`.
 """
 
 import inspect
+import json
 import math
+import os
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -14,9 +18,14 @@ from torch import Tensor, nn
 
 from ood_lib.checks import check
 from ood_lib.data.labels import class_indices
+from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknown
 from ood_lib.features.features import Features
+from ood_lib.tensors import save_tensors
 
 __all__ = ["Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
+
+
+HEADER = "ood_lib"  # where the header of a file says which detector it holds
 
 
 class NotFittedError(RuntimeError):
@@ -56,9 +65,12 @@ class Detector(nn.Module):
     """Base of all detectors: ``fit`` on training features, ``score`` any features, ``calibrate`` a threshold.
 
     Fitted tensors are buffers, so ``state_dict``, ``load_state_dict`` (into a fresh, unfitted object too) and
-    ``.to(device)`` work as for any module.  Scores come back on the device of the features, in their precision
-    (half precision is computed, and returned, as float32).  The hyperparameters are not in the state: build the object
-    that loads it with the same ones.
+    ``.to(device)`` work as for any module.  The state says which detector it is of, and only one of the same class
+    and the same hyperparameters takes it.  ``save`` writes a file of which `ood_lib.load` makes the detector again.
+
+    Scores come back on the device of the features, in their precision (half precision is computed, and returned, as
+    float32), under ``torch.autocast`` too.  ``.half()`` and the like change nothing: what was learnt, and the threshold
+    above all, keeps its digits.
     """
 
     reads: tuple[str, ...] = ("penultimate",)  # fields of Features that must be there; some objects have their own
@@ -70,12 +82,14 @@ class Detector(nn.Module):
     fitted: Tensor
     threshold: Tensor
     calibration: Tensor  # scores it was set from, sorted
+    widths: Tensor  # of the fields it reads, in the features of `fit`, or of `calibrate`; 0 = any
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("fitted", torch.tensor(not self.needs_fit))
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
+        self.register_buffer("widths", torch.zeros(4, dtype=torch.long))
 
     # -- what a subclass writes -------------------------------------------------------------------------------
 
@@ -101,10 +115,13 @@ class Detector(nn.Module):
         """
         self._check(features)
         self._thaw()
-        self._fit(features)
+        with self._full_precision():
+            self._fit(features)
+        self._lay_out()
         self.fitted.fill_(True)
-        if self.needs_fit:
+        if self.needs_fit or self.widths.tolist() != self._widths_of(features):
             self._forget()
+        self._note_widths(features)
         return self
 
     @torch.no_grad()
@@ -113,11 +130,22 @@ class Detector(nn.Module):
 
         Raises:
             NotFittedError: `fit` has not been called.
-            ValueError: a field is missing, empty, or holds NaN or infinity.
+            ValueError: a field is missing, empty, holds NaN or infinity, or is of another width than when the detector
+                was fitted or calibrated.
         """
+        return self._scores(features, self.widths.tolist())
+
+    def _scores(self, features: Features, widths: list[int]) -> Tensor:
+        with self._full_precision():
+            return self._scores_of(features, widths)
+
+    def _scores_of(self, features: Features, widths: list[int]) -> Tensor:
         self._complete()
         self._require_fit()
         self._check(features)
+        for index, (field, width) in enumerate(zip(self.reads, widths)):
+            if width:
+                check_width(getattr(features, field), width, what=field if index else "features")
         device = getattr(features, self.reads[0]).device
         scores = torch.empty(0)
         for start, chunk in zip(range(0, len(features), self.chunk), features.split(self.chunk)):
@@ -155,7 +183,9 @@ class Detector(nn.Module):
             Predictive Inference for Regression, JASA 2018.
         """
         check("(0, 1)", "a share of ID images to accept", tpr=tpr)
-        scores = self.score(features).to(self.threshold.device).double().sort().values
+        widths = self.widths.tolist() if self.needs_fit else []  # else nothing was learnt that a width could contradict
+        with torch.no_grad():
+            scores = self._scores(features, widths).to(self.threshold.device).double().sort().values
         if not scores.isfinite().all():
             raise ValueError(
                 f"{int((~scores.isfinite()).sum())} of {len(scores)} held-out ID samples score infinity: "
@@ -176,6 +206,8 @@ class Detector(nn.Module):
         self._thaw()
         self.calibration = scores
         self.threshold.copy_(scores[rank - 1])
+        if not self.needs_fit:
+            self._note_widths(features)
         return self
 
     def is_ood(self, features: Features) -> Tensor:
@@ -222,6 +254,25 @@ class Detector(nn.Module):
         """A threshold belongs to the fit that it was set for."""
         self.threshold.fill_(math.nan)
         self.calibration = self.calibration.new_empty(0)
+        self.widths.zero_()
+
+    def _note_widths(self, features: Features) -> None:
+        self.widths.copy_(self.widths.new_tensor(self._widths_of(features)))
+
+    def _widths_of(self, features: Features) -> list[int]:
+        found = [getattr(features, field).shape[1] for field in self.reads]
+        return found + [0] * (len(self.widths) - len(found))
+
+    def _full_precision(self) -> torch.autocast:
+        """Numbers that are compared with a threshold, or learnt, are not rounded by a surrounding autocast."""
+        return torch.autocast(self.threshold.device.type, enabled=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Self:
+        def moved(x: Tensor) -> Tensor:  # to a device, but to no other precision
+            found = fn(x)
+            return found if found.dtype == x.dtype else x.to(found.device)
+
+        return super()._apply(moved, *args, **options)
 
     def _check(self, features: Features) -> None:
         name = type(self).__name__
@@ -263,11 +314,74 @@ class Detector(nn.Module):
                 if value.is_inference():
                     setattr(module, name, value.clone())
 
+    def _lay_out(self) -> None:
+        """Buffers lie in memory as they will when they are read from a file: a product rounds by how they lie."""
+        for module in self.modules():
+            for name, value in module.named_buffers(recurse=False):
+                if not value.is_contiguous():
+                    setattr(module, name, value.contiguous())
+
     def _prepare(self, chunk: Features) -> Features:
         """Bring a chunk to the detector's device and to at least single precision."""
         return chunk.to(self.threshold.device).single()
 
+    # -- saving -----------------------------------------------------------------------------------------------
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made with, by the names of the constructor: the hyperparameters, heads and members.
+
+        They are read from the attributes of the same names; a subclass that keeps one elsewhere adds it here.
+        """
+        names, own = inspect.signature(type(self)).parameters, self.__dict__ | self._modules
+        return {name: own[name] for name in names if name in own}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the detector, with all that it has learnt, its threshold and its calibration scores, to one file.
+
+        A safetensors file (no pickle), which appears whole or not at all; `ood_lib.load` reads it.  Its header names
+        the class, the hyperparameters and the version of the library.
+
+        Raises:
+            ValueError: the class, or a function or module that it was made with, is none that `ood_lib` exports, so
+                that nothing could make it again.
+        """
+        made = describe(self)
+        if foreign := ", ".join(dict.fromkeys(unknown(made))):
+            raise ValueError(
+                f"{type(self).__name__} cannot be made again from a file: {foreign} is not exported by ood_lib; expected "
+                "what the library exports. Keep detector.state_dict(), and build the object yourself"
+            )
+        about = {"detector": made, "version": sys.modules["ood_lib"].__version__}
+        save_tensors(self.state_dict(), path, {HEADER: json.dumps(about)})
+
+    def get_extra_state(self) -> Tensor:
+        """Class and hyperparameters, which belong to the state: a threshold of another detector means nothing."""
+        return as_bytes(describe(self))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to set: they were compared before anything was loaded."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module.
+
+        Raises:
+            ValueError: the state is of another class, or of other hyperparameters; nothing is loaded then.
+        """
+        self._check_same(state_dict, "")
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _check_same(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        own, saved = describe(self), state_dict.get(f"{prefix}_extra_state")
+        if saved is None:
+            raise ValueError(
+                f"the state does not say of which detector it is, so it cannot be told whether it is one of {self!r}: "
+                "expected what detector.state_dict() gives, of this version of ood_lib"
+            )
+        if (other := from_bytes(saved)) != own:
+            raise ValueError(f"the state {_difference(other, own)}: expected one of the same class, made alike")
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._check_same(state_dict, prefix)
         for name in ("calibration", *self.grows):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
@@ -278,3 +392,22 @@ class Detector(nn.Module):
         names = inspect.signature(type(self)).parameters
         plain = (str, int, float, bool, type(None))
         return ", ".join(f"{n}={getattr(self, n)!r}" for n in names if isinstance(getattr(self, n, ...), plain))
+
+
+def _difference(saved: Any, own: Any) -> str:
+    """What tells the detector of a state from the one that is to load it."""
+    if saved.get("class") != own["class"]:
+        return f"is of {saved.get('class')}, and cannot be loaded into {own['class']}"
+    a, b = saved["arguments"], own["arguments"]
+    for name in dict.fromkeys([*a, *b]):
+        if (x := a.get(name)) == (y := b.get(name)):
+            continue
+        if isinstance(x, dict) and isinstance(y, dict) and "class" in x and "class" in y:
+            return f"has another {name}: it {_difference(x, y)}"
+        return f"is of {own['class']} with {name}={_shown(x)}, and cannot be loaded into one with {name}={_shown(y)}"
+    return "was made otherwise"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 120 else f"{text[:116]} ..."

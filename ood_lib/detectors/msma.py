@@ -8,6 +8,7 @@ of it is the energy.  `ScoreNorms` takes the place of the network in `extract`; 
 Mahmood, Oliva & Styner, Multiscale Score Matching for Out-of-Distribution Detection, ICLR 2021.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ood_lib.detectors.classical.gmm import GMM
+from ood_lib.detectors.description import from_bytes, rebuild
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
 from ood_lib.networks.network import Representation
@@ -225,7 +227,7 @@ class MSMA(Detector):
         super().__init__()
         self.norms = ScoreNorms(network, sigmas, extrapolate)
         self.select = density is None
-        self.density: Detector = density or GMM(1, "full")
+        self.density: Detector = copy.deepcopy(density) or GMM(1, "full")
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("std", torch.empty(0))
 
@@ -247,6 +249,18 @@ class MSMA(Detector):
     def _score(self, features: Features) -> Tensor:
         check_width(features.penultimate, len(self.mean))
         return self.density.score(self._standardise(features, self.mean, self.std))
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made with; a density that the fit has chosen is part of what was learnt."""
+        density = None if self.select else self.density
+        return {"network": self.norms.network, "density": density} | {
+            name: getattr(self.norms, name) for name in ("sigmas", "extrapolate")
+        }
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.select and (saved := state_dict.get(f"{prefix}density._extra_state")) is not None:
+            self.density = rebuild(from_bytes(saved)).to(self.mean.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @staticmethod
     def _standardise(features: Features, mean: Tensor, std: Tensor) -> Features:

@@ -84,7 +84,8 @@ class MomentDetector(Detector):
             ValueError: a field is missing, empty, or holds NaN or infinity; another width than before.
         """
         self._check(features)
-        return self._add(self._collect(features))
+        with self._full_precision():
+            return self._add(self._collect(features))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -134,4 +135,5 @@ class MomentDetector(Detector):
         if not self.fitted and len(self.counts):
             self._thaw()
             self._finish(self.moments)
+            self._lay_out()
             self.fitted.fill_(True)

@@ -422,6 +422,10 @@ class WeiPer(Detector):
         total = sum((score(view).sum(1) for view in self.views(z)), z.new_zeros(len(z)))
         return total / (self.repeats or NODES)
 
+    def arguments(self) -> dict[str, Any]:
+        """As of every detector; the score and the options of the divergence are kept under other names."""
+        return super().arguments() | {"score": self.kind} | self.kld_options
+
     def extra_repr(self) -> str:
         """The hyperparameters, as they were given."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.kld_options.items())

@@ -417,5 +417,5 @@ def test_arguments_out_of_their_range_are_refused(options: dict):
 
 
 def test_a_negative_rate_of_the_backbone_is_refused():
-    with pytest.raises(ValueError, match="backbone_rate=-0.1"):
+    with pytest.raises(ValueError, match=r"backbone_rate=-0\.1"):
         train_multilabel(linear(), flat(torch.tensor([0, 1])), device="cpu", progress=False, backbone_rate=-0.1)

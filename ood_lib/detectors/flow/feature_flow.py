@@ -134,6 +134,10 @@ class FeatureFlow(Detector):
         self.register_buffer("usual", torch.tensor(0.0, dtype=torch.float64))  # mean log p of held-out ID rows
         self.density = None  # type: ignore[assignment]  # `_require_fit` stands before each use
 
+    def arguments(self) -> dict[str, Any]:
+        """As of every detector, but for the place of a file."""
+        return {name: value for name, value in super().arguments().items() if name != "checkpoint"}
+
     def _check_arguments(self) -> None:
         check("[0, inf)", noise=self.noise, updates=self.updates, learning_rate=self.learning_rate)
         check("[1, inf)", batch_size=self.batch_size, check_every=self.check_every, patience=self.patience)
