@@ -61,20 +61,20 @@ from .training.recipes import pretrained
 from .training.score_matching import denoising_error, dsm_loss, train_score_network
 
 __all__ = [
-    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Composed", "Detector", "DiffusersBody",
-    "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior", "GradNorm", "HEAT",
-    "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA",
-    "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
-    "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Composed", "Detector",
+    "DiffusersBody", "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior", "GradNorm",
+    "HEAT", "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN", "LogitPrior",
+    "MSMA", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError",
+    "ODIN", "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
     "SklearnDetector", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
-    "average_precision", "benchmark_features",
-    "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout",
-    "denoising_error", "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip",
-    "gen", "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report",
-    "load", "load_bank", "load_benchmark", "load_ood_set", "load_results", "max_logit", "mean_average_precision",
-    "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance",
-    "run_benchmark", "save_results", "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize",
-    "split_folder", "summarize", "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
+    "average_precision", "benchmark_features", "classical_detectors", "compare", "compare_over_seeds", "compose",
+    "count_labels", "cutout", "denoising_error", "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark",
+    "fit_temperature", "flip", "gen", "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard",
+    "lipschitz_report", "load", "load_bank", "load_benchmark", "load_ood_set", "load_results", "max_logit",
+    "mean_average_precision", "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device", "pretrained",
+    "provenance", "run_benchmark", "save_results", "score_norms", "seal", "select_gmm", "sgld", "shift",
+    "spectral_normalize", "split_folder", "summarize", "train_classifier", "train_multilabel", "train_score_network",
+    "weiper_kld",
 ]  # fmt: skip
 
 __version__: str

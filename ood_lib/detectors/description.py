@@ -8,7 +8,7 @@ import functools
 import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,20 +33,30 @@ def describe(value: Any) -> Plain:
     """A value as plain data: objects by class and arguments, a linear layer by its shape, functions by their names."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    if hasattr(value, "arguments") and isinstance(value, nn.Module):
-        return {"class": public_name(type(value)), "arguments": _named(value.arguments())}
-    if type(value).__name__ in ("Linear", "FrozenHead"):  # its numbers are learnt, and stand in the state
-        return {"head": list(value.weight.shape)}
-    if hasattr(value, "get_params"):
-        return {"estimator": public_name(type(value)), "arguments": _named(value.get_params(deep=False))}
-    if isinstance(value, functools.partial):
-        return {"partial": describe(value.func), "given": describe(value.args), "arguments": _named(value.keywords)}
-    if hasattr(value, "tolist"):  # of numpy or torch
-        return value.tolist()
+    if isinstance(value, nn.Module):
+        return _module(value)
     if isinstance(value, list | tuple):
         return [describe(item) for item in value]
     if isinstance(value, dict):
         return {"dict": _named(value)}
+    return _object(value)
+
+
+def _module(value: Any) -> Plain:
+    if type(value).__name__ in ("Linear", "FrozenHead"):  # its numbers are learnt, and stand in the state
+        return {"head": list(value.weight.shape)}
+    if hasattr(value, "arguments"):
+        return {"class": public_name(type(value)), "arguments": _named(value.arguments())}
+    return {"other": public_name(type(value))}
+
+
+def _object(value: Any) -> Plain:
+    if hasattr(value, "tolist"):  # of numpy or torch
+        return value.tolist()
+    if isinstance(value, functools.partial):
+        return {"partial": describe(value.func), "given": describe(value.args), "arguments": _named(value.keywords)}
+    if hasattr(value, "get_params"):
+        return {"estimator": public_name(type(value)), "arguments": _named(value.get_params(deep=False))}
     return {"function" if hasattr(value, "__qualname__") else "other": public_name(value)}
 
 
@@ -70,15 +80,12 @@ def unknown(description: Plain, where: str = "") -> Iterator[str]:
         for item in description:
             yield from unknown(item, where)
     elif isinstance(description, dict):
-        for kind in ("class", "function", "other", "estimator"):
-            name = description.get(kind)
-            if isinstance(name, str) and ":" in name and not (kind == "estimator" and name.startswith("sklearn.")):
-                yield f"{where}{name.replace(':', '.')}"
-        for key in ("arguments", "dict"):
-            for name, value in description.get(key, {}).items():
-                yield from unknown(value, f"{name}=")
-        for key in ("partial", "given"):
-            yield from unknown(description.get(key), where)
+        for key, value in description.items():
+            if key in ("class", "function", "other", "estimator") and isinstance(value, str):
+                if ":" in value and not (key == "estimator" and value.startswith("sklearn.")):
+                    yield f"{where}{value.replace(':', '.')}"
+            else:
+                yield from unknown(value, where if key in ("arguments", "dict", "given", "partial") else f"{key}=")
 
 
 def rebuild(description: Plain) -> Any:
@@ -91,38 +98,65 @@ def rebuild(description: Plain) -> Any:
         return [rebuild(item) for item in description]
     if not isinstance(description, dict):
         return description
-    if "head" in description:
-        outputs, inputs = description["head"]
-        head = nn.Linear(inputs, outputs)
-        for value in head.parameters():
-            nn.init.zeros_(value)
-        return head
-    given = {name: rebuild(value) for name, value in description.get("arguments", {}).items()}
-    if "dict" in description:
-        return {name: rebuild(value) for name, value in description["dict"].items()}
-    if "partial" in description:
-        return functools.partial(rebuild(description["partial"]), *rebuild(description["given"]), **given)
-    if refused := list(unknown(description)):
-        raise ValueError(f"{', '.join(refused)}: no class or function that ood_lib exports; only those are made again")
-    if "estimator" in description:
-        return _estimator(description["estimator"])(**given)
-    library, name = sys.modules["ood_lib"], description.get("class") or description.get("function")
-    found = getattr(library, name) if name in library.__all__ else None
-    if "function" in description and callable(found) and not isinstance(found, type):
-        return found
-    allowed = tuple(getattr(library, kind) for kind in REBUILT)
-    if "class" not in description or not (isinstance(found, type) and issubclass(found, allowed)):
-        raise ValueError(f"{name!r} is no detector that this ood_lib knows: was it saved by a newer one?")
-    try:
-        return found(**given)
-    except TypeError as error:
-        raise ValueError(f"{name} does not take what was saved of it ({error}): is it of another ood_lib?") from error
+    for kind, make in MAKERS.items():
+        if kind in description:
+            return make(description[kind], description)
+    raise ValueError(f"{description} describes nothing that ood_lib makes")
 
 
-def _estimator(name: str) -> type:
+def _given(description: dict[str, Plain]) -> dict[str, Any]:
+    return {name: rebuild(value) for name, value in description.get("arguments", {}).items()}
+
+
+def _head(shape: list[int], _: Plain) -> nn.Linear:
+    head = nn.Linear(shape[1], shape[0])
+    for value in head.parameters():
+        nn.init.zeros_(value)
+    return head
+
+
+def _exported(name: str) -> Any:
+    library = sys.modules["ood_lib"]
+    return getattr(library, name) if name in library.__all__ else None
+
+
+def _function(name: str, _: Plain) -> Any:
+    found = _exported(name)
+    if not callable(found) or isinstance(found, type):
+        raise ValueError(f"{name!r} is no function that ood_lib exports; only those are made again")
+    return found
+
+
+def _class(name: str, description: Plain) -> Any:
+    found, allowed = _exported(name), tuple(_exported(kind) for kind in REBUILT)
+    if not (isinstance(found, type) and issubclass(found, allowed)):
+        raise ValueError(f"{name!r} is no detector that ood_lib exports; only those are made again")
+    return _called(found, description)
+
+
+def _estimator(name: str, description: Plain) -> Any:
     module, _, kind = name.partition(":")
+    if module.partition(".")[0] != "sklearn":
+        raise ValueError(f"{name!r} is no estimator of scikit-learn; only those are made again")
     found = getattr(importlib.import_module(module), kind, None)
     base = importlib.import_module("sklearn.base").BaseEstimator
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{name} is no estimator of scikit-learn")
-    return found
+        raise ValueError(f"{name!r} is no estimator of scikit-learn; only those are made again")
+    return _called(found, description)
+
+
+def _called(kind: type, description: Plain) -> Any:
+    try:
+        return kind(**_given(description))
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__} does not take what was saved of it: {error}") from error
+
+
+MAKERS: dict[str, Callable[[Any, Plain], Any]] = {
+    "head": _head,
+    "dict": lambda values, _: {name: rebuild(value) for name, value in values.items()},
+    "partial": lambda function, rest: functools.partial(rebuild(function), *rebuild(rest["given"]), **_given(rest)),
+    "function": _function,
+    "estimator": _estimator,
+    "class": _class,
+}

@@ -348,8 +348,8 @@ class Detector(nn.Module):
         made = describe(self)
         if foreign := ", ".join(dict.fromkeys(unknown(made))):
             raise ValueError(
-                f"{type(self).__name__} cannot be made again from a file: {foreign} is not exported by ood_lib; expected "
-                "what the library exports. Keep detector.state_dict(), and build the object yourself"
+                f"{type(self).__name__} cannot be made again from a file: {foreign} is not exported by ood_lib, and "
+                "only what is can be; keep detector.state_dict(), and build the object yourself"
             )
         about = {"detector": made, "version": sys.modules["ood_lib"].__version__}
         save_tensors(self.state_dict(), path, {HEADER: json.dumps(about)})
@@ -385,6 +385,7 @@ class Detector(nn.Module):
         for name in ("calibration", *self.grows):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        self._lay_out()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

@@ -44,7 +44,7 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> De
     try:
         with safe_open(path, "pt", device="cpu") as file:
             about = json.loads((file.metadata() or {})[HEADER])
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: it is no dict
+            state = {name: file.get_tensor(name) for name in file.keys()}
         made = about["detector"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no detector ({error}); expected what detector.save() has written") from error
