@@ -1,15 +1,17 @@
 """Tensors on their way to a file and back: precision, and memory of their own."""
 
+import math
 import os
 from collections.abc import Mapping
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from ood_lib.files import atomic
 
-__all__ = ["dequantized", "half", "quantized", "save_tensors", "single"]
+__all__ = ["dequantized", "directions", "half", "lengths", "quantized", "save_tensors", "single"]
 
 
 def half(x: Tensor) -> Tensor:
@@ -20,6 +22,27 @@ def half(x: Tensor) -> Tensor:
 def single(x: Tensor) -> Tensor:
     """A tensor of half precision in single precision, to compute with; any other as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows over a power of two near their largest entry, which rounds nothing, and that power, (N, 1)."""
+    with torch.no_grad():
+        most = int(math.log2(torch.finfo(x.dtype).max)) - 2
+        largest = x.abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(len(x), 1)
+        exponent = torch.frexp(largest.nan_to_num()).exponent.clamp(-most, most)
+        power = torch.ldexp(torch.ones_like(largest), exponent)
+    return x / power, power
+
+
+def lengths(x: Tensor) -> Tensor:
+    """Euclidean length of each row, (N, K) to (N,), also of rows whose squares are too large or small for a number."""
+    x, power = _scaled(single(x))
+    return x.norm(dim=1) * power[:, 0]
+
+
+def directions(x: Tensor) -> Tensor:
+    """Rows (N, K) brought to length one, however long or short they are; a row of zeros stays one."""
+    return F.normalize(_scaled(single(x))[0], dim=1)
 
 
 def save_tensors(

@@ -22,6 +22,7 @@ from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
 from ood_lib.networks.network import Representation
 from ood_lib.networks.score_network import checked_images, checked_scales, noise_scales
+from ood_lib.tensors import lengths
 from ood_lib.warn import warn
 
 __all__ = ["MSMA", "ScoreNorms", "score_norms", "select_gmm"]
@@ -80,7 +81,7 @@ def score_norms(
 
 def _length(scores: Tensor) -> Tensor:
     """Euclidean norm of each row, (N, ...) to (N,), in single precision at least."""
-    return (scores.float() if scores.element_size() < 4 else scores).flatten(1).norm(dim=1)
+    return lengths(scores.flatten(1))
 
 
 def _check_trained(network: Any, scales: Tensor) -> None:

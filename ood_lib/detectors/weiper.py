@@ -27,6 +27,7 @@ from ood_lib.detectors.classical.msp import msp
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
+from ood_lib.tensors import lengths
 
 __all__ = [
     "WeiPer",
@@ -96,7 +97,7 @@ def logit_noise(z: Tensor, weight: Tensor, delta: float) -> Tensor:
     Returns:
         (N, C)
     """
-    return delta / math.sqrt(z.shape[1]) * z.norm(dim=1, keepdim=True) * weight.norm(dim=1)
+    return delta / math.sqrt(z.shape[1]) * lengths(z)[:, None] * weight.norm(dim=1)
 
 
 def histogram(

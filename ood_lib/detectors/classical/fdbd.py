@@ -8,6 +8,7 @@ from ood_lib.detectors.head import FrozenHead
 from ood_lib.detectors.moments import Moments, class_moments
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
+from ood_lib.tensors import lengths
 
 __all__ = ["FDBD", "class_gaps", "fdbd"]
 
@@ -55,7 +56,7 @@ def fdbd(away: Tensor, logits: Tensor, gaps: Tensor) -> Tensor:
     check_pairs(away=away, logits=logits)
     best, predicted = logits.max(1)
     others = gaps[predicted].scatter(1, predicted[:, None], 1)  # the gap to itself is 0, and so is its numerator
-    return -((best[:, None] - logits) / others).sum(1) / away.norm(dim=1)
+    return -((best[:, None] - logits) / others).sum(1) / lengths(away)
 
 
 class FDBD(MomentDetector):

@@ -4,12 +4,12 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.detector import Detector, check_logits, check_pairs, check_width
 from ood_lib.features.features import Features
+from ood_lib.tensors import directions
 
 __all__ = ["NNGuide", "balanced_subset", "nnguide"]
 
@@ -57,7 +57,7 @@ def nnguide(z: Tensor, logits: Tensor, bank: Tensor, k: int) -> Tensor:
     check_pairs(z=z, logits=logits)
     check_width(bank, z.shape[1], "the features are", "rows of the bank")
     check(f"integer [1, {len(bank)}]", "a number of neighbours in the bank", k=k)
-    guidance = (F.normalize(z, dim=1) @ bank.T).topk(k, dim=1).values.mean(1)
+    guidance = (directions(z) @ bank.T).topk(k, dim=1).values.mean(1)
     return guidance * energy(logits)
 
 
@@ -97,7 +97,7 @@ class NNGuide(Detector):
                 f"take a larger fraction of the {len(features)} training features, or a smaller k"
             )
         kept = self._prepare(features[rows.to(features.penultimate.device)])
-        self.bank = -energy(kept.logits)[:, None] * F.normalize(kept.penultimate, dim=1)
+        self.bank = -energy(kept.logits)[:, None] * directions(kept.penultimate)
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate

@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_width
@@ -21,6 +20,7 @@ from ood_lib.detectors.flow.flow import Flow, coupling_flow, glow
 from ood_lib.detectors.flow.training import FlowHistory, FlowTraining
 from ood_lib.detectors.moments import Kind, Moments, class_moments, merge_moments, rounding
 from ood_lib.features.features import Features
+from ood_lib.tensors import directions
 from ood_lib.training.checkpoint import Checkpoint
 from ood_lib.warn import warn
 
@@ -151,7 +151,7 @@ class FeatureFlow(Detector):
 
     def on_sphere(self, z: Tensor) -> Tensor:
         """Features (N, K) as the density sees them: of length 1, unless ``normalize=False``."""
-        return F.normalize(z, dim=1) if self.normalize else z
+        return directions(z) if self.normalize else z
 
     project = on_sphere  # what a hybrid asks of its prior
 
@@ -234,7 +234,7 @@ class FeatureFlow(Detector):
 
     def _moments(self, chunk: Features, kind: Kind) -> Moments:
         z = chunk.penultimate
-        if self.normalize and (short := int((z.norm(dim=1) == 0).sum())):
+        if self.normalize and (short := int((z == 0).all(1).sum())):
             message = f"{short} features have length 0 and no direction; they stay at the origin, off the sphere"
             warn(message)
         labels = self._labels(chunk) if self.class_base else torch.zeros(len(z), dtype=torch.long, device=z.device)
