@@ -397,16 +397,15 @@ class Detector(nn.Module):
 
 def _difference(saved: Any, own: Any) -> str:
     """What tells the detector of a state from the one that is to load it."""
-    if saved.get("class") != own["class"]:
-        return f"is of {saved.get('class')}, and cannot be loaded into {own['class']}"
+    was, kind = (made.get("class") or made.get("estimator") for made in (saved, own))
+    if was != kind:
+        return f"is of {was}, and cannot be loaded into {kind}"
     a, b = saved["arguments"], own["arguments"]
-    for name in dict.fromkeys([*a, *b]):
-        if (x := a.get(name)) == (y := b.get(name)):
-            continue
-        if isinstance(x, dict) and isinstance(y, dict) and "class" in x and "class" in y:
-            return f"has another {name}: it {_difference(x, y)}"
-        return f"is of {own['class']} with {name}={_shown(x)}, and cannot be loaded into one with {name}={_shown(y)}"
-    return "was made otherwise"
+    name = next(name for name in [*a, *b] if name not in a or name not in b or a[name] != b[name])
+    x, y = a.get(name), b.get(name)
+    if all(isinstance(value, dict) and "arguments" in value for value in (x, y)):
+        return f"has another {name}: it {_difference(x, y)}"
+    return f"is of {kind} with {name}={_shown(x)}, and cannot be loaded into one with {name}={_shown(y)}"
 
 
 def _shown(value: Any) -> str:

@@ -158,7 +158,8 @@ def spoil(features: Features, field: str, rows: list[int], value: float) -> Feat
 
 
 def test_every_exported_detector_is_subject_to_these_laws():
-    exported = {thing for thing in vars(ood_lib).values() if inspect.isclass(thing) and issubclass(thing, Detector)}
+    things = [getattr(ood_lib, name) for name in ood_lib.__all__]
+    exported = {thing for thing in things if inspect.isclass(thing) and issubclass(thing, Detector)}
     head = nn.Linear(UNITS, CLASSES)
     assert {type(make(head)) for make in MAKE.values()} == exported - {Detector}
 
@@ -595,7 +596,7 @@ OTHERWISE: dict[str, Callable[[nn.Linear], Detector]] = {
     "updates=7": lambda head: ResidualEBM(GMM(), **TRAINING | {"updates": 7}),
     "two_sided=true": lambda head: FeatureFlow(updates=4, check_every=2, two_sided=True),
     "beta=-2.0": lambda head: compose([Energy(temperature=0.5), KNN(k=5), GMM()], beta=-2.0),
-    "n_neighbors": lambda head: SklearnDetector(LocalOutlierFactor(n_neighbors=9, novelty=True)),
+    "n_neighbors=9": lambda head: SklearnDetector(LocalOutlierFactor(n_neighbors=9, novelty=True)),
 }
 USUAL: dict[str, Callable[[nn.Linear], Detector]] = {
     "Energy": lambda head: Energy(), "GEN": lambda head: GEN(), "JointEnergy": lambda head: JointEnergy(),
