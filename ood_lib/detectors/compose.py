@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.features.features import Features
 
@@ -32,6 +33,9 @@ def soft_extreme(u: Tensor, beta: float) -> Tensor:
     Returns:
         (N,)
 
+    Raises:
+        ValueError: ``beta`` is NaN.
+
     References:
         Lafon et al., Hybrid Energy Based Model in the Feature Space for OOD Detection, ICML 2023, eq. 7.
 
@@ -40,6 +44,7 @@ def soft_extreme(u: Tensor, beta: float) -> Tensor:
         >>> [round(soft_extreme(u, beta).item(), 2) for beta in (-math.inf, -5.0, 0.0, 5.0, math.inf)]
         [0.0, 0.14, 0.5, 0.86, 1.0]
     """
+    check("[-inf, inf]", "a number", beta=beta)
     if math.isinf(beta):
         return u.amax(0) if beta > 0 else u.amin(0)
     if abs(beta) < 1e-6:  # below this the next term, beta/2 times the variance, is lost in rounding
@@ -72,6 +77,11 @@ class Composed(Detector):
         for detector in self.detectors:
             detector.fit(features)
         found = torch.stack([d.score(features).double() for d in self.detectors])  # (n, N)
+        wild = [type(d).__name__ for d, s in zip(self.detectors, found) if not s.isfinite().all()]
+        if wild:
+            raise ValueError(
+                f"training scores of {wild} are infinite: they overflowed, and have no scale; give it float64"
+            )
         flat = [type(d).__name__ for d, s in zip(self.detectors, found.std(1, correction=0)) if not s > 0]
         if flat:
             raise ValueError(f"all training scores of {flat} are equal: no scale to bring them to; leave it out")

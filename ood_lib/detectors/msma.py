@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.gmm import GMM
 from ood_lib.detectors.description import from_bytes, rebuild
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
-from ood_lib.networks.network import Representation
+from ood_lib.networks.network import Representation, check_eval
 from ood_lib.networks.score_network import checked_images, checked_scales, noise_scales
 from ood_lib.tensors import lengths
 from ood_lib.warn import warn
@@ -55,8 +56,8 @@ def score_norms(
         (N, L), in single precision at least.
 
     Raises:
-        ValueError: scales that are not positive and decreasing, or that the network was not trained for; images outside
-            [0, 1].
+        ValueError: scales that are not positive and decreasing, or that the network was not trained for; a network in
+            training mode; images outside [0, 1].
 
     References:
         Mahmood, Oliva & Styner, ICLR 2021, the weighted norms.
@@ -66,6 +67,8 @@ def score_norms(
         tensor([[2.0000, 2.5000]])
     """
     scales = checked_scales(sigmas)
+    check("integer [1, inf)", batch_size=batch_size)
+    check_eval(network)
     if not extrapolate:
         _check_trained(network, scales)
     if images.ndim == 4:
@@ -169,6 +172,8 @@ def select_gmm(
         >>> select_gmm(Features(penultimate=z), [1, 2]).components
         2
     """
+    check("integer [2, inf)", "a number of parts", folds=folds)
+    check("[0, 1] or None", "a share of the held-out rows", quantile=quantile)
     rows = len(features)
     possible = [k for k in components if 10 * k <= rows - rows // folds]
     if rows < 20 or not possible:

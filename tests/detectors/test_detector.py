@@ -754,6 +754,43 @@ def test_scores_are_not_rounded_by_autocast(make: Callable, toy: Toy):
         assert torch.equal(make(toy.head).fit(toy.train).score(toy.test), scores)
 
 
+SIZELESS = ["KNN", "SHE cosine", "GMMPrior", "FeatureFlow"]  # the length of a feature means nothing to them
+
+
+@pytest.mark.parametrize("name", SIZELESS)
+@pytest.mark.parametrize("size", [1e19, 1e30, 1e-19, 1e-30])
+def test_directions_are_kept_in_features_of_any_size(name: str, toy: Toy, size: float):
+    toy = toy.to(torch.float32)
+
+    def sized(features: Features) -> Features:
+        return Features(size * features.penultimate, features.logits, features.labels)
+
+    detector = MAKE[name](toy.head).fit(toy.train)
+    assert torch.allclose(detector.score(sized(toy.test)), detector.score(toy.test), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["KNN raw", "SHE euclidean"])
+@pytest.mark.parametrize("size", [1e19, 1e30, 1e-19, 1e-30])
+def test_distances_grow_with_features_of_any_size(name: str, toy: Toy, size: float):
+    toy = toy.to(torch.float32)
+
+    def sized(features: Features) -> Features:
+        return Features(size * features.penultimate, features.logits, features.labels)
+
+    plain = MAKE[name](toy.head).fit(toy.train).score(toy.test)
+    scores = MAKE[name](toy.head).fit(sized(toy.train)).score(sized(toy.test))
+    assert torch.allclose(scores / size, plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize("far", [1e6, 1e12, 1e18, 1e25])
+def test_one_wild_training_row_does_not_blur_the_distances_to_the_others(far: float):
+    z, queries = normal(200, 16, dtype=torch.float32), normal(50, 16, seed=1, dtype=torch.float32)
+    wild = torch.cat([z, torch.full((1, 16), far)])
+    exact = torch.cdist(queries.double(), z.double()).kthvalue(5).values
+    found = KNN(k=5, normalize=False).fit(Features(wild)).score(Features(queries))
+    assert torch.allclose(found.double(), exact, rtol=1e-5)
+
+
 @every
 def test_a_copy_has_its_own_life(make: Callable, toy: Toy):
     detector = make(toy.head).fit(toy.train)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ood_lib.detectors.detector import check_logits, check_pairs
+from ood_lib.detectors.detector import check_logits, check_pairs, check_width
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.detectors.moments import Moments, class_moments
 from ood_lib.detectors.streaming import MomentDetector
@@ -54,6 +54,7 @@ def fdbd(away: Tensor, logits: Tensor, gaps: Tensor) -> Tensor:
     """
     check_logits(logits, 2)
     check_pairs(away=away, logits=logits)
+    check_width(gaps, logits.shape[1], "the logits are", "gaps")
     best, predicted = logits.max(1)
     others = gaps[predicted].scatter(1, predicted[:, None], 1)  # the gap to itself is 0, and so is its numerator
     return -((best[:, None] - logits) / others).sum(1) / lengths(away)

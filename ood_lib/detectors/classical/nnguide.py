@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ood_lib.checks import check
+from ood_lib.data.labels import class_indices
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.detector import Detector, check_logits, check_pairs, check_width
 from ood_lib.features.features import Features
@@ -22,7 +23,8 @@ def balanced_subset(labels: Tensor, fraction: float, generator: torch.Generator)
         >>> labels[balanced_subset(labels, 0.5, torch.Generator().manual_seed(0))].bincount()
         tensor([1, 2, 1])
     """
-    labels = labels.cpu()
+    check("(0, 1]", "a share of each class", fraction=fraction)
+    labels = class_indices(labels, labels.numel()).cpu()
     kept = []
     for label in labels.unique():
         rows = (labels == label).nonzero().flatten()

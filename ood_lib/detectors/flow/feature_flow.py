@@ -139,8 +139,9 @@ class FeatureFlow(Detector):
         return {name: value for name, value in super().arguments().items() if name != "checkpoint"}
 
     def _check_arguments(self) -> None:
-        check("[0, inf)", noise=self.noise, updates=self.updates, learning_rate=self.learning_rate)
-        check("[1, inf)", batch_size=self.batch_size, check_every=self.check_every, patience=self.patience)
+        check("[0, inf)", noise=self.noise, learning_rate=self.learning_rate)
+        check("integer [0, inf)", updates=self.updates)
+        check("integer [1, inf)", batch_size=self.batch_size, check_every=self.check_every, patience=self.patience)
         check("[0, 1)", "a share of the rows", holdout=self.holdout)
         if self.class_base and not isinstance(self.flow, str):
             raise ValueError("class_base=True needs a flow of this library; a foreign module has a base of its own")
