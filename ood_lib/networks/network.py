@@ -37,8 +37,8 @@ def check_eval(network: Any) -> None:
     for part in parts:
         if part.training and (isinstance(part, changing) or type(part).__name__ in named):
             raise ValueError(
-                f"the network is in training mode, in which its {type(part).__name__} changes what it computes; expected "
-                "it in eval mode: call network.eval() first"
+                f"the network is in training mode, in which its {type(part).__name__} changes what it computes; "
+                "expected it in eval mode: call network.eval() first"
             )
 
 

@@ -1,4 +1,4 @@
-"""The functions behind the detectors refuse what their classes refuse: nothing out of range, nothing that broadcasts."""
+"""The functions behind the detectors refuse what their classes refuse: values out of range, shapes that broadcast."""
 
 import math
 from collections.abc import Callable
