@@ -260,7 +260,8 @@ class Detector(nn.Module):
         self.widths.copy_(self.widths.new_tensor(self._widths_of(features)))
 
     def _widths_of(self, features: Features) -> list[int]:
-        found = [getattr(features, field).shape[1] for field in self.reads]
+        fields = [getattr(features, field) for field in self.reads]
+        found = [x.shape[1] if x.ndim == 2 else 0 for x in fields]
         return found + [0] * (len(self.widths) - len(found))
 
     def _full_precision(self) -> torch.autocast:
