@@ -26,7 +26,7 @@ from .detectors.classical.scale import SCALE
 from .detectors.classical.she import SHE
 from .detectors.classical.temperature import fit_temperature
 from .detectors.classical.vim import ViM
-from .detectors.compose import compose
+from .detectors.compose import Composed, compose
 from .detectors.detector import Detector, NotFittedError
 from .detectors.flow.feature_flow import FeatureFlow
 from .detectors.heat.heat import HEAT
@@ -35,6 +35,7 @@ from .detectors.heat.langevin import DivergedError, sgld
 from .detectors.heat.priors import GMMPrior, LogitPrior
 from .detectors.joint_energy import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
 from .detectors.msma import MSMA, ScoreNorms, score_norms, select_gmm
+from .detectors.saved import load
 from .detectors.weiper import WeiPer, weiper_kld
 from .evaluation.benchmark import run_benchmark, summarize
 from .evaluation.comparison import Comparison, compare, compare_over_seeds
@@ -61,23 +62,20 @@ from .training.recipes import pretrained
 from .training.score_matching import denoising_error, dsm_loss, train_score_network
 
 __all__ = [
-    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Detector", "DiffusersBody",
-    "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior", "GradNorm", "HEAT",
-    "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA",
-    "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
-    "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
-    "SklearnDetector", "SumLogit", "SumProb", "UNet", "Verdict", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
-    "average_precision", "benchmark_features",
-    "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout",
-    "denoising_error", "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip",
-    "gen", "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report",
-    "load_bank", "load_benchmark", "load_ood_set", "load_results", "load_verdicts", "max_logit",
-    "mean_average_precision",
-    "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance",
-    "run_benchmark", "save_results", "save_verdicts", "score_norms", "seal", "select_gmm", "sgld", "shift",
-    "spectral_normalize",
-    "split_folder", "summarize", "tally", "train_classifier", "train_multilabel", "train_score_network", "verdicts",
-    "weiper_kld",
+    "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Composed", "Detector",
+    "DiffusersBody", "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior",
+    "GradNorm", "HEAT", "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN",
+    "LogitPrior", "MSMA", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize",
+    "NotFittedError", "ODIN", "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE",
+    "ScoreNetwork", "ScoreNorms", "SklearnDetector", "SumLogit", "SumProb", "UNet", "Verdict", "ViM", "WeiPer",
+    "accuracy", "adapt", "augmented", "average_precision", "benchmark_features", "classical_detectors", "compare",
+    "compare_over_seeds", "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy", "evaluate",
+    "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm", "half_precision", "joint_energy",
+    "label_energies", "leaderboard", "lipschitz_report", "load", "load_bank", "load_benchmark", "load_ood_set",
+    "load_results", "load_verdicts", "max_logit", "mean_average_precision", "measure_cost", "msp", "network_for",
+    "noise_scales", "odin", "pick_device", "pretrained", "provenance", "run_benchmark", "save_results",
+    "save_verdicts", "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder",
+    "summarize", "tally", "train_classifier", "train_multilabel", "train_score_network", "verdicts", "weiper_kld",
 ]  # fmt: skip
 
 __version__: str

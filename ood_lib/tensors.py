@@ -1,15 +1,17 @@
 """Tensors on their way to a file and back: precision, and memory of their own."""
 
+import math
 import os
 from collections.abc import Mapping
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional as F
 
 from ood_lib.files import atomic
 
-__all__ = ["dequantized", "half", "quantized", "save_tensors", "single"]
+__all__ = ["dequantized", "directions", "half", "lengths", "quantized", "save_tensors", "single"]
 
 
 def half(x: Tensor) -> Tensor:
@@ -22,8 +24,31 @@ def single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write a safetensors file, whole or not at all; folders are made."""
+def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows over a power of two near their largest entry, which rounds nothing, and that power, (N, 1)."""
+    with torch.no_grad():
+        most = int(math.log2(torch.finfo(x.dtype).max)) - 2
+        largest = x.abs().amax(1, keepdim=True) if x.shape[1] else x.new_zeros(len(x), 1)
+        exponent = torch.frexp(largest.nan_to_num()).exponent.clamp(-most, most)
+        power = torch.ldexp(torch.ones_like(largest), exponent)
+    return x / power, power
+
+
+def lengths(x: Tensor) -> Tensor:
+    """Euclidean length of each row, (N, K) to (N,), also of rows whose squares are too large or small for a number."""
+    x, power = _scaled(single(x))
+    return x.norm(dim=1) * power[:, 0]
+
+
+def directions(x: Tensor) -> Tensor:
+    """Rows (N, K) brought to length one, however long or short they are; a row of zeros stays one."""
+    return F.normalize(_scaled(single(x))[0], dim=1)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], about: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file, whole or not at all, with a header that says what it is; folders are made."""
     seen: set[int] = set()
     apart = {}
     for name, value in tensors.items():  # contiguous, and each in memory of its own, as safetensors asks
@@ -32,7 +57,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) ->
         apart[name] = value.clone() if place in seen else value
         seen.add(place)
     with atomic(path) as fresh:
-        save_file(apart, fresh)
+        save_file(apart, fresh, about)
 
 
 def quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

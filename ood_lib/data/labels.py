@@ -13,14 +13,27 @@ from ood_lib.extras import need
 __all__ = ["class_indices", "LabelCounts", "average_precision", "count_labels", "label_matrix", "present"]
 
 
-def class_indices(labels: Tensor, rows: int) -> Tensor:
+def class_indices(labels: Tensor, rows: int, classes: int | None = None) -> Tensor:
     """Labels (N,) as int64.
 
+    Args:
+        labels: (N,).
+        rows: N, how many images there are.
+        classes: C, how many logits the network has; None = labels are not looked at one by one.
+
     Raises:
-        ValueError: they are not one integer per row.
+        ValueError: they are not one integer per row; or, where C is known, one of them is none of 0, ..., C - 1.
     """
-    if labels.shape != (rows,) or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels are {labels.dtype} of shape {tuple(labels.shape)}; expected {rows} class indices")
+    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+    if not whole or labels.shape != (rows,) or labels.dtype == torch.bool:
+        kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        column = "; of a column (N, 1) take labels.flatten()" if getattr(labels, "shape", ()) == (rows, 1) else ""
+        raise ValueError(f"labels are {kind}; expected {rows} class indices, integers of shape ({rows},){column}")
+    if classes is not None and rows and (labels.min() < 0 or labels.max() >= classes):
+        raise ValueError(
+            f"labels run from {labels.min()} to {labels.max()}, but the network knows the classes 0 to {classes - 1}: "
+            "number the classes from 0, or give the network more outputs"
+        )
     return labels.long()
 
 
@@ -36,6 +49,10 @@ def label_matrix(labels: Tensor, rows: int, classes: int | None = None) -> Tenso
         ValueError: another shape, or an entry other than 0 and 1.
     """
     wanted = f"({rows}, {'C' if classes is None else classes})"
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"labels are a {type(labels).__name__}; expected a tensor {wanted}, one column of 0/1 per label"
+        )
     if labels.ndim != 2 or len(labels) != rows or classes not in (None, labels.shape[1]):
         raise ValueError(
             f"labels are of shape {tuple(labels.shape)}; expected {wanted}, one row per image and one column of 0/1 "

@@ -5,6 +5,7 @@ r"""Several detectors as one: their energies, brought to one scale, under a soft
 Larger = more OOD.  A large beta raises the alarm when one member does; a very negative one only when all do.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.features.features import Features
 
@@ -31,6 +33,9 @@ def soft_extreme(u: Tensor, beta: float) -> Tensor:
     Returns:
         (N,)
 
+    Raises:
+        ValueError: ``beta`` is NaN.
+
     References:
         Lafon et al., Hybrid Energy Based Model in the Feature Space for OOD Detection, ICML 2023, eq. 7.
 
@@ -39,6 +44,7 @@ def soft_extreme(u: Tensor, beta: float) -> Tensor:
         >>> [round(soft_extreme(u, beta).item(), 2) for beta in (-math.inf, -5.0, 0.0, 5.0, math.inf)]
         [0.0, 0.14, 0.5, 0.86, 1.0]
     """
+    check("[-inf, inf]", "a number", beta=beta)
     if math.isinf(beta):
         return u.amax(0) if beta > 0 else u.amin(0)
     if abs(beta) < 1e-6:  # below this the next term, beta/2 times the variance, is lost in rounding
@@ -58,7 +64,8 @@ class Composed(Detector):
         if wrong or not len(detectors) or math.isnan(beta):
             given = wrong or f"{len(detectors)} detectors and beta={beta}"
             raise ValueError(f"{given} were given to compose; expected a list of detectors and a number beta")
-        self.detectors: Any = nn.ModuleList(detectors)
+        # copies, as a member that a second composition fits anew would change the scores of this one
+        self.detectors: Any = nn.ModuleList(copy.deepcopy(d) for d in detectors)
         self.beta = beta
         self.reads = tuple(dict.fromkeys(field for d in detectors for field in d.reads))
         for name in ("means", "stds"):
@@ -70,6 +77,11 @@ class Composed(Detector):
         for detector in self.detectors:
             detector.fit(features)
         found = torch.stack([d.score(features).double() for d in self.detectors])  # (n, N)
+        wild = [type(d).__name__ for d, s in zip(self.detectors, found) if not s.isfinite().all()]
+        if wild:
+            raise ValueError(
+                f"training scores of {wild} are infinite: they overflowed, and have no scale; give it float64"
+            )
         flat = [type(d).__name__ for d, s in zip(self.detectors, found.std(1, correction=0)) if not s > 0]
         if flat:
             raise ValueError(f"all training scores of {flat} are equal: no scale to bring them to; leave it out")
@@ -85,6 +97,10 @@ class Composed(Detector):
     def _score(self, features: Features) -> Tensor:
         return soft_extreme(self.standardized(features), self.beta).to(getattr(features, self.reads[0]).dtype)
 
+    def arguments(self) -> dict[str, Any]:
+        """Members and beta."""
+        return {"detectors": list(self.detectors), "beta": self.beta}
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
 
@@ -99,7 +115,8 @@ def compose(detectors: Sequence[Detector], beta: float = 0.0) -> Composed:
     Each score is first standardised by its mean and spread over the ID training features.
 
     Args:
-        detectors: any detectors of the library, hybrids or not; they are fitted with it.
+        detectors: any detectors of the library, hybrids or not; copied, and fitted with it, so that those given here
+            stay as they are.
         beta: see `soft_extreme`; 0 = the mean.
 
     Raises:

@@ -6,7 +6,11 @@ last linear layer of its network; they keep a copy of it, the `FrozenHead`.
 """
 
 import inspect
+import json
 import math
+import os
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -14,9 +18,14 @@ from torch import Tensor, nn
 
 from ood_lib.checks import check
 from ood_lib.data.labels import class_indices
+from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknown
 from ood_lib.features.features import Features
+from ood_lib.tensors import save_tensors
 
-__all__ = ["Detector", "NotFittedError", "check_width"]
+__all__ = ["Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
+
+
+HEADER = "ood_lib"  # where the header of a file says which detector it holds
 
 
 class NotFittedError(RuntimeError):
@@ -31,13 +40,37 @@ def check_width(z: Tensor, width: int, who: str = "those it was fitted on were",
         )
 
 
+def check_pairs(**rows: Tensor) -> None:
+    """Raise ValueError when tensors do not have one row per image each: one with a single row would be broadcast."""
+    shapes = {name: tuple(x.shape) for name, x in rows.items()}
+    if any(len(shape) == 0 for shape in shapes.values()) or len({shape[0] for shape in shapes.values()}) > 1:
+        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{given} were given; expected one row per image in each of them")
+
+
+def check_logits(logits: Tensor, least: int = 1) -> None:
+    """Raise ValueError when logits (..., C) are no floating-point numbers, or too few classes for a score of them."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
+        kind = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"logits are {kind}; expected floating-point numbers (N, C), for instance logits.float()")
+    if logits.shape[-1] < least:
+        raise ValueError(
+            f"there is {logits.shape[-1]} logit per image; expected {least} at least: the softmax of a single logit is "
+            "always 1, and says nothing. Of a binary network with one output l take the two logits 0 and l, or a score "
+            "of the logit itself: Energy, MaxLogit, JointEnergy"
+        )
+
+
 class Detector(nn.Module):
     """Base of all detectors: ``fit`` on training features, ``score`` any features, ``calibrate`` a threshold.
 
     Fitted tensors are buffers, so ``state_dict``, ``load_state_dict`` (into a fresh, unfitted object too) and
-    ``.to(device)`` work as for any module.  Scores come back on the device of the features, in their precision
-    (half precision is computed, and returned, as float32).  The hyperparameters are not in the state: build the object
-    that loads it with the same ones.
+    ``.to(device)`` work as for any module.  The state says which detector it is of, and only one of the same class
+    and the same hyperparameters takes it.  ``save`` writes a file of which `ood_lib.load` makes the detector again.
+
+    Scores come back on the device of the features, in their precision (half precision is computed, and returned, as
+    float32), under ``torch.autocast`` too.  ``.half()`` and the like change nothing: what was learnt, and the threshold
+    above all, keeps its digits.
     """
 
     reads: tuple[str, ...] = ("penultimate",)  # fields of Features that must be there; some objects have their own
@@ -49,12 +82,14 @@ class Detector(nn.Module):
     fitted: Tensor
     threshold: Tensor
     calibration: Tensor  # scores it was set from, sorted
+    widths: Tensor  # of the fields it reads, in the features of `fit`, or of `calibrate`; 0 = any
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("fitted", torch.tensor(not self.needs_fit))
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
+        self.register_buffer("widths", torch.zeros(4, dtype=torch.long))
 
     # -- what a subclass writes -------------------------------------------------------------------------------
 
@@ -80,10 +115,13 @@ class Detector(nn.Module):
         """
         self._check(features)
         self._thaw()
-        self._fit(features)
+        with self._full_precision():
+            self._fit(features)
+        self._lay_out()
         self.fitted.fill_(True)
-        if self.needs_fit:
+        if self.needs_fit or self.widths.tolist() != self._widths_of(features):
             self._forget()
+        self._note_widths(features)
         return self
 
     @torch.no_grad()
@@ -92,11 +130,22 @@ class Detector(nn.Module):
 
         Raises:
             NotFittedError: `fit` has not been called.
-            ValueError: a field is missing, empty, or holds NaN or infinity.
+            ValueError: a field is missing, empty, holds NaN or infinity, or is of another width than when the detector
+                was fitted or calibrated.
         """
+        return self._scores(features, self.widths.tolist())
+
+    def _scores(self, features: Features, widths: list[int]) -> Tensor:
+        with self._full_precision():
+            return self._scores_of(features, widths)
+
+    def _scores_of(self, features: Features, widths: list[int]) -> Tensor:
         self._complete()
         self._require_fit()
         self._check(features)
+        for index, (field, width) in enumerate(zip(self.reads, widths)):
+            if width:
+                check_width(getattr(features, field), width, what=field if index else "features")
         device = getattr(features, self.reads[0]).device
         scores = torch.empty(0)
         for start, chunk in zip(range(0, len(features), self.chunk), features.split(self.chunk)):
@@ -126,14 +175,28 @@ class Detector(nn.Module):
         are kept, 8 bytes each, for `p_values`.
 
         Raises:
-            ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr).
+            ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr); scores that are infinite,
+                or all equal.
 
         References:
             Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., Distribution-Free
             Predictive Inference for Regression, JASA 2018.
         """
         check("(0, 1)", "a share of ID images to accept", tpr=tpr)
-        scores = self.score(features).to(self.threshold.device).double().sort().values
+        widths = self.widths.tolist() if self.needs_fit else []  # else nothing was learnt that a width could contradict
+        with torch.no_grad():
+            scores = self._scores(features, widths).to(self.threshold.device).double().sort().values
+        if not scores.isfinite().all():
+            raise ValueError(
+                f"{int((~scores.isfinite()).sum())} of {len(scores)} held-out ID samples score infinity: "
+                f"{type(self).__name__} overflowed on them, and a threshold there rejects nothing; give it float64, or "
+                "look for numbers that are far too large"
+            )
+        if len(scores) > 1 and scores[0] == scores[-1]:
+            raise ValueError(
+                f"all {len(scores)} held-out ID samples have the same score, {scores[0]:g}: {type(self).__name__} does "
+                "not tell one from another, and a threshold there may reject nothing; look at the features"
+            )
         rank = math.ceil(round((len(scores) + 1) * tpr, 9))
         if rank > len(scores):
             raise ValueError(
@@ -143,6 +206,8 @@ class Detector(nn.Module):
         self._thaw()
         self.calibration = scores
         self.threshold.copy_(scores[rank - 1])
+        if not self.needs_fit:
+            self._note_widths(features)
         return self
 
     def is_ood(self, features: Features) -> Tensor:
@@ -189,6 +254,26 @@ class Detector(nn.Module):
         """A threshold belongs to the fit that it was set for."""
         self.threshold.fill_(math.nan)
         self.calibration = self.calibration.new_empty(0)
+        self.widths.zero_()
+
+    def _note_widths(self, features: Features) -> None:
+        self.widths.copy_(self.widths.new_tensor(self._widths_of(features)))
+
+    def _widths_of(self, features: Features) -> list[int]:
+        fields = [getattr(features, field) for field in self.reads]
+        found = [x.shape[1] if x.ndim == 2 else 0 for x in fields]
+        return found + [0] * (len(self.widths) - len(found))
+
+    def _full_precision(self) -> torch.autocast:
+        """Numbers that are compared with a threshold, or learnt, are not rounded by a surrounding autocast."""
+        return torch.autocast(self.threshold.device.type, enabled=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **options: Any) -> Self:
+        def moved(x: Tensor) -> Tensor:  # to a device, but to no other precision
+            found = fn(x)
+            return found if found.dtype == x.dtype else x.to(found.device)
+
+        return super()._apply(moved, *args, **options)
 
     def _check(self, features: Features) -> None:
         name = type(self).__name__
@@ -210,12 +295,18 @@ class Detector(nn.Module):
                     "look for a diverged network or half-precision overflow, or drop these rows"
                 )
 
-    def _labels(self, features: Features) -> Tensor:
-        """Class indices (N,) of training features, for a fit that needs them."""
+    def _labels(self, features: Features, classes: int | None = None) -> Tensor:
+        """Class indices (N,) of training features, for a fit that needs them; where C is known, each below it."""
         name, labels = type(self).__name__, features.labels
         if labels is None:
             raise ValueError(f"{name} needs the labels of the training features, which {features} does not hold")
-        return class_indices(labels, len(features))
+        found = class_indices(labels, len(features))
+        if len(found) and found.min() < 0:
+            raise ValueError(
+                f"{int((found < 0).sum())} of {len(found)} labels are below 0, which stands for images of no known "
+                f"class; {name} learns from ID images only: leave these rows out"
+            )
+        return class_indices(found, len(features), classes)
 
     def _thaw(self) -> None:
         """Buffers made under ``torch.inference_mode`` (the object was built there) become ones that can be written."""
@@ -224,14 +315,78 @@ class Detector(nn.Module):
                 if value.is_inference():
                     setattr(module, name, value.clone())
 
+    def _lay_out(self) -> None:
+        """Buffers lie in memory as they will when they are read from a file: a product rounds by how they lie."""
+        for module in self.modules():
+            for name, value in module.named_buffers(recurse=False):
+                if not value.is_contiguous():
+                    setattr(module, name, value.contiguous())
+
     def _prepare(self, chunk: Features) -> Features:
         """Bring a chunk to the detector's device and to at least single precision."""
         return chunk.to(self.threshold.device).single()
 
+    # -- saving -----------------------------------------------------------------------------------------------
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made with, by the names of the constructor: the hyperparameters, heads and members.
+
+        They are read from the attributes of the same names; a subclass that keeps one elsewhere adds it here.
+        """
+        names, own = inspect.signature(type(self)).parameters, self.__dict__ | self._modules
+        return {name: own[name] for name in names if name in own}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the detector, with all that it has learnt, its threshold and its calibration scores, to one file.
+
+        A safetensors file (no pickle), which appears whole or not at all; `ood_lib.load` reads it.  Its header names
+        the class, the hyperparameters and the version of the library.
+
+        Raises:
+            ValueError: the class, or a function or module that it was made with, is none that `ood_lib` exports, so
+                that nothing could make it again.
+        """
+        made = describe(self)
+        if foreign := ", ".join(dict.fromkeys(unknown(made))):
+            raise ValueError(
+                f"{type(self).__name__} cannot be made again from a file: {foreign} is not exported by ood_lib, and "
+                "only what is can be; keep detector.state_dict(), and build the object yourself"
+            )
+        about = {"detector": made, "version": sys.modules["ood_lib"].__version__}
+        save_tensors(self.state_dict(), path, {HEADER: json.dumps(about)})
+
+    def get_extra_state(self) -> Tensor:
+        """Class and hyperparameters, which belong to the state: a threshold of another detector means nothing."""
+        return as_bytes(describe(self))
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing to set: they were compared before anything was loaded."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As of any module.
+
+        Raises:
+            ValueError: the state is of another class, or of other hyperparameters; nothing is loaded then.
+        """
+        self._check_same(state_dict, "")
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _check_same(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        own, saved = describe(self), state_dict.get(f"{prefix}_extra_state")
+        if saved is None:
+            raise ValueError(
+                f"the state does not say of which detector it is, so it cannot be told whether it is one of {self!r}: "
+                "expected what detector.state_dict() gives, of this version of ood_lib"
+            )
+        if (other := from_bytes(saved)) != own:
+            raise ValueError(f"the state {_difference(other, own)}: expected one of the same class, made alike")
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._check_same(state_dict, prefix)
         for name in ("calibration", *self.grows):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
+        self._lay_out()
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
@@ -239,3 +394,21 @@ class Detector(nn.Module):
         names = inspect.signature(type(self)).parameters
         plain = (str, int, float, bool, type(None))
         return ", ".join(f"{n}={getattr(self, n)!r}" for n in names if isinstance(getattr(self, n, ...), plain))
+
+
+def _difference(saved: Any, own: Any) -> str:
+    """What tells the detector of a state from the one that is to load it."""
+    was, kind = (made.get("class") or made.get("estimator") for made in (saved, own))
+    if was != kind:
+        return f"is of {was}, and cannot be loaded into {kind}"
+    a, b = saved["arguments"], own["arguments"]
+    name = next(name for name in [*a, *b] if name not in a or name not in b or a[name] != b[name])
+    x, y = a.get(name), b.get(name)
+    if all(isinstance(value, dict) and "arguments" in value for value in (x, y)):
+        return f"has another {name}: it {_difference(x, y)}"
+    return f"is of {kind} with {name}={_shown(x)}, and cannot be loaded into one with {name}={_shown(y)}"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 120 else f"{text[:116]} ..."

@@ -1,5 +1,7 @@
 """The last linear layer of a network, frozen: many methods read a feature through it."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,6 +45,12 @@ class FrozenHead(nn.Module):
     def check_width(self, z: Tensor) -> None:
         """Raise ValueError when features (N, K) are not what the head reads."""
         check_width(z, self.weight.shape[1], "the head reads")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        for name in ("weight", "bias"):  # in the precision that was saved: another one would round them
+            if (saved := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, getattr(self, name).to(saved.dtype))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """Widths of input and output."""

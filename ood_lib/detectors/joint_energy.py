@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_logits
 from ood_lib.features.features import Features
 
 __all__ = ["JointEnergy", "SumLogit", "SumProb", "joint_energy", "label_energies", "sum_logit", "sum_prob"]
@@ -37,6 +37,7 @@ def label_energies(logits: Tensor) -> Tensor:
         >>> label_energies(torch.tensor([[100.0, 0.0, -9.0]]))
         tensor([[-1.0000e+02, -6.9315e-01, -1.2340e-04]])
     """
+    check_logits(logits)
     return -F.softplus(logits)
 
 
@@ -86,6 +87,7 @@ def sum_prob(logits: Tensor) -> Tensor:
         >>> sum_prob(torch.zeros(1, 4))
         tensor([-2.])
     """
+    check_logits(logits)
     return -logits.sigmoid().sum(-1)
 
 
@@ -108,6 +110,7 @@ def sum_logit(logits: Tensor) -> Tensor:
         >>> sum_logit(torch.tensor([[1.0, 3.0]]))
         tensor([-4.])
     """
+    check_logits(logits)
     return -logits.sum(-1)
 
 

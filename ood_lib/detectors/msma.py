@@ -8,6 +8,7 @@ of it is the energy.  `ScoreNorms` takes the place of the network in `extract`; 
 Mahmood, Oliva & Styner, Multiscale Score Matching for Out-of-Distribution Detection, ICLR 2021.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.gmm import GMM
+from ood_lib.detectors.description import from_bytes, rebuild
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
-from ood_lib.networks.network import Representation
+from ood_lib.networks.network import Representation, check_eval
 from ood_lib.networks.score_network import checked_images, checked_scales, noise_scales
+from ood_lib.tensors import lengths
 from ood_lib.warn import warn
 
 __all__ = ["MSMA", "ScoreNorms", "score_norms", "select_gmm"]
@@ -52,8 +56,8 @@ def score_norms(
         (N, L), in single precision at least.
 
     Raises:
-        ValueError: scales that are not positive and decreasing, or that the network was not trained for; images outside
-            [0, 1].
+        ValueError: scales that are not positive and decreasing, or that the network was not trained for; a network in
+            training mode; images outside [0, 1].
 
     References:
         Mahmood, Oliva & Styner, ICLR 2021, the weighted norms.
@@ -63,6 +67,8 @@ def score_norms(
         tensor([[2.0000, 2.5000]])
     """
     scales = checked_scales(sigmas)
+    check("integer [1, inf)", batch_size=batch_size)
+    check_eval(network)
     if not extrapolate:
         _check_trained(network, scales)
     if images.ndim == 4:
@@ -78,7 +84,7 @@ def score_norms(
 
 def _length(scores: Tensor) -> Tensor:
     """Euclidean norm of each row, (N, ...) to (N,), in single precision at least."""
-    return (scores.float() if scores.element_size() < 4 else scores).flatten(1).norm(dim=1)
+    return lengths(scores.flatten(1))
 
 
 def _check_trained(network: Any, scales: Tensor) -> None:
@@ -166,6 +172,8 @@ def select_gmm(
         >>> select_gmm(Features(penultimate=z), [1, 2]).components
         2
     """
+    check("integer [2, inf)", "a number of parts", folds=folds)
+    check("[0, 1] or None", "a share of the held-out rows", quantile=quantile)
     rows = len(features)
     possible = [k for k in components if 10 * k <= rows - rows // folds]
     if rows < 20 or not possible:
@@ -225,7 +233,7 @@ class MSMA(Detector):
         super().__init__()
         self.norms = ScoreNorms(network, sigmas, extrapolate)
         self.select = density is None
-        self.density: Detector = density or GMM(1, "full")
+        self.density: Detector = copy.deepcopy(density) or GMM(1, "full")
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("std", torch.empty(0))
 
@@ -247,6 +255,18 @@ class MSMA(Detector):
     def _score(self, features: Features) -> Tensor:
         check_width(features.penultimate, len(self.mean))
         return self.density.score(self._standardise(features, self.mean, self.std))
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made with; a density that the fit has chosen is part of what was learnt."""
+        density = None if self.select else self.density
+        return {"network": self.norms.network, "density": density} | {
+            name: getattr(self.norms, name) for name in ("sigmas", "extrapolate")
+        }
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.select and (saved := state_dict.get(f"{prefix}density._extra_state")) is not None:
+            self.density = rebuild(from_bytes(saved)).to(self.mean.device)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @staticmethod
     def _standardise(features: Features, mean: Tensor, std: Tensor) -> Features:

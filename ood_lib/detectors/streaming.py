@@ -50,6 +50,11 @@ class MomentDetector(Detector):
         z, labels = chunk.penultimate, chunk.labels
         if labels is None or labels.ndim == 1:
             return class_moments(z, self._labels(chunk), self.kind)
+        if labels.shape[1:] == (1,):  # class indices, or one label that is there or not: both look like this
+            raise ValueError(
+                f"labels are a column {tuple(labels.shape)}; expected class indices (N,), which labels.flatten() makes "
+                "of it, or a label matrix (N, C) with two columns at least"
+            )
         rows, classes = present(label_matrix(labels, len(z)))
         return class_moments(z[rows], classes, self.kind, classes=labels.shape[1])
 
@@ -79,7 +84,8 @@ class MomentDetector(Detector):
             ValueError: a field is missing, empty, or holds NaN or infinity; another width than before.
         """
         self._check(features)
-        return self._add(self._collect(features))
+        with self._full_precision():
+            return self._add(self._collect(features))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -129,4 +135,5 @@ class MomentDetector(Detector):
         if not self.fitted and len(self.counts):
             self._thaw()
             self._finish(self.moments)
+            self._lay_out()
             self.fitted.fill_(True)

@@ -24,9 +24,10 @@ from torch.nn import functional as F
 from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.classical.msp import msp
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_pairs, check_width
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
+from ood_lib.tensors import lengths
 
 __all__ = [
     "WeiPer",
@@ -64,6 +65,8 @@ def noise(weight: Tensor, delta: float, repeats: int, generator: torch.Generator
     References:
         Granz et al. 2024, definition of the weight perturbation; released code, both switches on.
     """
+    check("[0, inf)", "a relative length of the noise", delta=delta)
+    check("integer [1, inf)", "a number of heads", repeats=repeats)
     # one draw per repeat: torch.randn of a whole block would depend on the size of the block; and named types, so that
     # neither torch.set_default_dtype nor torch.set_default_device changes the draw
     draw = partial(torch.randn, weight.shape, generator=generator, dtype=torch.float32, device="cpu")
@@ -96,7 +99,9 @@ def logit_noise(z: Tensor, weight: Tensor, delta: float) -> Tensor:
     Returns:
         (N, C)
     """
-    return delta / math.sqrt(z.shape[1]) * z.norm(dim=1, keepdim=True) * weight.norm(dim=1)
+    check("[0, inf)", "a relative length of the noise", delta=delta)
+    check_width(z, weight.shape[1], "the head reads")
+    return delta / math.sqrt(z.shape[1]) * lengths(z)[:, None] * weight.norm(dim=1)
 
 
 def histogram(
@@ -120,6 +125,7 @@ def histogram(
         >>> histogram(torch.tensor([[0.0, 0.1, 0.9, 5.0]]), 0.0, 1.0, 2)
         tensor([[0.5000, 0.5000]])
     """
+    _check_bins(low, high, bins, overflow)
     index = ((values - low) * (bins / (high - low))).floor_().clamp_(-1, bins)
     if overflow == "clamp":
         index.clamp_(0, bins - 1)
@@ -129,6 +135,14 @@ def histogram(
     flat = index.long().add_(1).add_(rows).flatten()  # bins 0 and B+1 of each row collect what is dropped
     counts = torch.bincount(flat, minlength=len(values) * (bins + 2)).view(len(values), -1)
     return counts[:, 1:-1].to(values.dtype) / values.shape[1]
+
+
+def _check_bins(low: float, high: float, bins: int, overflow: str) -> None:
+    check("integer [1, inf)", bins=bins)
+    check("(-inf, inf)", "an end of the range of the bins", low=low, high=high)
+    check(("clamp", "drop"), overflow=overflow)
+    if not low < high:
+        raise ValueError(f"low={low}, high={high} were given; expected a range for the bins, low < high")
 
 
 def gaussian_histogram(
@@ -151,6 +165,7 @@ def gaussian_histogram(
     Returns:
         (N, B)
     """
+    _check_bins(low, high, bins, overflow)
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64).tolist()
     std = std.clamp_min(torch.finfo(std.dtype).tiny)
     below = mean.new_empty(len(mean), bins + 1)  # filled in place: small results between large ones fragment the heap
@@ -163,6 +178,7 @@ def gaussian_histogram(
 
 def smooth(density: Tensor, width: int) -> Tensor:
     """Moving average over ``width`` bins of (N, B), edges repeated; an even width reaches one bin further right."""
+    check("integer [1, inf)", "a number of bins", width=width)
     padded = F.pad(density[:, None], ((width - 1) // 2, width // 2), mode="replicate")
     return F.avg_pool1d(padded, width, 1)[:, 0]
 
@@ -184,6 +200,7 @@ def symmetric_kl(p: Tensor, q: Tensor, eps: float) -> Tensor:
         >>> symmetric_kl(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]), eps=1.0)
         tensor(0.4621)
     """
+    check("(0, inf]", "a floor", eps=eps)
     p, q = ((d + eps) / (d + eps).sum(-1, keepdim=True) for d in (p, q))
     return ((p - q) * (p.log() - q.log())).sum(-1)
 
@@ -222,6 +239,8 @@ def weiper_kld(
     References:
         Granz et al. 2024, section on the KL divergence score; released code ``weiper_kldiv``.
     """
+    check("(-inf, inf)", "a finite weight", lambda1=lambda1, lambda2=lambda2)
+    check_pairs(density=density, density_weiper=density_weiper, confidence=confidence)
     d1 = symmetric_kl(reference, smooth(density, smooth_penultimate), eps_penultimate)
     d2 = symmetric_kl(reference_weiper, smooth(density_weiper, smooth_weiper), eps_weiper)
     return d1 + lambda1 * d2 - lambda2 * confidence
@@ -421,6 +440,10 @@ class WeiPer(Detector):
         """S_W, the mean of a logit score over the perturbed heads, (n,)."""
         total = sum((score(view).sum(1) for view in self.views(z)), z.new_zeros(len(z)))
         return total / (self.repeats or NODES)
+
+    def arguments(self) -> dict[str, Any]:
+        """As of every detector; the score and the options of the divergence are kept under other names."""
+        return super().arguments() | {"score": self.kind} | self.kld_options
 
     def extra_repr(self) -> str:
         """The hyperparameters, as they were given."""

@@ -29,7 +29,7 @@ from ood_lib.evaluation.metrics import (
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "SeedComparison", "compare", "counted_once", "compare_over_seeds", "wins"]
+__all__ = ["Comparison", "SeedComparison", "compare", "compare_over_seeds", "counted_once", "same_sets", "wins"]
 
 Interval = tuple[float, float]
 
@@ -221,6 +221,30 @@ def counted_once(rows: "pd.DataFrame") -> "pd.DataFrame":
         f"values that come more than once: {'; '.join(named)}{more}. Expected one row per detector, OOD set, metric "
         "and seed: give each network a seed of its own, `run_benchmark(..., seed=...)`, or leave out the repeated rows"
     )
+
+
+def same_sets(rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows of one metric, of which means over the sets of a group can be compared: each is over the same sets.
+
+    Args:
+        rows: with the columns of `run_benchmark`; a value that is NaN is one that is not there.
+
+    Raises:
+        ValueError: a detector, on one of its seeds, was judged on other sets of a group than the rest.
+    """
+    rows = rows.dropna(subset="value")
+    for group, own in rows.groupby("group", sort=False):
+        judged = own.groupby(["detector", "seed"], sort=False)["ood_set"].agg(frozenset)
+        every = frozenset().union(*judged)
+        lacking = {who: sorted(every - sets) for who, sets in judged.items() if sets != every}
+        if lacking:
+            (detector, seed), sets = next(iter(lacking.items()))
+            raise ValueError(
+                f"of the {group} sets {sorted(every)}, {detector!r} was not judged on {sets} with seed {seed}"
+                + (f" (and {len(lacking) - 1} more detectors or seeds lack sets)" if len(lacking) > 1 else "")
+                + "; means over other sets cannot be compared. Judge all on the same sets, or keep those that all have"
+            )
+    return rows
 
 
 def _paired(a: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,11 @@
 """What every network of the library answers, and the device it runs on."""
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Network", "Representation", "pick_device", "style_of"]
+__all__ = ["Network", "Representation", "check_eval", "pick_device", "style_of"]
 
 
 class Representation(NamedTuple):
@@ -24,6 +24,22 @@ class Network(Protocol):
     def represent(self, images: Tensor) -> Representation:
         """Images (N, channels, H, W) in [0, 1] to their representation."""
         ...
+
+
+def check_eval(network: Any) -> None:
+    """Raise ValueError when a layer of a module works otherwise in training: drops units, or reads the batch.
+
+    A module without such layers computes the same in either mode, and is taken as it is.
+    """
+    parts = network.modules() if isinstance(network, nn.Module) else ()
+    changing = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    named = ("DropPath", "StochasticDepth", "_SpectralNorm")
+    for part in parts:
+        if part.training and (isinstance(part, changing) or type(part).__name__ in named):
+            raise ValueError(
+                f"the network is in training mode, in which its {type(part).__name__} changes what it computes; "
+                "expected it in eval mode: call network.eval() first"
+            )
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:

@@ -8,6 +8,7 @@ module may do the correction; `DiffusersBody` fits one of the package diffusers 
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -230,6 +231,14 @@ class ScoreNetwork(nn.Module):
         total = (sigma**2 + self.sigma_data**2).sqrt()
         x = (x - 0.5) / total
         return self.sigma_data / total / sigma * self.body(x, log_sigma) - x / total
+
+    def arguments(self) -> dict[str, Any]:
+        """What it was made with, by the names of the constructor."""
+        own = {name: getattr(self, name) for name in ("sigma_range", "sigma_data", "precondition", "levels")}
+        if type(self.body) is not UNet:
+            return own | {"channels": 0, "body": self.body}
+        widths = [block.conv1.out_channels for block in self.body.down]
+        return own | {"channels": self.body.channels, "widths": widths, "patch": self.body.patch}
 
     def extra_repr(self) -> str:
         """What the weights do not tell."""

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ood_lib.checks import check
+
 __all__ = ["Augment", "Augmented", "augmented", "cutout", "flip", "shift"]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -18,6 +20,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     """Move each image by up to ``pad`` pixels in both directions, zeros flow in; (N, C, H, W) to the same shape."""
+    check("integer [0, inf)", "a number of pixels", pad=pad)
     n, _, height, width = images.shape
     padded = F.pad(images, (pad,) * 4)
     top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
@@ -41,6 +44,7 @@ def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
         may reach over the edge.
     """
     n, _, height, width = images.shape
+    check(f"integer [0, {min(height, width)}]", "the side of a square inside the images", side=side)
     top = torch.randint(0, height - side + 1, (n, 1), generator=generator).to(images.device)
     left = torch.randint(0, width - side + 1, (n, 1), generator=generator).to(images.device)
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
@@ -71,4 +75,5 @@ def augmented(pad: int = 4, mirror: bool = True, hole: int = 0) -> Augmented:
         mirror: `flip`; leave it out where left and right matter, as for digits.
         hole: side of `cutout`; 0 = none.
     """
+    check("integer [0, inf)", "a number of pixels", pad=pad, hole=hole)
     return Augmented(pad, mirror, hole)

@@ -1,6 +1,7 @@
 """Training a network: for one label per image by cross-entropy, for several by binary cross-entropies."""
 
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -8,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from ood_lib.data.labels import average_precision, count_labels, label_matrix
+from ood_lib.checks import check
+from ood_lib.data.labels import average_precision, class_indices, count_labels, label_matrix
 from ood_lib.networks.network import pick_device
 from ood_lib.networks.precision import autocast_dtype
+from ood_lib.tensors import single
 from ood_lib.training.augment import Augment
-from ood_lib.training.loop import History, Task
+from ood_lib.training.loop import History, Task, logits_of, split_batch
 from ood_lib.training.loop import train as run
 from ood_lib.warn import warn
 
@@ -58,9 +61,11 @@ def train_classifier(
         progress: show a bar.
 
     Raises:
-        ValueError: an empty data set, labels outside the network's classes, a loss that is no longer finite, or a
-            checkpoint of another training.
+        ValueError: an argument out of its range; an empty data set; labels that are no class indices (N,), or outside
+            the network's classes; a network of a single logit; a loss that is no longer finite; a checkpoint of another
+            training.
     """
+    _check_recipe(epochs, batch_size, learning_rate, weight_decay, average, seed)
     where = pick_device(device)
     network.to(where)
     optimizer = torch.optim.SGD(
@@ -72,6 +77,16 @@ def train_classifier(
         channels_last,
     )  # fmt: skip
     return run(network, train, val, task, checkpoint, progress)
+
+
+def _check_recipe(
+    epochs: int, batch_size: int, learning_rate: float, weight_decay: float, average: float, seed: int
+) -> None:
+    check("integer [1, inf)", epochs=epochs, batch_size=batch_size)
+    check("(0, inf)", "the peak of the cycle", learning_rate=learning_rate)
+    check("[0, inf)", weight_decay=weight_decay)
+    check("[0, 1)", "the decay of a moving average (0: none)", average=average)
+    check("integer (-inf, inf)", seed=seed)
 
 
 def train_multilabel(
@@ -109,8 +124,11 @@ def train_multilabel(
             as in `train_classifier`.
 
     Raises:
-        ValueError: an empty data set, labels that are not 0/1 for each logit, or a loss that is no longer finite.
+        ValueError: an argument out of its range; an empty data set; labels that are not 0/1 for each logit; a loss that
+            is no longer finite.
     """
+    _check_recipe(epochs, batch_size, learning_rate, weight_decay, average, seed)
+    check("[0, inf) or None", "the learning rate of all layers but the head", backbone_rate=backbone_rate)
     _warn_of_absent_classes(train)
     where = pick_device(device)
     network.to(where)
@@ -139,8 +157,7 @@ def _warn_of_absent_classes(train: Dataset) -> None:
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    _check_labels(labels, logits.shape[1])
-    return F.cross_entropy(logits, labels.to(logits.device))
+    return F.cross_entropy(logits, _class_labels(labels, logits).to(logits.device))
 
 
 def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -148,12 +165,30 @@ def _binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
 
 
-def _check_labels(labels: Tensor, classes: int) -> None:
-    if labels.min() < 0 or labels.max() >= classes:
+def _class_labels(labels: Any, logits: Tensor) -> Tensor:
+    """Class indices (N,) for logits (N, C) of two classes at least."""
+    if logits.shape[1] < 2:
         raise ValueError(
-            f"labels run from {labels.min()} to {labels.max()}, but the network knows the classes 0 to {classes - 1}: "
-            "number the classes from 0, or give the network more outputs"
+            "the network has a single logit, whose softmax is always 1; expected one for each class, or labels (N, 1) "
+            "of 0/1 and train_multilabel"
         )
+    return class_indices(labels, *logits.shape)
+
+
+def _evaluated(
+    network: nn.Module, dataset: Dataset, batch_size: int, where: torch.device
+) -> Iterator[tuple[Tensor, Any]]:
+    """Finite logits (n, C) on the CPU, in single precision at least, and labels as they come, batch by batch."""
+    network.to(where).eval()
+    for batch in DataLoader(dataset, batch_size):
+        images, labels = split_batch(batch)
+        logits = single(logits_of(network, images, where)).cpu()
+        if bad := int((~logits.isfinite()).any(1).sum()):
+            raise ValueError(
+                f"the network gives logits that are NaN or infinite for {bad} of {len(logits)} images: it diverged, "
+                "or overflows in its precision"
+            )
+        yield logits, labels
 
 
 @torch.inference_mode()
@@ -163,14 +198,14 @@ def accuracy(
     """Share of images whose largest logit is the true class, in [0, 1]; the network is put into eval mode.
 
     Raises:
-        ValueError: the data set is empty.
+        ValueError: the data set is empty; labels that are no class indices of the network; logits that are NaN or
+            infinite, or a single one.
     """
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("the data set is empty: expected at least one (image, label) item to measure the accuracy on")
-    where = pick_device(device)
-    network.to(where).eval()
-    hits = [(network(x.to(where)).argmax(1).cpu() == y).sum() for x, y in DataLoader(dataset, batch_size)]
-    return float(sum(hits)) / len(dataset)  # type: ignore[arg-type]
+    pairs = _evaluated(network, dataset, batch_size, pick_device(device))
+    hits = sum(int((logits.argmax(1) == _class_labels(labels, logits)).sum()) for logits, labels in pairs)
+    return hits / len(dataset)  # type: ignore[arg-type]
 
 
 @torch.inference_mode()
@@ -186,12 +221,13 @@ def mean_average_precision(
         device: where to compute.
 
     Raises:
-        ValueError: the data set is empty, or its labels are not 0/1 for each logit.
+        ValueError: the data set is empty; its labels are not 0/1 for each logit; logits that are NaN or infinite.
     """
     if len(dataset) == 0:  # type: ignore[arg-type]
         raise ValueError("the data set is empty: expected at least one (image, labels) item to measure the mAP on")
-    where = pick_device(device)
-    network.to(where).eval()
-    pairs = [(network(x.to(where)).cpu(), y) for x, y in DataLoader(dataset, batch_size)]
+    pairs = [
+        (logits, label_matrix(labels, *logits.shape))
+        for logits, labels in _evaluated(network, dataset, batch_size, pick_device(device))
+    ]
     logits, labels = (torch.cat(parts) for parts in zip(*pairs))
     return float(average_precision(logits, labels).nanmean())

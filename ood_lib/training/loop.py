@@ -15,9 +15,41 @@ from ood_lib.data.fingerprint import dataset_hash
 from ood_lib.training.augment import Augment, Augmented
 from ood_lib.training.checkpoint import Checkpoint
 
-__all__ = ["Descent", "History", "Task", "ema", "train"]
+__all__ = ["Descent", "History", "Task", "ema", "logits_of", "split_batch", "train"]
 
 SAMPLE = 64  # items by which a checkpoint knows its data set again
+
+
+def split_batch(batch: Any) -> tuple[Tensor, Any]:
+    """Images and labels of what a `DataLoader` gives.
+
+    Raises:
+        ValueError: the items of the data set are no pairs, or their images no floating-point tensors.
+    """
+    if not isinstance(batch, list | tuple) or len(batch) != 2:
+        size = f" of {len(batch)}" if isinstance(batch, list | tuple) else ""
+        raise ValueError(
+            f"the data set gives items that become a {type(batch).__name__}{size}; expected pairs (image, label)"
+        )
+    images, labels = batch
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"the data set gives images of type {kind}; expected floating-point tensors, pixels in [0, 1]")
+    return images, labels
+
+
+def logits_of(network: nn.Module, images: Tensor, where: torch.device, **form: Any) -> Tensor:
+    """Logits (N, C) of images, which are given to the network in the precision of its weights.
+
+    Raises:
+        ValueError: the network returns something else.
+    """
+    precision = next((p.dtype for p in network.parameters() if p.is_floating_point()), images.dtype)
+    logits = network(images.to(where, precision, **form))
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        found = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"of {len(images)} images the network makes {found}; expected logits ({len(images)}, C) alone")
+    return logits
 
 
 @dataclass
@@ -168,11 +200,11 @@ class _Run(Descent):
     def epoch(self) -> None:
         """See each image once."""
         self.network.train()
-        for images, labels in self.loader:
+        for batch in self.loader:
+            images, labels = split_batch(batch)
             images = self.task.augment(images, self.generator) if self.task.augment else images
-            images = images.to(self.where, memory_format=self.layout)
             with torch.autocast(self.where.type, self.task.autocast, enabled=self.task.autocast is not None):
-                logits = self.network(images)
+                logits = logits_of(self.network, images, self.where, memory_format=self.layout)
             self.step(self.task.loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels))
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,7 +224,8 @@ def train(
     """Change a network in place, see `ood_lib.train_classifier`.
 
     Raises:
-        ValueError: an empty data set, a loss that is no longer finite, or a checkpoint of another training.
+        ValueError: an empty data set, one of other items than (image, label), a loss that is no longer finite, or a
+            checkpoint of another training.
     """
     if len(data) == 0:  # type: ignore[arg-type]
         raise ValueError("the training set is empty: expected at least one (image, label) item")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
-from ood_lib.networks.network import pick_device
+from ood_lib.checks import check
+from ood_lib.networks.network import check_eval, pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.networks.score_network import checked_images, checked_scales
 from ood_lib.training.loop import Descent, History
@@ -37,6 +38,9 @@ def dsm_loss(network: Score, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     Returns:
         (N,), at the optimum between 0 and D/2.
 
+    Raises:
+        ValueError: shapes that do not belong together.
+
     References:
         Vincent, A Connection Between Score Matching and Denoising Autoencoders, Neural Computation 2011; the weight is
         that of Song & Ermon, NeurIPS 2019.
@@ -46,6 +50,11 @@ def dsm_loss(network: Score, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         >>> dsm_loss(lambda x, sigma: -x / sigma**2, x, torch.tensor([0.1]), noise).abs() < 1e-9
         tensor([True])
     """
+    if noise.shape != x.shape or sigma.numel() not in (1, len(x)):
+        raise ValueError(
+            f"x {tuple(x.shape)}, sigma {tuple(sigma.shape)} and noise {tuple(noise.shape)} were given; expected noise "
+            "in the shape of x, and one sigma, or one for each row"
+        )
     scale = sigma.reshape(-1, *[1] * (x.ndim - 1))
     return (scale * network(x + scale * noise, sigma) + noise).flatten(1).square().sum(1) / 2
 
@@ -68,7 +77,12 @@ def denoising_error(
 
     Returns:
         (L,) in float64.
+
+    Raises:
+        ValueError: a network in training mode; scales that are not positive and decreasing.
     """
+    check("integer [1, inf)", batch_size=batch_size)
+    check_eval(network)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype, device="cpu").to(x)
     chunks = [*zip(x.split(batch_size), noise.split(batch_size))]
 
@@ -127,8 +141,12 @@ def train_score_network(
         The loss of each step, as a share of D/2 (see `denoising_error`), and its learning rate.
 
     Raises:
-        ValueError: an empty data set, images outside [0, 1], or a loss that is no longer finite.
+        ValueError: an argument out of its range; an empty data set, images outside [0, 1], or a loss that is no longer
+            finite.
     """
+    check("integer [1, inf)", batch_size=batch_size)
+    check("(0, inf)", "the peak of the cycle", learning_rate=learning_rate)
+    check("[0, 1)", "the decay of a moving average (0: none)", decay=decay)
     if len(train) == 0 or steps < 1:  # type: ignore[arg-type]
         raise ValueError(f"{len(train)} training images, steps={steps} were given; expected one of each at least")  # type: ignore[arg-type]
     where = pick_device(device)

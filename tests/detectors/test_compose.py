@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ood_lib import KNN, MSP, Energy, Features, Mahalanobis, NotFittedError, compose
+from ood_lib import GMM, HEAT, KNN, MSP, Energy, Features, Mahalanobis, NotFittedError, ResidualEBM, compose
 from ood_lib.detectors.compose import soft_extreme
 from tests.conftest import Toy, normal
 
@@ -70,6 +70,28 @@ def test_a_refit_that_fails_leaves_neither_scores_nor_the_old_threshold(toy: Toy
     for call in (both.score, both.is_ood):
         with pytest.raises(NotFittedError):
             call(toy.test)
+
+
+def test_members_are_copies(toy: Toy):
+    knn = KNN(k=5).fit(toy.val).calibrate(toy.test)
+    before = knn.score(toy.test)
+    first = compose([knn, Energy()]).fit(toy.train)
+    scores = first.score(toy.test)
+    compose([knn, knn]).fit(toy.ood)
+    assert torch.equal(first.score(toy.test), scores)
+    assert torch.equal(knn.score(toy.test), before) and not knn.threshold.isnan()
+    knn.fit(toy.ood)
+    assert torch.equal(first.score(toy.test), scores)
+
+
+def test_the_prior_of_a_hybrid_is_a_copy(toy: Toy):
+    prior, options = GMM(), {"updates": 2, "steps": 1, "hidden": (4,)}
+    first = ResidualEBM(prior, **options).fit(toy.train)
+    scores = first.score(toy.test)
+    HEAT([prior, prior], **options).fit(toy.val)
+    assert torch.equal(first.score(toy.test), scores) and not prior.fitted
+    HEAT([first]).fit(toy.val)
+    assert torch.equal(first.score(toy.test), scores)
 
 
 def test_what_cannot_be_composed_is_named(toy: Toy):

@@ -6,13 +6,18 @@ What the base class does alone (checks, thresholds, p-values) is tested on FEW o
 import copy
 import inspect
 import io
+import json
 import math
+import re
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from scipy.stats import beta, betabinom, chisquare, kstest
 from sklearn.neighbors import LocalOutlierFactor
 from torch import nn
@@ -56,7 +61,7 @@ from ood_lib import (
     msp,
     noise_scales,
 )
-from ood_lib.detectors.compose import Composed
+from ood_lib.tensors import save_tensors
 from tests.conftest import CLASSES, UNITS, Toy, cast, normal, seeded
 
 TRAINING: dict[str, Any] = {"updates": 6, "steps": 1, "hidden": (8, 8), "batch_size": 32}
@@ -153,9 +158,10 @@ def spoil(features: Features, field: str, rows: list[int], value: float) -> Feat
 
 
 def test_every_exported_detector_is_subject_to_these_laws():
-    exported = {thing for thing in vars(ood_lib).values() if inspect.isclass(thing) and issubclass(thing, Detector)}
+    things = [getattr(ood_lib, name) for name in ood_lib.__all__]
+    exported = {thing for thing in things if inspect.isclass(thing) and issubclass(thing, Detector)}
     head = nn.Linear(UNITS, CLASSES)
-    assert {type(make(head)) for make in MAKE.values()} == exported - {Detector} | {Composed}  # what `compose` returns
+    assert {type(make(head)) for make in MAKE.values()} == exported - {Detector}
 
 
 def test_no_detector_has_a_way_of_its_own_to_fit_score_or_decide():
@@ -378,6 +384,41 @@ def test_features_of_another_width_are_named(make: Callable, toy: Toy):
         detector.score(narrow)
 
 
+READS_LABELS = ["NNGuide", "SHE", "Mahalanobis", "RMDS", "GMM tied", "GMMPrior", "FeatureFlow classes", "HEAT"]
+
+
+@pytest.mark.parametrize("name", READS_LABELS)
+@pytest.mark.parametrize(
+    "spoilt",
+    [lambda y: y[:, None], lambda y: y.double(), lambda y: y == 1, lambda y: torch.where(y == 1, -1, y)],
+    ids=["a column", "fractions", "truths", "one below 0"],
+)
+def test_labels_that_are_no_class_indices_are_refused(name: str, spoilt: Callable, toy: Toy):
+    wrong = Features(toy.train.penultimate, toy.train.logits, spoilt(toy.train.labels))
+    with pytest.raises(ValueError, match="labels"):
+        MAKE[name](toy.head).fit(wrong)
+
+
+@pytest.mark.parametrize("name", ["NNGuide", "SHE"])
+def test_labels_beyond_the_logits_are_refused(name: str, toy: Toy):
+    wrong = Features(toy.train.penultimate, toy.train.logits, toy.train.labels + 1)
+    with pytest.raises(ValueError, match="labels run from 1 to 4, but the network knows the classes 0 to 3"):
+        MAKE[name](toy.head).fit(wrong)
+
+
+@every
+def test_with_a_single_class_scores_still_differ_or_are_refused(make: Callable, toy: Toy):
+    z, head = toy.train.penultimate, nn.Linear(UNITS, 1).double()
+    torch.nn.init.constant_(head.weight, 0.1)
+    one = Features(z, head(z).detach(), torch.zeros(len(z), dtype=torch.long))
+    try:
+        scores = make(head).fit(one).score(one)
+    except ValueError as error:
+        assert any(word in str(error) for word in ("single logit", "two classes", "two at least", "components"))
+    else:
+        assert scores.std() > 1e-6
+
+
 # -- thresholds -------------------------------------------------------------------------------------------------
 
 
@@ -457,6 +498,23 @@ def test_too_few_images_for_a_share_are_refused_and_enough_are_taken(tpr: float,
             MaxLogit().calibrate(lone(torch.rand(needed - 1)), tpr)
 
 
+def test_scores_that_are_all_equal_or_infinite_make_no_threshold():
+    with pytest.raises(ValueError, match="all 30 held-out ID samples have the same score, 1:"):
+        MaxLogit().calibrate(lone(torch.ones(30)))
+
+    class Far(Detector):
+        reads, needs_fit = ("logits",), False
+
+        def _score(self, features: Features) -> torch.Tensor:
+            return features.logits[:, 0].square()
+
+    known = torch.arange(30.0)[:, None]
+    known[3] = 1e30  # its square is beyond float32
+    with pytest.raises(ValueError, match="1 of 30 held-out ID samples score infinity"):
+        Far().calibrate(Features(logits=known))
+    assert Far().calibrate(Features(logits=known.double())).threshold.isfinite()
+
+
 @few
 def test_without_a_threshold_there_is_no_decision(make: Callable, toy: Toy):
     with pytest.raises(NotFittedError, match="calibrate"):
@@ -499,12 +557,238 @@ def test_a_saved_state_makes_a_fresh_object_equal(make: Callable, toy: Toy, dtyp
     assert torch.equal(fresh.p_values(toy.test), detector.p_values(toy.test))
 
 
-def test_a_state_does_not_carry_the_hyperparameters(toy: Toy):
-    saved = KNN(k=5).fit(toy.train).state_dict()
-    other = KNN(k=9)
-    other.load_state_dict(saved)
-    assert repr(other) == "KNN(k=9, normalize=True)"
-    assert torch.equal(other.score(toy.test), KNN(k=9).fit(toy.train).score(toy.test))
+LOGITS = ["MSP", "MaxLogit", "Energy", "GEN", "KLMatching", "ODIN", "JointEnergy", "SumProb", "SumLogit"]
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_a_state_loads_into_a_detector_of_its_class_alone(name: str, toy: Toy):
+    saved = MAKE[name](toy.head).fit(toy.train).calibrate(toy.val).state_dict()
+    for other in LOGITS:
+        fresh = MAKE[other](toy.head)
+        before = state_of(fresh)
+        if other == name:
+            fresh.load_state_dict(saved)
+            continue
+        with pytest.raises(ValueError, match=f"the state is of {name}, and cannot be loaded into {other}"):
+            fresh.load_state_dict(saved)
+        with pytest.raises(ValueError, match="cannot be loaded"):  # nor inside another module
+            nn.ModuleList([fresh]).load_state_dict({f"0.{key}": value for key, value in saved.items()})
+        assert same_state(fresh.state_dict(), before)
+
+
+OTHERWISE: dict[str, Callable[[nn.Linear], Detector]] = {
+    "temperature=2.0": lambda head: Energy(temperature=2.0),
+    "gamma=0.2": lambda head: GEN(gamma=0.2),
+    "top=3": lambda head: JointEnergy(top=3),
+    "k=9": lambda head: KNN(k=9),
+    "normalize=false": lambda head: KNN(k=5, normalize=False),
+    "fraction=0.5": lambda head: NNGuide(k=5, fraction=0.5),
+    'metric="cosine"': lambda head: SHE(metric="cosine"),
+    "dim=5": lambda head: ViM(head, dim=5),
+    "percentile=0.8": lambda head: ReAct(head, percentile=0.8),
+    'variant="p"': lambda head: ASH(head, variant="p"),
+    'score={"function": "msp"}': lambda head: SCALE(head, score=msp),
+    "components=3": lambda head: GMM(components=3),
+    'covariance="full"': lambda head: GMM(covariance="full"),
+    "ridge=0.01": lambda head: GMMPrior(ridge=0.01),
+    "delta=2.0": lambda head: WeiPer(head, repeats=50, delta=2.0),
+    "lambda1=1.0": lambda head: WeiPer(head, repeats=50, lambda1=1.0),
+    "updates=7": lambda head: ResidualEBM(GMM(), **TRAINING | {"updates": 7}),
+    "two_sided=true": lambda head: FeatureFlow(updates=4, check_every=2, two_sided=True),
+    "beta=-2.0": lambda head: compose([Energy(temperature=0.5), KNN(k=5), GMM()], beta=-2.0),
+    "n_neighbors=9": lambda head: SklearnDetector(LocalOutlierFactor(n_neighbors=9, novelty=True)),
+}
+USUAL: dict[str, Callable[[nn.Linear], Detector]] = {
+    "Energy": lambda head: Energy(), "GEN": lambda head: GEN(), "JointEnergy": lambda head: JointEnergy(),
+    "KNN": lambda head: KNN(k=5), "NNGuide": lambda head: NNGuide(k=5, fraction=1.0), "SHE": lambda head: SHE(),
+    "ViM": lambda head: ViM(head), "ReAct": lambda head: ReAct(head), "ASH": lambda head: ASH(head),
+    "SCALE": lambda head: SCALE(head), "GMM": lambda head: GMM(), "GMMPrior": lambda head: GMMPrior(),
+    "WeiPer": lambda head: WeiPer(head, repeats=50), "ResidualEBM": lambda head: ResidualEBM(GMM(), **TRAINING),
+    "FeatureFlow": lambda head: FeatureFlow(updates=4, check_every=2),
+    "Composed": lambda head: compose([Energy(temperature=0.5), KNN(k=5), GMM()], beta=2.0),
+    "SklearnDetector": MAKE["LOF"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHERWISE)
+def test_a_state_loads_into_a_detector_made_alike_alone(what: str, toy: Toy):
+    other = OTHERWISE[what](toy.head)
+    detector = USUAL[type(other).__name__](toy.head)
+    with pytest.raises(ValueError, match=f"the state .*cannot be loaded into one with .*{re.escape(what)}"):
+        other.load_state_dict(detector.state_dict())
+
+
+def test_a_state_loads_into_members_made_alike_alone(toy: Toy):
+    saved = compose([MSP(), compose([KNN(k=5), Energy()])]).fit(toy.train).state_dict()
+    with pytest.raises(ValueError, match=r"the state is of Composed with detectors=.* cannot be loaded"):
+        compose([MSP(), compose([KNN(k=6), Energy()])]).load_state_dict(saved)
+    with pytest.raises(ValueError, match="has another prior: it is of GMM, and cannot be loaded into GMMPrior"):
+        ResidualEBM(GMMPrior(), **TRAINING).load_state_dict(ResidualEBM(GMM(), **TRAINING).state_dict())
+
+
+def test_a_state_that_does_not_say_what_it_is_of_is_refused(toy: Toy):
+    saved = MSP().calibrate(toy.val).state_dict()
+    del saved["_extra_state"]
+    for strict in (True, False):
+        with pytest.raises(ValueError, match="does not say of which detector it is"):
+            MSP().load_state_dict(saved, strict=strict)
+
+
+@pytest.mark.parametrize("name", [*LOGITS, "GradNorm", "ASH-B"])
+def test_a_threshold_is_for_features_of_the_width_that_it_was_set_on(name: str, toy: Toy):
+    detector = MAKE[name](toy.head).fit(toy.train).calibrate(toy.val)
+    again = MAKE[name](toy.head)
+    again.load_state_dict(detector.state_dict())
+    z, logits = toy.test.penultimate, toy.test.logits
+    other = Features(z[:, :31], torch.cat([logits, logits], 1))
+    for ask in (detector.is_ood, again.p_values, again.score):
+        with pytest.raises(ValueError, match=r"are (8|31) wide, but .* (4|32): take them all"):
+            ask(other)
+    if not detector.needs_fit and "penultimate" not in detector.reads:  # another network, another threshold
+        assert again.calibrate(other).is_ood(other).shape == (60,)
+
+
+@every
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_detector_is_one_file(make: Callable, toy: Toy, dtype: torch.dtype, tmp_path: Path):
+    toy = toy.to(dtype)
+    detector = make(toy.head).fit(toy.train).calibrate(toy.val)
+    if isinstance(detector, MSMA):  # with a network that the library exports
+        detector.norms.network = ood_lib.ScoreNetwork(3, (8, 16), sigma_range=(0.01, 2.0))
+    detector.save(tmp_path / "detector.safetensors")
+    random = torch.random.get_rng_state()
+    again = ood_lib.load(tmp_path / "detector.safetensors")
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert type(again) is type(detector) and same_state(again.state_dict(), detector.state_dict())
+    for ask in ("score", "is_ood", "p_values"):
+        assert torch.equal(getattr(again, ask)(toy.test), getattr(detector, ask)(toy.test))
+    again.save(tmp_path / "again.safetensors")
+    assert ood_lib.load(tmp_path / "again.safetensors").state_dict().keys() == detector.state_dict().keys()
+
+
+def test_a_file_says_what_it_holds(toy: Toy, tmp_path: Path):
+    KNN(k=5).fit(toy.train).save(tmp_path / "knn.safetensors")
+    with safe_open(tmp_path / "knn.safetensors", "pt") as file:
+        about = json.loads(file.metadata()["ood_lib"])
+    arguments = {"k": 5, "normalize": True}
+    assert about == {"detector": {"class": "KNN", "arguments": arguments}, "version": ood_lib.__version__}
+
+
+def test_only_what_the_library_exports_is_made_again(toy: Toy, tmp_path: Path):
+    class Own(MSP):
+        pass
+
+    file = tmp_path / "detector.safetensors"
+    for detector, name in (
+        (Own(), "Own"),
+        (ASH(toy.head, score=lambda logits: -logits.amax(1)), "score=.*lambda"),
+        (compose([MSP(), Own()]), "detectors=.*Own"),
+        (MSMA(lambda x, sigma: -x), "network="),
+        (FeatureFlow(nn.Identity()), "flow=.*Identity"),
+    ):
+        with pytest.raises(ValueError, match=f"cannot be made again from a file: .*{name}"):
+            detector.save(file)
+    assert not file.exists()
+    detector = SCALE(toy.head, score=partial(energy, temperature=2.0))
+    detector.save(file)
+    assert torch.equal(ood_lib.load(file).score(toy.test), detector.score(toy.test))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        {"class": "os:system", "arguments": {"command": "false"}},
+        {"other": "builtins:print"},
+        {"class": "ImageFiles", "arguments": {"paths": []}},
+        {"class": "nothing", "arguments": {}},
+        {"class": "SklearnDetector", "arguments": {"estimator": {"estimator": "subprocess:Popen", "arguments": {}}}},
+        {"class": "SklearnDetector", "arguments": {"estimator": {"estimator": "sklearn.utils:Bunch", "arguments": {}}}},
+        {"class": "SCALE", "arguments": {"head": {"head": [2, 2]}, "score": {"function": "load"}, "percentile": 7}},
+        {"class": "KNN", "arguments": {"neighbours": 5}},
+        {"class": "KNN", "arguments": {"k": -1}},
+        {"function": "energy"},
+        "MSP",
+        None,
+    ],
+    ids=str,
+)
+def test_a_file_that_names_anything_else_is_refused(made: Any, tmp_path: Path):
+    file = tmp_path / "detector.safetensors"
+    save_tensors(MSP().state_dict(), file, {"ood_lib": json.dumps({"detector": made, "version": "0.1.0"})})
+    with pytest.raises(ValueError, match=r"detector\.safetensors"):
+        ood_lib.load(file)
+
+
+def test_a_file_that_is_none_of_a_detector_is_named(toy: Toy, tmp_path: Path):
+    file = tmp_path / "detector.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"detector\.safetensors"):
+        ood_lib.load(file)
+    toy.train.save(file)
+    with pytest.raises(ValueError, match="holds no detector"):
+        ood_lib.load(file)
+    MSP().save(file)
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(ValueError, match="holds no detector"):
+        ood_lib.load(file)
+
+
+# -- precision --------------------------------------------------------------------------------------------------
+
+
+@few
+@pytest.mark.parametrize("change", ["half", "bfloat16", "float", "double"])
+def test_a_detector_keeps_the_digits_that_it_learnt(make: Callable, toy: Toy, change: str):
+    detector = make(toy.head).fit(toy.train).calibrate(toy.val)
+    before = state_of(detector)
+    getattr(detector, change)()
+    assert same_state(detector.to(torch.float16).state_dict(), before)
+
+
+@every
+def test_scores_are_not_rounded_by_autocast(make: Callable, toy: Toy):
+    toy = toy.to(torch.float32)
+    plain = make(toy.head).fit(toy.train)
+    scores = plain.score(toy.test)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(plain.score(toy.test), scores)
+        assert torch.equal(make(toy.head).fit(toy.train).score(toy.test), scores)
+
+
+SIZELESS = ["KNN", "SHE cosine", "GMMPrior", "FeatureFlow"]  # the length of a feature means nothing to them
+
+
+@pytest.mark.parametrize("name", SIZELESS)
+@pytest.mark.parametrize("size", [1e19, 1e30, 1e-19, 1e-30])
+def test_directions_are_kept_in_features_of_any_size(name: str, toy: Toy, size: float):
+    toy = toy.to(torch.float32)
+
+    def sized(features: Features) -> Features:
+        return Features(size * features.penultimate, features.logits, features.labels)
+
+    detector = MAKE[name](toy.head).fit(toy.train)
+    assert torch.allclose(detector.score(sized(toy.test)), detector.score(toy.test), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["KNN raw", "SHE euclidean"])
+@pytest.mark.parametrize("size", [1e19, 1e30, 1e-19, 1e-30])
+def test_distances_grow_with_features_of_any_size(name: str, toy: Toy, size: float):
+    toy = toy.to(torch.float32)
+
+    def sized(features: Features) -> Features:
+        return Features(size * features.penultimate, features.logits, features.labels)
+
+    plain = MAKE[name](toy.head).fit(toy.train).score(toy.test)
+    scores = MAKE[name](toy.head).fit(sized(toy.train)).score(sized(toy.test))
+    assert torch.allclose(scores / size, plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize("far", [1e6, 1e12, 1e18, 1e25])
+def test_one_wild_training_row_does_not_blur_the_distances_to_the_others(far: float):
+    z, queries = normal(200, 16, dtype=torch.float32), normal(50, 16, seed=1, dtype=torch.float32)
+    wild = torch.cat([z, torch.full((1, 16), far)])
+    exact = torch.cdist(queries.double(), z.double()).kthvalue(5).values
+    found = KNN(k=5, normalize=False).fit(Features(wild)).score(Features(queries))
+    assert torch.allclose(found.double(), exact, rtol=1e-5)
 
 
 @every

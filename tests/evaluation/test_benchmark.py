@@ -198,6 +198,17 @@ def test_a_network_that_is_there_twice_is_refused_and_named():
         summarize(pd.concat([table, four]))
 
 
+def test_means_over_different_sets_are_no_summary():
+    table = numbers(seeds=2)
+    at = (table["detector"] == "two") & (table["seed"] == 1) & (table["ood_set"] == "x") & (table["metric"] == "auroc")
+    lost = table.assign(value=table["value"].where(~at))  # not a number is as good as not there
+    for fewer in (table[~at], lost):
+        with pytest.raises(ValueError, match=r"'two' was not judged on \['x'\] with seed 1; means over other sets"):
+            summarize(fewer)
+        assert len(summarize(fewer, "fpr95")) == 4
+    assert len(summarize(table[table["detector"].eq("one") | table["group"].eq("far")])) == 3  # no near set at all
+
+
 def test_the_same_set_may_be_near_and_far_and_judged_by_several_metrics():
     table = numbers(seeds=2)
     table["ood_set"] = table["ood_set"].replace({"x": "a"})

@@ -343,3 +343,79 @@ def test_the_memory_layout_is_what_was_asked_for_whatever_augmentation_and_netwo
 
 def test_double_precision_stays_double():
     assert train(linear().double(), TensorDataset(stripes().tensors[0].double(), stripes().tensors[1])).loss[0] > 0
+
+
+# -- labels and outputs that are not what they seem -------------------------------------------------------------
+
+
+def flat(labels: object, outputs: int = 2, count: int = 8) -> list:
+    """Items of a data set in which each image carries these labels."""
+    return [(torch.full((1, 6, 6), i / 10), labels) for i in range(count)]
+
+
+WRONG = {
+    "a name": "cat", "a list": [0, 1], "a tuple": (0, 1), "a dict": {"label": 1}, "a column": torch.tensor([1]),
+    "a fraction": 0.5, "a truth": torch.tensor(True), "one below 0": -1, "one too many": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", WRONG.values(), ids=WRONG)
+def test_labels_that_are_no_class_indices_are_neither_learnt_nor_counted(label: object):
+    for call in (lambda: accuracy(linear(), flat(label), device="cpu"), lambda: train(linear(), flat(label))):
+        with pytest.raises(ValueError, match="labels"):
+            call()
+
+
+def test_one_logit_is_no_classifier():
+    for call in (lambda: accuracy(linear(1), flat(0), device="cpu"), lambda: train(linear(1), flat(0))):
+        with pytest.raises(ValueError, match="single logit"):
+            call()
+
+
+def test_items_that_are_no_pairs_and_outputs_that_are_no_logits_are_named():
+    pictures = [(x, y, "a.png") for x, y in flat(0)]
+    with pytest.raises(ValueError, match="a list of 3; expected pairs"):
+        accuracy(linear(), pictures, device="cpu")
+    with pytest.raises(ValueError, match="a dict; expected pairs"):
+        train(linear(), [{"image": x, "label": y} for x, y in flat(0)])
+    with pytest.raises(ValueError, match=r"images of type torch.uint8"):
+        accuracy(linear(), [(x.byte(), y) for x, y in flat(0)], device="cpu")
+    with pytest.raises(ValueError, match=r"a tensor of shape \(8, 1, 6, 6\); expected logits \(8, C\)"):
+        accuracy(nn.Identity(), flat(0), device="cpu")
+
+
+def test_outputs_that_are_nan_are_no_class_0():
+    network = linear()
+    nn.init.constant_(network[1].bias, float("nan"))
+    for measure, label in ((accuracy, 0), (mean_average_precision, torch.tensor([0, 1]))):
+        with pytest.raises(ValueError, match="NaN or infinite for 8 of 8 images"):
+            measure(network, flat(label), device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_network_in_another_precision_is_measured_and_trained_in_it(dtype: torch.dtype):
+    data = stripes()
+    network = linear().to(dtype)
+    before = accuracy(network, data, device="cpu")
+    history = train(network, data, val=data, epochs=8)
+    assert network[1].weight.dtype == dtype and history.accuracy[-1] == 1 > before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")},
+        {"weight_decay": -1e-4}, {"average": -0.5}, {"average": 1.0}, {"seed": 0.5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_arguments_out_of_their_range_are_refused(options: dict):
+    name = next(iter(options))
+    for run, label in ((train_classifier, 0), (train_multilabel, torch.tensor([0, 1]))):
+        with pytest.raises(ValueError, match=f"{name}="):
+            run(linear(), flat(label), device="cpu", progress=False, **options)
+
+
+def test_a_negative_rate_of_the_backbone_is_refused():
+    with pytest.raises(ValueError, match=r"backbone_rate=-0\.1"):
+        train_multilabel(linear(), flat(torch.tensor([0, 1])), device="cpu", progress=False, backbone_rate=-0.1)

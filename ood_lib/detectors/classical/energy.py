@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_logits
 from ood_lib.features.features import Features
 
 __all__ = ["Energy", "energy"]
@@ -24,6 +24,9 @@ def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     Returns:
         (...,)
 
+    Raises:
+        ValueError: integers; ``temperature`` is not positive.
+
     References:
         Liu et al., Energy-based Out-of-distribution Detection, NeurIPS 2020.
 
@@ -31,6 +34,8 @@ def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
         >>> energy(torch.zeros(1, 2))
         tensor([-0.6931])
     """
+    check_logits(logits)
+    check("(0, inf)", temperature=temperature)
     return -temperature * torch.logsumexp(logits / temperature, -1)
 
 

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from ood_lib.detectors.detector import check_logits, check_pairs, check_width
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.detectors.moments import Moments, class_moments
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
+from ood_lib.tensors import lengths
 
 __all__ = ["FDBD", "class_gaps", "fdbd"]
 
@@ -15,8 +17,12 @@ def class_gaps(weight: Tensor) -> Tensor:
     r"""Distances between the class rows of a head, :math:`\lVert w_i - w_j \rVert`, (C, K) to (C, C) in float64.
 
     Raises:
-        ValueError: two classes share one row, so that no boundary lies between them.
+        ValueError: fewer than two classes, or two that share one row, so that no boundary lies between them.
     """
+    if len(weight) < 2:
+        raise ValueError(
+            f"a head of {len(weight)} class was given; expected two at least, with a boundary between them"
+        )
     gaps = torch.cdist(weight.double(), weight.double(), compute_mode="donot_use_mm_for_euclid_dist")
     twins = (gaps == 0).triu(1).nonzero().tolist()
     if twins:
@@ -40,12 +46,18 @@ def fdbd(away: Tensor, logits: Tensor, gaps: Tensor) -> Tensor:
     Returns:
         (N,)
 
+    Raises:
+        ValueError: a single logit; integers; features and logits of different numbers of images.
+
     References:
         Liu & Qin, Fast Decision Boundary based Out-of-Distribution Detector, ICML 2024.
     """
+    check_logits(logits, 2)
+    check_pairs(away=away, logits=logits)
+    check_width(gaps, logits.shape[1], "the logits are", "gaps")
     best, predicted = logits.max(1)
     others = gaps[predicted].scatter(1, predicted[:, None], 1)  # the gap to itself is 0, and so is its numerator
-    return -((best[:, None] - logits) / others).sum(1) / away.norm(dim=1)
+    return -((best[:, None] - logits) / others).sum(1) / lengths(away)
 
 
 class FDBD(MomentDetector):
@@ -58,7 +70,7 @@ class FDBD(MomentDetector):
         head: the network's last linear layer.
 
     Raises:
-        ValueError: two classes of the head have the same weights; features of another width than the head.
+        ValueError: a head of one class, or with two of the same weights; features of another width than the head.
     """
 
     grows = (*MomentDetector.grows, "gaps")

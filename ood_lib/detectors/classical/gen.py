@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_logits
 from ood_lib.features.features import Features
 
 __all__ = ["GEN", "gen"]
@@ -24,6 +24,9 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
     Returns:
         (...,)
 
+    Raises:
+        ValueError: a single logit; integers; an argument out of its range.
+
     References:
         Liu, Lochman & Zach, GEN: Pushing the Limits of Softmax-Based Out-of-Distribution Detection, CVPR 2023.
 
@@ -31,6 +34,9 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
         >>> gen(torch.tensor([[0.0, 0.0], [9.0, 0.0]]), gamma=0.5)
         tensor([1.0000, 0.0222])
     """
+    check_logits(logits, 2)
+    check("(0, inf)", "a positive exponent", gamma=gamma)
+    check("integer [1, inf)", "a number of probabilities", top=top)
     p = logits.softmax(-1).sort(-1, descending=True).values
     rest = torch.cat([p[..., 1:].sum(-1, keepdim=True), 1 - p[..., 1:]], -1)
     return (p * rest)[..., :top].pow(gamma).sum(-1)

@@ -48,6 +48,8 @@ def mixture(moments: Moments, covariance: Covariance = "tied", ridge: float = 1e
     Raises:
         ValueError: no feature varies, or a covariance is singular and the ridge does not help.
     """
+    check(("tied", "full", "diagonal"), covariance=covariance)
+    check("[0, inf)", "a share of the mean variance", ridge=ridge)
     counts, means, scatter = moments
     width = means.shape[1]
     squares = scatter.diagonal(dim1=-2, dim2=-1) if covariance != "diagonal" else scatter
@@ -115,6 +117,7 @@ def expectation_maximization(
     References:
         Dempster, Laird & Rubin, Maximum Likelihood from Incomplete Data via the EM Algorithm, 1977.
     """
+    check("integer [1, inf)", "a number of Gaussians", components=components)
     if components == 1:  # nothing to search for
         return class_moments(z, torch.zeros(len(z), dtype=torch.long, device=z.device), covariance)
     centre = z.mean(0)

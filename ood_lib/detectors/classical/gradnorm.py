@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_logits, check_pairs
 from ood_lib.features.features import Features
 
 __all__ = ["GradNorm", "gradnorm"]
@@ -24,6 +24,9 @@ def gradnorm(z: Tensor, logits: Tensor) -> Tensor:
     Returns:
         (N,)
 
+    Raises:
+        ValueError: a single logit; integers; features and logits of different numbers of images.
+
     References:
         Huang, Geng & Li, On the Importance of Gradients for Detecting Distributional Shifts in the Wild, NeurIPS 2021.
 
@@ -32,6 +35,8 @@ def gradnorm(z: Tensor, logits: Tensor) -> Tensor:
         >>> gradnorm(torch.tensor([[1.0, -2.0]]), torch.tensor([[100.0, 0.0]]))
         tensor([-6.])
     """
+    check_logits(logits, 2)
+    check_pairs(z=z, logits=logits)
     return -z.abs().sum(1) * (logits.shape[1] * logits.softmax(1) - 1).abs().sum(1)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ood_lib.detectors.detector import check_width
+from ood_lib.detectors.detector import check_logits, check_width
 from ood_lib.detectors.moments import Moments, class_moments
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
@@ -23,9 +23,14 @@ def kl_matching(logits: Tensor, templates: Tensor) -> Tensor:
     Returns:
         (...,)
 
+    Raises:
+        ValueError: a single logit; integers; templates of another width.
+
     References:
         Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, ICML 2022.
     """
+    check_logits(logits, 2)
+    check_width(templates, logits.shape[-1], "the logits are", "templates")
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
     log_d = templates.clamp(min=torch.finfo(templates.dtype).tiny).log().to(p.dtype)
@@ -50,6 +55,7 @@ class KLMatching(MomentDetector):
         self.register_buffer("templates", torch.empty(0, 0))
 
     def _measure(self, chunk: Features) -> Moments:
+        check_logits(chunk.logits, 2)
         p = chunk.logits.double().softmax(1)
         return class_moments(p, p.argmax(1), self.kind, classes=p.shape[1])
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
+from ood_lib.tensors import directions, lengths
 
 __all__ = ["KNN", "knn_distance"]
 
@@ -42,10 +43,22 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block
         tensor([3.])
     """
     check(f"integer [1, {len(bank)}]", "a neighbour among the rows of the bank", k=k)
+    check_width(bank, queries.shape[1], "the features are", "rows of the bank")
     with torch.no_grad():
-        rows = _nearest(queries, bank, k, chunk, block)
+        power = _power(bank, queries.dtype)
+        near = (queries, bank) if power == 1 else (queries / power, bank.to(queries.dtype) / power)
+        rows = _nearest(*near, k, chunk, block)
     pairs = zip(queries.split(block), rows.split(block))
-    return torch.cat([(q - bank[found].to(q.dtype)).norm(dim=1) for q, found in pairs])
+    return torch.cat([lengths(q - bank[found].to(q.dtype)) for q, found in pairs])
+
+
+def _power(bank: Tensor, dtype: torch.dtype) -> float:
+    """A power of two by which the squares of most rows become numbers; 1 where they are, whatever a wild row does."""
+    safe = torch.finfo(dtype).max ** 0.4
+    if 1 / safe < bank.abs().amax().item() < safe:
+        return 1.0
+    usual = bank.abs().amax(1).median().item()
+    return 1.0 if 1 / safe < usual < safe or usual == 0 else 2.0 ** round(math.log2(usual))
 
 
 def _nearest(queries: Tensor, bank: Tensor, k: int, chunk: int, block: int, group: int = 8) -> Tensor:
@@ -113,13 +126,13 @@ class KNN(Detector):
 
     def _place(self, z: Tensor) -> Tensor:
         # distances do not see a shift, rounding does: |a|^2 + |b|^2 - 2ab loses what a and b share
-        return F.normalize(z, dim=1) if self.normalize else z - self.centre.to(z.dtype)
+        return directions(z) if self.normalize else z - self.centre.to(z.dtype)
 
     def _fit(self, features: Features) -> None:
         if len(features) < self.k:
             raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
         z = self._prepare(Features(penultimate=features.penultimate)).penultimate
-        self.centre = z.mean(0)
+        self.centre = z.median(0).values  # unlike the mean, it stays among the rows when one of them lies far away
         self.bank = self._place(z)
 
     def _score(self, features: Features) -> Tensor:

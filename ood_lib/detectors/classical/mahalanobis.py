@@ -61,6 +61,8 @@ def mahalanobis(z: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
     References:
         Lee et al., A Simple Unified Framework for Detecting OOD Samples and Adversarial Attacks, NeurIPS 2018.
     """
+    check_width(z, means.shape[1], "the means are")
+    check_width(whitening, means.shape[1], "the means are", "rows of the whitening")
     centre = means.mean(0)  # of small numbers little is lost when the square is multiplied out
     return torch.cdist((z - centre) @ whitening.T, (means - centre) @ whitening.T).square().amin(1)
 

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_logits
 from ood_lib.features.features import Features
 
 __all__ = ["MaxLogit", "max_logit"]
@@ -25,6 +25,7 @@ def max_logit(logits: Tensor) -> Tensor:
         >>> max_logit(torch.tensor([[1.0, 3.0]]))
         tensor([-3.])
     """
+    check_logits(logits)
     return -logits.amax(-1)
 
 

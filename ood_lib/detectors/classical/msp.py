@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_logits
 from ood_lib.features.features import Features
 
 __all__ = ["MSP", "msp"]
@@ -19,6 +19,9 @@ def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
     Returns:
         (...,)
 
+    Raises:
+        ValueError: a single logit, whose softmax is always 1; integers; ``temperature`` is not positive.
+
     References:
         Hendrycks & Gimpel, A Baseline for Detecting Misclassified and Out-of-Distribution Examples, ICLR 2017.
 
@@ -27,6 +30,8 @@ def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
         >>> msp(torch.tensor([[0.0, 0.0], [100.0, 0.0]]))
         tensor([-0.5000, -1.0000])
     """
+    check_logits(logits, 2)
+    check("(0, inf)", temperature=temperature)
     scaled = logits / temperature
     return -1 / (scaled - scaled.amax(-1, keepdim=True)).exp().sum(-1)  # the largest probability, without the others
 

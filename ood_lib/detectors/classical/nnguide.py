@@ -4,12 +4,13 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ood_lib.checks import check
+from ood_lib.data.labels import class_indices
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.detector import Detector, check_width
+from ood_lib.detectors.detector import Detector, check_logits, check_pairs, check_width
 from ood_lib.features.features import Features
+from ood_lib.tensors import directions
 
 __all__ = ["NNGuide", "balanced_subset", "nnguide"]
 
@@ -22,7 +23,8 @@ def balanced_subset(labels: Tensor, fraction: float, generator: torch.Generator)
         >>> labels[balanced_subset(labels, 0.5, torch.Generator().manual_seed(0))].bincount()
         tensor([1, 2, 1])
     """
-    labels = labels.cpu()
+    check("(0, 1]", "a share of each class", fraction=fraction)
+    labels = class_indices(labels, labels.numel()).cpu()
     kept = []
     for label in labels.unique():
         rows = (labels == label).nonzero().flatten()
@@ -47,10 +49,17 @@ def nnguide(z: Tensor, logits: Tensor, bank: Tensor, k: int) -> Tensor:
     Returns:
         (N,)
 
+    Raises:
+        ValueError: ``k`` < 1, or more than the bank has rows; features, logits and bank that do not belong together.
+
     References:
         Park, Jung & Teoh, Nearest Neighbor Guidance for Out-of-Distribution Detection, ICCV 2023.
     """
-    guidance = (F.normalize(z, dim=1) @ bank.T).topk(k, dim=1).values.mean(1)
+    check_logits(logits)
+    check_pairs(z=z, logits=logits)
+    check_width(bank, z.shape[1], "the features are", "rows of the bank")
+    check(f"integer [1, {len(bank)}]", "a number of neighbours in the bank", k=k)
+    guidance = (directions(z) @ bank.T).topk(k, dim=1).values.mean(1)
     return guidance * energy(logits)
 
 
@@ -82,14 +91,15 @@ class NNGuide(Detector):
         self.register_buffer("bank", torch.empty(0, 0))
 
     def _fit(self, features: Features) -> None:
-        rows = balanced_subset(self._labels(features), self.fraction, torch.Generator().manual_seed(self.seed))
+        labels = self._labels(features, features.logits.shape[1])
+        rows = balanced_subset(labels, self.fraction, torch.Generator().manual_seed(self.seed))
         if len(rows) < self.k:
             raise ValueError(
                 f"a share of {self.fraction} of each class makes a bank of {len(rows)} features, less than k={self.k}: "
                 f"take a larger fraction of the {len(features)} training features, or a smaller k"
             )
         kept = self._prepare(features[rows.to(features.penultimate.device)])
-        self.bank = -energy(kept.logits)[:, None] * F.normalize(kept.penultimate, dim=1)
+        self.bank = -energy(kept.logits)[:, None] * directions(kept.penultimate)
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from ood_lib.checks import check
 from ood_lib.detectors.classical.msp import MSP, msp
+from ood_lib.detectors.detector import check_logits
 from ood_lib.networks.adapt import adapt
-from ood_lib.networks.network import Representation
+from ood_lib.networks.network import Representation, check_eval
 
 __all__ = ["ODIN", "ODINNetwork", "odin", "odin_images"]
 
@@ -49,12 +50,19 @@ def odin_images(
     Returns:
         (N, channels, H, W)
 
+    Raises:
+        ValueError: an argument out of its range; a network in training mode, or with a single logit.
+
     References:
         Liang, Li & Srikant, Enhancing the Reliability of Out-of-distribution Image Detection in Neural Networks,
         ICLR 2018.
     """
+    check("(0, inf)", temperature=temperature)
+    check("[0, inf)", "the size of a step", epsilon=epsilon)
+    check_eval(network)
     images = images.detach().clone().requires_grad_()
     logits = network(images)
+    check_logits(logits, 1 if multilabel else 2)
     if multilabel:
         loss = F.softplus(-logits.amax(1).abs()).sum()
     else:

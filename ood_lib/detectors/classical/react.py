@@ -23,6 +23,7 @@ def percentile_of(values: Tensor, percentile: float) -> Tensor:
         >>> percentile_of(torch.tensor([[4.0, 1.0], [3.0, 2.0]]), 0.5)
         tensor(2.)
     """
+    check("[0, 1]", "a share of the entries", percentile=percentile)
     rank = math.ceil(round(percentile * values.numel(), 6))  # round: 0.29 * 100 is a little more than 29
     return values.reshape(-1).kthvalue(max(rank, 1)).values
 
@@ -33,6 +34,7 @@ def react(z: Tensor, clip: float) -> Tensor:
     References:
         Sun, Guo & Li, ReAct: Out-of-distribution Detection With Rectified Activations, NeurIPS 2021.
     """
+    check("[-inf, inf]", "a number", clip=clip)
     return z.clamp(max=clip)
 
 

@@ -6,6 +6,7 @@ by any score of logits, the energy unless you say otherwise.  Larger score = mor
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -70,6 +71,10 @@ class Rectifier(Detector):
     def _score(self, features: Features) -> Tensor:
         self.head.check_width(features.penultimate)
         return self.kind(self.head(self.rectify(features.penultimate)))
+
+    def arguments(self) -> dict[str, Any]:
+        """As of every detector; the score is kept under another name."""
+        return super().arguments() | {"score": self.kind}
 
     def extra_repr(self) -> str:
         """The hyperparameters, as they were given."""

@@ -37,7 +37,8 @@ class RMDS(Mahalanobis):
     """Mahalanobis distance to the nearest class, relative to the distance to all data, see `relative_mahalanobis`.
 
     Raises:
-        ValueError: labels are missing, or a class has no sample, or no feature varies inside a class.
+        ValueError: labels are missing, or are of one class only, or a class has no sample, or no feature varies inside
+            a class.
     """
 
     grows = (*Mahalanobis.grows, "mean", "background")
@@ -50,6 +51,11 @@ class RMDS(Mahalanobis):
         self.register_buffer("background", torch.empty(0, 0))
 
     def _finish(self, moments: Moments) -> None:
+        if len(moments.counts) < 2:
+            raise ValueError(
+                "all labels name one class, whose distance is that to all data, so that every image would score 0; "
+                "expected two classes at least, or take Mahalanobis"
+            )
         super()._finish(moments)
         total = pooled(moments)
         self.mean = total.means

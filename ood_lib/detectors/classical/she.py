@@ -3,13 +3,13 @@
 from typing import Literal
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import check_width
+from ood_lib.detectors.detector import check_pairs, check_width
 from ood_lib.detectors.moments import Moments, class_moments
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
+from ood_lib.tensors import directions, lengths
 
 __all__ = ["SHE", "she"]
 
@@ -27,13 +27,19 @@ def she(z: Tensor, patterns: Tensor, metric: Literal["inner", "euclidean", "cosi
     Returns:
         (N,)
 
+    Raises:
+        ValueError: another metric; features and patterns of different shapes.
+
     References:
         Zhang et al., Out-of-Distribution Detection based on In-Distribution Data Patterns Memorization with Modern
         Hopfield Energy, ICLR 2023.
     """
+    check(("inner", "euclidean", "cosine"), metric=metric)
+    check_pairs(z=z, patterns=patterns)
+    check_width(patterns, z.shape[1], "the features are", "patterns")
     if metric == "euclidean":
-        return (z - patterns).norm(dim=1)
-    return -F.cosine_similarity(z, patterns, dim=1) if metric == "cosine" else -(z * patterns).sum(1)
+        return lengths(z - patterns)
+    return -(directions(z) * directions(patterns)).sum(1) if metric == "cosine" else -(z * patterns).sum(1)
 
 
 class SHE(MomentDetector):
@@ -57,7 +63,7 @@ class SHE(MomentDetector):
         self.metric = metric
 
     def _measure(self, chunk: Features) -> Moments:
-        labels = self._labels(chunk)
+        labels = self._labels(chunk, chunk.logits.shape[1])
         right = chunk.logits.argmax(1) == labels
         return class_moments(chunk.penultimate[right], labels[right], self.kind, classes=chunk.logits.shape[1])
 

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import Detector, check_pairs
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.detectors.moments import merge_moments, spread
 from ood_lib.features.features import Features
+from ood_lib.tensors import lengths
 
 __all__ = ["ViM", "vim"]
 
@@ -33,7 +34,8 @@ def vim(logits: Tensor, residual: Tensor, alpha: float) -> Tensor:
     References:
         Wang et al., ViM: Out-Of-Distribution with Virtual-logit Matching, CVPR 2022.
     """
-    return alpha * residual.norm(dim=1) + energy(logits)
+    check_pairs(logits=logits, residual=residual)
+    return alpha * lengths(residual) + energy(logits)
 
 
 class ViM(Detector):
@@ -81,7 +83,7 @@ class ViM(Detector):
         vectors = torch.linalg.eigh(total).eigenvectors  # in ascending order of the eigenvalues
         residual = vectors[:, : len(vectors) - self.main_dimensions()].contiguous()
         rows = [
-            torch.stack([self._outside(z, origin, residual).norm(dim=1), self.head(z).amax(1)])
+            torch.stack([lengths(self._outside(z, origin, residual)), self.head(z).amax(1)])
             for z in self._pieces(features)
         ]
         length, logit = torch.cat(rows, 1).double().mean(1).tolist()

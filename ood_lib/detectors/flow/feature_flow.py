@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_width
@@ -21,6 +20,7 @@ from ood_lib.detectors.flow.flow import Flow, coupling_flow, glow
 from ood_lib.detectors.flow.training import FlowHistory, FlowTraining
 from ood_lib.detectors.moments import Kind, Moments, class_moments, merge_moments, rounding
 from ood_lib.features.features import Features
+from ood_lib.tensors import directions
 from ood_lib.training.checkpoint import Checkpoint
 from ood_lib.warn import warn
 
@@ -134,9 +134,14 @@ class FeatureFlow(Detector):
         self.register_buffer("usual", torch.tensor(0.0, dtype=torch.float64))  # mean log p of held-out ID rows
         self.density = None  # type: ignore[assignment]  # `_require_fit` stands before each use
 
+    def arguments(self) -> dict[str, Any]:
+        """As of every detector, but for the place of a file."""
+        return {name: value for name, value in super().arguments().items() if name != "checkpoint"}
+
     def _check_arguments(self) -> None:
-        check("[0, inf)", noise=self.noise, updates=self.updates, learning_rate=self.learning_rate)
-        check("[1, inf)", batch_size=self.batch_size, check_every=self.check_every, patience=self.patience)
+        check("[0, inf)", noise=self.noise, learning_rate=self.learning_rate)
+        check("integer [0, inf)", updates=self.updates)
+        check("integer [1, inf)", batch_size=self.batch_size, check_every=self.check_every, patience=self.patience)
         check("[0, 1)", "a share of the rows", holdout=self.holdout)
         if self.class_base and not isinstance(self.flow, str):
             raise ValueError("class_base=True needs a flow of this library; a foreign module has a base of its own")
@@ -147,7 +152,7 @@ class FeatureFlow(Detector):
 
     def on_sphere(self, z: Tensor) -> Tensor:
         """Features (N, K) as the density sees them: of length 1, unless ``normalize=False``."""
-        return F.normalize(z, dim=1) if self.normalize else z
+        return directions(z) if self.normalize else z
 
     project = on_sphere  # what a hybrid asks of its prior
 
@@ -230,7 +235,7 @@ class FeatureFlow(Detector):
 
     def _moments(self, chunk: Features, kind: Kind) -> Moments:
         z = chunk.penultimate
-        if self.normalize and (short := int((z.norm(dim=1) == 0).sum())):
+        if self.normalize and (short := int((z == 0).all(1).sum())):
             message = f"{short} features have length 0 and no direction; they stay at the origin, off the sphere"
             warn(message)
         labels = self._labels(chunk) if self.class_base else torch.zeros(len(z), dtype=torch.long, device=z.device)

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ood_lib.detectors.flow.flow import Flow
 from ood_lib.networks.precision import autocast_dtype
+from ood_lib.tensors import directions
 from ood_lib.training.checkpoint import Checkpoint
 
 __all__ = ["FlowHistory", "FlowTraining"]
@@ -89,7 +89,7 @@ class FlowTraining:
     def read(self, rows: Tensor, use: str, index: int) -> tuple[Tensor, Tensor | None]:
         """Some rows as the flow sees them, and their labels; the same use and index bring the same noise."""
         z = self.z[rows].to(self.like)
-        z = F.normalize(z, dim=1) if self.normalize else z
+        z = directions(z) if self.normalize else z
         if self.noise:
             z = z + self.noise * torch.randn(z.shape, generator=self._generator(use, index), device="cpu").to(z)
         return z, None if self.labels is None else self.labels[rows].to(z.device)

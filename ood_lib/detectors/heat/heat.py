@@ -58,6 +58,10 @@ class HEAT(Composed):
         """One per prior, in their order."""
         return list(self.detectors)
 
+    def arguments(self) -> dict[str, Any]:
+        """Hybrids, which hold the options, and beta."""
+        return {"priors": self.hybrids, "beta": self.beta}
+
     def extra_repr(self) -> str:
         """Priors with their residuals, and how they are composed."""
         return f"priors={self.hybrids}, beta={self.beta}, options={self.options}"

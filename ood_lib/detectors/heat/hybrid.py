@@ -4,6 +4,7 @@ Priors stand in `ood_lib.priors`, the network and its loss in `ood_lib.residual`
 negatives it is trained on.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 from functools import reduce
@@ -35,7 +36,7 @@ class ResidualEBM(Detector):
 
     Args:
         prior: a detector of one field with ``log_prob(z)``, differentiable, up to a constant: `GMM`, `GMMPrior`,
-            `LogitPrior`.  It is fitted with the hybrid.  ``sample(n, generator)`` lets chains start there,
+            `LogitPrior`.  It is copied, and fitted with the hybrid.  ``sample(n, generator)`` lets chains start there,
             ``project(z)`` keeps them where features lie.
         lam: lambda, see `residual_loss`: the best residual is at most 1/(2 lambda).
         prior_temperature: T_p; None = the standard deviation of the prior energy over the training features, so that
@@ -108,7 +109,7 @@ class ResidualEBM(Detector):
     ) -> None:
         super().__init__()
         _check_prior(prior, start)
-        self.prior: Any = prior
+        self.prior: Any = copy.deepcopy(prior)  # the same one in two hybrids would be fitted for the later one
         self.reads = prior.reads
         self.lam, self.prior_temperature = lam, prior_temperature
         self.hidden, self.shared, self.standardize = tuple(hidden), shared, standardize

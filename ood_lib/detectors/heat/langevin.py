@@ -12,6 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ood_lib.checks import check
+
 __all__ = ["DivergedError", "schedule", "sgld"]
 
 
@@ -33,6 +35,8 @@ def schedule(first: float, decay: float, steps: int) -> list[float]:
         >>> schedule(1.0, 0.0, 2)
         [1.0, 0.25]
     """
+    check("[0, inf)", "a finite number", decay=decay)
+    check("integer [0, inf)", steps=steps)
     last = decay * first
     return [(first - last) * (1 - t / steps) ** 2 + last for t in range(steps)]
 
@@ -73,6 +77,7 @@ def sgld(
         (n, D), without gradient.
 
     Raises:
+        ValueError: an argument out of its range.
         DivergedError: an energy or a point is not finite.
 
     References:
@@ -84,6 +89,9 @@ def sgld(
         >>> round(z.std().item(), 1)  # as of N(0, 1); the variance is 1/(1 - s/2)
         1.0
     """
+    check("integer [0, inf)", steps=steps)
+    check("[0, inf)", "a finite number", step_size=step_size, temperature=temperature, decay=decay)
+    check("[0, inf) or None", "a finite number", noise=noise)
     z = start.detach().clone()
     z = z if project is None else project(z)
     place = torch.device("cpu") if generator is None else generator.device

@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
@@ -18,6 +17,7 @@ from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.detectors.moments import Moments
 from ood_lib.features.features import Features
+from ood_lib.tensors import directions
 
 __all__ = ["GMMPrior", "LogitPrior"]
 
@@ -59,7 +59,7 @@ class GMMPrior(GMM):
 
     def project(self, z: Tensor) -> Tensor:
         """Points (N, D) brought to length one."""
-        return F.normalize(z, dim=1)
+        return directions(z)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

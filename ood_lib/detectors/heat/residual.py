@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ood_lib.checks import check
+
 __all__ = ["Diagnostics", "ResidualNet", "residual_loss"]
 
 
@@ -32,9 +34,13 @@ def residual_loss(data: Tensor, negatives: Tensor, lam: float) -> Tensor:
         negatives: residual energies of negatives, (m,).
         lam: lambda; :math:`1/2\lambda` bounds the best residual.
 
+    Raises:
+        ValueError: ``lam`` is negative, or no finite number.
+
     References:
         Lafon et al., HEAT, ICML 2023, eq. 6.
     """
+    check("[0, inf)", "a finite number", lam=lam)
     return data.mean() - negatives.mean() + lam * (data.square().mean() + negatives.square().mean())
 
 
