@@ -19,6 +19,7 @@ from ood_lib.features.blocks import BlockFile
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
 from ood_lib.networks.adapt import adapt
+from ood_lib.networks.modes import in_eval
 from ood_lib.networks.network import Network, Representation, pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.warn import warn
@@ -161,8 +162,7 @@ def forward(network: Any, dataset: Dataset, how: Pass, blocks: Sequence[range]) 
         ValueError: the data set has no labels, or its images are no floating-point tensors.
     """
     network = network if hasattr(network, "represent") else adapt(network)
-    modes = [(module, module.training) for module in network.modules()]  # each its own: a part may be frozen
-    network.to(how.device).eval()
+    network.to(how.device)
     parameters = (p.dtype for p in network.parameters() if p.is_floating_point())
     on_gpu = how.device.type == "cuda"
     form: dict[str, Any] = {
@@ -186,15 +186,11 @@ def forward(network: Any, dataset: Dataset, how: Pass, blocks: Sequence[range]) 
         kept = {name: value.to(how.dtype or value.dtype) for name, value in seen.items() if value is not None}
         return {**kept, "labels": labels}
 
-    try:
-        total = sum(map(len, blocks))
-        with tqdm(total=total, unit="image", desc="features", disable=not how.progress, leave=False) as bar:
-            batches = _fetched((look(images, labels) for images, labels in loader), how.device)
-            for block in blocks:
-                yield _gathered(batches, len(block), bar)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    left = {"unit": "image", "desc": "features", "disable": not how.progress, "leave": False}
+    with in_eval(network), tqdm(total=sum(map(len, blocks)), **left) as bar:
+        batches = _fetched((look(images, labels) for images, labels in loader), how.device)
+        for block in blocks:
+            yield _gathered(batches, len(block), bar)
 
 
 def _batches(blocks: Iterable[range], size: int) -> Iterator[list[int]]:
