@@ -22,7 +22,9 @@ def single(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file, whole or not at all; folders are made."""
     seen: set[int] = set()
     apart = {}
@@ -32,7 +34,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) ->
         apart[name] = value.clone() if place in seen else value
         seen.add(place)
     with atomic(path) as fresh:
-        save_file(apart, fresh)
+        save_file(apart, fresh, metadata)
 
 
 def quantized(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
