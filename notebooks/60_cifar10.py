@@ -53,7 +53,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # [Bring your own data and model](../book/own-data), goes through the same cells.
 
 # %% tags=["parameters"]
-bank: str = ""  # folder written by BenchmarkFeatures.save; empty = the one that ships
+bank: str = ""  # folder written by BenchmarkFeatures.save; empty: the one that ships
 seed: int = 0  # the first of the seeds of what is random in a detector
 seeds: int = 3  # how many of them
 counts: list = [1, 2, 5, 10, 20, 50, 100]  # random heads of WeiPer
@@ -61,9 +61,9 @@ deltas: list = [1.8, 2.0, 2.2, 2.4]  # lengths of its noise among which it is tu
 lengths: list = [0, 20, 60, 180]  # updates of the flow; on the bank 18 are one epoch
 hybrid_updates: int = 200  # of each residual of HEAT
 umap_points: int = 2500  # features in the embedding
-name: str = ""  # of the network in the result file; empty = that of the bank
+name: str = ""  # of the network in the result file; empty: that of the bank
 archive: str = "../book/results"  # folder with the result files of earlier runs
-results: str = ""  # folder for this run's tables; empty = do not write
+results: str = ""  # folder for this run's tables; empty: do not write
 
 # %% tags=["hide-input"]
 import dataclasses

@@ -51,7 +51,7 @@ claims: str = "../book/claims.yaml"  # what the papers say
 archive: str = "../book/results"  # what we measured
 close: float = 1.0  # points within which a value counts as reproduced
 near_by: float = 3.0  # points within which it counts as partly reproduced
-results: str = ""  # folder for this run's table; empty = do not write
+results: str = ""  # folder for this run's table; empty: do not write
 
 # %% tags=["hide-input"]
 import math

@@ -123,8 +123,6 @@ def test_a_network_that_is_printed_with_an_address_is_refused_where_a_file_is_ma
             return f"act={self.act}, f={shifted(1)}"
 
     data = [(torch.rand(SHAPE, generator=seeded()), 0)] * 4
-    with pytest.raises(
-        ValueError, match=r"printed with <.* at 0x.*>, an address: .*leave out cache= and out="
-    ):
+    with pytest.raises(ValueError, match=r"printed with <.* at 0x.*>, an address: .*leave out cache= and out="):
         extract(Printed(), data, cache=tmp_path, device="cpu", progress=False)
     assert len(extract(Printed(), data, device="cpu", progress=False)) == 4
