@@ -68,7 +68,7 @@ explorables.show(
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
-data_dir: str = ""  # where local data lie; empty = the cache folder
+data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
 seed: int = 0  # the first of these seeds
@@ -80,7 +80,7 @@ tpr: float = 0.95  # share of ID images that a threshold is to accept
 splits: int = 2000  # random splits of the ID images in section 4.4
 simulations: int = 500  # test sets drawn per point in section 2.3
 umap_points: int = 1500  # images in the UMAP picture
-results: str = ""  # folder for what other pages show; empty = do not write
+results: str = ""  # folder for what other pages show; empty: do not write
 
 # %% tags=["hide-input"]
 import math

@@ -54,9 +54,9 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
-data_dir: str = ""  # where local data lie; empty = the cache folder
+data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
-name: str = ""  # what made the features, for the table; empty = the network trained here
+name: str = ""  # what made the features, for the table; empty: the network trained here
 seeds: int = 5  # networks to train, each from its own seed
 seed: int = 0  # the first of these seeds
 device: str = "auto"  # where to train: auto, cpu, cuda
@@ -64,7 +64,7 @@ epochs: int = 30  # of training
 learning_rate: float = 0.05  # peak of the learning-rate cycle
 widths: list = [32, 64]  # feature maps per stage; the last is the feature width K
 archive: str = "../book/results"  # folder with the result files of earlier runs
-results: str = ""  # folder for this run's result file; empty = do not write
+results: str = ""  # folder for this run's result file; empty: do not write
 
 # %% tags=["hide-input"]
 import html

@@ -58,7 +58,7 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
-data_dir: str = ""  # where local data lie; empty = the cache folder
+data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
 seed: int = 0  # the first of these seeds
@@ -76,7 +76,7 @@ smooth_weiper: int = 15  # bins averaged in the histogram of WeiPer space
 ood_val: str = "noise"  # the OOD set that section 6.4 tunes on
 draws: int = 10  # perturbed heads per point of the repeats sweep
 umap_points: int = 1500  # images in the UMAP picture
-results: str = ""  # folder for what other pages show; empty = do not write
+results: str = ""  # folder for what other pages show; empty: do not write
 
 # %% tags=["hide-input"]
 import math

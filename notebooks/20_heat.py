@@ -60,7 +60,7 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
-data_dir: str = ""  # where local data lie; empty = the cache folder
+data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
 seed: int = 0  # the first of these seeds
@@ -69,10 +69,10 @@ epochs: int = 30  # of the classifier
 learning_rate: float = 0.05  # peak of the classifier's learning-rate cycle
 widths: list = [32, 64]  # feature maps per stage; the last is the feature width
 lam: list = [0.25, 0.25, 0.25]  # λ, penalty of the residual
-prior_temperature: list = [0, 0, 0]  # T_p; 0 = spread of the prior energy over ID
+prior_temperature: list = [0, 0, 0]  # T_p; 0: spread of the prior energy over ID
 steps: list = [5, 5, 5]  # K, Langevin steps per chain
-step_size: list = [0, 0, 0]  # s; 0 = chosen by the library
-noise: list = [0, 0, 0]  # e, if the noise is to be free of the step; 0 = sqrt(2 s T)
+step_size: list = [0, 0, 0]  # s; 0: chosen by the library
+noise: list = [0, 0, 0]  # e, if the noise is to be free of the step; 0: sqrt(2 s T)
 decay: float = 1.0  # last step relative to the first
 precondition: bool = True  # steps in units of the covariance inside the classes
 standardize: bool = True  # the residual network sees standardised features
@@ -82,13 +82,13 @@ hidden: list = [128, 128, 128]  # widths of the residual network
 residual_updates: list = [150, 150, 150]  # of Adam, for each residual
 batch_size: list = [128, 128, 128]  # features per update, and negatives
 residual_rate: float = 0.001  # learning rate of the residuals
-average: float = 0.99  # decay of the moving average of the weights; 0 = last weights
-beta: float = 0.0  # composition: 0 = mean, large = the most alarmed decides
+average: float = 0.99  # decay of the moving average of the weights; 0: last weights
+beta: float = 0.0  # composition: 0 is the mean, large the most alarmed
 toy_updates: int = 1500  # of the residuals on the toy
 sweep_networks: int = 2  # networks that the sweeps of section 6 run on
 sweep_updates: int = 100  # of the residuals of section 6
 umap_points: int = 1500  # images in the UMAP picture
-results: str = ""  # folder for what other pages show; empty = do not write
+results: str = ""  # folder for what other pages show; empty: do not write
 
 # %% tags=["hide-input"]
 import base64

@@ -57,7 +57,7 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
-data_dir: str = ""  # where local data lie; empty = the cache folder
+data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
 seed: int = 0  # the first of these seeds
@@ -75,7 +75,7 @@ grid_side: int = 401  # points per side of the grid that sums the toy densities
 knob_noises: list = [0.03, 0.1, 0.3]  # noises of section 6.1
 recipe_networks: int = 4  # networks of another recipe in section 6.3, at most 4
 umap_points: int = 1500  # images and samples in the UMAP picture
-results: str = ""  # folder for what other pages show; empty = do not write
+results: str = ""  # folder for what other pages show; empty: do not write
 
 # %% tags=["hide-input"]
 import math

@@ -57,7 +57,7 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # digits, cifar10, cifar100 or folder:PATH
-data_dir: str = ""  # where local data lie; empty = the cache folder
+data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 3  # score networks, and classifiers to compare with, to train
 seed: int = 0  # the first of these seeds
@@ -74,13 +74,13 @@ score_batch: int = 64  # images per update
 score_rate: float = 2e-3  # peak of the learning-rate cycle
 flip: bool = False  # train the score networks on mirrored images as well
 half: bool = False  # in bfloat16 where the processor is faster in it; from 28 pixels on
-images_per_set: int = 0  # fit and judge detectors on so many images of a set; 0 = all
+images_per_set: int = 0  # fit and judge detectors on so many images of a set; 0: all
 fit_on: str = "val"  # ID images for the density of the norms: val (held out) or train
 epochs: int = 15  # of the classifiers that MSMA is compared with
 widths: list = [32, 64]  # feature maps per stage of these classifiers
 updates: int = 400  # of the flow on the norms, at most
 umap_points: int = 1500  # images in the UMAP picture
-results: str = ""  # folder for what other pages show; empty = do not write
+results: str = ""  # folder for what other pages show; empty: do not write
 
 # %% tags=["hide-input"]
 import dataclasses

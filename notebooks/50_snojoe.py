@@ -60,26 +60,26 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% tags=["parameters"]
 benchmark: str = "scenes"  # multi-label: scenes, voc, coco, or folder:PATH
-data_dir: str = ""  # where local data lie; empty = the cache folder
+data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set, or weights, that are not there: raise or skip
-image_size: int = 0  # hold pictures in memory, so many pixels wide; 0 = read each time
-backbone: str = ""  # ResNet of torchvision, such as resnet50; empty = our own
+image_size: int = 0  # hold pictures in memory, so many pixels wide; 0: read each time
+backbone: str = ""  # ResNet of torchvision, such as resnet50; empty: our own
 weights: str = ""  # of the backbone: a name torchvision knows, or a file
-images_per_set: int = 0  # use only so many images of each set; 0 = all
+images_per_set: int = 0  # use only so many images of each set; 0: all
 seeds: int = 3  # networks to train of each kind, each from its own seed
 seed: int = 0  # the first of these seeds
 device: str = "auto"  # where to train: auto, cpu, cuda
 epochs: int = 6  # of training
 batch_size: int = 32  # images per update
 learning_rate: float = 0.004  # peak of the learning-rate cycle
-backbone_rate: float = 0.0  # that of all layers below the head; 0 = the same
+backbone_rate: float = 0.0  # that of all layers below the head; 0: the same
 half: bool = False  # train in bfloat16 where the processor is faster in it
 widths: list = [8, 16, 32, 64]  # of our network: feature maps per stage; the last is K
 coefficient: float = 1.0  # bound c on the exact norm of a convolution, bounded networks
 gain: float = 5.0  # bound on the gain of a BatchNorm, bounded networks
 odin_step: float = 0.0014  # epsilon of ODIN, in pixel units
 umap_points: int = 1500  # images in the UMAP picture
-results: str = ""  # folder for what other pages show; empty = do not write
+results: str = ""  # folder for what other pages show; empty: do not write
 
 # %% tags=["hide-input"]
 import itertools

@@ -61,7 +61,7 @@ benchmarks: list = [
 seed: int = 0  # of what is random in a detector
 umap_points: int = 2500  # features in the embedding
 archive: str = "../book/results"  # folder with the result files of earlier runs
-results: str = ""  # folder for this run's tables; empty = do not write
+results: str = ""  # folder for this run's tables; empty: do not write
 
 # %% tags=["hide-input"]
 from pathlib import Path

@@ -21,6 +21,7 @@ import torch
 from ood_lib.evaluation.benchmark import summarize
 from ood_lib.evaluation.verdict import Verdict
 from ood_lib.files import write_text
+from ood_lib.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,13 +121,16 @@ def load_results(*places: str | os.PathLike[str]) -> "pd.DataFrame":
     """The rows of result files, one under the other, with the columns ``run``, benchmark, network, ... in front.
 
     Args:
-        places: files, or folders of files; a folder that is not there holds none.
+        places: files, or folders of files; one that is not there is named by a warning.
 
     Raises:
         ValueError: a file is no result file.
     """
     import pandas as pd
 
+    for place in map(Path, places):
+        if not place.exists():
+            warn(f"there are no results at {place.absolute()}: expected result files of save_results, or a folder")
     found = ([place] if place.is_file() else sorted(place.glob("*.json")) for place in map(Path, places))
     tables = []
     for file in chain.from_iterable(found):

@@ -69,7 +69,8 @@ def test_a_folder_gives_all_its_files_and_no_folder_gives_none(table: pd.DataFra
     for name in ("one", "two"):
         write(tmp_path / f"{name}.json", table)
     assert list(load_results(tmp_path)["run"].unique()) == ["one", "two"]
-    assert load_results(tmp_path / "nowhere").empty
+    with pytest.warns(UserWarning, match="no results at .*nowhere"):
+        assert load_results(tmp_path / "nowhere").empty
 
 
 def test_a_board_without_rows_is_refused_by_name(table: pd.DataFrame, tmp_path: Path):
