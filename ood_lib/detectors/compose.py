@@ -52,14 +52,14 @@ class Composed(Detector):
     means: Tensor
     stds: Tensor
 
-    def __init__(self, detectors: Sequence[Detector], beta: float = 0.0) -> None:
+    def __init__(self, detectors: Sequence[Detector], beta: float = 0.0, refit: bool = True) -> None:
         super().__init__()
         wrong = [type(d).__name__ for d in detectors if not isinstance(d, Detector)]
         if wrong or not len(detectors) or math.isnan(beta):
             given = wrong or f"{len(detectors)} detectors and beta={beta}"
             raise ValueError(f"{given} were given to compose; expected a list of detectors and a number beta")
         self.detectors: Any = nn.ModuleList(detectors)
-        self.beta = beta
+        self.beta, self.refit = beta, refit
         self.reads = tuple(dict.fromkeys(field for d in detectors for field in d.reads))
         for name in ("means", "stds"):
             self.register_buffer(name, torch.full((len(detectors),), math.nan, dtype=torch.float64))
@@ -68,7 +68,8 @@ class Composed(Detector):
         self._forget()  # once a member is fitted anew, neither the old scale nor the old threshold is its own
         self.fitted.fill_(False)
         for detector in self.detectors:
-            detector.fit(features)
+            if self.refit or not detector.fitted:
+                detector.fit(features)
         found = torch.stack([d.score(features).double() for d in self.detectors])  # (n, N)
         flat = [type(d).__name__ for d, s in zip(self.detectors, found.std(1, correction=0)) if not s > 0]
         if flat:
@@ -93,7 +94,7 @@ class Composed(Detector):
         return f"detectors={list(self.detectors)}, beta={self.beta}"
 
 
-def compose(detectors: Sequence[Detector], beta: float = 0.0) -> Composed:
+def compose(detectors: Sequence[Detector], beta: float = 0.0, *, refit: bool = True) -> Composed:
     """A detector that fits all given ones and composes their scores; larger = more OOD.
 
     Each score is first standardised by its mean and spread over the ID training features.
@@ -101,6 +102,7 @@ def compose(detectors: Sequence[Detector], beta: float = 0.0) -> Composed:
     Args:
         detectors: any detectors of the library, hybrids or not; they are fitted with it.
         beta: see `soft_extreme`; 0 = the mean.
+        refit: False takes detectors that are fitted already as they are, and fits only the others.
 
     Raises:
         ValueError: no detectors, or something else among them; on fitting, a detector that gives all training features
@@ -114,4 +116,4 @@ def compose(detectors: Sequence[Detector], beta: float = 0.0) -> Composed:
         >>> both.score(Features(penultimate=z + 9, logits=z[:, :3] - 9)).min() > 0
         tensor(True)
     """
-    return Composed(detectors, beta)
+    return Composed(detectors, beta, refit)
