@@ -6,7 +6,7 @@ negatives it is trained on.
 
 import math
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -147,7 +147,10 @@ class ResidualEBM(Detector):
         Raises:
             NotFittedError: `fit` has not been called, nor that of the prior.
         """
-        return -self.prior.log_prob(z) / self.t_p + self.factor * self.net(z)
+        return self._with(z, self.factor)
+
+    def _with(self, z: Tensor, factor: float) -> Tensor:
+        return -self.prior.log_prob(z) / self.t_p + factor * self.net(z)
 
     def residual(self, z: Tensor) -> Tensor:
         """What the network says of points (N, D), (N,); ``factor`` times that is added to the energy of the prior."""
@@ -253,8 +256,8 @@ class ResidualEBM(Detector):
         last = self.history.gap_share[-LAST:]
         if self.lam and last and (share := sum(last) / len(last)) < HARDLY:
             warn(
-                f"after {self.updates} updates the residual of {type(self.prior).__name__} tells its negatives from the "
-                f"data by {max(share, 0.0):.1%} of what lam={self.lam:g} allows: the hybrid ranks almost as its prior. "
+                f"after {self.updates} updates the residual of {type(self.prior).__name__} tells negatives from data "
+                f"by {max(share, 0.0):.1%} of what lam={self.lam:g} allows: the hybrid ranks almost as its prior. "
                 "Take more updates or a larger learning_rate, or accept that this prior leaves nothing to learn"
             )
 
@@ -285,8 +288,9 @@ class ResidualEBM(Detector):
         temperature = 1 / t_p if self.temperature is None else self.temperature
         size = 0.1 * t_p * self.narrowest.item() if self.step_size is None else self.step_size
         return sgld(
-            lambda z: -self.prior.log_prob(z) / self.t_p + self.net(z), start, self.steps, size, temperature=temperature, noise=self.noise, decay=self.decay,
-            metric=self.metric if self.precondition else None, project=self.project, generator=generator,
+            partial(self._with, factor=1.0), start, self.steps, size, temperature=temperature, noise=self.noise,
+            decay=self.decay, metric=self.metric if self.precondition else None, project=self.project,
+            generator=generator,
         )  # fmt: skip
 
     @torch.enable_grad()

@@ -24,6 +24,8 @@ from ood_lib import (
 from ood_lib.evaluation.metrics import auroc
 from tests.conftest import Toy, normal, seeded
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*ranks almost as its prior")  # most trainings here are short
+
 QUICK = {"updates": 20, "steps": 2, "hidden": (16, 16), "batch_size": 64}
 
 
