@@ -839,6 +839,8 @@ ladders = {
 for _, rungs in sum(ladders.values(), []):
     for detector in rungs.values():  # verdicts ask for the same scores again and again
         detector.score = cache(detector.score)
+
+# %% tags=["hide-input"]
 own_priors = [  # digits, trained live: three priors, nothing chosen
     {
         "GMM, ridge": h.hybrids[0].prior, "GMM, hybrid": h.hybrids[0],
@@ -1102,7 +1104,7 @@ axes[0].legend(fontsize=8)
 plt.show()
 
 # %% tags=["hide-input"]
-def told(way, group):
+def course_of(way, group):
     own = course[(course["way"] == way) & (course["group"] == group)]
     gap, alone, gain = (own[own["what"] == w].sort_values("updates")[c].to_numpy() for w, c in (("alone", "gap"), ("alone", "points"), ("gain", "points")))
     word = "falls" if alone[-1] < alone[0] - 1 else "rises" if alone[-1] > alone[0] + 1 else "stays"
@@ -1110,7 +1112,7 @@ def told(way, group):
 
 
 display(Markdown(f"From {longer_updates[0]} to {longer_updates[-1]} updates on {subject.name or benchmark}:\n\n" + "\n".join(
-    f"* {way}: the gap goes from {told(way, 'far')[1][0]:.0%} to {told(way, 'far')[1][-1]:.0%}; {told(way, 'far')[0]}; {told(way, 'near')[0]}." for way in ways)))
+    f"* {way}: the gap goes from {course_of(way, 'far')[1][0]:.0%} to {course_of(way, 'far')[1][-1]:.0%}; {course_of(way, 'far')[0]}; {course_of(way, 'near')[0]}." for way in ways)))
 
 # %% [markdown]
 # A residual whose AUROC falls below 50 fits the data and ranks OOD images the wrong way round. It has learned the log-ratio of 2.3
