@@ -792,7 +792,8 @@ def group_auroc(detector, features):
     """Mean AUROC of a fitted detector over the near sets and over the far sets."""
     own = detector.score(features.test)
     groups = features.groups().items()
-    return {g: np.mean([auroc(own, detector.score(x))[0] for x in s.values()]) for g, s in groups}
+    areas = {g: [auroc(own, detector.score(x))[0] for x in s.values()] for g, s in groups}
+    return {g: np.mean(values) for g, values in areas.items()}
 
 
 # %%
