@@ -18,7 +18,7 @@
 # **You need** densities, gradients, and enough PyTorch to read `autograd.grad`. The chapter stands alone; of WeiPer it
 # uses only the benchmark.
 #
-# **It takes** 40 minutes to read. The last lines of the page say how long this very run took, and how much memory.
+# **It takes** 70 minutes to read, and 45 more for the exercises. The last lines of the page say how long this very run took, and how much memory.
 # No GPU, no download.
 #
 # **The claim** of {cite:t}`lafon2023heat` in one sentence: take simple densities of a frozen network's features, correct

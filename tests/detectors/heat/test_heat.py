@@ -166,6 +166,9 @@ def test_chains_start_from_a_detector_that_draws(toy: Toy):
     head = torch.nn.Linear(toy.train.penultimate.shape[1], 3)
     hybrid = ResidualEBM(LogitPrior(head), start=GMM(), **QUICK | {"steps": 0}).fit(toy.train)
     assert torch.equal(hybrid.sample(30, seeded()), GMM().fit(toy.train).sample(30, seeded()).float().relu())
+    again = ResidualEBM(LogitPrior(head), start=GMM(), **QUICK | {"steps": 0})
+    again.load_state_dict(hybrid.state_dict())
+    assert torch.equal(again.sample(9, seeded()), hybrid.sample(9, seeded()))
     noise = ResidualEBM(LogitPrior(head), **QUICK | {"steps": 0}).fit(toy.train)
     assert hybrid.t_p == noise.t_p  # where chains start changes no unit
     same = ResidualEBM(GMMPrior(), start=GMMPrior(), **QUICK).fit(toy.train).score(toy.test)
