@@ -169,7 +169,7 @@ share_blind = len(blind) / len(drawn)
 # %% [markdown]
 # Now the remedy of this chapter, as a black box: a hybrid adds to the prior's energy a small network $E_\theta$, which
 # is trained to be low on data and high on samples of the prior. You build it in section 2. To judge all three, use the
-# AUROC: how often an OOD point has a higher energy than a fresh in-distribution (ID) point. One is perfect, a half is a coin.
+# AUROC: how often an OOD point has a higher energy than a fresh in-distribution (ID) point. One is perfect, a half is chance.
 
 # %%
 as_in_the_paper = {"hidden": (64, 64), "standardize": False}
@@ -218,8 +218,8 @@ t = 100 * toy_table
 display(Markdown(
     f"**{share_blind:.0%}** of what the mixture draws is blind. There its AUROC is **{t.loc['prior', 'blind']:.1f} %**: it "
     f"holds the hole for *more* typical than the ring. Far away it is safe, {t.loc['prior', 'far']:.1f} %, because a quadratic only "
-    f"grows. The network is the mirror image: {t.loc['residual', 'blind']:.1f} % on blind points, where negatives told it what to say, and "
-    f"**{t.loc['residual', 'far']:.1f} %** far away, where nobody did. The sum has **{t.loc['hybrid', 'blind']:.1f} %** and "
+    f"grows. The network is the opposite: {t.loc['residual', 'blind']:.1f} % on blind points, where it was trained on negatives, and "
+    f"**{t.loc['residual', 'far']:.1f} %** far away, where it saw none. The sum has **{t.loc['hybrid', 'blind']:.1f} %** and "
     f"**{t.loc['hybrid', 'far']:.1f} %**."
 ))  # fmt: skip
 
@@ -546,7 +546,7 @@ plt.show()
 # %% [markdown]
 # There is a second, worse consequence. Short chains that start at the data do not come to places that are wrongly low and
 # far from all data, so nobody raises them. HEAT starts its chains *from the prior*: exactly the mistakes of the prior are
-# visited. Modes elsewhere stay unseen too, but there the prior's energy is already high. The prior is the safety net.
+# visited. Modes elsewhere stay unseen too, but there the prior's energy is already high. The prior covers what the chains do not visit.
 # Four starts on the toy, three steps each. *Persistent* chains go on where they ended at the last update
 # {cite:p}`tieleman2008pcd`, and some begin anew from the prior; *noise* is a Gaussian as long as the features. The gap is
 # the mean residual of the negatives minus that of the data, in the last batch:
@@ -752,7 +752,7 @@ is_id = torch.as_tensor(groups == "id")
 by_panel = {n: {g: auroc(v[is_id], v[torch.as_tensor(groups == g)])[0] for g in ("near", "far")} for n, v in panels.items()}
 display(Markdown("AUROC on the points of this picture, near / far, first network: " + "; ".join(
     f"{n} {100 * v['near']:.1f} / {100 * v['far']:.1f}" for n, v in by_panel.items()
-) + ". Fifty is a coin. A residual alone need not be a detector: it corrects its prior where its negatives were, as in section 1."))
+) + ". Fifty is chance. A residual alone need not be a detector: it corrects its prior where its negatives were, as in section 1."))
 
 # %% [markdown]
 # ## 5. Does it work?
@@ -1161,7 +1161,7 @@ display(Markdown("\n".join(lines)))
 # Where a curve stays on its thin line, the residual does not change the ranking with this training, whatever the knob. Such a curve is no
 # evidence for or against a chain, $K=0$ included. Check the gap first (section 3).
 #
-# On logits the prior cannot be sampled and noise is an easy opponent. Compare the far-OOD curve with its line: with no chain or a short one the
+# On logits the prior cannot be sampled and noise is easy to tell from features. Compare the far-OOD curve with its line: with no chain or a short one the
 # hybrid can be *worse* than its own prior. And λ trades: a small one lets the residual win on far-OOD and lose on near-OOD, a large one gives the
 # prior back. The bands are wide and the networks few, so take the directions and not the numbers.
 #
@@ -1390,7 +1390,7 @@ except ood.DivergedError as error:
 
 # %% [markdown]
 # **What the features forgot.** HEAT reads features. If two images have the same feature, no energy tells them apart. And the mixtures read
-# *directions*: an OOD image with the direction of a class and a strange length is invisible to two of the three priors. Test it on features
+# *directions*: an OOD image with the direction of a class and an unusual length is invisible to two of the three priors. Test it on features
 # made to order, the test features made shorter or longer:
 
 # %%
@@ -1406,7 +1406,7 @@ caption = "AUROC in %, test features of another length against the originals"
 pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 
 # %% [markdown]
-# Fifty is blind, and by construction: KNN normalises too. Only the hybrid on logits hears the length, and it has an opinion: long is typical. Features
+# Fifty means that length makes no difference, by construction: KNN normalises too. Only the hybrid on logits reacts to the length, and it takes long features for typical. Features
 # made longer get *lower* energies than the originals, an AUROC far below fifty, and take the composition down with them. That is the improper prior again.
 
 # %% [markdown]
@@ -1521,7 +1521,7 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 # **5. Features of the right direction are made longer. The mixtures on normalised features do not notice. What does
 # the hybrid on logits say?**
 #
-# <details><summary>A. It notices and calls them strange, so the composition is rescued.</summary>
+# <details><summary>A. It notices and gives them a higher energy, so the composition is rescued.</summary>
 #
 # **No.** It notices, but with the wrong sign. Its prior falls for ever along the rows of the head.
 #
@@ -1529,7 +1529,7 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 #
 # <details><summary>B. Nothing either, since all three read the same feature.</summary>
 #
-# **No.** The logits grow with the feature, so this prior does hear the length. The mixtures divide it out.
+# **No.** The logits grow with the feature, so this prior does react to the length. The mixtures divide it out.
 #
 # </details>
 #
@@ -1817,7 +1817,7 @@ check_better(better)
 # * The gradient of a log-likelihood needs samples, not the constant: data down, own samples up.
 # * A residual learns a log density ratio, squashed to $\pm1/(2\lambda)$. $\lambda$ and $T_p$ together say how far it may overrule the prior.
 # * On the toy, prior and residual fail in different places: holes here, the far outside there. The sum covers both.
-# * Short chains are biased; where they start decides what the network hears of. Noise and step are a temperature, said or unsaid.
+# * Short chains are biased; where they start decides what the network learns about. Noise and step set a temperature, whether or not it is named.
 # * A residual that separates data from negatives ever better need not detect OOD images ever better: a growing gap is no measure of success.
 # * Never judge HEAT without its untrained composition, nor a hybrid without a reasonable ridge in its prior. Section 5.1 says how much each step gains.
 # * {term}`Representation <representation>` or energy, which of the two failed? For the logits mostly the energy: in
