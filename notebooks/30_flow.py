@@ -57,7 +57,9 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
-benchmarks: list = ["cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"]  # banks of real networks, judged in section 5
+benchmarks: list = [
+    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
+]  # banks of real networks, judged in section 5
 data_dir: str = ""  # where local data lie; empty = the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -759,11 +761,9 @@ display(Markdown(
 # %%
 def start_of(flow):
     """The same flow before training."""
-    start = ood.FeatureFlow(flow.flow, **{
-        key: getattr(flow, key)
-        for key in ("whiten", "noise", "holdout", "class_base", "layers", "hidden", "seed")
-    }, updates=0)  # fmt: skip
-    return start
+    same = "whiten", "noise", "holdout", "class_base", "layers", "hidden", "seed"
+    options = {name: getattr(flow, name) for name in same}
+    return ood.FeatureFlow(flow.flow, updates=0, **options)
 
 
 def ridged(flow):
@@ -785,12 +785,11 @@ def contestants(head):
         "Flow": ood.FeatureFlow(updates=updates, **common),
         "Flow + classes, untrained": ood.FeatureFlow(updates=0, class_base=True, **common),
         "Flow + classes": ood.FeatureFlow(updates=updates, class_base=True, **common),
-        "Flow, paper": ood.FeatureFlow(
-            "paper", updates=updates, learning_rate=paper_rate
-        ),
+        "Flow, paper": ood.FeatureFlow("paper", updates=updates, learning_rate=paper_rate),
     }
 
 
+# %% tags=["hide-input"]
 fitted = [contestants(head) for head in heads]
 table = pd.concat([
     ood.run_benchmark(detectors, f, seed=seed + n)
@@ -798,7 +797,7 @@ table = pd.concat([
 ])  # fmt: skip
 
 # %%
-def against(make, way=None, group="mean"):
+def against(make, way=None):
     """Verdicts of a flow against what `make` makes of it, for each network."""
     found = {}
     for name, seen in real.items():
@@ -810,6 +809,7 @@ def against(make, way=None, group="mean"):
     return found | {benchmark: ood.verdicts(live)}
 
 
+# %%
 claims = {
     "the flow, minus its own start": against(lambda d, f: start_of(d)),
     "the flow, minus Mahalanobis": against(lambda d, f: ood.Mahalanobis()),
