@@ -256,10 +256,9 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# What to take away: an exact density that sees the mixture's blind spots, and bridges that are left. What would change our
-# mind: bridges that swallow real OOD points. The far points of this toy keep away from them, so it cannot tell. Keep the
-# question for section 7. And what the exact density costs: every layer must be invertible, while HEAT's network may be
-# anything, because nobody asks for its constant.
+# The flow gives an exact density without the mixture's blind spots, but with bridges. Whether bridges let real OOD points pass, this
+# toy cannot say, because its far points lie elsewhere; section 7 returns to it. The price of the exact density is that every
+# layer must be invertible, while HEAT's network may have any form, because its constant is never computed.
 
 # %% [markdown]
 # ## 2. Derivation
@@ -596,7 +595,7 @@ display(Markdown("\n".join(story(name, way) for name in real for way in (PAPER, 
 # %% [markdown]
 # ## 4. Looking inside
 #
-# ### 4.1 What does the flow dream of?
+# ### 4.1 What does the flow generate?
 #
 # Draw features from the flow and lay them out together with real ones. UMAP keeps neighbours together; distances between
 # clusters mean little {cite:p}`mcinnes2018umap`.
@@ -945,9 +944,9 @@ lines = [
 display(Markdown("What the second side changes:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
-# A second side pays where images are too likely, and costs where unlikely ones share the ruler with them: a score that is
-# slightly too high now counts like one that is slightly too low. Where the one-sided AUROC is high already, there is
-# little to rescue. `FeatureFlow(two_sided=True)` is there, and not the default.
+# The two-sided score helps where OOD images are too likely, and costs where they are unlikely: a likelihood slightly above the ID
+# mean now counts as much as one slightly below. Where the one-sided AUROC is high already, there is little to gain.
+# `FeatureFlow(two_sided=True)` offers it; it is not the default.
 
 # %% [markdown]
 # ### 6.3 Which networks make good features?
@@ -1018,7 +1017,7 @@ display(Markdown("\n".join(lines)))
 
 # %% [markdown]
 # A handful of networks, half of which share a recipe, proves nothing; the paper has 113 backbones. Six correlations with
-# AUROC are six chances for one to pass the bar by luck. And one network far from the others can carry a whole
+# AUROC are six chances for one to pass the threshold by chance. And one network far from the others can carry a whole
 # impression: the brackets leave out the one with the lowest accuracy. Tight classes leave more room between them, so a link
 # with tolerance makes sense; that it makes sense is no evidence. Change `recipes` and look again.
 
@@ -1092,8 +1091,8 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# What the network maps onto an island, no density on features can tell from the island. That is a failure of the
-# *representation*. The rest is the energy's own:
+# If the network maps an OOD image to where ID features lie, no density of features can tell it from them. That is a failure of
+# the *representation*. The flow has failures of its own:
 #
 # * **Few rows.** The flow has many more weights than this page has training images. Noise and held-out rows keep
 #   it honest; section 3 shows how training and held-out likelihood part without noise.
@@ -1102,7 +1101,7 @@ display(Markdown(
 # * **The ruler.** Scores are nats per feature vector. They cannot be compared between networks, nor turned into bits per
 #   dimension with a meaning: scale the features by $c$ and every value moves by $K\log c$.
 # * **No closed form.** A Gaussian is fitted in one pass and merged across machines; a flow is trained, with a seed and a
-#   stopping rule. If your Gaussian already stands at 100, keep it.
+#   stopping rule. Where a Gaussian already reaches an AUROC of 100, keep the Gaussian.
 #
 # One more test, from the WeiPer chapter: forge the part of a feature that the {term}`head` does not read, keeping
 # logits and length. Every score on logits is blind to it. The flow?
@@ -1120,7 +1119,7 @@ caught = {n: auroc(d.score(F1.test), d.score(forged))[0] for n, d in judges.item
 print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 
 # %% [markdown]
-# Whoever reads the whole feature sees it, the flow and the distances alike.
+# Detectors that read the whole feature, the flow and the distances, can notice the change; scores on logits cannot.
 
 # %% [markdown]
 # ### Quiz
