@@ -813,7 +813,7 @@ plt.show()
 # %% [markdown]
 # And the redrawing of the released code? Score each set under a head of its own, several times, beside one head for all.
 
-# %%
+# %% tags=["hide-input"]
 def redrawn(draw):
     """Group AUROCs with another head for each set, as in the released code."""
     detector = ood.WeiPer(head, repeats=repeats, seed=100 + draw, **weiper_options)
@@ -900,7 +900,10 @@ knobs = {
     "eps_weiper": [1e-4, 1e-3, 0.025, 0.1],
 }
 
-# %%
+# %% [markdown]
+# Only `bins` needs new histograms. The others are arguments of `weiper_kld`, which is a pure function.
+
+# %% tags=["hide-input"]
 def see_all(detector, x):
     """What a fitted detector sees of the ID test set and of every OOD set."""
     sets = {"id": [x.test], "near": x.near.values(), "far": x.far.values()}
@@ -915,10 +918,7 @@ def judge(detector, seen, delta, bins, **options):
     return {g: np.mean([auroc(own, y)[0] for y in score[g]]) for g in ("near", "far")}
 
 
-# %% [markdown]
-# Only `bins` needs new histograms. The others are arguments of `weiper_kld`, which is a pure function.
-
-# %%
+# %% tags=["hide-input"]
 seen_with = {}  # (network, bins) -> fitted detector and its histograms
 by_knob = {knob: [] for knob in knobs}
 for knob, values in knobs.items():
@@ -962,7 +962,7 @@ plt.show()
 # validation set only the other half is judged. KNN may choose its $k$, WeiPer MSP its $\delta$, and WeiPer+KLD
 # $\delta,\lambda_1,\lambda_2$ and both smoothing widths.
 
-# %%
+# %% tags=["hide-input"]
 def held_out(x):
     """Features without half of one OOD set, and that half."""
     sets = x.near | x.far
