@@ -255,6 +255,16 @@ def test_an_image_that_looks_like_the_training_mean_is_at_no_distance_once_both_
     assert abs(same) < 1e-12 < 0.01 < apart
 
 
+def test_a_higher_spike_looks_nearer_to_the_mean_than_the_mean_itself_unless_both_are_smoothed():
+    rest = torch.full((30,), 1 / 30).double()
+    spike = torch.eye(30).double()[0]
+    mean, higher = (share * spike + (1 - share) * rest for share in (0.6, 0.7))
+    images, options = torch.stack([mean, higher]), {"lambda1": 0.0, "lambda2": 0.0}
+    for both, nearest in ((False, 1), (True, 0)):
+        distance = weiper_kld(images, images, torch.zeros(2), mean, mean, smooth_reference=both, **options)
+        assert distance.argmin() == nearest, distance
+
+
 def test_smoothing_the_reference_is_to_compare_with_a_smoothed_mean():
     h, hw = torch.rand(2, 6, 30, generator=seeded(), dtype=torch.float64)
     p, pw = torch.rand(2, 30, generator=seeded(1), dtype=torch.float64)
