@@ -840,8 +840,8 @@ cells.style.set_caption(f"AUROC in %, in brackets its range over {draws} draws")
 
 # %% [markdown]
 # Another head shifts the histograms of a whole set against the training mean that an earlier head made. The shift can lift
-# an OOD set above the ID images or sink it, whatever the images are: where redrawing comes out ahead, it is by that
-# shift, and not because the images are told apart better. Compare the widths of the ranges.
+# an OOD set above the ID images or lower it, whatever its images are, and it comes anew with each draw. So do not read
+# a larger value in the middle column as an advantage: it is one more source of chance. Compare the widths of the ranges.
 
 # %% [markdown]
 # ### 6.2 How far to perturb?
@@ -951,7 +951,8 @@ plt.show()
 
 # %% [markdown]
 # Note that `bins` is not one knob: the smoothing widths are counted in bins, and the floor adds the mass $B\varepsilon$.
-# Raising $\lambda_2$ or $\varepsilon_1$ has the same effect: the activation histogram $D_1$ counts less.
+# Raising $\lambda_2$ or $\varepsilon_1$ has the same effect: the activation histogram $D_1$ counts less. If that helps, $D_1$
+# hurts.
 #
 # ### 6.4 What does tuning buy?
 #
@@ -1053,9 +1054,9 @@ areas(tuned_claims).set_caption("AUROC in %, tuned, without the validation half;
 # One part deserves a closer look. **Only the image's histogram is smoothed, not the training mean.** Where many activations
 # are close to zero, the training mean has a spike in the first bin, and the moving average spreads the spike of every image
 # over $s_1$ bins. Even an image that equals the training mean gets $D(\bar p, T_{s_1}\bar p)>0$. That would be harmless
-# if all images got the same. But an image with a *higher* spike than usual keeps more of it after smoothing, and comes out closer to
-# $\bar p$ than an ordinary ID image. So the kernel misleads where OOD images have more inactive units than ID images, and helps
-# where they have fewer. `smooth_reference=True` smooths both densities.
+# if all images got the same. But an image with a somewhat *higher* spike keeps more of it after smoothing, and comes out
+# closer to $\bar p$ than an ordinary ID image. So the kernel misleads where OOD images have a few more inactive units than ID
+# images, and helps where they have fewer. `smooth_reference=True` smooths both densities.
 
 # %%
 only_d1 = {"lambda1": 0, "lambda2": 0}
@@ -1097,9 +1098,9 @@ display(Markdown(f"Smoothing both densities against the released way, {outcome(l
 # %% [markdown]
 # Compare the first three columns with $D_1$ alone in the table above: where far images have the higher spike, $D_1$ can fall
 # below 50 %, inverted, and smoothing both densities turns it round; where they have the lower one, the released way
-# gains from the kernel. $D_2$ has a kernel of its own, so the whole can gain even where $D_1$ hardly changes. This is one reason why
-# settings that were chosen for one network do not suit another. None of it was tuned; smoothing both densities is a variant to try on
-# validation images, and not a better default for all.
+# gains from the kernel. $D_2$ has a kernel of its own, so the sum can gain even where $D_1$ hardly changes. This is one
+# reason why settings chosen for one network do not suit another. Smoothing both densities is a variant to try on validation
+# images, not a better default for all.
 
 # %% [markdown]
 # ## 7. When it fails
@@ -1156,7 +1157,7 @@ display(Markdown(f"A random null part makes {negative:.0%} of the activations ne
 #   another candidate (our guess).
 # * **Cost.** 100 heads take $100\,CK$ products per image, on ImageNet 205 million. The limit needs $C\cdot B$ normal
 #   distribution functions and, for $\mathrm{MSP}_W$, $128\,C$ exponentials instead, and no perturbed matrix. That is
-#   fewer numbers, each of them dearer: whether it is faster depends on $K$.
+#   fewer operations, each of them dearer, so whether the limit is faster depends on $K$.
 
 # %% tags=["hide-input"]
 limit = ood.WeiPer(head, repeats=None, **weiper_options).fit(f.train)

@@ -255,10 +255,9 @@ def test_an_image_that_looks_like_the_training_mean_is_at_no_distance_once_both_
     assert abs(same) < 1e-12 < 0.01 < apart
 
 
-def test_a_higher_spike_looks_nearer_to_the_mean_than_the_mean_itself_unless_both_are_smoothed():
-    rest = torch.full((30,), 1 / 30).double()
-    spike = torch.eye(30).double()[0]
-    mean, higher = (share * spike + (1 - share) * rest for share in (0.6, 0.7))
+def test_a_somewhat_higher_spike_looks_nearer_to_the_mean_than_the_mean_itself_unless_both_are_smoothed():
+    spike, tail = torch.eye(30).double()[0], (-0.3 * torch.arange(30).double()).softmax(0)
+    mean, higher = (share * spike + (1 - share) * tail for share in (0.6, 0.65))
     images, options = torch.stack([mean, higher]), {"lambda1": 0.0, "lambda2": 0.0}
     for both, nearest in ((False, 1), (True, 0)):
         distance = weiper_kld(images, images, torch.zeros(2), mean, mean, smooth_reference=both, **options)
