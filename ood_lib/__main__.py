@@ -78,9 +78,8 @@ def _without_head(x: BenchmarkFeatures) -> BenchmarkFeatures:
     def bare(features: Features) -> Features:
         return Features(penultimate=features.penultimate, labels=features.labels)
 
-    known = {role: bare(getattr(x, role)) for role in ("train", "val", "test")}
     near, far = ({name: bare(features) for name, features in sets.items()} for sets in (x.near, x.far))
-    return replace(x, **known, near=near, far=far, head=None)
+    return replace(x, train=bare(x.train), val=bare(x.val), test=bare(x.test), near=near, far=far, head=None)
 
 
 def _rounding(exact: BenchmarkFeatures, rounded: BenchmarkFeatures) -> str:

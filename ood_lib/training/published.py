@@ -6,9 +6,9 @@ checkpoint, makes the bank again with ``python -m ood_lib NAME --weights FILE``.
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -148,7 +148,9 @@ class Published(NamedTuple):
     std: tuple[float, float, float]
     source: str
     licence: str
-    read: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict  # from the checkpoint's parameters to the network's
+    read: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = (
+        dict  # from the checkpoint's parameters to the network's
+    )
 
 
 _CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
