@@ -8,8 +8,9 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,7 +73,7 @@ def densenet_bc(classes: int) -> DenseNet:
     return network
 
 
-_DENSENET_NAMES = [  # (name in the checkpoint, name in torchvision's network)
+_DENSENET_NAMES: list[Any] = [  # (name in the checkpoint, name in torchvision's network)
     (r"^conv1\.", "features.conv0."),
     (r"^bn1\.", "features.norm5."),
     (r"^fc\.", "classifier."),
@@ -124,12 +125,13 @@ def _unfolded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     network = mobilenet_v2(num_classes=1001)
     pairs = [m for m in network.named_modules() if isinstance(m[1], nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
-    unread, found, layer = dict(state), {}, -1
+    unread, layer = dict(state), -1
+    found: dict[str, Tensor] = {}
     for name, module in pairs:
         if isinstance(module, nn.BatchNorm2d):
-            neutral = {"weight": (module.running_var + module.eps).sqrt(), "bias": unread.pop(f"{layer:02}.bias")}
-            neutral |= {"running_mean": module.running_mean, "running_var": module.running_var}
-            found |= {f"{name}.{key}": value for key, value in neutral.items()}
+            one = torch.ones(module.num_features)
+            found |= {f"{name}.weight": one, f"{name}.running_mean": 0 * one, f"{name}.running_var": one - module.eps}
+            found[f"{name}.bias"] = unread.pop(f"{layer:02}.bias")
             continue
         layer += 1
         weight = unread.pop(f"{layer:02}.weight_q") * unread.pop(f"{layer:02}.scale").view(-1, 1, 1, 1)

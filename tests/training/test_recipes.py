@@ -199,20 +199,10 @@ def test_a_network_of_other_classes_gives_features_of_a_folder(tmp_path, monkeyp
     )
     monkeypatch.setitem(main.__globals__, "published", lambda *_: adapt(foreign))
     out = tmp_path / "out"
-    given = [
-        "voc-mobilenetv2",
-        "--weights",
-        "x",
-        "--root",
-        str(tmp_path / "sets"),
-        "--out",
-        str(out),
-        "--device",
-        "cpu",
-    ]
-    monkeypatch.setattr(sys, "argv", ["ood_lib", *given])
-    with pytest.warns(UserWarning, match="divided at random"):
-        main()
+    options = {"weights": "x", "root": tmp_path / "sets", "out": out, "device": "cpu"}
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["ood_lib", "voc-mobilenetv2", *given])
+    main()
     bank = load_bank("voc-mobilenetv2", out)
     assert bank.head is None and bank.train.tensors().keys() == {"penultimate", "labels"}
     assert sum(len(x) for x in (bank.train, bank.val, bank.test)) == 30 and bank.train.labels.shape[1] == 2
