@@ -185,14 +185,14 @@ def test_the_weights_of_others_are_asked_for_by_name(monkeypatch, capsys):
 
 
 def test_a_network_of_other_classes_gives_features_of_a_folder(tmp_path, monkeypatch):
-    for place, count in (("train", 30), ("far/noise", 4)):
+    for place, count in (("train", 90), ("far/noise", 4)):
         (tmp_path / "sets" / place).mkdir(parents=True)
         names = [f"{i}.png" for i in range(count)]
         for i, name in enumerate(names):
             Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)).save(
                 tmp_path / "sets" / place / name
             )
-    rows = ["image,cat,dog", *(f"{i}.png,1,{i % 2}" for i in range(30))]
+    rows = ["image,cat,dog", *(f"{i}.png,1,{i % 2}" for i in range(90))]
     (tmp_path / "sets" / "train" / "labels.csv").write_text("\n".join(rows))
     foreign = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 5), torch.nn.ReLU(), torch.nn.Linear(5, 7)
@@ -206,5 +206,5 @@ def test_a_network_of_other_classes_gives_features_of_a_folder(tmp_path, monkeyp
         main()
     bank = load_bank("voc-mobilenetv2", out)
     assert bank.head is None and bank.train.tensors().keys() == {"penultimate", "labels"}
-    assert sum(len(x) for x in (bank.train, bank.val, bank.test)) == 30 and bank.train.labels.shape[1] == 2
+    assert sum(len(x) for x in (bank.train, bank.val, bank.test)) == 90 and bank.train.labels.shape[1] == 2
     assert bank.classes == ("cat", "dog") and str(tmp_path) not in (out / "voc-mobilenetv2/benchmark.json").read_text()
