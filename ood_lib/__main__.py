@@ -8,6 +8,7 @@ import torch
 
 from ood_lib.data.benchmark import Benchmark, benchmark_hash, load_benchmark
 from ood_lib.detectors.classical.recipes import classical_detectors
+from ood_lib.detectors.norm_bank import NORM_BANK, make_score_norms
 from ood_lib.evaluation.benchmark import run_benchmark
 from ood_lib.evaluation.results import provenance
 from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
@@ -21,7 +22,7 @@ __all__ = ["main"]
 def main() -> None:
     """Write NAME.safetensors and NAME.json where the network is trained here, and the bank, a folder NAME."""
     parser = argparse.ArgumentParser(prog="python -m ood_lib", description=main.__doc__)
-    parser.add_argument("name", choices=[*RECIPES, *PUBLISHED])
+    parser.add_argument("name", choices=[*RECIPES, *PUBLISHED, NORM_BANK])
     parser.add_argument("--root", help="folder of the images; see the page on data")
     parser.add_argument("--missing", choices=["raise", "skip"], default="raise", help="what to do without an OOD set")
     parser.add_argument("--out", type=Path, default=Path("pretrained"))
@@ -32,6 +33,8 @@ def main() -> None:
     given = parser.parse_args()
     if (given.name in PUBLISHED) != bool(given.weights):
         parser.error(f"--weights FILE goes with {', '.join(PUBLISHED)}, and with no other name")
+    if given.name == NORM_BANK:
+        return _score_norms(given)
     ours = RECIPES.get(given.name)
     bench = load_benchmark((ours or PUBLISHED[given.name]).benchmark, root=given.root, missing=given.missing)
     name = seeded(given.name, given.seed)
@@ -51,6 +54,14 @@ def main() -> None:
     seen = _see(network, fewer_images(bench), given.device)
     make_bank(seen, given.out / name, **origin)  # and again, when it is known what rounding costs
     make_bank(seen, given.out / name, **origin, rounding=_rounding(seen, load_bank(name, given.out)))
+
+
+def _score_norms(given: argparse.Namespace) -> None:
+    """The norms of CIFAR-10 under each score network; started again, it goes on with the next network."""
+    bench = load_benchmark("cifar10", root=given.root, missing=given.missing)
+    command = f"python -m ood_lib {NORM_BANK} --missing {given.missing}"
+    origin = provenance(command, pick_device(given.device), data=benchmark_hash(bench))
+    make_score_norms(bench, given.out / NORM_BANK, origin=origin, device=given.device)
 
 
 def _see(network: Network, bench: Benchmark, device: str) -> BenchmarkFeatures:

@@ -195,9 +195,13 @@ class MSMA(Detector):
             finds.  With few rows take ``GMM(1, "full")`` or ``KNN(k=5, normalize=False)``; the paper's third is a
             flow, here ``FeatureFlow(normalize=False)``.  (On the sphere, their default, lengths would be lost.)
         sigmas, extrapolate: see `ScoreNorms`.
+        log: judge the logarithms of the norms: a choice of tail, to be made before an OOD image is seen.  Norms of ID
+            images have their long tail above, so that a Gaussian on them takes the lower tail for as wide; on
+            logarithms unusually short norms count for more, and long ones for less.
 
     Raises:
-        ValueError: as `score_norms`; features that are no score norms of this network; what the density refuses.
+        ValueError: as `score_norms`; features that are no score norms of this network; norms of zero with ``log``; what
+            the density refuses.
 
     References:
         Mahmood, Oliva & Styner, ICLR 2021.
@@ -221,16 +225,17 @@ class MSMA(Detector):
         density: Detector | None = None,
         sigmas: Tensor | Sequence[float] | None = None,
         extrapolate: bool = False,
+        log: bool = False,
     ) -> None:
         super().__init__()
-        self.norms = ScoreNorms(network, sigmas, extrapolate)
+        self.norms, self.log = ScoreNorms(network, sigmas, extrapolate), log
         self.select = density is None
         self.density: Detector = density or GMM(1, "full")
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("std", torch.empty(0))
 
     def _fit(self, features: Features) -> None:
-        features = self._prepare(features)
+        features = self._tail(self._prepare(features))
         z, scales = features.penultimate, len(self.norms.sigmas)
         check_width(z, scales, "the score norms of this network are")
         if len(z) < 5 * scales:
@@ -246,7 +251,16 @@ class MSMA(Detector):
 
     def _score(self, features: Features) -> Tensor:
         check_width(features.penultimate, len(self.mean))
-        return self.density.score(self._standardise(features, self.mean, self.std))
+        return self.density.score(self._standardise(self._tail(features), self.mean, self.std))
+
+    def _tail(self, features: Features) -> Features:
+        """The norms as they are judged."""
+        if not self.log:
+            return features
+        z = features.penultimate
+        if not (z > 0).all():
+            raise ValueError(f"norms down to {z.min().item():.3g} were given; log=True expects norms above zero")
+        return Features(**features.tensors() | {"penultimate": z.log()})
 
     @staticmethod
     def _standardise(features: Features, mean: Tensor, std: Tensor) -> Features:
@@ -257,5 +271,6 @@ class MSMA(Detector):
     def extra_repr(self) -> str:
         """The choices, as they were given."""
         density = "select_gmm" if self.select else type(self.density).__name__
-        network, sigmas = type(self.norms.network).__name__, len(self.norms.sigmas)
-        return f"network={network}, density={density}, sigmas={sigmas}, extrapolate={self.norms.extrapolate}"
+        norms, network = self.norms, type(self.norms.network).__name__
+        sigmas, extrapolate = len(norms.sigmas), norms.extrapolate
+        return f"network={network}, density={density}, sigmas={sigmas}, extrapolate={extrapolate}, log={self.log}"
