@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ood_lib.checks import check
 
 __all__ = [
-    "DiffusersBody", "GaussianScore", "InstanceNormPlus", "Residual", "ScoreNetwork", "UNet", "checked_images",
+    "DiffusersBody", "GaussianScore", "InstanceNormPlus", "Norm", "Residual", "ScoreNetwork", "UNet", "checked_images",
     "checked_scales", "noise_scales",
 ]  # fmt: skip
 
