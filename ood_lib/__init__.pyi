@@ -62,19 +62,19 @@ from .training.score_matching import denoising_error, dsm_loss, train_score_netw
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Detector", "DiffusersBody",
-    "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior", "GaussianScore", "GradNorm", "HEAT",
-    "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN", "LogitPrior", "MSMA",
-    "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError", "ODIN",
-    "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms", "Scorer",
-    "SklearnDetector", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
-    "average_precision", "benchmark_features",
-    "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout",
-    "denoising_error", "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip",
-    "gen", "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report",
-    "load_bank", "load_benchmark", "load_ood_set", "load_results", "load_score_norms", "max_logit", "mean_average_precision",
-    "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device", "pretrained", "provenance",
-    "run_benchmark", "save_results", "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize",
-    "split_folder", "summarize", "train_classifier", "train_multilabel", "train_score_network", "weiper_kld",
+    "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior", "GaussianScore",
+    "GradNorm", "HEAT", "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN",
+    "LogitPrior", "MSMA", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize",
+    "NotFittedError", "ODIN", "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork",
+    "ScoreNorms", "Scorer", "SklearnDetector", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt",
+    "augmented", "average_precision", "benchmark_features", "classical_detectors", "compare", "compare_over_seeds",
+    "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy", "evaluate", "extract",
+    "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm", "half_precision", "joint_energy",
+    "label_energies", "leaderboard", "lipschitz_report", "load_bank", "load_benchmark", "load_ood_set",
+    "load_results", "load_score_norms", "max_logit", "mean_average_precision", "measure_cost", "msp", "network_for",
+    "noise_scales", "odin", "pick_device", "pretrained", "provenance", "run_benchmark", "save_results", "score_norms",
+    "seal", "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize", "train_classifier",
+    "train_multilabel", "train_score_network", "weiper_kld",
 ]  # fmt: skip
 
 __version__: str

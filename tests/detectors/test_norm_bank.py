@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from ood_lib import Benchmark, ImageArray, ScoreNetwork, load_score_norms, score_norms
 from ood_lib.detectors import norm_bank
@@ -21,8 +22,8 @@ def pictures(n: int, known: bool = True) -> ImageArray:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Benchmark:
     monkeypatch.setattr(norm_bank, "HELD_OUT", 10)
-    classes, far = ("a", "b"), {"svhn": pictures(12, False)}
-    return Benchmark("tiny", classes, pictures(30), pictures(8), pictures(9), {"near": pictures(7, False)}, far)
+    known, near, far = map(pictures, (30, 8, 9)), {"near": pictures(7, False)}, {"svhn": pictures(12, False)}
+    return Benchmark("tiny", *known, near, far, ("a", "b"), nn.Identity(), (3, 8, 8))
 
 
 def count_trainings(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ScoreNetwork, ImageArray]]:
