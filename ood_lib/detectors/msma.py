@@ -182,6 +182,10 @@ def select_gmm(
     return GMM(max(possible, key=judge), "full")
 
 
+def _no_network(x: Tensor, sigma: Tensor) -> Tensor:
+    raise ValueError("MSMA(None, ...) has no score network, and judges norms that are at hand; give it a network")
+
+
 class MSMA(Detector):
     """Energy of the score norms under a density that is fitted to those of ID images; larger = more OOD.
 
@@ -190,7 +194,7 @@ class MSMA(Detector):
     column is standardised first.  What follows may be any detector of the library that reads penultimate features.
 
     Args:
-        network: score network, see `score_norms`.
+        network: score network, see `score_norms`; None where the norms are at hand, as those of `load_score_norms`.
         density: energy of the standardised norms; None = a Gaussian mixture with as many components as `select_gmm`
             finds.  With few rows take ``GMM(1, "full")`` or ``KNN(k=5, normalize=False)``; the paper's third is a
             flow, here ``FeatureFlow(normalize=False)``.  (On the sphere, their default, lengths would be lost.)
@@ -221,14 +225,14 @@ class MSMA(Detector):
 
     def __init__(
         self,
-        network: Callable[[Tensor, Tensor], Tensor],
+        network: Callable[[Tensor, Tensor], Tensor] | None,
         density: Detector | None = None,
         sigmas: Tensor | Sequence[float] | None = None,
         extrapolate: bool = False,
         log: bool = False,
     ) -> None:
         super().__init__()
-        self.norms, self.log = ScoreNorms(network, sigmas, extrapolate), log
+        self.norms, self.log = ScoreNorms(network or _no_network, sigmas, extrapolate), log
         self.select = density is None
         self.density: Detector = density or GMM(1, "full")
         self.register_buffer("mean", torch.empty(0))

@@ -320,6 +320,13 @@ def test_the_network_is_saved_with_the_detector():
     assert torch.equal(fresh.norms(IMAGES), detector.norms(IMAGES))
 
 
+def test_without_a_network_norms_are_judged_alike_and_images_refused():
+    judges = [MSMA(network, GMM(1, "full"), noise_scales(count=3)).fit(TRAIN) for network in (identity, None)]
+    assert torch.equal(*(judge(QUERIES) for judge in judges))
+    with pytest.raises(ValueError, match="has no score network"):
+        judges[1].norms(IMAGES)
+
+
 def test_few_rows_are_said_to_be_few_and_fewer_than_components_refused():
     with pytest.warns(UserWarning, match="14 rows for a density of 3 score norms"):
         make(GMM(1, "full")).fit(TRAIN[:14])
