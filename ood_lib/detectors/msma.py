@@ -199,9 +199,8 @@ class MSMA(Detector):
             finds.  With few rows take ``GMM(1, "full")`` or ``KNN(k=5, normalize=False)``; the paper's third is a
             flow, here ``FeatureFlow(normalize=False)``.  (On the sphere, their default, lengths would be lost.)
         sigmas, extrapolate: see `ScoreNorms`.
-        log: judge the logarithms of the norms: a choice of tail, to be made before an OOD image is seen.  Norms of ID
-            images have their long tail above, so that a Gaussian on them takes the lower tail for as wide; on
-            logarithms unusually short norms count for more, and long ones for less.
+        log: judge the logarithms of the norms: a choice of tail, to be made before an OOD image is seen.  On logarithms
+            half the usual norm is as unusual as twice the usual one, on plain norms half as unusual.
 
     Raises:
         ValueError: as `score_norms`; features that are no score norms of this network; norms of zero with ``log``; what
