@@ -149,7 +149,7 @@ def between(one, other, group, ood_set=None):
     return ood.compare_over_seeds(rows, one, other, group)
 
 
-def word(found, better, worse, level, unknown="cannot be judged"):
+def word(found, better, worse, level, unknown="not decided"):
     """What is said of a difference: by its interval."""
     words = {"better": better, "worse": worse, "one network: no interval": unknown, "cannot tell": unknown}
     return words.get(found.word, level)
