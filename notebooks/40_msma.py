@@ -883,7 +883,7 @@ lines = []
 for name, ending in (("Norms", ""), ("Log norms", ", log")):
     one, other = (f"GroupNorm, {n} updates{ending}" for n in (long, first))
     found = {g_: between(one, other, g_) for g_ in ("far", "near")}
-    says = word(found["far"], "longer training helps on far sets", "longer training hurts on far sets", "far sets hardly notice", "cannot tell")
+    says = word(found["far"], "longer training helps on far sets", "longer training hurts on far sets", "no clear difference on far sets", "cannot tell")
     lines.append(f"* {name}, {long} updates against {first}: {says}, {found['far']}; near, {found['near']}; "
                  f"SVHN alone, {between(one, other, 'far', 'svhn')}.")  # fmt: skip
 alone = {n: c for n, c in seeds_of.items() if c == 1}
