@@ -12,6 +12,7 @@ from ood_lib.detectors.classical.knn import KNN
 from ood_lib.detectors.classical.mahalanobis import Mahalanobis
 from ood_lib.detectors.classical.recipes import classical_detectors
 from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.norm_bank import NORM_BANK, make_score_norms
 from ood_lib.evaluation.benchmark import run_benchmark
 from ood_lib.evaluation.results import provenance
 from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
@@ -26,7 +27,7 @@ __all__ = ["main"]
 def main() -> None:
     """Write NAME.safetensors and NAME.json where the network is trained here, and the bank, a folder NAME."""
     parser = argparse.ArgumentParser(prog="python -m ood_lib", description=main.__doc__)
-    parser.add_argument("name", choices=[*RECIPES, *PUBLISHED])
+    parser.add_argument("name", choices=[*RECIPES, *PUBLISHED, NORM_BANK])
     parser.add_argument("--root", help="folder of the images; see the page on data")
     parser.add_argument("--missing", choices=["raise", "skip"], default="raise", help="what to do without an OOD set")
     parser.add_argument("--out", type=Path, default=Path("pretrained"))
@@ -37,6 +38,8 @@ def main() -> None:
     given = parser.parse_args()
     if (given.name in PUBLISHED) != bool(given.weights):
         parser.error(f"--weights FILE goes with {', '.join(PUBLISHED)}, and with no other name")
+    if given.name == NORM_BANK:
+        return _score_norms(given)
     ours = RECIPES.get(given.name)
     bench = _images((ours or PUBLISHED[given.name]).benchmark, given.name, given.root, given.missing)
     name = seeded(given.name, given.seed)
@@ -64,6 +67,14 @@ def _images(benchmark: str, name: str, root: str | None, missing: Literal["raise
     bench = load_benchmark(f"folder:{root or '.'}", missing=missing)  # whose path is nobody else's business
     notes = (note.replace(f" in {root}", "") for note in bench.notes)
     return replace(bench, name=name.partition("-")[0], notes=tuple(notes))
+
+
+def _score_norms(given: argparse.Namespace) -> None:
+    """The norms of CIFAR-10 under each score network; started again, it goes on with the next network."""
+    bench = load_benchmark("cifar10", root=given.root, missing=given.missing)
+    command = f"python -m ood_lib {NORM_BANK} --missing {given.missing}"
+    origin = provenance(command, pick_device(given.device), data=benchmark_hash(bench))
+    make_score_norms(bench, given.out / NORM_BANK, origin=origin, device=given.device)
 
 
 def _see(network: Network, bench: Benchmark, device: str) -> BenchmarkFeatures:
