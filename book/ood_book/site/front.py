@@ -21,7 +21,7 @@ import ood_lib as ood
 from ood_lib.data.images import ImageFormat
 from ood_lib.training.recipes import card
 
-__all__ = ["PICTURES", "Picture", "Verdict", "bibtex", "draw", "headline", "judge", "sources", "strip", "told"]
+__all__ = ["PICTURES", "Picture", "Verdict", "bibtex", "draw", "headline", "judge", "strip", "told"]
 
 NETWORK, SIDE = "cifar10-resnet9", 32  # pixels of its images
 RESULTS = {"cifar10-resnet9": "our ResNet", "cifar10-resnet56": "a published ResNet-56"}  # files, and what they are of
@@ -115,12 +115,11 @@ def strip(verdicts: Sequence[Verdict]) -> str:
         f"<span>detector: <b>{v.decision}</b></span></li>"
         for v in verdicts
     )
-    return f'```{{raw}} html\n<ul class="strip">\n{items}\n</ul>\n```\n\n{told(verdicts)}\n'
-
-
-def sources(pictures: Sequence[Picture] = PICTURES) -> str:
-    """Whose the pictures are, in one line."""
-    return "; ".join(f"{p.name}: {p.source}" for p in pictures)
+    credits = "; ".join(f"{v.picture.name}: {v.picture.source}" for v in verdicts)
+    return (
+        f'```{{raw}} html\n<ul class="strip">\n{items}\n</ul>\n```\n\n{told(verdicts)}\n\n'
+        f'```{{raw}} html\n<p class="credits">Photographs. {escape(credits)}.</p>\n```\n'
+    )
 
 
 def headline(results: Path) -> str:
