@@ -1,8 +1,8 @@
 """What the first page shows: photographs with the class that a network names and the detector's decision; a table.
 
-Nothing here is drawn by hand: the strip is computed when the pages are built, by the network and the bank that ship with
-the library, and the table is read from the result files of the book.  The same strip as one picture, for the README and
-for links to the site:
+Nothing here is drawn by hand: the strip is computed when the pages are built, by the network and the bank that ship
+with the library, and the table is read from the result files of the book.  The same strip as one picture, for the
+README and for links to the site:
 
     python -m ood_book.site.front book/front/strip.jpg
 """
@@ -80,7 +80,7 @@ class Verdict:
 def judge(folder: Path, pictures: Sequence[Picture] = PICTURES) -> list[Verdict]:
     """Each picture as the shipped network and ViM see it; the threshold accepts 95 % of held-out CIFAR-10 images."""
     network, bank = ood.pretrained(NETWORK), ood.load_bank(NETWORK)
-    detector = ood.ViM(bank.head).fit(bank.train).calibrate(bank.val, tpr=0.95)
+    detector = ood.ViM(network.head).fit(bank.train).calibrate(bank.val, tpr=0.95)
     files = ood.ImageFiles(folder, [f"{p.name}.jpg" for p in pictures], frame=ImageFormat(3, SIDE))
     features = ood.extract(network, files, device="cpu", progress=False)
     classes, best = card(NETWORK)["classes"], features.logits.softmax(1).max(1)
@@ -97,12 +97,13 @@ def told(verdicts: Sequence[Verdict]) -> str:
         'The detector refuses 1 of the 1 pictures that show none of the ten classes.'
     """
     unknown = [v for v in verdicts if not v.picture.known]
-    missed, known = [v for v in unknown if v.missed], [v for v in verdicts if v.picture.known]
-    text = f"The detector refuses {len(unknown) - len(missed)} of the {len(unknown)} pictures that show none of the ten classes"
-    text += f" and misses the {' and the '.join(v.picture.name for v in missed)}." if missed else "."
-    for v in known:
-        right = "rightly" if v.answer == v.picture.name else "wrongly"
-        text += f" It {'refuses' if v.refused else 'accepts'} the {v.picture.name}, which the network {right} calls a {v.answer}."
+    missed = [v.picture.name for v in unknown if v.missed]
+    found = f"{len(unknown) - len(missed)} of the {len(unknown)} pictures that show none of the ten classes"
+    text = f"The detector refuses {found}" + (f" and misses the {' and the '.join(missed)}." if missed else ".")
+    for v in verdicts:
+        if v.picture.known:
+            does, right = "refuses" if v.refused else "accepts", "rightly" if v.answer == v.picture.name else "wrongly"
+            text += f" It {does} the {v.picture.name}, which the network {right} calls a {v.answer}."
     return text
 
 
@@ -110,7 +111,7 @@ def strip(verdicts: Sequence[Verdict]) -> str:
     """The pictures as a list that wraps on a narrow screen, and a caption; Markdown with HTML in it."""
     items = "\n".join(
         f'<li class="{"refused" if v.refused else "accepted"}">'
-        f'<img src="../_static/front/{v.picture.name}.jpg" alt="A photograph: {v.picture.name}." width="160" height="160">'
+        f'<img src="../_static/front/{v.picture.name}.jpg" alt="Photograph: {v.picture.name}" width="160" height="160">'
         f"<span>network: <b>{escape(v.answer)}</b>, {_percent(v.confidence)}</span>"
         f"<span>detector: <b>{v.decision}</b></span></li>"
         for v in verdicts
@@ -123,7 +124,7 @@ def strip(verdicts: Sequence[Verdict]) -> str:
 
 
 def headline(results: Path) -> str:
-    """AUROC of a few detectors on CIFAR-10, for each of two networks, and which leads; a Markdown table and a sentence."""
+    """AUROC of a few detectors on CIFAR-10 for each of two networks, and which leads: a Markdown table, a sentence."""
     tables = {name: ood.load_results(results / f"{file}.json") for file, name in RESULTS.items()}
     rows = {(name, group): _means(table, group) for name, table in tables.items() for group in ("near", "far")}
     wide = pd.DataFrame(rows).loc[list(METHODS)]
