@@ -60,7 +60,7 @@ def test_the_strip_names_every_picture_its_source_and_no_certainty():
     shown = front.strip([verdict(), verdict("temple", refused=False)])
     assert re.findall(r'<li class="(\w+)"', shown) == ["refused", "accepted"]
     assert re.findall(r"_static/front/(\w+)\.jpg", shown) == ["coins", "temple"]
-    assert shown.count(", 99 %") == 2 and "100 %" not in shown
+    assert shown.count(", 99\N{NO-BREAK SPACE}%") == 2 and "100" not in shown
     assert "temple: somebody &amp; co." in shown
 
 
@@ -77,7 +77,7 @@ def test_the_picture_is_drawn_with_its_verdicts_and_in_the_shape_of_a_link(tmp_p
 
 
 def test_the_result_on_cifar10_is_that_of_the_files():
-    table = front.headline(ROOT / "book/results").split("\n\n")[0].split("\n")
+    table = front.headline(ROOT / "book/results").split("\n\n")[1].strip().split("\n")
     rows = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ")[1:] for line in table[2:]}
     assert set(rows) == set(front.METHODS)
     for column, file in enumerate(front.RESULTS):
@@ -123,6 +123,13 @@ def test_a_page_gets_the_figures_of_chapters_that_it_shows_and_no_others(tmp_pat
     _add_figures([chapter(tmp_path, "10_one"), chapter(tmp_path, "20_two")], tmp_path)
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")] == ["_generated/10_one/fig-b.png"]
     assert Image.open(tmp_path / "_generated/10_one/fig-b.png").size == (3, 2)
+
+
+def test_every_figure_of_a_chapter_that_a_page_shows_is_drawn_there():
+    pages = "".join(page.read_text(encoding="utf-8") for page in ROOT.glob("book/*.md"))
+    shown = re.findall(r"_generated/(\d\d_\w+)/(fig-[\w-]+)\.png", pages)
+    drawn = {name: (ROOT / f"notebooks/{name}.py").read_text(encoding="utf-8") for name, _ in shown}
+    assert shown and [figure for name, figure in shown if f'"name": "{figure}"' not in drawn[name]] == []
 
 
 def test_a_page_describes_itself_by_its_first_paragraph(monkeypatch):

@@ -131,7 +131,7 @@ def headline(results: Path) -> str:
     head = [f"{name}, {group}-OOD" for name, group in wide.columns]
     lines = [["detector", *head], ["---", *("---:" for _ in head)]]
     lines += [[method, *(f"{100 * value:.1f}" for value in row)] for method, row in zip(wide.index, wide.to_numpy())]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_leaders(wide)}\n"
+    return f"{_leaders(wide)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def _means(table: pd.DataFrame, group: str) -> pd.Series:
@@ -178,7 +178,7 @@ def draw(verdicts: Sequence[Verdict], folder: Path, path: Path) -> None:
 
 def _percent(share: float) -> str:
     """Rounded down, so that nothing short of certainty reads 100 %."""
-    return f"{int(100 * share)} %"
+    return f"{int(100 * share)}\N{NO-BREAK SPACE}%"
 
 
 if __name__ == "__main__":
