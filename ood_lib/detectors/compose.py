@@ -99,8 +99,8 @@ class Composed(Detector):
         return soft_extreme(self.standardized(features), self.beta).to(getattr(features, self.reads[0]).dtype)
 
     def arguments(self) -> dict[str, Any]:
-        """Members and beta."""
-        return {"detectors": list(self.detectors), "beta": self.beta}
+        """Members, beta, and whether members are fitted anew."""
+        return {"detectors": list(self.detectors), "beta": self.beta, "refit": self.refit}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"

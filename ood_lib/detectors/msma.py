@@ -276,7 +276,7 @@ class MSMA(Detector):
     def arguments(self) -> dict[str, Any]:
         """What it was made with; a density that the fit has chosen is part of what was learnt."""
         density = None if self.select else self.density
-        return {"network": self.norms.network, "density": density} | {
+        return {"network": self.norms.network, "density": density, "log": self.log} | {
             name: getattr(self.norms, name) for name in ("sigmas", "extrapolate")
         }
 

@@ -155,6 +155,7 @@ class UNet(nn.Module):
         super().__init__()
         check(get_args(Norm), norm=norm)
         self.channels, self.patch, self.multiple = channels, patch, patch * 2 ** (len(widths) - 1)
+        self.widths, self.kind = tuple(widths), norm
         embedded, inside = 4 * widths[0], channels * patch**2
         self.register_buffer("log_levels", torch.tensor(levels or [], dtype=torch.float64).log().float())
         self.register_buffer("frequencies", torch.logspace(-1, 1, widths[0] // 2))  # radians per unit of log sigma
@@ -287,8 +288,8 @@ class ScoreNetwork(nn.Module):
         own = {name: getattr(self, name) for name in ("sigma_range", "sigma_data", "precondition", "levels")}
         if type(self.body) is not UNet:
             return own | {"channels": 0, "body": self.body}
-        widths = [block.conv1.out_channels for block in self.body.down]
-        return own | {"channels": self.body.channels, "widths": widths, "patch": self.body.patch}
+        body = self.body
+        return own | {"channels": body.channels, "widths": body.widths, "patch": body.patch, "norm": body.kind}
 
     def extra_repr(self) -> str:
         """What the weights do not tell."""

@@ -278,8 +278,9 @@ class ResidualEBM(Detector):
         if self.start == "data":
             raise ValueError('chains with start="data" begin at training features, which a hybrid does not keep')
         drawn_by = self.start if isinstance(self.start, Detector) else self.prior
-        if hasattr(drawn_by, "sample") and self.start != "noise":
-            return drawn_by.sample(n, generator).to(self.net.shift)
+        sample: Any = getattr(drawn_by, "sample", None)
+        if sample and self.start != "noise":
+            return sample(n, generator).to(self.net.shift)
         width = len(self.net.shift)
         noise = torch.randn(n, width, generator=generator, device="cpu").to(self.net.shift)
         return noise * (self.length / math.sqrt(width)).to(noise)
