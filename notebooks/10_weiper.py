@@ -52,6 +52,40 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["hide-input"]
+import ood_lib as ood
+from ood_lib.detectors.weiper import logit_noise
+from ood_lib.evaluation import explorables
+
+(shown,) = ood.benchmark_features("cifar10-resnet9")
+
+
+def in_weiper_space(x):
+    """Logits of images, and how wide their noise is at δ = 1."""
+    z = x.penultimate.float()
+    return shown.head(z).detach(), logit_noise(z, shown.head.weight.detach(), 1.0)
+
+
+def typical(x):
+    """The image whose largest logit is the median of its set."""
+    logits, noise = in_weiper_space(x)
+    index = logits.amax(1).argsort()[len(logits) // 2]
+    return logits[index], noise[index]
+
+
+# %% tags=["hide-input"]
+sets = {"ID test": shown.test, "near: CIFAR-100": shown.near["cifar100"], "far: SVHN": shown.far["svhn"]}
+explorables.show(
+    explorables.perturbed_logits(
+        in_weiper_space(shown.train[:24]), {name: typical(x) for name, x in sets.items()}, (-12.0, 20.0)
+    ),
+    caption="WeiPer space of one image of a CIFAR-10 network, and of the training set. Raise δ and watch both histograms widen; "
+    "then choose an OOD image, whose feature is shorter, and see which bins make the divergence.",
+    alt_text="Above, the histogram of an image's perturbed logits over the mean histogram of the training set; below, what each "
+    "bin adds to the divergence, and its sum. A menu chooses an ID, a near-OOD or a far-OOD image; sliders set the perturbation "
+    "and the length of the image's feature.",
+)
+
 # %% [markdown]
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run weiper -p delta 2.4 -p seeds 3`.
@@ -96,7 +130,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import ood_lib as ood
-from ood_lib.detectors.weiper import gaussian_histogram, histogram, logit_noise, noise, perturb, smooth, symmetric_kl
+from ood_lib.detectors.weiper import gaussian_histogram, histogram, noise, perturb, smooth, symmetric_kl
 from ood_lib.evaluation import metrics, plots
 from ood_lib.evaluation.metrics import auroc
 
@@ -1672,8 +1706,6 @@ if results:
     figure.savefig(Path(results) / "landing.png", dpi=200)
     plt.close(figure)
     table.to_csv(Path(results) / "benchmark.csv", index=False)
-    every = claims | {f"{a} against {b}, both tuned": v for (a, b), v in tuned_claims.items()}
-    lines = [(c, n, g, *v, v.word) for c, by in every.items() for n, row in by.items() for g, v in row.items()]
-    columns = ["claim", "network", "group", "method", "baseline", "low", "high", "verdict"]
-    pd.DataFrame(lines, columns=columns).to_csv(Path(results) / "verdicts.csv", index=False)
+    kept = {tuple(claim.split(" against ")): found for claim, found in claims.items()} | tuned_claims
+    ood.save_verdicts(Path(results) / "weiper.json", kept, origin=ood.provenance())
     (Path(results) / "summary.md").write_text(plots.markdown_table(summary))

@@ -51,6 +51,18 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["hide-input"]
+from ood_lib.evaluation import explorables
+
+explorables.show(
+    explorables.score_norms_of_two_bumps(),
+    caption="Which noise level tells the outlier from the data? At σ = 0.3 an outlier right between the bumps has the shorter "
+    "score. Move it aside, then raise σ and watch the two norms cross.",
+    alt_text="Left, a density with two bumps, blurred by noise, with a typical point on a bump and an outlier between them. Right, "
+    "the norm of its score times σ over the line, with both points. Below, the two norms and which is longer. Sliders set the "
+    "noise level and the place of the outlier.",
+)
+
 # %% [markdown]
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run msma -p largest 2.0 -p seeds 5`.

@@ -51,6 +51,17 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["hide-input"]
+from ood_lib.evaluation import explorables
+
+explorables.show(
+    explorables.label_energies(),
+    caption="When is an image none of the known things? Raise the three logits together: MSP over labels does not move, although "
+    "each label says yes. Then leave two at −4 and raise the third: MaxLogit and the joint energy fall with it.",
+    alt_text="Left, bars of three scores of the same three label logits: joint energy, the largest logit and softmax over labels. "
+    "Right, the probability of each label. Below, the probability that no label is present. Sliders set the three logits.",
+)
+
 # %% [markdown]
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run snojoe -p coefficient 3 -p seeds 5`. Photographs instead of canvases: the {term}`profile` `snojoe_voc` runs
