@@ -1917,3 +1917,5 @@ if results:
     label = f"score network, {score_steps} updates; classifier of {widths[-1]} features"
     about = {"benchmark": benchmark, "network": label, "accuracy": np.mean(accuracies) / 100}
     ood.save_results(Path(results) / "this-run.json", table, origin=origin, **about)
+    about = {"benchmark": "cifar10", "network": "small score networks, and none"}
+    ood.save_results(Path(results) / "cifar10-score-norms.json", photographs, origin=ood.provenance(), **about)

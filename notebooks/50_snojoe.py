@@ -1745,3 +1745,10 @@ if results:
     label = f"{backbone or 'small ResNet'}, {f.test.penultimate.shape[1]} features, mAP {reached:.1f} %"
     about = {"benchmark": benchmark, "network": label}
     ood.save_results(Path(results) / "this-run.json", everything, origin=origin, **about)
+    level = on_photos[on_photos["metric"] == "auroc"].groupby(["group", "detector"])["value"].mean()
+    kept = {pair: {"voc-mobilenetv2": {}} for pair in published_order}
+    for pair, group in itertools.product(published_order, ("near", "far")):
+        gap, _ = over_splits(on_photos, *pair, group)
+        low, high = ((gap.difference + k * gap.half) / 100 for k in (-1, 1))
+        kept[pair]["voc-mobilenetv2"][group] = ood.Verdict(*(level[group, name] for name in pair), low, high)
+    ood.save_verdicts(Path(results) / "snojoe.json", kept, origin=ood.provenance(sets=", ".join((*bank.near, *bank.far))))
