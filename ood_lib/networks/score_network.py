@@ -237,7 +237,8 @@ class ScoreNetwork(nn.Module):
         own = {name: getattr(self, name) for name in ("sigma_range", "sigma_data", "precondition", "levels")}
         if type(self.body) is not UNet:
             return own | {"channels": 0, "body": self.body}
-        widths = [block.conv1.out_channels for block in self.body.down]
+        parts: Any = self.body.down
+        widths = [block.conv1.out_channels for block in parts]
         return own | {"channels": self.body.channels, "widths": widths, "patch": self.body.patch}
 
     def extra_repr(self) -> str:
