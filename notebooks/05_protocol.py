@@ -11,7 +11,7 @@
 #
 # ```{admonition} Before you start
 # :class: tip
-# **You will learn** which kinds of strangeness there are, what AUROC, FPR95 and AUPR count, why two different numbers
+# **You will learn** in which ways an image can differ from the training data, what AUROC, FPR95 and AUPR count, why two different numbers
 # carry the name FPR95, how sure you may be of any of them, how a {term}`score` becomes a decision with a guarantee,
 # and what seventeen classical detectors are worth on one benchmark.
 #
@@ -50,13 +50,25 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["hide-input"]
+from ood_lib.evaluation import explorables
+
+explorables.show(
+    explorables.score_thresholds(),
+    caption="What a threshold does. Drag τ and watch both errors move along the ROC curve. Then widen the OOD scores to "
+    "s = 2: the two numbers that are called FPR95 part.",
+    alt_text="Left, the densities of ID scores, solid, and of OOD scores, dashed, with a vertical threshold; ID scores beyond "
+    "it and OOD scores before it are shaded. Right, the ROC curve with the point of this threshold. Below, both error rates, "
+    "AUROC, and FPR95 in its two conventions. Sliders set the threshold, and the place and spread of the OOD scores.",
+)
+
 # %% [markdown]
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run protocol -p tpr 0.99 -p seeds 3`.
 
 # %% tags=["parameters"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
-data_dir: str = ""  # where local data lie; empty = the cache folder
+data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
 seed: int = 0  # the first of these seeds
@@ -68,7 +80,7 @@ tpr: float = 0.95  # share of ID images that a threshold is to accept
 splits: int = 2000  # random splits of the ID images in section 4.4
 simulations: int = 500  # test sets drawn per point in section 2.3
 umap_points: int = 1500  # images in the UMAP picture
-results: str = ""  # folder for what other pages show; empty = do not write
+results: str = ""  # folder for what other pages show; empty: do not write
 
 # %% tags=["hide-input"]
 import math
@@ -93,7 +105,7 @@ generator = torch.Generator().manual_seed(seed)
 # %% [markdown]
 # ## 1. The idea on a toy
 #
-# **What is a stranger?** Take features in the plane and two known classes, round clouds around $(-2, 0)$ and $(2, 0)$.
+# **When is an image out-of-distribution?** Take features in the plane and two known classes, round clouds around $(-2, 0)$ and $(2, 0)$.
 # A third cloud sits right between them, small and dense. A fourth lies far out to the right, behind the second class.
 # Neither belongs to a known class. Which of the two would a classifier notice?
 #
@@ -120,7 +132,7 @@ toy_auroc = {
     for name, S in energies.items()
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same points under two exact energies. Shade: share of known points that look less strange than this place; black = stranger than all. Above: the softmax sees the cloud between the classes and is certain about the one behind them. Below: the density sees the one behind, and only part of the one between.", "name": "fig-protocol-toy"}, "image": {"alt": "Two maps of the plane with the same four clouds. On the upper map, of the maximum softmax probability, only a vertical band between the two blue classes is dark; the pink far cloud lies in the bright area. On the lower map, of minus log-density, everything away from the two classes is dark, all around the far cloud too."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The same points under two exact energies. Shade: share of known points with a smaller score than this place; black = larger than all. Above: the softmax sees the cloud between the classes and is certain about the one behind them. Below: the density sees the one behind, and only part of the one between.", "name": "fig-protocol-toy"}, "image": {"alt": "Two maps of the plane with the same four clouds. On the upper map, of the maximum softmax probability, only a vertical band between the two blue classes is dark; the pink far cloud lies in the bright area. On the lower map, of minus log-density, everything away from the two classes is dark, all around the far cloud too."}}
 grid = torch.cartesian_prod(torch.linspace(-6, 11.5, 200), torch.linspace(-4, 4, 90))
 figure, axes = plt.subplots(2, 1, figsize=(plots.FULL, 4.9), sharex=True)
 for ax, (name, S) in zip(axes, energies.items()):
@@ -138,13 +150,13 @@ for ax in axes:
 plt.show()
 
 # %% [markdown]
-# Two strangers, two opposite failures. The softmax asks *which of the classes?* and hesitates only between them. Behind
-# the second class it grows more certain with every step, so the far cloud gets the *best* scores of all: an AUROC near 0
-# is worse than a coin, it is a coin that lies. The density asks *have I seen this place?* and misses none of the far
-# points. Between the classes it hesitates, because the gap is not empty.
+# The two energies fail in opposite places. The softmax answers *which of the classes is it?* and is undecided only between
+# them. Behind the second class it grows more certain with every step, so the far cloud gets the *smallest* scores of all: its
+# AUROC is near 0, which is worse than guessing, because the order is inverted. The density answers *have I seen data here?* and
+# finds every far point. Between the classes it is undecided, because the gap is not empty.
 #
-# No amount of training mends this; both energies are exact. A detector is a question, and each question has its blind
-# side. The rest of the page asks seventeen of them, and counts.
+# No amount of training repairs this, because both energies are exact. A detector asks one question, and each question has a
+# blind spot. The rest of the page compares the questions that seventeen detectors ask.
 #
 # ### Names for it
 #
@@ -173,10 +185,10 @@ plt.show()
 # ```
 #
 # Near and far are not a matter of distance alone. "Near" means that the same kind of picture could have been a class.
-# It is the harder half, because the network was trained to ignore just the differences that do not tell its own
-# classes apart. The third row is where benchmarks disagree. OpenOOD calls shifted images of known classes in-distribution
-# in its full-spectrum variant {cite:p}`zhang2023openood`; our `digits` counts three spoiled copies of the
-# test digits as far-OOD. Section 4.3 measures what a detector itself makes of the difference.
+# It is the harder case, because the network was trained to ignore all differences that do not separate its own
+# classes. Benchmarks disagree about the third row. OpenOOD calls shifted images of known classes in-distribution
+# in its full-spectrum variant {cite:p}`zhang2023openood`; our `digits` counts three corrupted copies of the
+# test digits as far-OOD. Section 4.3 measures how detectors respond to such images.
 
 # %% [markdown]
 # ## 2. Derivation: what the numbers count
@@ -249,10 +261,10 @@ axes[0].text(5, 0.11, "OOD", color=plots.COLORS["far"])
 plt.show()
 
 # %% [markdown]
-# Both are right, and they answer different people. The operator who must not annoy known users asks the first question;
-# the one who must not let strangers pass asks the second. Here OOD scores reach below all ID scores, so rejecting 95 %
-# of OOD means rejecting nearly everything. A table that does not say which of the two it holds cannot be compared
-# with any other. This book shows the first and says so.
+# Both are correct, and they serve different people. An operator who must not reject valid inputs needs the first number;
+# one who must not let OOD inputs pass needs the second. Here some OOD scores lie below all ID scores, so rejecting 95 %
+# of OOD means rejecting nearly everything. A table that does not say which of the two it shows cannot be compared
+# with any other. This book shows the first.
 #
 # **AUPR** is the average precision, the mean over recalled images of the share of right alarms. It depends on how many
 # images of each kind there are. With OOD as the class to be found and a share $\pi$ of OOD images in the stream,
@@ -265,7 +277,7 @@ plt.show()
 # %% [markdown]
 # ### 2.3 How sure is an AUROC?
 #
-# Another 900 images would have given another number. How far off? Read the table of wins by rows and by columns. The
+# Another 900 images would have given another number. How different? Read the table of wins by rows and by columns. The
 # mean of row $m$, $V_m$, says how often OOD image $m$ wins; the mean of column $n$, $U_n$, how often ID image $n$ loses.
 # Both average to $\hat A$. The rows are drawn independently of the columns, and {cite:t}`delong1988` show
 # that to first order
@@ -312,15 +324,15 @@ display(Markdown(
 ))
 
 # %% [markdown]
-# **Two detectors on the same images** share their luck: an easy image is easy for both. So do not compare their
-# intervals. Subtract image by image. If $V^a_m, U^a_n$ and $V^b_m, U^b_n$ belong to detectors $a$ and $b$,
+# **Two detectors on the same images** share the sampling error: an image that is easy for one is often easy for the other. Their
+# two intervals therefore say little about the difference. Subtract image by image. If $V^a_m, U^a_n$ and $V^b_m, U^b_n$ belong to detectors $a$ and $b$,
 #
 # $$\operatorname{Var}(\hat A^a-\hat A^b) \approx \frac{\operatorname{Var}(V^a_m-V^b_m)}{M}
 # + \frac{\operatorname{Var}(U^a_n-U^b_n)}{N},$$
 #
 # which is small when both agree on which images are hard. In the library this is `ood.compare`. Its p-value is that of
 # the formula; its interval joins the two logit intervals by their correlation, so that it stays inside $[-1,1]$.
-# Try it on a second detector that sees the same scores through noise of its own.
+# Try it on a second detector, whose scores are those of the first with independent noise added.
 
 # %%
 fresh = torch.Generator().manual_seed(seed)
@@ -335,16 +347,16 @@ wins_b = (ood_b[:, None] > id_b).double()
 gap_V, gap_U = (wins - wins_b).mean(1), (wins - wins_b).mean(0)
 paired = (gap_V.var() / len(gap_V) + gap_U.var() / len(gap_U)).sqrt().item()
 
-duel = ood.compare(id_scores, ood_scores, id_b, ood_b)
-assert np.isclose(duel.difference, (wins - wins_b).mean().item())
-assert np.isclose(duel.p_value, 2 * Phi(-abs(duel.difference) / paired))
+paired_test = ood.compare(id_scores, ood_scores, id_b, ood_b)
+assert np.isclose(paired_test.difference, (wins - wins_b).mean().item())
+assert np.isclose(paired_test.p_value, 2 * Phi(-abs(paired_test.difference) / paired))
 
 # %% tags=["hide-input"]
 other = ood.evaluate(id_b, ood_b)
 display(Markdown(
     f"The intervals overlap, {library.auroc:.3f} [{library.auroc_ci[0]:.3f}, {library.auroc_ci[1]:.3f}] against "
     f"{other.auroc:.3f} [{other.auroc_ci[0]:.3f}, {other.auroc_ci[1]:.3f}], and seem to say that nothing is known. The paired "
-    f"difference is **{duel.difference:+z.4f} [{duel.low:+z.4f}, {duel.high:+z.4f}]** (p = {duel.p_value:.2g}): its error is "
+    f"difference is **{paired_test.difference:+z.4f} [{paired_test.low:+z.4f}, {paired_test.high:+z.4f}]** (p = {paired_test.p_value:.2g}): its error is "
     f"{error * math.sqrt(2) / paired:.0f} times smaller than that of two independent test sets would be."
 ))  # fmt: skip
 
@@ -360,14 +372,14 @@ display(Markdown(
 # the $k$-th smallest, and the new score exceeds it with probability $1-\frac{k}{n+1}\le\alpha$. No assumption on the
 # law of the scores, none on $n$, except that $k\le n$: fewer than $\frac1\alpha-1$ images cannot promise $\alpha$. This
 # is split conformal prediction {cite:p}`vovk2005`. The naive choice, the $(1-\alpha)$-quantile of the $n$ scores, takes
-# $k=\lceil n(1-\alpha)\rceil$ and promises a little less than it says.
+# $k=\lceil n(1-\alpha)\rceil$ and guarantees slightly less than its nominal level.
 #
 # The same ranks give each image a number that needs no threshold: its *conformal p-value*
 # {cite:p}`bates2023conformal`,
 #
 # $$\pi(x) = \frac{1 + \#\{i : S_i \ge S(x)\}}{n+1},$$
 #
-# the share of ID images at least as strange as this one. For ID images it is (at least) uniform, so rejecting at
+# the share of ID images whose score is at least as large. For ID images it is uniform or stochastically larger, so rejecting at
 # $\pi(x)\le\alpha$ rejects at most a share $\alpha$ of them.
 
 # %%
@@ -396,17 +408,17 @@ assert torch.allclose(detector.p_values(as_features(new)), p)
 assert torch.equal(detector.is_ood(as_features(new)), new > tau)
 
 # %% [markdown]
-# Mind what is promised. The *average* over calibration sets is at most $\alpha$; a single set can be lucky or unlucky.
-# How much? For continuous scores the true rejection rate behind $\tau=S_{(k)}$ is $1-F(S_{(k)})$, and $F(S_{(k)})$ is the $k$-th smallest of
+# Note what is guaranteed. The *average* over calibration sets is at most $\alpha$; with a single set the rate can be higher or lower.
+# By how much? For continuous scores the true rejection rate behind $\tau=S_{(k)}$ is $1-F(S_{(k)})$, and $F(S_{(k)})$ is the $k$-th smallest of
 # $n$ uniform numbers, so the rate follows the law $\mathrm{Beta}(n+1-k,\ k)$. With 199 images and $\alpha=5\,\%$ its
-# standard deviation is about 1.5 points. Section 4.4 holds this against real scores. And nothing at all is promised about OOD
-# images: how many of those are caught, only OOD images can tell.
+# standard deviation is about 1.5 points. Section 4.4 compares this with real scores. Nothing is guaranteed about OOD
+# images: how many of them are detected can only be measured on OOD images.
 
 # %% [markdown]
 # ## 3. Training
 #
 # All detectors of this page read networks that know nothing of OOD. Train a few, from different seeds, so that the
-# luck of training can be told from the luck of the test images.
+# variance between networks can be separated from the variance between test sets.
 
 # %%
 features = ood.benchmark_features(
@@ -440,7 +452,7 @@ print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}
 # %% [markdown]
 # ## 4. Looking inside
 #
-# ### 4.1 Where do strangers land?
+# ### 4.1 Where do OOD images lie in feature space?
 #
 # UMAP lays the penultimate features out in the plane {cite:p}`mcinnes2018umap`. It keeps neighbours together; distances
 # between clusters, and their sizes, mean little.
@@ -459,7 +471,7 @@ plt.show()
 # %% [markdown]
 # ### 4.2 Two questions at once
 #
-# The toy had two energies with opposite blind sides. Here are their heirs on a real network: the maximum softmax
+# The toy had two energies with opposite blind spots. Their counterparts on a trained network are the maximum softmax
 # probability, and the distance to the nearest class under one shared covariance (Mahalanobis). Plot one against the
 # other, a point per image. The lines are the thresholds that accept 95 % of held-out ID images.
 
@@ -495,14 +507,14 @@ rows = {n: {k: rejected(d, x) for k, x in {"ID test": f.test, **f.near, **f.far}
 display(pd.DataFrame(rows).T.style.format("{:.0f}").set_caption("Share of images rejected, in %, first network"))
 
 # %% [markdown]
-# The two agree on most ID images and on many near ones. Among the far ones there are images about which the softmax is
-# as certain as it ever is, and which no training feature is anywhere near. That is the right half of the toy.
+# Look at the right half of the picture. Far-OOD images high up and to the left are those about which the softmax is as certain as it
+# ever is, although no training feature is near: the far cloud of the toy. The table counts how many images each detector rejects.
 
 # %% [markdown]
-# ### 4.3 Strange, or wrong?
+# ### 4.3 Unusual images and wrong answers
 #
-# **Should a blurred digit raise the alarm?** Only if the network no longer reads it. So spoil the ID test images step
-# by step, and watch two curves: the share that the network gets wrong, and the share that is rejected.
+# **Should a blurred digit raise the alarm?** Only if the network no longer reads it. So corrupt the ID test images step
+# by step, and watch two curves: the share that the network misclassifies, and the share that is rejected.
 
 # %%
 digits = {"seed": seed, "device": device, "epochs": epochs}  # a bank has no pixels
@@ -517,7 +529,7 @@ some = P.images.test.subset(torch.arange(min(500, len(P.images.test))))
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-spoilers = {
+corruptions = {
     "blur: σ in pixels": lambda x, a: TF.gaussian_blur(x, 7, a) if a else x,
     "rotation: degrees": lambda x, a: TF.rotate(x, a, InterpolationMode.BILINEAR),
     "noise: σ, white = 1": lambda x, a: noisy(x, a).clamp(0, 1),
@@ -533,12 +545,12 @@ def respond(images):
     return {"wrong answers": 100 * wrong} | alarms
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Covariate shift on purpose: the ID test images, more and more spoiled. Grey: share of wrong answers. Green and blue: share rejected by Mahalanobis and MSP. An alarm that rings exactly for wrong answers would follow the grey line.", "name": "fig-protocol-shift"}, "image": {"alt": "Three panels, blur, rotation and noise, with the amount on the horizontal axis. The grey error curve rises late, the green Mahalanobis curve rises early and steeply, the blue MSP curve lies nearer to the grey one."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Covariate shift on purpose: the ID test images, corrupted more and more. Grey: share of wrong answers. Green and blue: share rejected by Mahalanobis and MSP. An alarm that rings exactly for wrong answers would follow the grey line.", "name": "fig-protocol-shift"}, "image": {"alt": "Three panels, blur, rotation and noise, with the amount on the horizontal axis. The grey error curve rises late, the green Mahalanobis curve rises early and steeply, the blue MSP curve lies nearer to the grey one."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.6), sharey=True)
 looks = {"wrong answers": "grey", "MSP": "id", "Mahalanobis": "other"}
 responses = {}
-for ax, (name, spoil), steps in zip(axes, spoilers.items(), amounts):
-    responses[name] = pd.DataFrame({a: respond(spoil(some.images, a)) for a in steps}).T
+for ax, (name, corrupt), steps in zip(axes, corruptions.items(), amounts):
+    responses[name] = pd.DataFrame({a: respond(corrupt(some.images, a)) for a in steps}).T
     for curve, role in looks.items():
         ax.plot(responses[name][curve], color=plots.COLORS[role], marker=plots.MARKERS[role], ls=plots.LINES[role], ms=4, label=curve)
     ax.set(xlabel=name, ylim=(-3, 103))
@@ -548,7 +560,7 @@ plt.show()
 
 # %% tags=["hide-input"]
 def readable(t):
-    """The last step up to which at most two more images in a hundred are misread than without spoiling."""
+    """The last step up to which at most two more images in a hundred are misread than without corruption."""
     worse = (t["wrong answers"] - t["wrong answers"].iloc[0]).to_numpy() > 2
     return t.iloc[worse.argmax() - 1 if worse.any() else -1]
 
@@ -559,23 +571,23 @@ def report(row):
 
 display(Markdown("\n".join(
     f"* **{n.split(':')[0]}**: still read at {readable(t).name:g} ({report(readable(t))}); at {t.index[-1]:g}, {report(t.iloc[-1])}; "
-    f"MSP is loudest at {t['MSP'].idxmax():g}, with {t['MSP'].max():.0f} %." for n, t in responses.items()
+    f"MSP rejects most at {t['MSP'].idxmax():g}, {t['MSP'].max():.0f} %." for n, t in responses.items()
 )))
 
 # %% [markdown]
-# Both ring before the errors come, often the softmax first: where the grey curve is low, most of the rejected images are still read
-# correctly. From there the density answers its own question, *have I seen this?*, and once the answer is no it stays no. The softmax is
-# no measure of error either. Where it is loudest before the end of the scale, more spoiling makes the network *surer*, while its answers
-# stay as bad: the blind side of the toy, walked into step by step.
+# Read the three curves of each panel together. Where the grey curve is still low and a detector already rejects, it rejects images
+# that the network reads correctly. Where a detector's curve falls again while the grey curve stays high, more corruption makes it
+# *surer* of wrong answers: the blind spot of the softmax on the toy.
 #
-# Which alarm is right depends on the operator: one wants to know of every new camera, the other only of wrong answers. A benchmark that
-# counts spoiled digits as OOD rewards the first, one that counts them as ID (full-spectrum) the second. Remember this when the far column
-# below puts the densities first.
+# Which behaviour is right depends on the application: one operator wants an alarm for every new camera, another only for wrong answers. A
+# benchmark that counts corrupted digits as OOD favours the first, one that counts them as ID (full-spectrum) the second. Keep this in mind when you
+# read the far column below.
 
 # %% [markdown]
 # ### 4.4 The threshold at work
 #
-# Section 2.4 promised a law for the rejection rate. Hold it against real scores: pool the validation and test images of
+# Section 2.4 derived a law for the rejection rate. The pooled images below are exchangeable because they are split at random, so the law
+# must hold here up to ties; what the picture adds is how wide it is for real scores. Pool the validation and test images of
 # the known classes, split them at random into as many for calibration as the validation set has and the rest, many times over,
 # and count the rejected share of the rest each time.
 
@@ -602,15 +614,15 @@ plt.show()
 # %% tags=["hide-input"]
 low, high = (100 * law.ppf(q) / m for q in (0.05, 0.95))
 display(Markdown(
-    f"Promised: at most {100 * (1 - tpr):.3g} %. Mean over {splits} splits: **{100 * rates.mean():.2f} %**; the law says "
-    f"{100 * law.mean() / m:.2f} %. But nine in ten splits lie between {low:.1f} and {high:.1f} %: with {n} images a threshold is "
-    "known only so well, whatever the detector. Ask for the size of the calibration set before you believe a threshold."
+    f"Guaranteed: at most {100 * (1 - tpr):.3g} %. Mean over {splits} splits: **{100 * rates.mean():.2f} %**; the law says "
+    f"{100 * law.mean() / m:.2f} %. But nine in ten splits lie between {low:.1f} and {high:.1f} %: with {n} calibration "
+    "images no threshold is more exact than that, whatever the detector. Ask for the size of the calibration set before you trust a threshold."
 ))  # fmt: skip
 
 # %% [markdown]
-# **What is an alarm worth?** By the formula of section 2.2 that depends on how rare strangers are.
+# **What is an alarm worth?** By the formula of section 2.2 that depends on how rare OOD images are.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of alarms that are right, against the share of OOD images in the stream, at the calibrated threshold, first network. When strangers are rare, the false alarms of many known images drown them, even for a detector that misses nobody.", "name": "fig-protocol-rate"}, "image": {"alt": "Curves of precision against prevalence on a logarithmic axis from one in ten thousand to one half. All curves start near zero and rise to near one; those for far-OOD with Mahalanobis are highest."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of alarms that are right, against the share of OOD images in the stream, at the calibrated threshold, first network. When OOD images are rare, the false alarms of many known images drown them, even for a detector that misses nobody.", "name": "fig-protocol-rate"}, "image": {"alt": "Curves of precision against prevalence on a logarithmic axis from one in ten thousand to one half. All curves start near zero and rise to near one; those for far-OOD with Mahalanobis are highest."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.8))
 pi = np.logspace(-4, np.log10(0.5), 100)
 for name, detector in pair.items():
@@ -624,8 +636,8 @@ ax.legend(fontsize=9)
 plt.show()
 
 # %% [markdown]
-# With 5 % false alarms and one stranger in a thousand, at least 49 of 50 alarms are false, whatever the AUROC. The way out is a
-# stricter $\alpha$, and that takes more calibration images: at least $1/\alpha-1$ of them.
+# With 5 % false alarms and one OOD image in a thousand, at least 49 of 50 alarms are false, whatever the AUROC. The remedy is a
+# stricter $\alpha$, and that needs more calibration images: at least $1/\alpha-1$ of them.
 
 # %% [markdown]
 # ## 5. Benchmark
@@ -675,7 +687,7 @@ order = [name for name in order if bench or name != "ODIN"]
 table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="stable")
 summary = ood.summarize(table)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Seventeen detectors, sorted by what they look at: mean AUROC over the near and the far sets with the 95 % interval over networks. On near-OOD most lie side by side, ASH and SCALE behind; on far-OOD most of what reads the features themselves leaves the logits behind.", "name": "fig-protocol-seventeen"}, "image": {"alt": "Dot plot with one row per detector, grouped into logits, gradients, reshaped features, distances and densities. Orange near dots lie close together except for ASH and SCALE, further left with wide intervals; pink far dots lie near 1 for Mahalanobis, ViM, the Gaussian mixture, RMDS, KNN and fDBD, and much lower with wide intervals for logits and reshaped features."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Seventeen detectors, sorted by what they look at: mean AUROC over the near and the far sets with the 95 % interval over networks. Compare the families from top to bottom, once for the near and once for the far dots.", "name": "fig-protocol-seventeen"}, "image": {"alt": "Dot plot with one row per detector, grouped into logits, gradients, reshaped features, distances and densities. Orange near dots lie close together except for ASH and SCALE, further left with wide intervals; pink far dots lie near 1 for Mahalanobis, ViM, the Gaussian mixture, RMDS, KNN and fDBD, and much lower with wide intervals for logits and reshaped features."}}
 figure, ax = plt.subplots(figsize=(plots.FULL, 5.6))
 plots.dots(summary, ax=ax)
 ax.set_xlim(max(0.0, float(summary["low"].fillna(summary["value"]).min()) - 0.02), 1.005)
@@ -708,14 +720,17 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# Three things to notice. On near-OOD the oldest and plainest score is hard to beat. On far-OOD the split runs between questions, not
-# between clever and plain: what measures how far a feature lies from the training features is ahead of what reads logits, or multiplies by
-# them (NNGuide) or by the length of the feature (SHE). And ASH and SCALE, leaders on ImageNet, are among the last here. They were
-# made for wide networks in which a known image excites few of many hundred units; a network with a few dozen units needs them all.
+# Compare families rather than single names. A detector that measures how far a feature lies from the training features, and one
+# that reads logits, ask the two questions of the toy, so their near and far columns can differ in opposite ways. ASH, SCALE and ReAct reshape
+# features with settings that were chosen for wide networks; how well they fit depends on the network, and neither the width nor
+# the number of classes predicts it. [The page on photographs](60_cifar10) repeats this comparison on four larger networks, where the order is another.
 #
-# **Are these seventeen opinions?** Rank all OOD images by each detector and correlate the ranks.
+# Mahalanobis and the Gaussian mixture are nearly the same detector here: both have one mean per class and one shared covariance, and differ in
+# whether the nearest class counts or the sum over all classes.
+#
+# **How many different detectors are these?** Rank all OOD images by each detector and correlate the ranks.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank correlation (Spearman) between detectors over all OOD images of the benchmark, first network. Blocks of light colour are detectors that say nearly the same.", "name": "fig-protocol-agreement"}, "image": {"alt": "Heat map of rank correlations between seventeen detectors. MaxLogit, Energy, GEN, ODIN, ReAct and NNGuide form a bright block, MSP and KL-Matching a pair beside it; Mahalanobis, ViM and the Gaussian mixture form another block, which disagrees with the first."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank correlation (Spearman) between detectors over all OOD images of the benchmark, first network. Blocks of light colour are detectors that rank images almost alike.", "name": "fig-protocol-agreement"}, "image": {"alt": "Heat map of rank correlations between seventeen detectors. MaxLogit, Energy, GEN, ODIN, ReAct and NNGuide form a bright block, MSP and KL-Matching a pair beside it; Mahalanobis, ViM and the Gaussian mixture form another block, which disagrees with the first."}}
 everyone = ood.classical_detectors(head, f.train)
 sets_of = {name: x for sets in f.groups().values() for name, x in sets.items()}
 scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))}
@@ -741,18 +756,18 @@ tree = hierarchy.average(squareform(1 - ranks.to_numpy(), checks=False))
 camp = pd.Series(hierarchy.fcluster(tree, 0.3, "distance"), index=ranks.index)
 camps = [", ".join(members) for _, members in camp.index.to_series().groupby(camp)]
 display(Markdown(
-    f"Join detectors whose ranks correlate by more than 0.7 on average, and **{len(camps)}** camps remain:\n\n"
+    f"Join detectors whose ranks correlate by more than 0.7 on average, and **{len(camps)}** groups remain:\n\n"
     + "\n".join(f"* {members}" for members in sorted(camps, key=len, reverse=True))
 ))  # fmt: skip
 
 # %% [markdown]
-# Seventeen names are not seventeen opinions. Averaging detectors of one camp buys nothing; combining two camps might. The chapter on HEAT
-# does just that.
+# Averaging detectors of one group changes little, because they rank images alike. Combining two groups can help; the chapter on HEAT does
+# that.
 #
 # ### 5.2 Representation or energy?
 #
-# **Why do logits fail on far-OOD?** There are two suspects. Either the logits have lost what makes these images
-# strange (the {term}`representation`), or it is still there and MSP does not look (the energy). Ask the same question
+# **Why do logits fail on far-OOD?** There are two explanations. Either the logits have lost what distinguishes these images
+# (the {term}`representation`), or the information is still there and MSP does not use it (the energy). Ask the same question
 # of both representations, with the same energy: the Mahalanobis distance, once of the $C$ logits, once of the part of
 # the feature that the {term}`head` cannot see, $z_\perp$ with $Wz_\perp=0$, once of the whole feature.
 
@@ -782,27 +797,35 @@ plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} networks")
 blame = 100 * ood.summarize(asked).pivot(index="detector", columns="group", values="value")
 far = blame["far"]
 share = (far["Mahalanobis, logits"] - far["MSP"]) / (far["Mahalanobis, whole feature"] - far["MSP"])
+gap = far["Mahalanobis, whole feature"] - far["MSP"]
+if gap < 1:
+    verdict = "The distance in feature space is not ahead of MSP here, so there is no gap to explain."
+elif share >= 0.75:
+    verdict = f"The other energy closes **{share:.0%}** of the gap without new information: it is mostly the energy that fails."
+elif share > 0.25:
+    verdict = f"The other energy closes **{share:.0%}** of the gap, and only the features close the rest: both are to blame."
+else:
+    verdict = "Another energy on the logits hardly closes the gap: the logits have lost the information, so the representation fails."
 display(Markdown(
-    f"On far-OOD MSP has {far['MSP']:.1f}. Another energy on the *same logits* gets {far['Mahalanobis, logits']:.1f}; the whole "
-    f"feature gets {far['Mahalanobis, whole feature']:.1f}, and the part that the head cannot see {far['Mahalanobis, unseen part']:.1f} "
-    f"alone. So about **{share:.0%}** of the gap is the energy's fault: the logits held the evidence and MSP did not look. The "
-    "rest is the representation's: it took features to see it."
+    f"On far-OOD MSP has {far['MSP']:.1f}. Another energy on the *same logits* has {far['Mahalanobis, logits']:.1f}, the same energy on "
+    f"the whole feature {far['Mahalanobis, whole feature']:.1f}, and on the part that the head cannot see "
+    f"{far['Mahalanobis, unseen part']:.1f}. {verdict}"
 ))  # fmt: skip
 
 # %% [markdown]
-# Keep this diagnosis at hand: every chapter of the book changes either what is looked at or how.
+# Each chapter of the book changes either the representation or the energy.
 #
-# ### 5.3 The luck of images, the luck of training
+# ### 5.3 Two sources of variance: images and training
 #
-# An interval answers one question: *what else might have come out, had I drawn again?* Drawn what? Other test images
-# (DeLong), or another network (the spread over seeds)? They can differ by far.
+# An interval says what another sample would have given. But a sample of what: other test images (DeLong), or another network (the
+# spread over seeds)? The two can differ by far.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two standard errors of the same AUROC, one point per detector and OOD set: from other test images (DeLong, horizontal) and from other networks (spread over seeds, vertical). Above the line the seed matters more than the images.", "name": "fig-protocol-luck"}, "image": {"alt": "Scatter plot on logarithmic axes of the spread over seeds against DeLong's standard error, orange triangles for near-OOD and pink squares for far-OOD, with the diagonal. Most points, above all the far ones, lie above the diagonal."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two standard errors of the same AUROC, one point per detector and OOD set: from other test images (DeLong, horizontal) and from other networks (spread over seeds, vertical). Above the line the seed matters more than the images. The horizontal value is a quarter of the interval's width; for an AUROC near 1 it contains the guard against few images.", "name": "fig-protocol-variance"}, "image": {"alt": "Scatter plot on logarithmic axes of the spread over seeds against DeLong's standard error, orange triangles for near-OOD and pink squares for far-OOD, with the diagonal. Most points, above all the far ones, lie above the diagonal."}}
 area = table[table["metric"] == "auroc"].copy()
 area["error"] = (area["high"] - area["low"]) / 3.92
-luck = area.groupby(["detector", "group", "ood_set"]).agg(images=("error", "mean"), seeds=("value", "std")).reset_index()
+variances = area.groupby(["detector", "group", "ood_set"]).agg(images=("error", "mean"), seeds=("value", "std")).reset_index()
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.3, 3.2))
-for group, rows in luck.groupby("group"):
+for group, rows in variances.groupby("group"):
     ax.loglog(rows["images"].clip(1e-5), rows["seeds"].clip(1e-5), plots.MARKERS[group], color=plots.COLORS[group], ms=5, alpha=0.7, label=plots.NAMES[group])
 ends = np.array([1e-4, 0.3])
 ax.plot(ends, ends, color=plots.COLORS["grey"], lw=1)
@@ -811,15 +834,15 @@ ax.legend()
 plt.show()
 
 # %% tags=["hide-input"]
-ahead = (luck["seeds"] > luck["images"]).groupby(luck["group"]).mean()
+ahead = (variances["seeds"] > variances["images"]).groupby(variances["group"]).mean()
 display(Markdown(
-    f"In {ahead['near']:.0%} of the near and {ahead['far']:.0%} of the far cases the network moves the number more than the test images do. A "
-    "result from a single checkpoint, however many images it was tested on, leaves the larger half of the luck untold."
+    f"In {ahead['near']:.0%} of the near and {ahead['far']:.0%} of the far cases the AUROC varies more between networks than between test sets. "
+    "A result of a single checkpoint, however many images it was tested on, leaves that part of the variance unmeasured."
     if seeds > 1 else "One network has no spread over networks: train several to compare."
 ))  # fmt: skip
 
 # %% [markdown]
-# ### 5.4 Duels
+# ### 5.4 Paired comparisons
 #
 # Overlapping intervals decide nothing, because all detectors saw the same networks and images. Compare in pairs: image by
 # image on one network (`ood.compare`, section 2.3), and network by network over all.
@@ -830,7 +853,7 @@ on_near = area[area["ood_set"] == near]
 by_seed = on_near.pivot(index="seed", columns="detector", values="value")
 
 
-def duel(a, b):
+def compared(a, b):
     """One network, image by image; then network by network. Differences in points."""
     one = ood.compare(*(scores[d][k] for d in (a, b) for k in ("ID", near)))
     over_networks = metrics.mean_interval(by_seed[a] - by_seed[b])
@@ -841,19 +864,19 @@ def duel(a, b):
 
 pairs = [("Mahalanobis", "MSP"), ("Mahalanobis", "KNN"), ("GEN", "MSP"), ("ViM", "Energy")]
 columns = ["other images, one network", "other networks", "p, one network"]
-duels = {" − ".join(pair): duel(*pair) for pair in pairs}
-duels = pd.DataFrame.from_dict(duels, "index", columns=columns)
-duels.style.set_caption(f"Difference in AUROC on {near}, in points, with 95 % intervals")
+rows = {" − ".join(pair): compared(*pair) for pair in pairs}
+rows = pd.DataFrame.from_dict(rows, "index", columns=columns)
+rows.style.set_caption(f"Difference in AUROC on {near}, in points, with 95 % intervals")
 
 # %% [markdown]
-# With seventeen detectors there are 136 duels, and of those that are truly level one in twenty will look decided at the 5 % level.
-# When you test many, divide the level by their number (Bonferroni), or name the one duel that you care about before you look.
+# Seventeen detectors make 136 pairs, and of the pairs that are truly level one in twenty will look decided at the 5 % level.
+# When you test many, divide the level by their number (Bonferroni), or name the one comparison that matters to you before you look.
 
 # %% [markdown]
-# ### 5.5 The field's table beside this page
+# ### 5.5 The published leaderboard beside this page
 #
-# The published numbers come from another world: 32 × 32 photographs and ImageNet, networks with 512 to 2048 features, accuracy 95,
-# 77 and 76 %. Read across the rows.
+# The published numbers come from another setting: 32 × 32 photographs and ImageNet, networks with 512 to 2048 features, and an accuracy of
+# 95, 77 and 76 %. Read along the rows.
 
 # %% tags=["hide-input"]
 published = """
@@ -888,9 +911,18 @@ board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± sta
 # a method has a grid (ODIN, ReAct, ASH, SCALE, KNN, GEN, ViM, fDBD). ViM stands there with 256 main dimensions, because a fault, since
 # mended, made its search have no effect. NNGuide has no row for these networks, and the Gaussian mixture none at all.
 #
-# Mahalanobis is first here and last on ImageNet. SCALE is first on ImageNet and among the last here. KNN leads on CIFAR-10
-# near-OOD, and on that of ImageNet only Mahalanobis is behind it. That is what *no detector wins everywhere* looks like. The reasons are the subject
-# of the book: a covariance of 2048 dimensions estimated on a thousand classes is another thing than one of 64 on seven.
+# Among the published columns, SCALE is first on ImageNet, KNN leads on CIFAR-10 near-OOD and is second to last on ImageNet near-OOD, and
+# Mahalanobis is last there.
+
+# %% tags=["hide-input"]
+place = wide.rank(ascending=False).astype(int)
+named = [n for n in ("Mahalanobis", "KNN", "SCALE") if n in place.index]
+display(Markdown(
+    f"In this run, among {len(place)} detectors: "
+    + "; ".join(f"{n} has rank {place.loc[n, 'near']} near and {place.loc[n, 'far']} far" for n in named)
+    + ". No detector wins everywhere: a covariance of 2048 dimensions estimated from a thousand classes behaves differently from one of "
+    "64 dimensions and seven classes."
+))  # fmt: skip
 
 # %% [markdown]
 # ## 6. Turn the knobs
@@ -898,8 +930,8 @@ board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± sta
 # ### 6.1 What may validation OOD data do?
 #
 # Many detectors have a knob, and the protocol of OpenOOD allows you to set it on a *validation* set of OOD images, disjoint
-# from the test sets. Is that fair? It is a mild supervision: somebody told the method what strangers look like. How much it
-# helps depends on whether the told strangers resemble the ones that come. Measure it. Give the search all seventeen detectors
+# from the test sets. Is that fair? It is mild supervision: the method learns what some OOD images look like. How much it
+# helps depends on whether the validation OOD set resembles the test sets. Measure it. Give the search all seventeen detectors
 # and the grids of their knobs; let it choose the best by the AUROC of ID *validation* images against one OOD set; test
 # the choice on every other.
 
@@ -920,10 +952,10 @@ def candidates(head, train):
 def areas(x):
     """AUROC of each candidate on each OOD set, against ID validation and ID test images."""
     rows = {}
-    strangers = {k: y for sets in x.groups().values() for k, y in sets.items()}
+    ood_sets = {k: y for sets in x.groups().values() for k, y in sets.items()}
     for name, detector in candidates(x.head.cpu(), x.train).items():
         detector.fit(getattr(x, detector.fits))
-        seen = {k: detector(y) for k, y in strangers.items()}
+        seen = {k: detector(y) for k, y in ood_sets.items()}
         for role in ("val", "test"):
             own = detector(getattr(x, role))
             found = {(role, k): auroc(own, s)[0] for k, s in seen.items()}
@@ -937,11 +969,11 @@ names = list(sets_of)
 regret = np.zeros((len(names), len(names)))
 for grid in by_network:
     best = grid["test"].max()
-    for i, told in enumerate(names):
-        chosen = grid["val", told].idxmax()  # chosen on validation ID and the told OOD set
+    for i, shown in enumerate(names):
+        chosen = grid["val", shown].idxmax()  # chosen on validation ID and this OOD set
         lost = 100 * (best - grid.loc[chosen, "test"])
         regret[i] += lost[names].to_numpy() / len(by_network)
-choices = {told: [grid["val", told].idxmax() for grid in by_network] for told in names}
+choices = {shown: [grid["val", shown].idxmax() for grid in by_network] for shown in names}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Points of AUROC lost against the best candidate of all, when the detector is chosen on the OOD set of the row and tested on that of the column; mean over networks. The diagonal tests on the very set that chose: that is leakage, and it looks best.", "name": "fig-protocol-choice"}, "image": {"alt": "Square heat map, rows: the OOD set used for choosing, columns: the OOD set used for testing. Values are small except in the row of the blurred images, where the choice costs most on other far sets."}}
 figure, ax = plt.subplots(figsize=(plots.FULL * 0.75, 3.6))
@@ -963,7 +995,7 @@ display(Markdown(
     f"Choosing on one set and testing on another loses {outside:.1f} points on average, choosing on the test set itself {np.diag(regret).mean():.1f}. "
     f"Without any choice, MSP loses {blind['MSP']:.1f} and Mahalanobis {blind['Mahalanobis']:.1f}. The worst advice was {names[worst[0]]} for "
     f"{names[worst[1]]}: {regret.max():.1f} points.\n\nChosen, network by network:\n\n"
-    + "\n".join(f"* on {told}: {', '.join(dict.fromkeys(c))}" for told, c in choices.items())
+    + "\n".join(f"* on {shown}: {', '.join(dict.fromkeys(c))}" for shown, c in choices.items())
 ))  # fmt: skip
 
 # %% [markdown]
@@ -972,8 +1004,8 @@ display(Markdown(
 #
 # ### 6.2 The best of seventeen
 #
-# Even without a knob there is a choice: you run seventeen detectors and report the winner. The winner's number is too good, because
-# it won partly by luck. How much? Split the test images in two halves, crown the winner on one, and look at the other.
+# Even without hyperparameters there is a choice: you run seventeen detectors and report the best. Its number is biased upwards, because
+# it was selected on the same images. By how much? Split the test images into two halves, select the best detector on one, and judge it on the other.
 
 # %%
 def table_of_wins(own, strange, most=1000):  # as in section 2.1, (M, N)
@@ -982,7 +1014,7 @@ def table_of_wins(own, strange, most=1000):  # as in section 2.1, (M, N)
 
 
 wins_of = {name: table_of_wins(s["ID"], s[near]) for name, s in scores.items()}
-crowned, later = [], []
+selected, later = [], []
 for _ in range(200):
     sizes = wins_of["MSP"].shape
     row, column = ((torch.randperm(k, generator=generator) % 2).float() for k in sizes)
@@ -991,20 +1023,20 @@ for _ in range(200):
     winner = max(first, key=first.get)
     row, column = 1 - row, 1 - column  # the other half of the images
     second = row @ wins_of[winner] @ column / row.sum() / column.sum()
-    crowned.append(100 * first[winner])
+    selected.append(100 * first[winner])
     later.append(100 * second.item())
 
 # %% tags=["hide-input"]
 display(Markdown(
-    f"On {near}, with half of the images, the winner has {np.mean(crowned):.2f} where it was crowned and **{np.mean(later):.2f}** on the "
-    f"other half, over 200 splits: {np.mean(crowned) - np.mean(later):+z.2f} points are the winner's luck. The smaller the test set and the more "
-    "contenders, the larger the gift."
+    f"On {near}, with half of the images, the selected detector has {np.mean(selected):.2f} where it was selected and **{np.mean(later):.2f}** on the "
+    f"other half, over 200 splits: {np.mean(selected) - np.mean(later):+z.2f} points are selection bias. It grows with the number of "
+    "candidates and as the test set shrinks."
 ))  # fmt: skip
 
 # %% [markdown]
 # ## 7. When it fails
 #
-# The measuring itself has blind sides.
+# The evaluation itself has limits.
 #
 # * **AUROC averages over thresholds that nobody would use.** A detector that is better at 5 % false alarms and worse at 50 % can have
 #   the lower AUROC. Look at the operating point you need.
@@ -1012,6 +1044,8 @@ display(Markdown(
 #   mean.
 # * **The test sets are known.** A decade of methods was chosen, by publication, on the same few sets. That is section 6.2 with hundreds of
 #   contenders.
+# * **Images are not independent.** On `digits` the far photographs are overlapping squares of two pictures, and three far sets are the
+#   ID test digits themselves, corrupted. Intervals that treat images as independent draws are then too narrow.
 # * **Low-level cues.** Far sets differ from ID in resolution, compression and frame. Our photographs are averages of many grey pixels, the
 #   digits averages of 4 × 4 black or white ones: a detector may see the resampling and never the content.
 # * **Overlap.** A "far" image may show a known class. OpenOOD removed such classes from Tiny-ImageNet and Places365 by hand; where its
@@ -1059,7 +1093,7 @@ display(Markdown(
 #
 # <details><summary>B. Whether the test sets were large enough.</summary>
 #
-# **No.** The same images were used, so the luck of the draw is the same. The gap of section 2.2 stays even with the
+# **No.** The same images were used, so the sampling error is the same. The gap of section 2.2 stays even with the
 # exact laws.
 #
 # </details>
@@ -1081,22 +1115,22 @@ display(Markdown(
 #
 # <details><summary>A. Nothing yet: compare them in pairs, image by image.</summary>
 #
-# **Right.** They share the luck of the images, and the difference has a smaller error where they agree on what is
+# **Right.** They share the sampling error of the images, and the difference has a smaller error where they agree on what is
 # hard. `ood.compare` subtracts first.
 #
 # </details>
 #
 # <details><summary>B. They are equally good.</summary>
 #
-# **No.** The single intervals contain the luck that both share. The paired difference can be clear although the
+# **No.** The single intervals contain the sampling error that both share. The paired difference can be clear although the
 # intervals overlap; section 2.3 shows such a case.
 #
 # </details>
 #
 # <details><summary>C. The one with the higher AUROC is better, the interval is a formality.</summary>
 #
-# **No.** Without an interval of the difference you cannot tell a better detector from a luckier one. With many
-# duels some look decided by chance.
+# **No.** Without an interval of the difference you cannot tell a better detector from a lucky sample. With many
+# comparisons some look decided by chance.
 #
 # </details>
 #
@@ -1111,8 +1145,8 @@ display(Markdown(
 #
 # <details><summary>B. Exactly 5 % of the next ID images will be rejected, whichever images you calibrated on.</summary>
 #
-# **No.** The promise holds on average over calibration sets. A single set can be lucky or unlucky, by a Beta law
-# that narrows as the set grows.
+# **No.** The promise holds on average over calibration sets. With a single set the rate can be higher or lower; it follows a Beta
+# distribution that narrows as the set grows.
 #
 # </details>
 #
@@ -1129,7 +1163,7 @@ display(Markdown(
 #
 # </details>
 #
-# **5. A score comes from the exact posterior of the known classes. Can it still miss a stranger far outside?**
+# **5. A score comes from the exact posterior of the known classes. Can it still miss an OOD image far outside?**
 #
 # <details><summary>A. No, an exact posterior is the best any detector can do.</summary>
 #
@@ -1139,7 +1173,7 @@ display(Markdown(
 #
 # <details><summary>B. Yes: behind a class the posterior only grows more certain.</summary>
 #
-# **Right.** The toy of section 1 has exact energies and an AUROC that lies. The blind side belongs to the question,
+# **Right.** The toy of section 1 has exact energies and an AUROC near 0. The blind spot belongs to the question,
 # not to the training.
 #
 # </details>
@@ -1325,7 +1359,7 @@ two = ...  # a, b
 # %% tags=["check", "hide-input"]
 check_vectors = ood.Check(
     (lambda v: [len(x) for x in v] == [3, 3], "two vectors of three logits"),
-    (lambda v: ood.msp(v[0]) > ood.msp(v[1]), "MSP must call a stranger: undecided"),
+    (lambda v: ood.msp(v[0]) > ood.msp(v[1]), "MSP must call it more OOD: undecided"),
     (lambda v: ood.energy(v[0]) < ood.energy(v[1]), "add a constant: MSP is blind to it"),
 )
 check_vectors(two)
@@ -1341,7 +1375,7 @@ check_vectors(two)
 # change under $\ell\to\ell+c$, while both of them move by $c$.
 
 # %% tags=["solution", "wrong", "remove-cell"]
-# Tempting: an undecided and a certain image. Both scores agree on which is stranger.
+# Tempting: an undecided and a certain image. Both scores agree on which is more OOD.
 two = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([3.0, 0.0, 0.0])
 check_vectors(two)
 
@@ -1418,7 +1452,7 @@ check_gap(gap)
 # ```{exercise-start} Open: two opinions are better than one
 # :label: ex-protocol-open
 # ```
-# The heat map shows camps that disagree. Build one detector of two, MSP and Mahalanobis, that is at least as good as MSP on the near set *and*
+# The heat map shows groups that disagree. Build one detector of two, MSP and Mahalanobis, that is at least as good as MSP on the near set *and*
 # within a point of Mahalanobis on the far sets, without a look at any OOD image. Is it better than both? Store its two AUROCs. *Hint: what puts two
 # scores on one scale?*
 
@@ -1480,7 +1514,7 @@ check_two(near_far)
 # %% [markdown]
 # ## 9. Take away
 #
-# * A detector asks a question. *Which class?* is blind behind the classes, *seen before?* is blind in the gaps and rings for every spoiled picture.
+# * A detector asks a question. *Which class?* is blind behind the classes, *seen before?* is blind in the gaps and rejects every corrupted picture.
 # * AUROC is a probability over pairs. FPR95 is two numbers. AUPR belongs to a prevalence.
 # * Intervals: over images (DeLong), over networks (Student), in pairs (`ood.compare`). Say which.
 # * A threshold is a rank among calibration scores; its promise needs no law, only exchangeability and enough images.

@@ -11,7 +11,8 @@
 #
 # ```{admonition} Before you start
 # :class: tip
-# **You will find** each headline claim of the five papers, our value beside it, and a verdict; and how to add a line.
+# **You will find** each headline claim of the five papers, our value beside it on every network that can test it, and a
+# verdict; and how to add a line.
 #
 # **You need** the words of [the protocol chapter](05_protocol): near, far, AUROC, FPR95.
 #
@@ -46,15 +47,16 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% [markdown]
+# These are the parameters of the page: two files that you may replace by your own.
+
 # %% tags=["parameters"]
 claims: str = "../book/claims.yaml"  # what the papers say
 archive: str = "../book/results"  # what we measured
-close: float = 1.0  # points within which a value counts as reproduced
-near_by: float = 3.0  # points within which it counts as partly reproduced
-results: str = ""  # folder for this run's table; empty = do not write
+close: float = 3.0  # points within which a value outside our interval still counts as close
+results: str = ""  # folder for this run's table; empty: do not write
 
 # %% tags=["hide-input"]
-import math
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -74,157 +76,153 @@ if not Path(claims).is_file():  # the notebook alone, as in Colab: the claims an
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", address, "ood-book"], check=True)
     claims, archive = "ood-book/book/claims.yaml", "ood-book/book/results"
 said = yaml.safe_load(Path(claims).read_text(encoding="utf-8"))
-claimed = pd.DataFrame([{"paper of": paper} | row for paper, rows in said.items() for row in rows])
-measured = ood.load_results(archive)
+measured, gains = ood.load_results(archive), ood.load_verdicts(Path(archive) / "verdicts")
 
-# %% [markdown]
-# ## 1. How a verdict is found
-#
-# No verdict is typed. A claimed *value* is **reproduced** when it differs from ours by at most `close` points, or lies in
-# our interval; **partly** within `near_by` points; else **not reproduced**, above or below. A claimed *difference* is reproduced when the
-# interval of our difference lies on its side of zero; "not" when it lies on the other side; "undecided" when it holds zero, and
-# when both detectors have an AUROC below 60: a difference between two that guess decides nothing.
-# A row that we cannot test stays, and says what it needs.
-#
-# The interval is over networks where there are several, over test images where there is one. A difference is taken network
-# by network where there are several. For one network its interval is made of the two intervals as if they were independent,
-# which is too wide: the same images are in both.
-
-# %%
-def rows_of(row):
-    """Our rows of a claim: those of its run and its metric, on its set or group."""
-    here = (measured["run"] == row["run"]) & (measured["metric"] == metric_of(row))
-    where = (measured["group"] == row["over"]) | (measured["ood_set"] == row["over"])
-    return measured[here & where].assign(group=row["over"])
-
-
-def metric_of(row):
-    return row["metric"] if isinstance(row["metric"], str) else "auroc"
-
-
-def by_network(rows, detector):
-    """Value, low and high of each network, in percent."""
-    own = counted_once(rows[rows["detector"] == detector])
+# %% tags=["hide-input"]
+def by_network(row):
+    """Value, low and high in percent of a detector on the set or group of a claim, a line for each network."""
+    metric = row.get("metric", "auroc")
+    rows = measured[(measured["run"] == row["run"]) & (measured["metric"] == metric)]
+    rows = rows[(rows["group"] == row["over"]) | (rows["ood_set"] == row["over"])]
+    own = counted_once(rows[rows["detector"] == row["detector"]])
     return 100 * own.groupby("seed")[["value", "low", "high"]].mean()
 
 
-# %%
-def of_two(row, rows, a, b):
-    """Value, low, high of a difference."""
-    pair = row["detector"], row["minus"]
-    if b.empty:
-        return [math.nan] * 3
-    found = ood.compare_over_seeds(rows, *pair, row["over"], metric_of(row))
-    if found.networks > 1:
-        return [found.difference + k * found.half for k in (0, -1, 1)]
-    seed = a.index.intersection(b.index)[0]
-    (value, low, high), (other, under, over) = a.loc[seed], b.loc[seed]
-    below = math.hypot(value - low, over - other)
-    above = math.hypot(high - value, other - under)
-    return value - other, value - other - below, value - other + above
+def of_value(row):
+    """Our value, low, high, in percent; the interval is over networks where there are several, else over test images."""
+    own = by_network(row)
+    if len(own) > 1:
+        return metrics.mean_interval(own["value"])
+    return tuple(own.iloc[0]) if len(own) else None
 
 
-# %%
-def ours(row):
-    """Our value, low, high of a row: of one detector, or of a difference."""
-    rows = rows_of(row)
-    a = by_network(rows, row["detector"])
-    if isinstance(row["minus"], str) and len(a):
-        return of_two(row, rows, a, by_network(rows, row["minus"]))
-    if len(a) > 1:
-        return metrics.mean_interval(a["value"])
-    return [*a.iloc[0]] if len(a) else [math.nan] * 3
-
-
-# %%
 def of_difference(row):
-    both = [by_network(rows_of(row), row[k])["value"].mean() for k in ("detector", "minus")]
-    if metric_of(row) == "auroc" and max(both) < 60:
-        return "undecided (neither detects)"
-    ahead = metrics.DIRECTIONS[metric_of(row)]  # of an error rate, the side below zero
-    worst, best = sorted((ahead * row["low"], ahead * row["high"]))
-    below = "not reproduced" if best < 0 else "undecided"
-    return "reproduced" if worst > 0 else below
-
-
-# %%
-def verdict(row):
-    if isinstance(row["needs"], str):
-        return "not testable here"
-    if row["ours"] != row["ours"]:
-        return "not run yet"
-    if isinstance(row["minus"], str):
-        return of_difference(row)
-    gap = abs(row["ours"] - row["paper"])
-    if gap <= close or row["low"] <= row["paper"] <= row["high"]:
-        return "reproduced"
-    beyond = "above" if row["ours"] > row["paper"] else "below"
-    return "partly" if gap <= near_by else f"not reproduced ({beyond})"
-
-
-# %%
-for column in ("run", "detector", "minus", "needs", "metric", "over"):
-    claimed[column] = claimed.get(column)
-claimed[["ours", "low", "high"]] = [ours(row) for _, row in claimed.iterrows()]
-claimed["verdict"] = [verdict(row) for _, row in claimed.iterrows()]
-
-# %% [markdown]
-# ## 2. The five papers
+    """The differences of a claim in points, for each network that has them: value, low, high."""
+    rows = gains[(gains["run"] == row["gains"]) & (gains["group"] == row["over"])]
+    rows = rows[(rows["detector"] == row["detector"]) & (rows["minus"] == row["minus"])]
+    return {r.network: r.verdict for r in rows.itertuples()}
 
 # %% tags=["hide-input"]
-def number(value):
-    return "" if value != value or value is None else f"{value:.1f}"
+def judge_value(paper, value, low, high):
+    if low <= paper <= high:
+        return "reproduced"
+    return "close" if abs(value - paper) <= close else f"not reproduced ({'above' if value > paper else 'below'})"
 
 
-def in_percent(row):
-    numbers = (x / 100 for x in (row.ours, row.low, row.high))
-    return metrics.as_percent(*numbers, signed=isinstance(row.minus, str), small=True)
+def judge_difference(paper, found):
+    if found.word == "better" and paper is not None and not 100 * found.low <= paper <= 100 * found.high:
+        return f"same direction, {'smaller' if 100 * found.difference < paper else 'larger'}"
+    words = {"better": "reproduced", "worse": "opposite", "level": "no difference", "cannot tell": "undecided"}
+    return words[found.word]
 
 
+def tests_of(row):
+    """Each test of a claim: network, our value as text, verdict, and whether its setting is that of the claim."""
+    paper, known = row.get("paper"), row.get("on", "")
+    if "gains" in row:
+        for network, found in of_difference(row).items():
+            ours = metrics.as_percent(found.difference, found.low, found.high, signed=True, small=True)
+            yield network, ours, judge_difference(paper, found), network.startswith(known) and "elsewhere" not in row
+    elif "run" in row and (found := of_value(row)) is not None:
+        ours = metrics.as_percent(*(x / 100 for x in found), small=True)
+        yield row["run"], ours, judge_value(paper, *found), "elsewhere" not in row
+
+
+def overall(row, tests):
+    """The verdict of a claim: that of its tests in the claimed setting, where they agree."""
+    words = [word for _, _, word, same in tests if same]
+    if "needs" in row:
+        return "not testable here"
+    if not words:
+        return "another setting only" if tests else "not run yet"
+    return words[0] if len(set(words)) == 1 else "differs by network"
+
+# %% tags=["hide-input"]
+ledger = []  # a line for each test, or one for a claim without any
+for paper_of, rows in said.items():
+    for row in rows:
+        tests = list(tests_of(row))
+        verdict = overall(row, tests)
+        about = {"paper of": paper_of, "overall": verdict} | {k: row.get(k) for k in ("claim", "setting", "source", "paper", "needs", "elsewhere")}
+        for network, ours, word, same in tests or [("", "", "", True)]:
+            ledger.append(about | {"network": network, "ours": ours, "verdict": word, "same setting": same})
+ledger = pd.DataFrame(ledger)
+claimed = ledger.drop_duplicates(["paper of", "claim", "setting"])
+
+# %% [markdown]
+# ## 1. The result
+
+# %% tags=["hide-input"]
+order = ["reproduced", "same direction, larger", "same direction, smaller", "close", "differs by network", "no difference", "undecided",
+         "opposite", "not reproduced (above)", "not reproduced (below)", "another setting only", "not run yet", "not testable here"]  # fmt: skip
+counts = claimed.groupby(["overall", "paper of"], sort=False).size().unstack(fill_value=0)
+counts = counts.reindex(index=[w for w in order if w in counts.index], columns=list(said)).assign(all=lambda t: t.sum(axis=1))
+display(counts.style.set_caption(f"{len(claimed)} claims of {len(said)} papers by verdict, each counted once"))
+
+# %% tags=["hide-input"]
+tested = claimed[~claimed["overall"].isin(["another setting only", "not run yet", "not testable here"])]
+lines = []
+for paper_of, rows in tested.groupby("paper of", sort=False):
+    words = ", ".join(f"{n} {word}" for word, n in rows["overall"].value_counts().items())
+    lines.append(f"* **{paper_of}**: {words}.")
+display(Markdown(
+    f"**{len(tested)} of {len(claimed)} claims could be tested in a setting like the paper's.**" + "\n\n" * bool(lines) + "\n".join(lines)
+))
+
+# %% [markdown]
+# ## 2. How a verdict is found
+#
+# No verdict is typed; each follows from numbers and intervals.
+#
+# * A claimed *difference* is **reproduced** on a network when ours is surely positive and the claimed number lies in our interval (or no
+#   number is known). If it is surely positive but of another size, the **same direction** is said, with *smaller* or *larger*. It is
+#   **opposite** when it is surely negative, **no difference** when the whole interval lies within one point of zero, else **undecided**.
+# * A claimed *value* is **reproduced** when it lies in our interval, **close** within `close` points, else **not reproduced**.
+# * A claim has the verdict of its tests where they agree, and **differs by network** where they do not.
+# * A test in **another setting** (another ID set, other images, a much smaller network) is shown and does not count for or against the
+#   claim. A claim that we cannot test stays, and says what it needs.
+#
+# Differences are paired, image by image ([how](05_protocol)). Our CIFAR-10 networks are smaller than the papers' or trained by
+# others, and some OOD sets are samples ({ref}`sources <ledger-sources>`). "Opposite" therefore means: not on this network with
+# these settings. It does not mean that the paper is wrong.
+#
+# ## 3. The five papers
+
+# %% tags=["hide-input"]
 def show(rows, caption):
+    first = ~rows.duplicated(["claim", "setting"])
+    paper = rows["paper"].map(lambda v: f"{v:g}" if pd.notna(v) else "direction only")
+    word = rows["verdict"].where(rows["same setting"], rows["verdict"] + " (another setting)")
+    word = word.where(word != "", rows["overall"] + rows["needs"].map(lambda n: f": needs {n}" if isinstance(n, str) else ""))
     cells = pd.DataFrame({
-        "claim": rows["claim"], "setting": rows["setting"], "source": rows["source"],
-        "paper": rows["paper"].map(number),
-        "ours": [in_percent(r) for r in rows.itertuples()],
-        "verdict": rows["verdict"],
-        "run, or what it needs": rows["needs"].where(rows["needs"].notna(), rows["run"]),
+        "claim": rows["claim"].where(first, ""), "setting of the claim": (rows["setting"] + " (" + rows["source"] + ")").where(first, ""),
+        "paper": paper.where(first, ""), "our network": rows["network"], "ours": rows["ours"], "verdict": word,
     })  # fmt: skip
     display(cells.style.hide(axis="index").set_caption(caption))
+    for text in rows.loc[first, "elsewhere"].dropna().unique():
+        display(Markdown(f"*Another setting:* {text}"))
 
 
-for paper, rows in claimed.groupby("paper of", sort=False):
-    show(rows, f"{paper}: AUROC in %, or FPR95 in % where the setting says so; differences in points")
-
-# %% tags=["hide-input"]
-counts = claimed["verdict"].value_counts()
-display(Markdown(
-    f"Of {len(claimed)} claims: " + ", ".join(f"{n} {word}" for word, n in counts.items()) + "."
-))  # fmt: skip
+for paper_of, rows in ledger.groupby("paper of", sort=False):
+    show(rows, f"{paper_of}: AUROC in %, or FPR95 in % where the setting says so; differences in points")
 
 # %% [markdown]
-# The settings differ, and the difference matters. Our CIFAR-10 network has little more than half of the weights of theirs, there
-# is one of it (a ResNet-56 that others trained is beside it), nothing was tuned on OOD images but WeiPer where the row says so,
-# and some OOD sets are smaller ({ref}`the notes below <ledger-sources>`). "Not reproduced" means: not on this network with
-# published settings. It does not mean that the paper is wrong.
-#
-# ## 3. The leaderboard of OpenOOD
+# ## 4. The leaderboard of OpenOOD
 #
 # The other detectors of the book have published values too {cite:p}`zhang2023openood`: July 2025, CIFAR-10, means over
 # three ResNet-18.
 
 # %% tags=["hide-input"]
-rows = [
-    {"detector": n, "group": g, "paper": values[i], "run": run, "over": g, "minus": None, "metric": None, "needs": None}
-    for run in sorted({r for r in measured["run"] if r.startswith("cifar10-resnet") and not r.endswith("far")})
-    for n, values in OPENOOD_CIFAR10.items() for i, g in enumerate(("near", "far"))
+runs = sorted({r for r in measured["run"] if r.startswith("cifar10-") and not r.endswith(("far", "msma", "norms"))})
+board = [
+    {"run": run, "detector": n, "group": g, "paper": values[i], "ours": found[0], "low": found[1], "high": found[2],
+     "verdict": judge_value(values[i], *found)}
+    for run in runs for n, values in OPENOOD_CIFAR10.items() for i, g in enumerate(("near", "far"))
+    if (found := of_value({"run": run, "detector": n, "over": g}))
 ]  # fmt: skip
-board = pd.DataFrame(rows)
-board[["ours", "low", "high"]] = [ours(row) for _, row in board.iterrows()]
-board = board.dropna(subset=["ours"])
-board["verdict"] = [verdict(row) for _, row in board.iterrows()]
+board = pd.DataFrame(board)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Published AUROC on CIFAR-10 against ours, one mark per detector, near and far. On the line they agree; below it we are lower.", "name": "fig-ledger-board"}, "image": {"alt": "One scatter plot per network. Horizontal the published AUROC of a detector, vertical ours with an interval, orange triangles for near-OOD and pink squares for far-OOD, and a diagonal line of agreement."}}
-runs = list(dict.fromkeys(board["run"]))
 figure, axes = plt.subplots(1, len(runs), figsize=(plots.FULL, 3.6), sharey=True, squeeze=False)
 for ax, run in zip(axes[0], runs):
     for group, rows in board[board["run"] == run].groupby("group", sort=False):
@@ -253,7 +251,7 @@ display(Markdown("\n".join(lines)))
 
 # %% [markdown]
 # (ledger-sources)=
-# ## 4. Where our values come from
+# ## 5. Where our values come from
 
 # %% tags=["hide-input"]
 sources = measured.reindex(columns=["run", "network", "accuracy", "date"]).groupby("run", sort=False).first()
@@ -268,4 +266,4 @@ display(Markdown(origins(measured)))
 # %% tags=["hide-input"]
 if results:
     Path(results).mkdir(parents=True, exist_ok=True)
-    claimed.to_csv(Path(results) / "ledger.csv", index=False)
+    ledger.to_csv(Path(results) / "ledger.csv", index=False)

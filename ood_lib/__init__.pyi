@@ -35,13 +35,15 @@ from .detectors.heat.langevin import DivergedError, sgld
 from .detectors.heat.priors import GMMPrior, LogitPrior
 from .detectors.joint_energy import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
 from .detectors.msma import MSMA, ScoreNorms, score_norms, select_gmm
+from .detectors.norm_bank import Scorer, load_score_norms
 from .detectors.saved import load
 from .detectors.weiper import WeiPer, weiper_kld
 from .evaluation.benchmark import run_benchmark, summarize
 from .evaluation.comparison import Comparison, compare, compare_over_seeds
 from .evaluation.cost import measure_cost
 from .evaluation.metrics import Metrics, evaluate
-from .evaluation.results import leaderboard, load_results, provenance, save_results
+from .evaluation.results import leaderboard, load_results, load_verdicts, provenance, save_results, save_verdicts
+from .evaluation.verdict import Verdict, tally, verdicts
 from .exercises import Check, seal
 from .features.bank import BenchmarkFeatures, extract_benchmark, load_bank
 from .features.benchmark import benchmark_features
@@ -52,7 +54,7 @@ from .networks.lipschitz import lipschitz_report
 from .networks.network import pick_device
 from .networks.precision import half_precision
 from .networks.resnet import ResNet
-from .networks.score_network import DiffusersBody, ScoreNetwork, UNet, noise_scales
+from .networks.score_network import DiffusersBody, GaussianScore, ScoreNetwork, UNet, noise_scales
 from .networks.spectral import spectral_normalize
 from .training.augment import augmented, cutout, flip, shift
 from .training.classifier import accuracy, mean_average_precision, train_classifier, train_multilabel
@@ -62,19 +64,20 @@ from .training.score_matching import denoising_error, dsm_loss, train_score_netw
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Composed", "Detector",
-    "DiffusersBody", "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior", "GradNorm",
-    "HEAT", "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy", "KLMatching", "KNN", "LogitPrior",
-    "MSMA", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError", "NNGuide", "Normalize", "NotFittedError",
-    "ODIN", "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
-    "SklearnDetector", "SumLogit", "SumProb", "UNet", "ViM", "WeiPer", "accuracy", "adapt", "augmented",
-    "average_precision", "benchmark_features", "classical_detectors", "compare", "compare_over_seeds", "compose",
-    "count_labels", "cutout", "denoising_error", "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark",
-    "fit_temperature", "flip", "gen", "gradnorm", "half_precision", "joint_energy", "label_energies", "leaderboard",
-    "lipschitz_report", "load", "load_bank", "load_benchmark", "load_ood_set", "load_results", "max_logit",
-    "mean_average_precision", "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device", "pretrained",
-    "provenance", "run_benchmark", "save_results", "score_norms", "seal", "select_gmm", "sgld", "shift",
-    "spectral_normalize", "split_folder", "summarize", "train_classifier", "train_multilabel", "train_score_network",
-    "weiper_kld",
+    "DiffusersBody", "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior",
+    "GaussianScore", "GradNorm", "HEAT", "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy",
+    "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError",
+    "NNGuide", "Normalize", "NotFittedError", "ODIN", "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM",
+    "SCALE", "SHE", "ScoreNetwork", "ScoreNorms", "Scorer", "SklearnDetector", "SumLogit", "SumProb", "UNet",
+    "Verdict", "ViM", "WeiPer", "accuracy", "adapt", "augmented", "average_precision", "benchmark_features",
+    "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout", "denoising_error",
+    "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm",
+    "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load", "load_bank",
+    "load_benchmark", "load_ood_set", "load_results", "load_score_norms", "load_verdicts", "max_logit",
+    "mean_average_precision", "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device",
+    "pretrained", "provenance", "run_benchmark", "save_results", "save_verdicts", "score_norms", "seal",
+    "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize", "tally", "train_classifier",
+    "train_multilabel", "train_score_network", "verdicts", "weiper_kld",
 ]  # fmt: skip
 
 __version__: str

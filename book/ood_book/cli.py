@@ -8,12 +8,13 @@ A command imports what it needs when it runs, so that the others start fast.
 
 import argparse
 import ast
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ood_book.notebooks import Refused, find_root, parameters_of, select, sources, title_of
 from ood_book.run.budget import PATIENCE, PROMISED, WARN
@@ -193,8 +194,18 @@ def _sync(args: argparse.Namespace) -> int:
     for path in differing:
         print(f"{path}: {'differs from' if args.check else 'written from'} {_origin(path)}")
         if not args.check:
+            _keep_aside(root, path)
             write_text(path, wanted[path])
     return 1 if differing and args.check else 0
+
+
+def _keep_aside(root: Path, path: Path) -> None:
+    """Keep an `.ipynb` that was edited after its `.py`: cells that somebody added are nowhere else."""
+    source = path.with_suffix(".py")
+    if path.suffix == ".ipynb" and path.is_file() and path.stat().st_mtime > source.stat().st_mtime:
+        kept = root / "_build/aside" / path.name
+        write_text(kept, path.read_text(encoding="utf-8"))
+        print(f"{path} is newer than {source.name}: as it was, it is kept in {kept}; edit the .py to keep a change")
 
 
 def _origin(path: Path) -> str:
@@ -213,14 +224,31 @@ def _patience(text: str) -> float:
     return times
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes what follows `-p NAME` for its value, also where it begins with a minus, as -1e-3, -inf and -1,0,1 do."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = [*(sys.argv[1:] if args is None else args)]
+        for place, word in enumerate(words[:-2]):
+            value = words[place + 2]
+            if word == "-p" and re.match(r"-[^-]", value) and value not in self._option_string_actions:
+                words[place + 2] = f"{PROTECTED}{value}"
+        return super().parse_known_args(words, namespace)
+
+
+PROTECTED = "\0"  # before a value that is no option
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ood-book", description="Run and build the book.")
+    parser = _Parser(prog="ood-book", description="Run and build the book.")
     root = argparse.ArgumentParser(add_help=False)
     root.add_argument("--root", type=Path, help="folder of the book (default: found from here)")
     profile = argparse.ArgumentParser(add_help=False)
     profile.add_argument("--profile", default="default", help="name, or path of a YAML file")
     values = argparse.ArgumentParser(add_help=False, parents=[profile])
-    option = values.add_argument("-p", dest="parameters", nargs=2, action="append", default=[])
+    given: dict[str, Any] = {"dest": "parameters", "nargs": 2, "action": "append", "default": []}
+    given["type"] = lambda text: text.removeprefix(PROTECTED)
+    option = values.add_argument("-p", **given)
     option.metavar, option.help = ("NAME", "VALUE"), "overrides a parameter; may be repeated"
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -240,7 +268,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser("sweep", parents=[root, profile], help="run one notebook at many values and seeds")
     sweep.add_argument("notebook", metavar="NOTEBOOK")
-    several = sweep.add_argument("-p", dest="parameters", nargs=2, action="append", default=[])
+    several = sweep.add_argument("-p", **given)
     several.metavar, several.help = ("NAME", "VALUE,VALUE"), "values of a parameter; several of them are combined"
     sweep.add_argument("--grid", type=Path, metavar="FILE", help="YAML: name: [values], or a list of combinations")
     sweep.add_argument("--seeds", type=_positive, metavar="N", help="runs of each combination, from different seeds")
@@ -292,3 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ood-book: interrupted; what was complete is kept", file=sys.stderr)
         return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

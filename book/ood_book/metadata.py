@@ -106,7 +106,7 @@ def _page(root: Path, entries: dict[str, About]) -> list[str]:
         rows.append([f"[{a.title}](../notebooks/{name})", a.goal, a.needs, f"{a.cost}; {a.data}"])
     lines = [f"{'* -' if cell is row[0] else '  -'} {cell}" for row in rows for cell in row]
     options = [":name: tab-notebooks", ":header-rows: 1", ":widths: 16 30 27 27", ""]
-    return ["", "```{list-table} What each notebook asks of you, and of one core of your machine.",
+    return ["", "```{list-table} What each notebook needs from you and from one core of your machine.",
             *options, *lines, "```", ""]  # fmt: skip
 
 

@@ -141,6 +141,12 @@ class ImageArray(_Images):
             digest.update(part.contiguous().numpy().data)
         return digest.hexdigest()
 
+    def marks(self) -> list[bytes]:
+        """A mark of each image, of its pixels, label and frame."""
+        form = f"{self._raw.dtype}{tuple(self._raw.shape[1:])}{self.frame}".encode()
+        pairs = zip(self._raw.contiguous().numpy(), self.labels.contiguous().numpy(), strict=True)
+        return [_mark(form, image.data, label.tobytes()) for image, label in pairs]
+
     @staticmethod
     def _check(images: Tensor) -> Tensor:
         shape, as_bytes = tuple(images.shape), images.dtype == torch.uint8
@@ -218,6 +224,14 @@ class ImageFiles(_Images):
             digest.update(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}\n".encode())
         return digest.hexdigest()
 
+    def marks(self) -> list[bytes]:
+        """A mark of each picture, of its name, size, modification time, label and frame; reads no picture."""
+        form, marks = f"{self.frame}".encode(), []
+        for name, label in zip(self.names, self.labels.tolist(), strict=True):
+            stat = (self.base / name).stat()
+            marks.append(_mark(form, f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}".encode()))
+        return marks
+
     def _fetch(self, indices: Tensor) -> Tensor:
         pixels = (_decode(self.base / self.names[i]) for i in indices.tolist())
         return torch.cat([ImageArray(one[None], frame=self.frame).images for one in pixels])
@@ -290,6 +304,13 @@ def find_pictures(folder: Path) -> list[str]:
         pictures = (file for file in files if file.lower().endswith(PICTURES) and not is_hidden(file))
         found += [os.path.relpath(os.path.join(where, file), folder) for file in pictures]
     return sorted(found)
+
+
+def _mark(*parts: Any) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()[:16]
 
 
 def _digest(path: Path) -> str:

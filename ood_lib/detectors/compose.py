@@ -58,7 +58,7 @@ class Composed(Detector):
     means: Tensor
     stds: Tensor
 
-    def __init__(self, detectors: Sequence[Detector], beta: float = 0.0) -> None:
+    def __init__(self, detectors: Sequence[Detector], beta: float = 0.0, refit: bool = True) -> None:
         super().__init__()
         wrong = [type(d).__name__ for d in detectors if not isinstance(d, Detector)]
         if wrong or not len(detectors) or math.isnan(beta):
@@ -66,7 +66,7 @@ class Composed(Detector):
             raise ValueError(f"{given} were given to compose; expected a list of detectors and a number beta")
         # copies, as a member that a second composition fits anew would change the scores of this one
         self.detectors: Any = nn.ModuleList(copy.deepcopy(d) for d in detectors)
-        self.beta = beta
+        self.beta, self.refit = beta, refit
         self.reads = tuple(dict.fromkeys(field for d in detectors for field in d.reads))
         for name in ("means", "stds"):
             self.register_buffer(name, torch.full((len(detectors),), math.nan, dtype=torch.float64))
@@ -75,7 +75,8 @@ class Composed(Detector):
         self._forget()  # once a member is fitted anew, neither the old scale nor the old threshold is its own
         self.fitted.fill_(False)
         for detector in self.detectors:
-            detector.fit(features)
+            if self.refit or not detector.fitted:
+                detector.fit(features)
         found = torch.stack([d.score(features).double() for d in self.detectors])  # (n, N)
         wild = [type(d).__name__ for d, s in zip(self.detectors, found) if not s.isfinite().all()]
         if wild:
@@ -98,8 +99,8 @@ class Composed(Detector):
         return soft_extreme(self.standardized(features), self.beta).to(getattr(features, self.reads[0]).dtype)
 
     def arguments(self) -> dict[str, Any]:
-        """Members and beta."""
-        return {"detectors": list(self.detectors), "beta": self.beta}
+        """Members, beta, and whether members are fitted anew."""
+        return {"detectors": list(self.detectors), "beta": self.beta, "refit": self.refit}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
@@ -109,7 +110,7 @@ class Composed(Detector):
         return f"detectors={list(self.detectors)}, beta={self.beta}"
 
 
-def compose(detectors: Sequence[Detector], beta: float = 0.0) -> Composed:
+def compose(detectors: Sequence[Detector], beta: float = 0.0, *, refit: bool = True) -> Composed:
     """A detector that fits all given ones and composes their scores; larger = more OOD.
 
     Each score is first standardised by its mean and spread over the ID training features.
@@ -118,6 +119,7 @@ def compose(detectors: Sequence[Detector], beta: float = 0.0) -> Composed:
         detectors: any detectors of the library, hybrids or not; copied, and fitted with it, so that those given here
             stay as they are.
         beta: see `soft_extreme`; 0 = the mean.
+        refit: False takes detectors that are fitted already as they are, and fits only the others.
 
     Raises:
         ValueError: no detectors, or something else among them; on fitting, a detector that gives all training features
@@ -131,4 +133,4 @@ def compose(detectors: Sequence[Detector], beta: float = 0.0) -> Composed:
         >>> both.score(Features(penultimate=z + 9, logits=z[:, :3] - 9)).min() > 0
         tensor(True)
     """
-    return Composed(detectors, beta)
+    return Composed(detectors, beta, refit)

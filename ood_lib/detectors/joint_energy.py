@@ -41,19 +41,22 @@ def label_energies(logits: Tensor) -> Tensor:
     return -F.softplus(logits)
 
 
-def joint_energy(logits: Tensor, top: int | None = None) -> Tensor:
-    r"""Joint energy :math:`-\sum_i \log(1 + e^{\ell_i})`, computed without overflow; larger = more OOD.
+def joint_energy(logits: Tensor, top: int | None = None, temperature: float = 1.0) -> Tensor:
+    r"""Joint energy :math:`-T \sum_i \log(1 + e^{\ell_i / T})`, computed without overflow; larger = more OOD.
 
     Args:
         logits: (..., C).
         top: sum over the labels with the ``top`` largest logits only; None = all of them (the paper's score).  With
             ``top=1`` images rank as by `ood_lib.detectors.classical.max_logit.max_logit`.
+        temperature: T > 0, 1 in the paper.  For T to 0 only present labels count, :math:`-\sum_i \max(\ell_i, 0)`; for
+            T to infinity images rank as by `sum_logit`.  So the score needs logits of the right scale, as calibrated
+            ones have.
 
     Returns:
         (...,)
 
     Raises:
-        ValueError: ``top`` is below 1.
+        ValueError: ``top`` is below 1, or ``temperature`` is not positive.
 
     References:
         Wang, Liu, Bocchieri & Li, Can Multi-Label Classification Networks Know What They Don't Know?, NeurIPS 2021.
@@ -64,7 +67,8 @@ def joint_energy(logits: Tensor, top: int | None = None) -> Tensor:
         tensor([  -1.3863, -200.6931])
     """
     check("integer [1, inf) or None", "how many labels to sum over", top=top)
-    energies = label_energies(logits)
+    check("(0, inf)", temperature=temperature)
+    energies = temperature * label_energies(logits / temperature)
     if top is None or top >= logits.shape[-1]:
         return energies.sum(-1)
     return energies.topk(top, dim=-1, largest=False).values.sum(-1)
@@ -119,21 +123,23 @@ class JointEnergy(Detector):
 
     Args:
         top: sum over so many labels only; None = all.
+        temperature: T > 0, by which logits are divided first.
 
     Raises:
-        ValueError: ``top`` is below 1.
+        ValueError: ``top`` is below 1, or ``temperature`` is not positive.
     """
 
     reads = ("logits",)
     needs_fit = False
 
-    def __init__(self, top: int | None = None) -> None:
+    def __init__(self, top: int | None = None, temperature: float = 1.0) -> None:
         super().__init__()
         check("integer [1, inf) or None", "how many labels to sum over", top=top)
-        self.top = top
+        check("(0, inf)", temperature=temperature)
+        self.top, self.temperature = top, temperature
 
     def _score(self, features: Features) -> Tensor:
-        return joint_energy(features.logits, self.top)
+        return joint_energy(features.logits, self.top, self.temperature)
 
 
 class SumProb(Detector):

@@ -190,6 +190,10 @@ def select_gmm(
     return GMM(max(possible, key=judge), "full")
 
 
+def _no_network(x: Tensor, sigma: Tensor) -> Tensor:
+    raise ValueError("MSMA(None, ...) has no score network, and judges norms that are at hand; give it a network")
+
+
 class MSMA(Detector):
     """Energy of the score norms under a density that is fitted to those of ID images; larger = more OOD.
 
@@ -198,14 +202,17 @@ class MSMA(Detector):
     column is standardised first.  What follows may be any detector of the library that reads penultimate features.
 
     Args:
-        network: score network, see `score_norms`.
+        network: score network, see `score_norms`; None where the norms are at hand, as those of `load_score_norms`.
         density: energy of the standardised norms; None = a Gaussian mixture with as many components as `select_gmm`
             finds.  With few rows take ``GMM(1, "full")`` or ``KNN(k=5, normalize=False)``; the paper's third is a
             flow, here ``FeatureFlow(normalize=False)``.  (On the sphere, their default, lengths would be lost.)
         sigmas, extrapolate: see `ScoreNorms`.
+        log: judge the logarithms of the norms: a choice of tail, to be made before an OOD image is seen.  On logarithms
+            half the usual norm is as unusual as twice the usual one, on plain norms half as unusual.
 
     Raises:
-        ValueError: as `score_norms`; features that are no score norms of this network; what the density refuses.
+        ValueError: as `score_norms`; features that are no score norms of this network; norms of zero with ``log``; what
+            the density refuses.
 
     References:
         Mahmood, Oliva & Styner, ICLR 2021.
@@ -225,20 +232,21 @@ class MSMA(Detector):
 
     def __init__(
         self,
-        network: Callable[[Tensor, Tensor], Tensor],
+        network: Callable[[Tensor, Tensor], Tensor] | None,
         density: Detector | None = None,
         sigmas: Tensor | Sequence[float] | None = None,
         extrapolate: bool = False,
+        log: bool = False,
     ) -> None:
         super().__init__()
-        self.norms = ScoreNorms(network, sigmas, extrapolate)
+        self.norms, self.log = ScoreNorms(network or _no_network, sigmas, extrapolate), log
         self.select = density is None
         self.density: Detector = copy.deepcopy(density) or GMM(1, "full")
         self.register_buffer("mean", torch.empty(0))
         self.register_buffer("std", torch.empty(0))
 
     def _fit(self, features: Features) -> None:
-        features = self._prepare(features)
+        features = self._tail(self._prepare(features))
         z, scales = features.penultimate, len(self.norms.sigmas)
         check_width(z, scales, "the score norms of this network are")
         if len(z) < 5 * scales:
@@ -254,12 +262,21 @@ class MSMA(Detector):
 
     def _score(self, features: Features) -> Tensor:
         check_width(features.penultimate, len(self.mean))
-        return self.density.score(self._standardise(features, self.mean, self.std))
+        return self.density.score(self._standardise(self._tail(features), self.mean, self.std))
+
+    def _tail(self, features: Features) -> Features:
+        """The norms as they are judged."""
+        if not self.log:
+            return features
+        z = features.penultimate
+        if not (z > 0).all():
+            raise ValueError(f"norms down to {z.min().item():.3g} were given; log=True expects norms above zero")
+        return Features(**features.tensors() | {"penultimate": z.log()})
 
     def arguments(self) -> dict[str, Any]:
         """What it was made with; a density that the fit has chosen is part of what was learnt."""
         density = None if self.select else self.density
-        return {"network": self.norms.network, "density": density} | {
+        return {"network": self.norms.network, "density": density, "log": self.log} | {
             name: getattr(self.norms, name) for name in ("sigmas", "extrapolate")
         }
 
@@ -277,5 +294,6 @@ class MSMA(Detector):
     def extra_repr(self) -> str:
         """The choices, as they were given."""
         density = "select_gmm" if self.select else type(self.density).__name__
-        network, sigmas = type(self.norms.network).__name__, len(self.norms.sigmas)
-        return f"network={network}, density={density}, sigmas={sigmas}, extrapolate={self.norms.extrapolate}"
+        norms, network = self.norms, type(self.norms.network).__name__
+        sigmas, extrapolate = len(norms.sigmas), norms.extrapolate
+        return f"network={network}, density={density}, sigmas={sigmas}, extrapolate={extrapolate}, log={self.log}"

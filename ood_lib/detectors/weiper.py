@@ -218,10 +218,13 @@ def weiper_kld(
     smooth_weiper: int = 15,
     eps_penultimate: float = 0.01,
     eps_weiper: float = 0.025,
+    smooth_reference: bool = False,
 ) -> Tensor:
     r"""WeiPer+KLD, :math:`D(\bar p, q) + \lambda_1 D(\bar p^W, q^W) - \lambda_2\,\mathrm{MSP}_W`; larger = more OOD.
 
     q and q^W are the sample's histograms, smoothed here; the training means stay unsmoothed, as in the paper's Fig. 2.
+    Where most values fall into one bin, the moving average alone then makes a distance that every image has, ID or not;
+    ``smooth_reference`` takes it away again.
 
     Args:
         density: (N, B), histogram of the K activations of each sample.
@@ -232,6 +235,7 @@ def weiper_kld(
         lambda2: weight of MSP_W.
         smooth_penultimate, smooth_weiper: widths of the moving averages, in bins.
         eps_penultimate, eps_weiper: floors in `symmetric_kl` (constants of the released code).
+        smooth_reference: smooth the training means as well (not in the released code).
 
     Returns:
         (N,)
@@ -241,6 +245,9 @@ def weiper_kld(
     """
     check("(-inf, inf)", "a finite weight", lambda1=lambda1, lambda2=lambda2)
     check_pairs(density=density, density_weiper=density_weiper, confidence=confidence)
+    if smooth_reference:
+        reference = smooth(reference[None], smooth_penultimate)[0]
+        reference_weiper = smooth(reference_weiper[None], smooth_weiper)[0]
     d1 = symmetric_kl(reference, smooth(density, smooth_penultimate), eps_penultimate)
     d2 = symmetric_kl(reference_weiper, smooth(density_weiper, smooth_weiper), eps_weiper)
     return d1 + lambda1 * d2 - lambda2 * confidence
@@ -259,7 +266,8 @@ class WeiPer(Detector):
         repeats: r, number of perturbed heads; None = the limit of infinitely many, deterministic.
         delta: length of the noise relative to each class row.
         bins: B, bins of both histograms.
-        lambda1, lambda2, smooth_penultimate, smooth_weiper, eps_penultimate, eps_weiper: see `weiper_kld`.
+        lambda1, lambda2, smooth_penultimate, smooth_weiper, eps_penultimate, eps_weiper, smooth_reference: see
+            `weiper_kld`.
         overflow: where values outside the training range count, see `histogram`.
         react_percentile: share of training activations below the clip of ``"react"``.
         random_projections: the paper's ablation "RP": keep the noise, drop the class rows and the bias.
@@ -294,6 +302,7 @@ class WeiPer(Detector):
         smooth_weiper: int = 15,
         eps_penultimate: float = 0.01,
         eps_weiper: float = 0.025,
+        smooth_reference: bool = False,
         overflow: Literal["clamp", "drop"] = "clamp",
         react_percentile: float = 0.9,
         random_projections: bool = False,
@@ -314,6 +323,7 @@ class WeiPer(Detector):
         self.kld_options: dict[str, Any] = {
             "lambda1": lambda1, "lambda2": lambda2, "smooth_penultimate": int(smooth_penultimate),
             "smooth_weiper": int(smooth_weiper), "eps_penultimate": eps_penultimate, "eps_weiper": eps_weiper,
+            "smooth_reference": smooth_reference,
         }  # fmt: skip
         self.overflow, self.react_percentile = overflow, react_percentile
         self.random_projections = random_projections

@@ -29,7 +29,7 @@ from ood_lib.evaluation.metrics import (
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "SeedComparison", "compare", "compare_over_seeds", "counted_once", "same_sets"]
+__all__ = ["Comparison", "SeedComparison", "compare", "compare_over_seeds", "counted_once", "same_sets", "wins"]
 
 Interval = tuple[float, float]
 
@@ -259,12 +259,12 @@ def _paired(a: Tensor, b: Tensor, kind: str) -> tuple[Tensor, Tensor]:
 
 def _delong(a: Scores, b: Scores) -> Variances:
     """Variances of the two areas and of their difference, from the share of the other set that each score beats."""
-    shares = [(_wins(known, unknown), _wins(unknown, known)) for known, unknown in (a, b)]
+    shares = [(wins(known, unknown), wins(unknown, known)) for known, unknown in (a, b)]
     own = [sum(variance_of_mean(share) for share in both) for both in shares]
     return own[0], own[1], sum(variance_of_mean(x - y, single=1.0) for x, y in zip(*shares))
 
 
-def _wins(of: Tensor, against: Tensor) -> Tensor:
+def wins(of: Tensor, against: Tensor) -> Tensor:
     """For each score, in the given order, the share of ``against`` below it; ties count one half."""
     ranked = ascending(against.to(torch.promote_types(of.dtype, against.dtype)))
     below, upto = (torch.searchsorted(ranked, of.contiguous().to(ranked.dtype), right=r) for r in (False, True))

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from ood_lib.data.benchmark import Benchmark
 from ood_lib.evaluation.comparison import counted_once
 from ood_lib.evaluation.metrics import DIRECTIONS, as_percent, mean_interval, too_wide
+from ood_lib.evaluation.verdict import Verdict
 from ood_lib.training.loop import History
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ __all__ = [
     "theme",
     "training_curves",
     "umap",
+    "verdict_table",
 ]
 
 FULL, HALF = 7.2, 3.5  # figure widths in inches
@@ -249,6 +251,27 @@ def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str =
     if any(too_wide(*row) for row in found.values()):
         notes.append("cannot tell: the interval is as wide as the scale, or wider")
     return style.set_caption("; ".join(filter(None, notes)))
+
+
+def verdict_table(found: Mapping[str, Mapping[str, Verdict]], caption: str = "") -> Any:
+    """A row for each network: what a method gains over its baseline on near sets, far sets and in the mean.
+
+    Args:
+        found: `ood_lib.verdicts` of each network, by the name of the network.
+        caption: above the table; it goes on with what the numbers are.
+    """
+    import pandas as pd
+
+    columns = [group for group in ("near", "far", "mean") if any(group in row for row in found.values())]
+    names = NAMES | {"mean": "mean of both"}
+    cells = pd.DataFrame(
+        [[str(row.get(group, "")) for group in columns] for row in found.values()],
+        index=pd.Index(found, name="network"),
+        columns=[names[group] for group in columns],
+    )
+    sure = cells.map(lambda cell: "font-weight: bold" if cell.endswith(("better", "worse")) else "")
+    notes = [caption, "difference of the AUROC in points, in brackets its 95 % interval"]
+    return cells.style.apply(lambda _: sure, axis=None).set_caption("; ".join(filter(None, notes)))
 
 
 def markdown_table(summary: "pd.DataFrame") -> str:

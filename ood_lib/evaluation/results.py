@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from ood_lib.evaluation.benchmark import summarize
+from ood_lib.evaluation.verdict import Verdict
 from ood_lib.files import write_text
+from ood_lib.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["leaderboard", "load_results", "origins", "provenance", "save_results"]
+__all__ = [
+    "leaderboard", "load_results", "load_verdicts", "origins", "provenance", "save_results", "save_verdicts",
+]  # fmt: skip
 
 ENDS = ("", "_low", "_high")
 
@@ -117,13 +121,16 @@ def load_results(*places: str | os.PathLike[str]) -> "pd.DataFrame":
     """The rows of result files, one under the other, with the columns ``run``, benchmark, network, ... in front.
 
     Args:
-        places: files, or folders of files; a folder that is not there holds none.
+        places: files, or folders of files; one that is not there is named by a warning.
 
     Raises:
         ValueError: a file is no result file.
     """
     import pandas as pd
 
+    for place in map(Path, places):
+        if not place.exists():
+            warn(f"there are no results at {place.absolute()}: expected result files of save_results, or a folder")
     found = ([place] if place.is_file() else sorted(place.glob("*.json")) for place in map(Path, places))
     tables = []
     for file in chain.from_iterable(found):
@@ -135,6 +142,60 @@ def load_results(*places: str | os.PathLike[str]) -> "pd.DataFrame":
             raise ValueError(f"{file} is no result file ({type(error).__name__}: {error}); expected {KEYS}") from error
         tables.append(rows.assign(run=file.stem, **about).astype({"accuracy": float}))  # none is NaN
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def save_verdicts(
+    path: str | os.PathLike[str],
+    found: Mapping[tuple[str, str], Mapping[str, Mapping[str, Verdict]]],
+    *,
+    origin: Mapping[str, str],
+) -> None:
+    """Write what methods gain over their baselines, network by network; the file appears whole or not at all.
+
+    Args:
+        path: where to, ending in ``.json``.
+        found: by method and baseline, then by network, what `ood_lib.verdicts` found.
+        origin: see `provenance`.
+    """
+    lines = ",\n".join(
+        json.dumps(
+            {"detector": method, "minus": baseline, "network": network, "group": group}
+            | {name: round(value, 6) for name, value in verdict._asdict().items()}
+        )
+        for (method, baseline), networks in found.items()
+        for network, groups in networks.items()
+        for group, verdict in groups.items()
+    )
+    head = json.dumps({"provenance": dict(origin)}, indent=1, ensure_ascii=False)[:-2]
+    write_text(path, head + f',\n "verdicts": [\n{lines}\n]\n}}\n')
+
+
+def load_verdicts(*places: str | os.PathLike[str]) -> "pd.DataFrame":
+    """The rows of files of `save_verdicts`, one under the other: what was compared where, and the `Verdict`.
+
+    Args:
+        places: files, or folders of files; a folder that is not there holds none.
+
+    Returns:
+        Columns run (name of the file), detector, minus, network, group, verdict, then the provenance.
+
+    Raises:
+        ValueError: a file holds no verdicts.
+    """
+    import pandas as pd
+
+    rows = []
+    for file in chain.from_iterable([p] if p.is_file() else sorted(p.glob("*.json")) for p in map(Path, places)):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            for row in content["verdicts"]:
+                verdict = Verdict(**{name: row.pop(name) for name in Verdict._fields})
+                rows.append({"run": file.stem} | row | {"verdict": verdict} | content["provenance"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{file} holds no verdicts ({type(error).__name__}: {error}); expected a file of save_verdicts"
+            ) from error
+    return pd.DataFrame(rows, columns=None if rows else ["run", "detector", "minus", "network", "group", "verdict"])
 
 
 def origins(results: "pd.DataFrame") -> str:

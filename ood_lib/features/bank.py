@@ -95,9 +95,9 @@ class BenchmarkFeatures:
             about: what a reader should know (network, licence, ...); plain values, kept under ``about``.
 
         Raises:
-            ValueError: "uint8" without a head.
+            ValueError: "uint8" of features with logits, without a head.
         """
-        if precision == "uint8" and self.head is None:
+        if precision == "uint8" and self.head is None and self.train.logits is not None:
             raise ValueError('precision="uint8" leaves out the logits, and needs the head that makes them again')
         folder = Path(folder)
         (folder / BANK).unlink(missing_ok=True)
@@ -151,8 +151,8 @@ def _unpacked(file: Path, head: nn.Linear | None) -> Features:
     tensors = load_file(file)
     if any(x.dtype == torch.uint8 for x in tensors.values()):
         tensors = dequantized(tensors)
-        assert head is not None  # `save` saw to it
-        tensors["logits"] = head(tensors["penultimate"])
+        if head is not None:
+            tensors["logits"] = head(tensors["penultimate"])
     return Features(**tensors).single()
 
 
@@ -223,15 +223,14 @@ def make_bank(x: BenchmarkFeatures, folder: str | os.PathLike[str], *, seed: int
     """
 
     def few(features: Features, rows: int) -> Features:
-        known = features.labels is not None and features.labels.ndim == 1
-        return features[balanced_rows(features.labels if known else torch.zeros(len(features)), rows, seed)]
+        return features[_rows(features.labels, len(features), rows, seed)]
 
     _fewer(x, few).save(folder, precision="uint8", benchmark=x.name, **about)
 
 
 def fewer_images(bench: Benchmark, seed: int = 0) -> Benchmark:
     """The benchmark with only those images that `make_bank` would keep."""
-    return _fewer(bench, lambda data, rows: data.subset(balanced_rows(data.labels, rows, seed)))
+    return _fewer(bench, lambda data, rows: data.subset(_rows(data.labels, len(data), rows, seed)))
 
 
 def _fewer(x: T, few: Callable[[Any, int], Any]) -> T:
@@ -240,6 +239,12 @@ def _fewer(x: T, few: Callable[[Any, int], Any]) -> T:
     known = {role: few(getattr(sets, role), rows) for role, rows in ROWS.items()}
     near, far = ({n: few(data, OOD_ROWS) for n, data in group.items()} for group in (sets.near, sets.far))
     return replace(sets, **known, near=near, far=far)
+
+
+def _rows(labels: Tensor | None, count: int, rows: int, seed: int) -> Tensor:
+    """`balanced_rows`, or any rows where an image has several labels, or none."""
+    known = labels is not None and labels.ndim == 1
+    return balanced_rows(labels if known else torch.zeros(count), rows, seed)  # type: ignore[arg-type]
 
 
 def balanced_rows(labels: Tensor, rows: int, seed: int = 0) -> Tensor:

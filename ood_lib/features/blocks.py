@@ -3,10 +3,13 @@
 What lies at PATH is complete.  While it is being made it lies in the folder PATH.partial, together with
 
 * ``manifest.json``: what is being made, and how many rows make a block;
-* ``0``, ``1``, ``2`` ...: a record of each block that is done, the sha256 of its bytes.
+* ``0``, ``1``, ``2`` ...: a record of each block that is done, the sha256 of its bytes and of the items they are of.
 
 A block is recorded once its bytes are on the disk.  So it does not matter when a process is killed: the next one takes
-up the blocks without a record, and those whose bytes are not the recorded ones.
+up the blocks without a record, and those whose bytes are not the recorded ones.  Nor does it matter when items are
+exchanged or taken out meanwhile: blocks of items that are the same stay.
+
+The sha256 of all blocks stand in the header of the file, so that a bit that changes later is noticed too.
 """
 
 import hashlib
@@ -30,11 +33,15 @@ from torch import Tensor
 from ood_lib.features.distributed import Team
 from ood_lib.warn import warn
 
-__all__ = ["BlockFile", "map_tensors"]
+__all__ = ["DIGESTS", "BlockFile", "map_tensors", "seal", "unsealed"]
 
 T = TypeVar("T")
 
-FORMAT = "1"
+FORMAT = "2"
+
+DIGESTS = "digests"  # in the metadata of the header: rows of a block, and the sha256 of each
+
+AT_ONCE = 2**20  # bytes that are read to be hashed
 
 SMALL = 2**24  # bytes
 
@@ -54,16 +61,62 @@ COPY_ON_WRITE: dict[str, int] = (
 )
 
 
-def map_tensors(path: Path) -> dict[str, Tensor]:
+def unsealed(rows: int, block: int) -> dict[str, str]:
+    """Metadata with room for the digests of a file's blocks."""
+    return {DIGESTS: " ".join([str(block), *["0" * 64] * (-(-rows // block) if block else 0)])}
+
+
+def seal(path: Path) -> None:
+    """Put the digests of its blocks into the header of a file that has room for them."""
+    with open(path, "r+b") as file:
+        header, start = _read_header(file)
+        room = header["__metadata__"][DIGESTS]
+        found = _found_digests(file)
+        file.seek(0)
+        head = file.read(start)
+        file.seek(head.index(room.encode()))
+        file.write(found.encode())  # as long as the room
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _found_digests(file: BinaryIO) -> str:
+    """What `seal` writes of a file as it is."""
+    file.seek(0)
+    header, start = _read_header(file)
+    block = int(header["__metadata__"][DIGESTS].split(" ", 1)[0])
+    rows = next((entry["shape"][0] for entry in _fields(header).values()), 0)
+    digests = (_digest_of(file, header, start, range(i, min(i + block, rows))) for i in range(0, rows, block or 1))
+    return " ".join([str(block), *digests])
+
+
+def _verify(path: Path) -> None:
+    with open(path, "rb") as file:
+        header, _ = _read_header(file)
+        sealed = header.get("__metadata__", {}).get(DIGESTS)
+        if sealed is not None and sealed != _found_digests(file):
+            raise SafetensorError("its bytes are not those that were written")
+
+
+def map_tensors(path: Path, verify: bool = True) -> dict[str, Tensor]:
     """The tensors of a safetensors file, read when they are looked at: it may be larger than the memory.
 
     A file of up to 16 MiB is read at once, and does not mind what becomes of it.
 
+    Args:
+        path: of the file.
+        verify: read all of it once, to see whether the bytes are still those that were written.
+
     Raises:
-        SafetensorError: the file is truncated, or no safetensors file.
+        SafetensorError: the file is truncated or damaged, or no safetensors file.
     """
     with safe_open(path, "numpy"):  # checks header and size
         pass
+    if verify:
+        try:
+            _verify(path)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SafetensorError(f"its header is damaged: {error}") from error
     with open(path, "rb") as file:
         header, start = _read_header(file)
         small = path.stat().st_size <= SMALL
@@ -87,13 +140,24 @@ class BlockFile:
         identity: what it holds: a file of another identity is refused.
         rows: N.
         anonymous: accept a file at the path that does not say what it holds.
+        marks: (N,) of the items, so that blocks of the same items are taken over from one that was begun with others.
+        kin: pattern of the files beside it that may have been begun with other items.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, str], rows: int, anonymous: bool = False) -> None:
-        self.path, self.rows, self.anonymous = path, rows, anonymous
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, str],
+        rows: int,
+        anonymous: bool = False,
+        marks: Sequence[bytes] | None = None,
+        kin: str = "",
+    ) -> None:
+        self.kin = kin
+        self.path, self.rows, self.anonymous, self.marks = path, rows, anonymous, marks
         self.identity = {"format": FORMAT, "rows": str(rows), **identity}
         self.work = path.with_name(f"{path.name}.partial")
-        self._data = self.work / "features.safetensors"
+        self._data, self._block = self.work / "features.safetensors", rows
 
     def fill(self, make: Make, block: int, ranks: Team) -> None:
         """Make what is missing, each process its share, and move the file to its place.
@@ -121,6 +185,7 @@ class BlockFile:
     def _fill(self, make: Make, block: int, ranks: Team) -> None:
         if ranks.rank == 0 and self.path.exists():
             warn(f"the features in {self.path} are damaged and are made again")
+        self._block = block
         blocks = [range(start, min(start + block, self.rows)) for start in range(0, self.rows, block)]
         todo = self._missing(blocks, ranks)
         mine = ranks.share(todo)
@@ -130,6 +195,7 @@ class BlockFile:
         if wrong := self._missing(todo, ranks):
             raise OSError(f"{len(wrong)} blocks in {self.work} are not there as they were written: run again, or look")
         if ranks.rank == 0:
+            seal(self._data)
             os.replace(self._data, self.path)
             shutil.rmtree(self.work, ignore_errors=True)
         self._meet(ranks)
@@ -155,13 +221,35 @@ class BlockFile:
             with safe_open(self.path, "numpy") as file:
                 found = file.metadata() or {}
         except FileNotFoundError:
-            self._refuse_others(self._manifest(), self.work)
+            if not self._is_kin(found := self._manifest()):
+                self._refuse_others(found, self.work)
             return False
         except SafetensorError:
             return False
-        if found or not self.anonymous:
-            self._refuse_others(found, self.path)
+        own = {name: value for name, value in found.items() if name != DIGESTS}
+        if own or not self.anonymous:
+            self._refuse_others(own, self.path)
+        try:
+            map_tensors(self.path)
+        except SafetensorError:
+            return False
         return True
+
+    def _is_kin(self, found: Mapping[str, Any]) -> bool:
+        """Whether what is being made is the same of other items, of which some blocks are ours as well."""
+        other = {name for name, value in self.identity.items() if found.get(name) != value}
+        return bool(other) and other <= {"rows", "data"} and any(self._kept(found))
+
+    def _kept(self, found: Mapping[str, Any]) -> Iterator[range]:
+        """Blocks of another beginning that are of the same items as here, and whole."""
+        if self.marks is None or "block" not in found:
+            return
+        rows, block = int(found["rows"]), found["block"]
+        former = {name: found[name] for name in self.identity}
+        for start in range(0, min(rows, self.rows), block):
+            part = range(start, min(start + block, rows))
+            if part.stop == min(start + block, self.rows) and self._is_done(part, former, rows):
+                yield part
 
     def _manifest(self) -> dict[str, Any]:
         """What is being made: the identity as long as there is none."""
@@ -176,22 +264,21 @@ class BlockFile:
                 f"{where} was made with another {', '.join(other)} than asked for now: take another path, or delete it"
             )
 
-    def _is_done(self, block: range) -> bool:
+    def _is_done(self, block: range, identity: Mapping[str, str] | None = None, rows: int = 0) -> bool:
         try:
-            return self._record(block).read_text() == self._read_digest(block)
+            with open(self._data, "rb") as file:
+                header, start = _read_header(file)
+                own = {name: value for name, value in header["__metadata__"].items() if name != DIGESTS}
+                return own == (identity or self.identity) and self._record(block).read_text() == self._recorded(
+                    block, _digest_of(file, header, start, block)
+                )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record, no file, no header
             return False
 
-    def _read_digest(self, block: range) -> str:
-        with open(self._data, "rb") as file:
-            header, start = _read_header(file)
-            if header["__metadata__"] != self.identity:
-                return ""
-            digest = _digest(header)
-            for _, place, width in _places(header, start, self.rows):
-                file.seek(place + block.start * width)
-                digest.update(file.read(len(block) * width))
-        return digest.hexdigest()
+    def _recorded(self, block: range, digest: str) -> str:
+        """What says that a block is done: its bytes, and the items that they are of."""
+        marks = b"".join(self.marks[block.start : block.stop]) if self.marks else b""
+        return f"{digest} {hashlib.sha256(marks).hexdigest()}"
 
     def _record(self, block: range) -> Path:
         return self.work / str(block.start)
@@ -209,15 +296,68 @@ class BlockFile:
 
     def _begin(self, block: int) -> int:
         """Write the manifest, unless there is one; the rows of its blocks."""
+        self._adopt()
         found = self._manifest()
         if "block" not in found:
             found = {**self.identity, "block": block}
             _write_whole(self.work / "manifest.json", json.dumps(found, indent=1))
+        elif kept := [*self._kept(found)] if self._is_kin(found) else []:
+            self._take_over(kept, int(found["rows"]), found["block"])
         return found["block"]
+
+    def _adopt(self) -> None:
+        """Where nothing is begun: bring here what nobody else is making of some of the same items."""
+        if not self.kin or (self.work / "manifest.json").exists():
+            return
+        for folder in sorted(self.path.parent.glob(f"{self.kin}.partial")):
+            other = BlockFile(folder.with_suffix(""), {}, self.rows, marks=self.marks)
+            other.identity = self.identity
+            with suppress(OSError), open(folder / "lock", "w") as file:
+                if folder != self.work and other._is_kin(other._manifest()) and _is_free(file):
+                    for part in folder.iterdir():
+                        if part.name != "lock":
+                            os.replace(part, self.work / part.name)
+                    shutil.rmtree(folder, ignore_errors=True)
+                    return
+
+    def _take_over(self, kept: Sequence[range], rows: int, block: int) -> None:
+        """Write the blocks that were made of the same items into a file of the new length; others are forgotten."""
+        fresh = self._data.with_name("features.fresh")
+        records: list[tuple[range, str]] = []
+        with open(self._data, "rb") as old, open(fresh, "wb") as new:
+            former, start = _read_header(old)
+            header = _stretched(_fields(former), rows, self.rows)
+            header = {"__metadata__": {**self.identity, **unsealed(self.rows, block)}, **header}
+            new.write(_packed(header))
+            for part in kept:
+                digest = _digest(header)
+                places = zip(_places(former, start, rows), _places(header, len(_packed(header)), self.rows))
+                for (_, place, width), (_, target, _) in places:
+                    old.seek(place + part.start * width)
+                    new.seek(target + part.start * width)
+                    data = old.read(len(part) * width)
+                    digest.update(data)
+                    new.write(data)
+                records.append((part, self._recorded(part, digest.hexdigest())))
+            new.flush()
+            os.fsync(new.fileno())
+        warn(
+            f"{self.work} was begun with other data: {sum(map(len, kept))} of {self.rows} rows are of the same items "
+            "and stay, the rest is made"
+        )
+        manifest = {**self.identity, "block": block}
+        _write_whole(
+            self.work / "manifest.json", json.dumps(manifest, indent=1)
+        )  # what is lost from here on is made anew
+        for record in self.work.glob("[0-9]*"):
+            record.unlink()
+        os.replace(fresh, self._data)
+        for part, text in records:
+            _write_whole(self._record(part), text)
 
     def _write(self, block: range, tensors: Mapping[str, Tensor], shared: bool) -> None:
         """Put the rows of a block, (n, ...) under each name, in their place; record them when they are on the disk."""
-        header = _header(tensors, self.rows, self.identity)
+        header = _header(tensors, self.rows, {**self.identity, **unsealed(self.rows, self._block)})
         start, digest = len(_packed(header)), _digest(header)
         with open(self._data, "wb", opener=partial(_in_place, shared)) as file:
             file.write(_packed(header))  # every process writes the same
@@ -228,7 +368,19 @@ class BlockFile:
                 file.write(rows)
             file.flush()
             os.fsync(file.fileno())
-        _write_whole(self._record(block), digest.hexdigest())
+        _write_whole(self._record(block), self._recorded(block, digest.hexdigest()))
+
+
+def _is_free(file: IO[str]) -> bool:
+    """Whether no other run is at work there."""
+    with suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def _wait_for(file: IO[str], path: Path) -> None:
@@ -256,10 +408,19 @@ def _header(tensors: Mapping[str, Tensor], rows: int, metadata: Mapping[str, str
     """The head that safetensors would write for one row, stretched to all of them."""
     one = save({name: value[:1].clone() for name, value in tensors.items()})
     header = json.loads(one[8 : 8 + int.from_bytes(one[:8], "little")])
-    for entry in header.values():
-        entry["shape"][0] = rows
-        entry["data_offsets"] = [offset * rows for offset in entry["data_offsets"]]
-    return {"__metadata__": dict(metadata), **header}
+    return {"__metadata__": dict(metadata), **_stretched(header, 1, rows)}
+
+
+def _stretched(fields: Mapping[str, Any], rows: int, wanted: int) -> dict[str, Any]:
+    """The entries of a header for another number of rows."""
+    return {
+        name: entry
+        | {
+            "shape": [wanted, *entry["shape"][1:]],
+            "data_offsets": [offset // rows * wanted for offset in entry["data_offsets"]],
+        }
+        for name, entry in fields.items()
+    }
 
 
 def _packed(header: Mapping[str, Any]) -> bytes:
@@ -281,8 +442,23 @@ def _fields(header: Mapping[str, Any]) -> dict[str, Any]:
 def _places(header: Mapping[str, Any], start: int, rows: int) -> list[tuple[str, int, int]]:
     """Name, first byte and bytes per row of each tensor."""
     offsets = {name: entry["data_offsets"] for name, entry in _fields(header).items()}
-    return [(name, start + begin, (end - begin) // rows) for name, (begin, end) in offsets.items()]
+    return [(name, start + begin, (end - begin) // max(rows, 1)) for name, (begin, end) in offsets.items()]
 
 
 def _digest(header: Mapping[str, Any]) -> Any:
-    return hashlib.sha256(json.dumps(header).encode())
+    """Begun with what the header says, but for the digests in it."""
+    metadata = {name: value for name, value in header["__metadata__"].items() if name != DIGESTS}
+    return hashlib.sha256(json.dumps({**header, "__metadata__": metadata}, sort_keys=True).encode())
+
+
+def _digest_of(file: BinaryIO, header: Mapping[str, Any], start: int, block: range) -> str:
+    """The sha256 of the rows of a block, field after field."""
+    digest = _digest(header)
+    rows = next(entry["shape"][0] for entry in _fields(header).values())
+    for _, place, width in _places(header, start, rows):
+        file.seek(place + block.start * width)
+        left = len(block) * width
+        while left and (data := file.read(min(left, AT_ONCE))):
+            digest.update(data)
+            left -= len(data)
+    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Features of a data set: a frozen network sees every image once, in order, on whatever device there is."""
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -14,20 +13,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
-from ood_lib.data.fingerprint import collate_labelled, dataset_hash
-from ood_lib.features.blocks import BlockFile
+from ood_lib.data.fingerprint import collate_labelled, data_identity
+from ood_lib.features.blocks import BlockFile, map_tensors
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
+from ood_lib.features.identity import network_hash
 from ood_lib.networks.adapt import adapt
+from ood_lib.networks.modes import in_eval
 from ood_lib.networks.network import Network, Representation, pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.warn import warn
 
-__all__ = ["Pass", "extract", "forward", "network_hash"]
+__all__ = ["Pass", "extract", "forward"]
 
 _BLOCKS = 1024  # of a file at most: what a kill costs, and how evenly processes share
-
-_SAMPLE = 64  # items by which a data set without a fingerprint is known again at a path of the reader's choice
 
 
 class Pass(NamedTuple):
@@ -99,15 +98,18 @@ def extract(
             warn(f"each of {ranks.size} processes looks at all {rows} images: {advice}")
         (found,) = run([range(rows)])
         return Features(**found)
+    data = data_identity(dataset, num_workers)
+    image = _floating(collate_labelled([dataset[0]])[0])
     identity = {
-        "network": network_hash(network),
-        "data": dataset_hash(dataset, _SAMPLE if cache is None else None, num_workers),
+        "network": network_hash(network, image.shape[1:]),
+        "data": data.digest,
         "precision": _precision(dtype, precision),
     }
     path = Path(cache) / _cached_name(**identity) if cache is not None else Path(str(out))
     block = batch_size * math.ceil(rows / batch_size / _BLOCKS)  # whole batches: the same ones for any number of ranks
-    BlockFile(path, identity, rows, anonymous=out is None).fill(run, block, ranks)
-    return Features.load(path)
+    kin = "" if cache is None else _cached_name(**{**identity, "data": "*"})
+    BlockFile(path, identity, rows, anonymous=out is None, marks=data.marks, kin=kin).fill(run, block, ranks)
+    return Features(**map_tensors(path, verify=False))  # `fill` has just seen all of it
 
 
 def _check(dataset: Any, batch_size: int, precisions: Iterable[torch.dtype | None], *places: object) -> None:
@@ -161,8 +163,7 @@ def forward(network: Any, dataset: Dataset, how: Pass, blocks: Sequence[range]) 
         ValueError: the data set has no labels, or its images are no floating-point tensors.
     """
     network = network if hasattr(network, "represent") else adapt(network)
-    modes = [(module, module.training) for module in network.modules()]  # each its own: a part may be frozen
-    network.to(how.device).eval()
+    network.to(how.device)
     parameters = (p.dtype for p in network.parameters() if p.is_floating_point())
     on_gpu = how.device.type == "cuda"
     form: dict[str, Any] = {
@@ -186,15 +187,11 @@ def forward(network: Any, dataset: Dataset, how: Pass, blocks: Sequence[range]) 
         kept = {name: value.to(how.dtype or value.dtype) for name, value in seen.items() if value is not None}
         return {**kept, "labels": labels}
 
-    try:
-        total = sum(map(len, blocks))
-        with tqdm(total=total, unit="image", desc="features", disable=not how.progress, leave=False) as bar:
-            batches = _fetched((look(images, labels) for images, labels in loader), how.device)
-            for block in blocks:
-                yield _gathered(batches, len(block), bar)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    left = {"unit": "image", "desc": "features", "disable": not how.progress, "leave": False}
+    with in_eval(network), tqdm(total=sum(map(len, blocks)), **left) as bar:
+        batches = _fetched((look(images, labels) for images, labels in loader), how.device)
+        for block in blocks:
+            yield _gathered(batches, len(block), bar)
 
 
 def _batches(blocks: Iterable[range], size: int) -> Iterator[list[int]]:
@@ -264,12 +261,3 @@ def _floating(images: Tensor) -> Tensor:
         kind = getattr(images, "dtype", type(images).__name__)
         raise ValueError(f"the data set yields images of {kind}; expected floating-point tensors (C, H, W) in [0, 1]")
     return images
-
-
-def network_hash(network: Any) -> str:
-    """sha256 of the architecture, as it is printed, and of all parameters and buffers."""
-    digest = hashlib.sha256(str(network).encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ood_lib.features.blocks import map_tensors
+from ood_lib.features.blocks import map_tensors, seal, unsealed
+from ood_lib.files import atomic
 from ood_lib.tensors import save_tensors, single
 
 __all__ = ["Features"]
@@ -84,17 +85,20 @@ class Features:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all."""
-        save_tensors(self.tensors(), Path(path))
+        with atomic(path) as fresh:
+            save_tensors(self.tensors(), fresh, unsealed(len(self), len(self)))
+            seal(fresh)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Features":
         """What `save` or `extract` wrote, memory-mapped: rows are read when they are looked at.
 
         The file may be larger than the memory; a small one is read at once.  It does not change with the tensors.
+        All bytes are verified by the sha256 that were written with them (files of earlier versions have none).
 
         Raises:
             FileNotFoundError: there is no such file, or it is still being made.
-            ValueError: the file is truncated or is no features file.
+            ValueError: the file is truncated or damaged, or is no features file.
         """
         try:
             return cls(**map_tensors(Path(path)))

@@ -16,6 +16,7 @@ from torch.nn.grad import conv2d_input
 
 from ood_lib.data.benchmark import Normalize
 from ood_lib.extras import need
+from ood_lib.networks.modes import in_eval
 from ood_lib.warn import warn
 
 if TYPE_CHECKING:
@@ -279,13 +280,11 @@ def lipschitz_report(network: nn.Module, images: Tensor, tolerance: float = 1e-6
     _warn_of_unknown(network)
     seen = {name: m for name, m in network.named_modules() if isinstance(m, KINDS)}
     handles = [m.register_forward_hook(partial(look, name)) for name, m in seen.items()]
-    modes = [(m, m.training) for m in network.modules()]
     try:
-        network.eval()(images)
+        with in_eval(network):
+            network(images)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     table = pd.DataFrame(rows, columns=["layer", "reshaped", "exact", "gain"])
     return table.assign(product=table["exact"] * table["gain"])

@@ -12,14 +12,17 @@ class Representation(NamedTuple):
     """What a network computes for a batch of N images."""
 
     penultimate: Tensor  # (N, K), the input of the head
-    logits: Tensor  # (N, C)
+    logits: Tensor  # (N, C), None of a network without a head
     style: Tensor | None  # (N, K') standard deviation of the last feature map over space, None without a map
 
 
 class Network(Protocol):
     """A classifier whose penultimate feature and linear head can be read."""
 
-    head: nn.Linear
+    @property
+    def head(self) -> nn.Linear:
+        """The layer that makes the logits of the penultimate feature."""
+        ...
 
     def represent(self, images: Tensor) -> Representation:
         """Images (N, channels, H, W) in [0, 1] to their representation."""

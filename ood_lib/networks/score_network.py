@@ -3,18 +3,26 @@ r"""Score networks: an image and a noise scale to the gradient of the log-densit
 A score network is any callable ``network(x, sigma)`` that returns a vector as large as x, an estimate of
 :math:`\nabla_x \log q_\sigma(x)` with :math:`q_\sigma = p_{data} * N(0, \sigma^2 I)`; sigma is a number, or one per
 image.  `ScoreNetwork` is one that is small enough to read: a U-Net that corrects the score of a Gaussian.  Any other
-module may do the correction; `DiffusersBody` fits one of the package diffusers in.
+module may do the correction; `DiffusersBody` fits one of the package diffusers in.  `GaussianScore` needs no training:
+it is what a covariance of the pixels already knows.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["DiffusersBody", "Residual", "ScoreNetwork", "UNet", "checked_images", "checked_scales", "noise_scales"]
+from ood_lib.checks import check
+
+__all__ = [
+    "DiffusersBody", "GaussianScore", "InstanceNormPlus", "Norm", "Residual", "ScoreNetwork", "UNet", "checked_images",
+    "checked_scales", "noise_scales",
+]  # fmt: skip
+
+Norm = Literal["group", "instance++"]
 
 
 def noise_scales(largest: float = 1.0, smallest: float = 0.01, count: int = 10) -> Tensor:
@@ -66,12 +74,45 @@ def checked_images(images: Tensor) -> Tensor:
     return images
 
 
+class InstanceNormPlus(nn.Module):
+    r"""InstanceNorm++: each map is standardised by itself, and what that forgets, the level of the map, is added again.
+
+    .. math:: \gamma_c\,\frac{h_c - \mu_c}{\sqrt{v_c + \epsilon}} + \beta_c
+        + \alpha_c\,\frac{\mu_c - m}{\sqrt{w + \epsilon}}
+
+    Here mu and v are mean and variance of a map, m and w those of the mu over the maps of an image.  Only how the maps
+    stand to each other comes back: the output is blind to the contrast and brightness of all of them together.
+
+    Args:
+        channels: maps.
+
+    References:
+        Song & Ermon, Generative Modeling by Estimating Gradients of the Data Distribution, NeurIPS 2019.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.alpha = (nn.Parameter(torch.ones(channels)) for _ in range(2))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Maps (N, channels, H, W), in their shape."""
+        means = h.mean((2, 3), dtype=torch.promote_types(h.dtype, torch.float32))  # (N, channels)
+        variance, middle = torch.var_mean(means, 1, correction=0, keepdim=True)
+        levels = self.alpha * (means - middle) / (variance + 1e-5).sqrt()
+        return F.instance_norm(h, weight=self.weight, bias=self.bias) + levels[..., None, None].to(h)
+
+
+def _norm(kind: Norm, channels: int) -> nn.Module:
+    return nn.GroupNorm(math.gcd(4, channels), channels) if kind == "group" else InstanceNormPlus(channels)
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions added to a shortcut; the noise scale shifts and stretches the maps between them."""
 
-    def __init__(self, inputs: int, outputs: int, embedded: int) -> None:
+    def __init__(self, inputs: int, outputs: int, embedded: int, norm: Norm = "group") -> None:
         super().__init__()
-        self.norm1, self.norm2 = (nn.GroupNorm(math.gcd(4, c), c) for c in (inputs, outputs))
+        self.norm1, self.norm2 = (_norm(norm, c) for c in (inputs, outputs))
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
         self.film = nn.Linear(embedded, 2 * outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
@@ -93,19 +134,28 @@ class UNet(nn.Module):
         patch: side of the pixel blocks that become channels first; 2 quarters the work (for 28 pixels and more).
         levels: None embeds log sigma by sines and cosines; noise scales give each a vector of its own, as the paper
             does, and no scale between them has a meaning.
+        norm: before each convolution but the first: "group" standardises groups of maps together, "instance++" (the
+            paper's) each by itself, see `InstanceNormPlus`.  It decides which scales see a smooth image as long.
 
     Raises:
-        ValueError: on call, other channels, or a side that the halvings do not divide.
+        ValueError: another norm; on call, other channels, or a side that the halvings do not divide.
     """
 
     log_levels: Tensor
     frequencies: Tensor
 
     def __init__(
-        self, channels: int, widths: Sequence[int] = (16, 32), patch: int = 1, levels: Sequence[float] | None = None
+        self,
+        channels: int,
+        widths: Sequence[int] = (16, 32),
+        patch: int = 1,
+        levels: Sequence[float] | None = None,
+        norm: Norm = "group",
     ) -> None:
         super().__init__()
+        check(get_args(Norm), norm=norm)
         self.channels, self.patch, self.multiple = channels, patch, patch * 2 ** (len(widths) - 1)
+        self.widths, self.kind = tuple(widths), norm
         embedded, inside = 4 * widths[0], channels * patch**2
         self.register_buffer("log_levels", torch.tensor(levels or [], dtype=torch.float64).log().float())
         self.register_buffer("frequencies", torch.logspace(-1, 1, widths[0] // 2))  # radians per unit of log sigma
@@ -113,10 +163,10 @@ class UNet(nn.Module):
         self.embed = nn.Sequential(nn.Linear(widths[0] // 2 * 2, embedded), nn.SiLU(), nn.Linear(embedded, embedded))
         self.stem = nn.Conv2d(inside, widths[0], 3, padding=1)
         ins = [widths[0], *widths[:-1]]
-        self.down = nn.ModuleList(Residual(i, o, embedded) for i, o in zip(ins, widths))
-        self.middle = Residual(widths[-1], widths[-1], embedded)
-        self.up = nn.ModuleList(Residual(2 * o, i, embedded) for i, o in reversed([*zip(ins, widths)]))
-        self.norm = nn.GroupNorm(math.gcd(4, ins[0]), ins[0])
+        self.down = nn.ModuleList(Residual(i, o, embedded, norm) for i, o in zip(ins, widths))
+        self.middle = Residual(widths[-1], widths[-1], embedded, norm)
+        self.up = nn.ModuleList(Residual(2 * o, i, embedded, norm) for i, o in reversed([*zip(ins, widths)]))
+        self.norm = _norm(norm, ins[0])
         self.out = nn.Conv2d(ins[0], inside, 3, padding=1)
         for parameter in self.out.parameters():  # begin with no correction at all
             nn.init.zeros_(parameter)
@@ -183,7 +233,7 @@ class ScoreNetwork(nn.Module):
     :math:`x + \sigma^2 s` is the denoiser of the reference, there preconditioned in the same way.
 
     Args:
-        channels, widths, patch: of the `UNet` F.
+        channels, widths, patch, norm: of the `UNet` F.
         sigma_range: smallest and largest noise scale, those that it is trained for, in units of the pixels.
         sigma_data: sigma_d, standard deviation of a pixel around mid-grey, roughly.
         precondition: False gives sigma s = F(x - 1/2, log sigma), as in NCSNv2 (Song & Ermon, NeurIPS 2020).
@@ -213,6 +263,7 @@ class ScoreNetwork(nn.Module):
         precondition: bool = True,
         levels: Sequence[float] | None = None,
         body: nn.Module | None = None,
+        norm: Norm = "group",
     ) -> None:
         super().__init__()
         if not sigma_data > 0:
@@ -220,7 +271,7 @@ class ScoreNetwork(nn.Module):
         self.levels = None if levels is None else tuple(checked_scales(levels).tolist())
         high, low = checked_scales(self.levels or sigma_range[::-1])[[0, -1]].tolist()
         self.sigma_range, self.sigma_data, self.precondition = (low, high), sigma_data, precondition
-        self.body = body or UNet(channels, widths, patch, self.levels)
+        self.body = body or UNet(channels, widths, patch, self.levels, norm)
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Scores of images (N, channels, H, W) at one noise scale, or one each (N,), in the shape of the images."""
@@ -237,11 +288,51 @@ class ScoreNetwork(nn.Module):
         own = {name: getattr(self, name) for name in ("sigma_range", "sigma_data", "precondition", "levels")}
         if type(self.body) is not UNet:
             return own | {"channels": 0, "body": self.body}
-        parts: Any = self.body.down
-        widths = [block.conv1.out_channels for block in parts]
-        return own | {"channels": self.body.channels, "widths": widths, "patch": self.body.patch}
+        body = self.body
+        return own | {"channels": body.channels, "widths": body.widths, "patch": body.patch, "norm": body.kind}
 
     def extra_repr(self) -> str:
         """What the weights do not tell."""
         scales = f"sigma_range={self.sigma_range}" if self.levels is None else f"levels={self.levels}"
         return f"{scales}, sigma_data={self.sigma_data}, precondition={self.precondition}"
+
+
+class GaussianScore(nn.Module):
+    r"""Exact score of the Gaussian that has the mean and the covariance of some images: a control without a network.
+
+    .. math:: s(x, \sigma) = -(S + \sigma^2 I)^{-1} (x - \mu)
+
+    Its weighted norms :math:`\sigma^2 (x - \mu)^\top (S + \sigma^2 I)^{-2} (x - \mu)` are those of a ridge family: the
+    smaller sigma, the more they speak of directions in which images hardly vary, as fine texture.
+
+    Args:
+        images: (N, ...), of which mean and covariance are taken, in double precision.
+
+    Raises:
+        ValueError: fewer than two images.
+
+    Example:
+        >>> score = GaussianScore(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))  # variance 1 along x, 0 along y
+        >>> score(torch.tensor([[3.0, 4.0]]), 1.0)
+        tensor([[-1.5000, -4.0000]])
+    """
+
+    mean: Tensor
+    variances: Tensor
+    axes: Tensor
+
+    def __init__(self, images: Tensor) -> None:
+        super().__init__()
+        check("integer [2, inf)", "how many images there are", images=len(images))
+        blocks = images.flatten(1).split(4096)
+        mean = sum(block.double().sum(0) for block in blocks) / len(images)
+        scatter = sum((y := block.double() - mean).T @ y for block in blocks)
+        variances, axes = torch.linalg.eigh(scatter / len(images))
+        for name, value in (("mean", mean), ("variances", variances.clamp_min(0)), ("axes", axes)):
+            self.register_buffer(name, value.to(images))
+
+    def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Scores of images (N, ...) at one noise scale, or one each (N,), in the shape of the images."""
+        sigma = torch.as_tensor(sigma).to(x).reshape(-1, 1)
+        y = (x.flatten(1) - self.mean.to(x)) @ self.axes.to(x)
+        return -((y / (self.variances.to(x) + sigma**2)) @ self.axes.to(x).T).reshape(x.shape)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ood_lib.data.fingerprint import dataset_hash
@@ -17,7 +17,7 @@ from ood_lib.training.checkpoint import Checkpoint
 
 __all__ = ["Descent", "History", "Task", "ema", "logits_of", "split_batch", "train"]
 
-SAMPLE = 64  # items by which a checkpoint knows its data set again
+SAMPLE = 64  # items by which a checkpoint knows a data set again all of which it would have to read
 
 
 def split_batch(batch: Any) -> tuple[Tensor, Any]:
@@ -171,15 +171,14 @@ def _layout(task: Task) -> torch.memory_format:
 def _key(network: nn.Module, data: Dataset, task: Task) -> str:
     """Tells this training from others: what it does, to which parameters, on what data."""
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    return f"{task.options()}{len(data)}{shapes}{_sample_hash(data)}"  # type: ignore[arg-type]
+    return f"{task.options()}{len(data)}{shapes}{_data_hash(data)}"  # type: ignore[arg-type]
 
 
-def _sample_hash(data: Dataset) -> str:
-    """Of a few items, evenly spread, so that it costs the same for any data set."""
-    unnamed = Subset(data, range(len(data)))  # type: ignore[arg-type]  # without a `fingerprint`, which may read all
+def _data_hash(data: Dataset) -> str:
+    """Of all items where that is cheap, else of a few, evenly spread, so that it costs the same for any data set."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # for items that are changed at random
-        return dataset_hash(unnamed, SAMPLE)
+        return dataset_hash(data, SAMPLE)
 
 
 class _Run(Descent):

@@ -1,4 +1,4 @@
-"""Networks that others trained on CIFAR: their architecture, to read a checkpoint that its authors published.
+"""Networks that others trained: their architecture, to read a checkpoint that its authors published.
 
 Their weights do not come with the library.  Whoever has them, as a safetensors file with the parameters named as in the
 checkpoint, makes the bank again with ``python -m ood_lib NAME --weights FILE``.
@@ -6,20 +6,21 @@ checkpoint, makes the bank again with ``python -m ood_lib NAME --weights FILE``.
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models import DenseNet
+from torchvision.models import DenseNet, MobileNetV2, mobilenet_v2
 from torchvision.models.resnet import BasicBlock
 
 from ood_lib.data.benchmark import Normalize
 from ood_lib.networks.adapt import Adapted, adapt
 
-__all__ = ["PUBLISHED", "CIFARResNet", "Published", "densenet_bc", "published"]
+__all__ = ["PUBLISHED", "CIFARResNet", "Published", "densenet_bc", "mobilenet_same", "published"]
 
 
 class CIFARResNet(nn.Module):
@@ -72,7 +73,7 @@ def densenet_bc(classes: int) -> DenseNet:
     return network
 
 
-_DENSENET_NAMES = [  # (name in the checkpoint, name in torchvision's network)
+_DENSENET_NAMES: list[Any] = [  # (name in the checkpoint, name in torchvision's network)
     (r"^conv1\.", "features.conv0."),
     (r"^bn1\.", "features.norm5."),
     (r"^fc\.", "classifier."),
@@ -86,24 +87,72 @@ def _dense_layer(block: str, layer: str, kind: str) -> str:
     return f"features.denseblock{block}.denselayer{int(layer) + 1}.{'norm' if kind == 'bn' else kind}"
 
 
-def _renamed(key: str, names: Sequence[Any]) -> str:
-    for pattern, name in names:
-        key, found = re.subn(pattern, name, key)
-        if found:
-            break
-    return key
+def _renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of DICE's checkpoint under torchvision's names."""
+
+    def rename(key: str) -> str:
+        for pattern, name in _DENSENET_NAMES:
+            key, found = re.subn(pattern, name, key)
+            if found:
+                break
+        return key
+
+    return {rename(key): value for key, value in state.items()}
+
+
+def mobilenet_same() -> MobileNetV2:
+    """MobileNetV2 as TensorFlow pads it: convolutions of stride 2 see a zero at the right and at the bottom only.
+
+    Where the side is odd, one on each side.  It has 1,001 classes; number 0 is *background*.
+    """
+    network = mobilenet_v2(num_classes=1001)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
+            module.padding = (0, 0)
+            module.register_forward_pre_hook(_pad_same)
+    return network
+
+
+def _pad_same(_: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    height, width = inputs[0].shape[-2:]
+    return (F.pad(inputs[0], (width % 2, 1, height % 2, 1)),)
+
+
+def _unfolded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters of a quantized MobileNetV2 without BatchNorm, as those of torchvision's.
+
+    Layer i has NN.weight_q (int8), NN.scale for each channel, and NN.bias; a BatchNorm that only adds the bias follows.
+    """
+    network = mobilenet_v2(num_classes=1001)
+    pairs = [m for m in network.named_modules() if isinstance(m[1], nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
+    unread, layer = dict(state), -1
+    found: dict[str, Tensor] = {}
+    for name, module in pairs:
+        if isinstance(module, nn.BatchNorm2d):
+            one = torch.ones(module.num_features)
+            found |= {f"{name}.weight": one, f"{name}.running_mean": 0 * one, f"{name}.running_var": one - module.eps}
+            found[f"{name}.bias"] = unread.pop(f"{layer:02}.bias")
+            continue
+        layer += 1
+        weight = unread.pop(f"{layer:02}.weight_q") * unread.pop(f"{layer:02}.scale").view(-1, 1, 1, 1)
+        found[f"{name}.weight"] = weight.flatten(1) if isinstance(module, nn.Linear) else weight
+        if isinstance(module, nn.Linear):
+            found[f"{name}.bias"] = unread.pop(f"{layer:02}.bias")
+    return found | unread  # names that are left over are those of another checkpoint
 
 
 class Published(NamedTuple):
     """A network of others: where it comes from, and all that its weights do not say."""
 
-    benchmark: str
+    benchmark: str  # "folder:" = that in the folder of images
     network: Callable[[], nn.Module]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: str
     licence: str
-    names: Sequence[Any] = ()  # regular expressions that lead from the checkpoint's names to the network's
+    read: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = (
+        dict  # from the checkpoint's parameters to the network's
+    )
 
 
 _CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -111,14 +160,18 @@ _DICE = "github.com/deeplearning-wisc/dice, checkpoints/{}/densenet/checkpoint_1
 
 PUBLISHED = {
     "cifar10-densenet": Published(
-        "cifar10", partial(densenet_bc, 10), *_CIFAR, _DICE.format("CIFAR-10"), "MIT", _DENSENET_NAMES
+        "cifar10", partial(densenet_bc, 10), *_CIFAR, _DICE.format("CIFAR-10"), "MIT", _renamed
     ),
     "cifar100-densenet": Published(
-        "cifar100", partial(densenet_bc, 100), *_CIFAR, _DICE.format("CIFAR-100"), "MIT", _DENSENET_NAMES
+        "cifar100", partial(densenet_bc, 100), *_CIFAR, _DICE.format("CIFAR-100"), "MIT", _renamed
     ),
     "cifar10-resnet56": Published(
         "cifar10", partial(CIFARResNet, 9, 10), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
         "github.com/akamaster/pytorch_resnet_cifar10, pretrained_models/resnet56-4bfd9763.th", "BSD-2-Clause",
+    ),
+    "voc-mobilenetv2": Published(
+        "folder:", mobilenet_same, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5),
+        "github.com/google-coral/test_data, tf2_mobilenet_v2_1.0_224_ptq.tflite", "Apache-2.0", _unfolded,
     ),
 }  # fmt: skip
 
@@ -135,7 +188,10 @@ def published(name: str, weights: str | os.PathLike[str]) -> Adapted:
     """
     about = PUBLISHED[name]
     network = about.network()
-    state = {_renamed(key, about.names): value for key, value in load_file(weights).items()}
+    try:
+        state = about.read(load_file(weights))
+    except KeyError as error:
+        raise ValueError(f"{weights} is no checkpoint of {name}: it holds no {error}") from error
     expected = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
     if differing := sorted(expected ^ state.keys()):
         raise ValueError(f"{weights} is no checkpoint of {name}: {len(differing)} names differ, {differing[:3]} ...")

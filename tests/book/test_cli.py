@@ -2,6 +2,7 @@
 
 import ast
 import json
+import math
 import os
 import pickle
 import platform
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 from ood_book import cli, metadata, percent
 from ood_book.notebooks import parameters_of, sources, title_of
-from ood_book.run import plan, runner, work
+from ood_book.run import limits, plan, runner, work
 
 import ood_lib
 from ood_lib.data import NAMES
@@ -200,15 +201,85 @@ def test_what_the_runner_imports_is_named_in_its_extra():
         ("rate", "3", 3),
         ("rate", "1e-3", 0.001),
         ("rate", "-2.4", -2.4),
+        ("rate", "-1e-3", -0.001),
+        ("rate", "-inf", -math.inf),
+        ("rate", "010", 10),
         ("repeats", "null", None),
-        ("names", "[x, y]", ["x", "y"]),
-        ("benchmark", "folder:/images", "folder:/images"),
-        ("benchmark", "bank:/features", "bank:/features"),
+        ("repeats", "010", 10),
+        ("names", '["x", "y"]', ["x", "y"]),
+        ("names", '["a, b", "no"]', ["a, b", "no"]),
+        ("benchmark", "folder:/", "folder:/"),
+        ("benchmark", "bank:/", "bank:/"),
+        ("title", "/mnt/run #3", "/mnt/run #3"),
+        ("title", "010", "010"),
+        ("title", "1:30", "1:30"),
+        ("title", "no", "no"),
+        ("title", "null", "null"),
+        ("title", ' "x": [1', ' "x": [1'),
+        ("loud", "true", True),
+        ("loud", "False", False),
     ],
 )
-def test_values_are_read_as_yaml_and_fitted_to_the_annotation(book, name, text, value):
+def test_texts_are_read_by_the_annotation_alone(book, name, text, value):
+    write_notebook(book, "10_alpha", f'{ALPHA}\ntitle: str = ""\nloud: bool | None = None', ALPHA_CODE)
     tasks = plan.plan(book, "default", {name: text})[1]
-    assert [task.given[name] for task in tasks if name in task.given] == [value]
+    (found,) = [task.given[name] for task in tasks if name in task.given]
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("seeds", "1:30", "'seeds' of 10_alpha expects int"),
+        ("seeds", "1.0", "'seeds' of 10_alpha expects int"),
+        ("seeds", "-3", "seeds=-3 was given; expected an integer, seeds >= 1"),
+        ("rate", "fast", "'rate' of 10_alpha expects float"),
+        ("rate", "nan", "rate=nan was given"),
+        ("delta", "nan", "delta=nan was given"),
+        ("delta", "-1", "delta=-1 was given; expected delta >= 0"),
+        ("names", "[x, y]", 'no JSON, such as [1, 2] or ["a", "b"]'),
+        ("missing", "Skip", "missing='Skip' was given; expected 'raise' or 'skip'"),
+        ("device", "gpu", "device='gpu' was given; expected auto, cpu, mps, cuda or cuda:N"),
+        ("loud", "yes", "neither true nor false"),
+        ("widths", "[8, 0]", "widths=0 was given; expected an integer, widths >= 1"),
+        ("widths", "[8, 16.0]", "widths=16.0 was given; expected an integer"),
+        ("archive", "nowhere", "there is no file or folder"),
+        ("benchmark", "folder:nowhere", "there is no file or folder"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_runs(book, capsys, name, text, says):
+    more = 'missing: str = "raise"\ndevice: str = "auto"\nloud: bool = False\nwidths: list = [8]\narchive: str = ""'
+    write_notebook(book, "10_alpha", f"{ALPHA}\n{more}", ALPHA_CODE)
+    assert cli.main(["run", "-p", name, text]) == 2
+    assert says in capsys.readouterr().err
+    assert not (book / "_build/run").exists()
+
+
+@pytest.mark.parametrize("value", ["-5", "-1e-3", "-inf", "-1,0,1", "-.5", "-x"])
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_a_value_may_begin_with_a_minus(command, value):
+    args = cli._parser().parse_args([command, "alpha", "-p", "beta", value, "-p", "rate", "1", "-j", "2"])
+    assert [*map(list, args.parameters)] == [["beta", value], ["rate", "1"]] and args.jobs == 2
+
+
+def test_every_number_of_the_notebooks_has_a_range_which_their_own_values_keep():
+    known = {source.stem: parameters_of(source) for source in sources(ROOT).values()}
+    for name, parameter in {n: p for found in known.values() for n, p in found.items()}.items():
+        numbers = isinstance(parameter.default, int | float | list) and not isinstance(parameter.default, bool)
+        assert (name in limits.LIMITS) or not numbers, name
+        limits.check_value(name, parameter.default)
+    for profile in plan.profiles(ROOT):
+        for name, value in plan.read_profile(ROOT, profile)[1].items():
+            limits.check_value(name, value)
+
+
+def test_papermill_sees_every_parameter():
+    from papermill.inspection import _infer_parameters
+    from papermill.iorw import load_notebook_node
+
+    for source in sources(ROOT).values():
+        seen = {p.name for p in _infer_parameters(load_notebook_node(str(source.with_suffix(".ipynb"))))}
+        assert seen == {*parameters_of(source)}, source
 
 
 def test_each_notebook_gets_the_part_of_the_profile_that_it_knows(book):
@@ -217,15 +288,21 @@ def test_each_notebook_gets_the_part_of_the_profile_that_it_knows(book):
 
 
 def test_paths_are_meant_from_where_the_command_is_given(book, monkeypatch):
-    write_notebook(book, "20_beta", 'benchmark: str = "digits"\ndata_dir: str | None = "sets"', "")
-    monkeypatch.setenv("HOME", "/home/reader")
+    names = ("archive", "claims", "weights", "results")
+    rest = "".join(f'\n{name}: str = "../{name}"' for name in names)
+    write_notebook(book, "20_beta", f'benchmark: str = "digits"\ndata_dir: str | None = "sets"{rest}', "")
+    monkeypatch.setenv("HOME", str(book / "home"))
+    for place in ("mine", "library/mine", "home/mine"):
+        (book / place).mkdir(parents=True)
     monkeypatch.chdir(book / "library")
 
     def given(name: str, text: str) -> str:
         return plan.plan(book, "quick", {name: text}, ["beta"])[1][0].given[name]
 
     assert given("benchmark", "folder:../mine") == f"folder:{book}/mine"
-    assert given("benchmark", "folder:~/mine") == "folder:/home/reader/mine"
+    assert given("benchmark", "folder:~/mine") == f"folder:{book}/home/mine"
+    assert [given(name, "mine") for name in names] == [f"{book}/library/mine"] * 4
+    assert given("weights", "IMAGENET1K_V2") == "IMAGENET1K_V2" and given("results", "new") == f"{book}/library/new"
     assert given("benchmark", "cifar10") == "cifar10"
     assert given("data_dir", "mine") == f"{book}/library/mine"
     assert given("data_dir", "null") is None
@@ -235,14 +312,14 @@ def test_paths_are_meant_from_where_the_command_is_given(book, monkeypatch):
 
 
 def test_the_command_of_a_run_makes_it_again_and_names_no_folder_of_this_machine(book):
-    given = {"seeds": "3", "rate": "1e-7", "repeats": "null", "delta": "2", "names": '["a b", c]'}
-    given["benchmark"] = "bank:here/mine"
+    given = {"seeds": "3", "rate": "1e-7", "repeats": "null", "delta": "2", "names": '["a b", "c"]'}
+    given["benchmark"] = f"bank:{book / 'library'}"
     _, tasks = plan.plan(book, "quick", given)
     for task in tasks:
         program, run, name, *words = shlex.split(task.command)
         assert (program, run) == ("ood-book", "run") and set(words[::3]) == {"-p"}
         again = dict(zip(words[1::3], words[2::3]))
-        assert again.get("benchmark", "bank:mine") == "bank:mine"
+        assert again.get("benchmark", "bank:library") == "bank:library"
         meant = again | {k: given[k] for k in again if k == "benchmark"}  # which lies somewhere else
         _, (repeated,) = plan.plan(book, "quick", meant, [name])
         assert repeated.key == task.key

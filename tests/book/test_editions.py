@@ -386,7 +386,7 @@ KNOWN = Book("https://site/", CITED, {"fig-x": "“A curve”", "sec-a": "the no
 def test_works_are_named_by_authors_and_year_with_the_address_that_the_entry_has(tmp_path):
     (tmp_path / "x.bib").write_text(
         "@book{a, author={Noether, Emmy}, year={1918}, doi={10.1/x}}\n@book{b, author={A B and C D}, year={1}}\n"
-        "@misc{c, author={{van der Berg}, A and D, B and E, F}, year={2}, howpublished={arXiv:2405.04759}}\n"
+        "@misc{c, author={{van der Berg}, A and D, B and E, F}, year={2}, eprint={2405.04759}}\n"
         "@misc{d, author={Sun, Y and others}, year={3}, url={https://x.org}}\n"
     )
     assert references(tmp_path / "x.bib") == {

@@ -16,6 +16,8 @@ pytest.importorskip("sphinx")
 from ood_book.site import extension, links, terms
 from sphinx.addnodes import pending_xref
 
+import ood_lib
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -102,6 +104,13 @@ def test_the_base_of_the_404_page_comes_from_the_address(given, base, wanted, mo
     config = SimpleNamespace(html_theme_options={"repository_url": given})
     extension._set_base(None, config)
     assert config.notfound_urls_prefix == wanted
+    assert f'href="{wanted}book/intro.html"' in config.notfound_context["body"]  # the way home
+
+
+def test_each_page_ends_with_the_version_of_the_library():
+    config = SimpleNamespace(html_theme_options={"extra_footer": "Licence."})
+    extension._set_version(None, config)
+    assert config.html_theme_options["extra_footer"] == f"Version {ood_lib.__version__}. Licence."
 
 
 def test_pages_are_mended_and_only_where_they_are_at_fault(tmp_path):

@@ -86,3 +86,20 @@ def test_a_sum_over_no_label_is_refused(top: int):
     for make in (lambda: JointEnergy(top), lambda: joint_energy(LOGITS, top)):
         with pytest.raises(ValueError, match=f"top={top} was given"):
             make()
+
+
+def test_between_the_present_labels_and_the_sum_of_all_stands_the_temperature():
+    cold, hot = (joint_energy(LOGITS, temperature=T) for T in (1e-6, 1e6))
+    assert torch.allclose(cold, -LOGITS.relu().sum(1), atol=1e-4)
+    assert torch.equal(hot.argsort(), sum_logit(LOGITS).argsort())
+    assert not torch.equal(hot.argsort(), cold.argsort()) and torch.equal(
+        joint_energy(LOGITS, 1, 3.0).argsort(), max_logit(LOGITS).argsort()
+    )
+
+
+def test_dividing_logits_by_the_temperature_ranks_alike():
+    for T in (0.5, 4.0):
+        scaled = JointEnergy(temperature=T).score(Features(logits=LOGITS))
+        assert torch.allclose(scaled, T * joint_energy(LOGITS / T), rtol=1e-12)
+    with pytest.raises(ValueError, match="temperature=0 was given"):
+        JointEnergy(temperature=0)

@@ -271,6 +271,37 @@ def test_the_unit_of_a_column_does_not_matter(density: ood_lib.Detector):
     assert torch.allclose(make(density).fit(scaled[0]).score(scaled[1]), plain, rtol=1e-6)
 
 
+def test_the_logarithm_judges_a_power_of_the_norms_as_it_judges_them_and_plain_norms_do_not():
+    logs = [f.penultimate / 5 for f in (TRAIN, QUERIES)]  # of positive norms
+    one, cubed = ([Features(penultimate=(power * z).exp()) for z in logs] for power in (1, 3))
+    for log, same in ((True, True), (False, False)):
+        scores = [
+            MSMA(identity, GMM(1, "full"), noise_scales(count=3), log=log).fit(a).score(b) for a, b in (one, cubed)
+        ]
+        assert torch.allclose(*scores, rtol=1e-6) == same
+    given = [Features(penultimate=z) for z in logs]
+    plain = make(GMM(1, "full")).fit(given[0]).score(given[1])
+    assert torch.allclose(MSMA(identity, GMM(1, "full"), noise_scales(count=3), log=True).fit(one[0])(one[1]), plain)
+
+
+def test_of_two_norms_equally_far_from_the_mean_the_logarithm_finds_the_shorter_one_more_unusual():
+    around = torch.cat([5 + normal(400, 1), 5 - normal(400, 1)])  # symmetric: plain norms cannot tell the two apart
+    ends = Features(penultimate=torch.tensor([[1.5], [8.5]], dtype=torch.float64))
+    short, long = MSMA(identity, GMM(1, "full"), [1.0]).fit(Features(penultimate=around.clamp_min(0.5)))(ends)
+    assert abs(short - long) < 0.2
+    short, long = MSMA(identity, GMM(1, "full"), [1.0], log=True).fit(Features(penultimate=around.clamp_min(0.5)))(ends)
+    assert short - long > 3
+
+
+def test_the_logarithm_of_a_norm_of_zero_is_refused():
+    detector = MSMA(identity, GMM(1, "full"), noise_scales(count=3), log=True)
+    zero = Features(penultimate=TRAIN.penultimate.abs() * torch.tensor([1.0, 0.0, 1.0]))
+    with pytest.raises(ValueError, match=r"down to 0 were given; log=True"):
+        detector.fit(zero)
+    with pytest.raises(ValueError, match="log=True"):
+        detector.fit(Features(penultimate=TRAIN.penultimate.exp())).score(zero)
+
+
 def test_without_a_density_the_selected_mixture_is_fitted_and_saved():
     double = Features(penultimate=torch.cat([TRAIN.penultimate, TRAIN.penultimate + 40]))
     detector = make().fit(double)
@@ -287,6 +318,13 @@ def test_the_network_is_saved_with_the_detector():
     assert not torch.equal(fresh.norms(IMAGES), detector.norms(IMAGES))
     fresh.load_state_dict(detector.state_dict() | {"mean": fresh.mean, "std": fresh.std})
     assert torch.equal(fresh.norms(IMAGES), detector.norms(IMAGES))
+
+
+def test_without_a_network_norms_are_judged_alike_and_images_refused():
+    judges = [MSMA(network, GMM(1, "full"), noise_scales(count=3)).fit(TRAIN) for network in (identity, None)]
+    assert torch.equal(*(judge(QUERIES) for judge in judges))
+    with pytest.raises(ValueError, match="has no score network"):
+        judges[1].norms(IMAGES)
 
 
 def test_few_rows_are_said_to_be_few_and_fewer_than_components_refused():

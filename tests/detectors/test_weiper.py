@@ -248,6 +248,42 @@ def test_weiper_kld_is_its_three_parts():
     assert torch.allclose(found, d1 + 0.7 * d2 - 0.3 * confidence)
 
 
+def test_an_image_that_looks_like_the_training_mean_is_at_no_distance_once_both_are_smoothed():
+    p, pw = torch.rand(2, 30, generator=seeded(), dtype=torch.float64)
+    (same,) = weiper_kld(p[None], pw[None], torch.zeros(1), p, pw, smooth_reference=True)
+    (apart,) = weiper_kld(p[None], pw[None], torch.zeros(1), p, pw)
+    assert abs(same) < 1e-12 < 0.01 < apart
+
+
+def test_a_somewhat_higher_spike_looks_nearer_to_the_mean_than_the_mean_itself_unless_both_are_smoothed():
+    spike, tail = torch.eye(30).double()[0], (-0.3 * torch.arange(30).double()).softmax(0)
+    mean, higher = (share * spike + (1 - share) * tail for share in (0.6, 0.65))
+    images, options = torch.stack([mean, higher]), {"lambda1": 0.0, "lambda2": 0.0}
+    for both, nearest in ((False, 1), (True, 0)):
+        distance = weiper_kld(images, images, torch.zeros(2), mean, mean, smooth_reference=both, **options)
+        assert distance.argmin() == nearest, distance
+
+
+def test_smoothing_the_reference_is_to_compare_with_a_smoothed_mean():
+    h, hw = torch.rand(2, 6, 30, generator=seeded(), dtype=torch.float64)
+    p, pw = torch.rand(2, 30, generator=seeded(1), dtype=torch.float64)
+    widths = {"smooth_penultimate": 3, "smooth_weiper": 8}
+    confidence = torch.rand(6, generator=seeded(2), dtype=torch.float64)
+    by_hand = [torch.from_numpy(smooth_by_hand(mean[None].numpy(), w)[0]) for mean, w in zip((p, pw), widths.values())]
+    found = weiper_kld(h, hw, confidence, p, pw, smooth_reference=True, **widths)
+    assert torch.allclose(found, weiper_kld(h, hw, confidence, *by_hand, **widths))
+
+
+@drawn_and_limit
+def test_without_smoothing_it_does_not_matter_whether_the_reference_is_smoothed(toy: Toy, repeats: int | None):
+    def score(reference: bool, width: int) -> torch.Tensor:
+        options = {"smooth_reference": reference, "smooth_penultimate": width, "smooth_weiper": width}
+        return WeiPer(toy.head, repeats=repeats, **options).fit(toy.train).score(toy.test)
+
+    assert torch.equal(score(True, 1), score(False, 1))
+    assert not torch.allclose(score(True, 4), score(False, 4))
+
+
 # -- the whole, against numpy -----------------------------------------------------------------------------------
 
 

@@ -9,11 +9,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ood_lib import MSP, BenchmarkFeatures, Energy, load_benchmark, run_benchmark, summarize
+from ood_lib import MSP, BenchmarkFeatures, Energy, Verdict, load_benchmark, run_benchmark, summarize
 from ood_lib.data.benchmark import benchmark_hash
 from ood_lib.evaluation import results
 from ood_lib.evaluation.metrics import as_percent, mean_interval
-from ood_lib.evaluation.results import leaderboard, load_results, origins, provenance, save_results
+from ood_lib.evaluation.results import (
+    leaderboard,
+    load_results,
+    load_verdicts,
+    origins,
+    provenance,
+    save_results,
+    save_verdicts,
+)
 from tests.conftest import Toy
 
 
@@ -61,7 +69,8 @@ def test_a_folder_gives_all_its_files_and_no_folder_gives_none(table: pd.DataFra
     for name in ("one", "two"):
         write(tmp_path / f"{name}.json", table)
     assert list(load_results(tmp_path)["run"].unique()) == ["one", "two"]
-    assert load_results(tmp_path / "nowhere").empty
+    with pytest.warns(UserWarning, match="no results at .*nowhere"):
+        assert load_results(tmp_path / "nowhere").empty
 
 
 def test_a_board_without_rows_is_refused_by_name(table: pd.DataFrame, tmp_path: Path):
@@ -189,3 +198,21 @@ def test_every_claim_is_complete_and_its_run_holds_what_it_names():
         if len(rows):
             assert {claim["detector"], claim.get("minus", claim["detector"])} <= set(rows["detector"]), claim
             assert claim["over"] in {*rows["group"], *rows["ood_set"]}, claim
+
+
+def test_verdicts_come_back_with_what_was_compared_and_where(tmp_path: Path):
+    one, other = Verdict(0.9, 0.8, 0.05, 0.15), Verdict(0.7, 0.72, -0.05, 0.01)
+    found = {("A", "B"): {"net": {"near": one, "far": other}}, ("A", "C"): {"net": {"near": other}}}
+    save_verdicts(tmp_path / "chapter.json", found, origin=provenance("make it"))
+    back = load_verdicts(tmp_path)
+    assert list(back["verdict"]) == [one, other, other]
+    assert list(back["minus"]) == ["B", "B", "C"] and list(back["group"]) == ["near", "far", "near"]
+    assert set(back["run"]) == {"chapter"} and set(back["network"]) == {"net"} and set(back["command"]) == {"make it"}
+    assert load_verdicts(tmp_path / "nothing here").empty
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"provenance": {}}', '{"verdicts": [{"a": 1}], "provenance": {}}'])
+def test_a_file_without_verdicts_is_named(text: str, tmp_path: Path):
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json holds no verdicts"):
+        load_verdicts(tmp_path)

@@ -83,6 +83,18 @@ def test_a_bank_that_ships_is_complete_small_and_says_where_it_is_from(name):
     assert sum(file.stat().st_size for file in (SHIPPED / name).rglob("*.*")) < 12e6
 
 
+def test_the_bank_with_several_labels_ships_features_and_no_head():
+    x = ood.load_bank("voc-mobilenetv2")
+    whole = [x.train, x.val, x.test]
+    assert sum(map(len, whole)) == 1901 and {part.labels.shape[1] for part in whole} == {len(x.classes)} == {20}
+    assert all(part.labels.sum(1).min() >= 1 and part.labels.max() == 1 for part in whole)
+    assert x.head is None and x.train.logits is None and x.train.penultimate.min() == 0
+    assert {name: len(z) for name, z in (x.near | x.far).items()} == {"imagenet": 157, "textures": 600}
+    assert x.about["licence"] == "Apache-2.0" and {"command", "weights", "data", "rounding"} <= x.about.keys()
+    with pytest.raises(ValueError, match="has no head"):
+        ood.benchmark_features(f"bank:{SHIPPED / 'voc-mobilenetv2'}")
+
+
 def test_further_networks_of_a_bank_lie_beside_it(tmp_path):
     (x,) = ood.benchmark_features("digits", **RECIPE)
     for name in ("mine", "mine-seed1", "mine-seed3"):
@@ -111,6 +123,9 @@ def test_wrong_requests_are_named(tmp_path):
         ood.benchmark_features(f"bank:{tmp_path}")
     with pytest.raises(ValueError, match="needs the head"):
         ood.BenchmarkFeatures(x.train, x.val, x.test, {}, {}).save("never", precision="uint8")
+    bare = ood.Features(x.test.penultimate, labels=x.test.labels)
+    ood.BenchmarkFeatures(bare, bare, bare, {}, {}).save(tmp_path / "bare", precision="uint8")
+    assert ood.load_bank("bare", tmp_path).test.logits is None
 
 
 # -- one byte a number --------------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import Dataset, TensorDataset
 
 import ood_lib.features.blocks
@@ -29,7 +31,7 @@ def make_network(seed: int = 0) -> ResNet:
 
 
 class Images(Dataset):
-    """Numbered images; one of them may be deadly."""
+    """Numbered images; one of them may be deadly.  It remembers which ones a batch asked for."""
 
     def __init__(self, rows: int = ROWS, deadly: int = -1, pause: float = 0, seed: int = 0) -> None:
         self.images = torch.rand(rows, 1, 8, 8, generator=seeded(seed))
@@ -39,11 +41,14 @@ class Images(Dataset):
         return len(self.images)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        if i == self.deadly:
-            os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(self.pause)
-        self.seen.append(i)
         return self.images[i], i % 3
+
+    def __getitems__(self, rows: list[int]) -> list[tuple[torch.Tensor, int]]:
+        if self.deadly in rows:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.pause * len(rows))
+        self.seen += rows
+        return [self[i] for i in rows]
 
     def fingerprint(self) -> str:
         return f"{self.images.double().sum():.12f}"
@@ -299,6 +304,105 @@ def test_two_runs_at_once_do_the_work_once(tmp_path, expected: bytes):
     assert (tmp_path / "bank").read_bytes() == expected
 
 
+# -- bits that change later ---------------------------------------------------------------------------------------
+
+
+def flipped(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["saved", "extracted"])
+def test_any_bit_that_changes_in_a_finished_file_is_noticed(tmp_path, how: str):
+    path = tmp_path / "bank"
+    if how == "saved":
+        Features(penultimate=normal(ROWS, 8), labels=torch.arange(ROWS)).save(path)
+    else:
+        run(path)
+    whole = path.read_bytes()
+    size = int.from_bytes(whole[:8], "little")
+    for bit in range(8 * (8 + size), 8 * len(whole), 1997):
+        flipped(path, bit)
+        with pytest.raises(ValueError, match=r"not a complete.*bytes are not those that were written"):
+            Features.load(path)
+        flipped(path, bit)
+    expected = Features.load(path).tensors()
+    for bit in range(0, 8 * (8 + size), 37):  # one in the header may be harmless, and is never believed
+        flipped(path, bit)
+        with suppress(ValueError):
+            found = Features.load(path).tensors()
+            assert found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in found)
+        flipped(path, bit)
+    assert len(Features.load(path)) == ROWS
+
+
+def test_a_finished_file_with_a_changed_bit_is_made_again(tmp_path, expected: bytes):
+    run(tmp_path / "bank")
+    flipped(tmp_path / "bank", 8 * len(expected) - 50)
+    with pytest.warns(UserWarning, match="damaged and are made again"):
+        run(tmp_path / "bank")
+    assert (tmp_path / "bank").read_bytes() == expected
+
+
+def test_files_of_earlier_versions_are_read_as_they_are(tmp_path):
+    tensors = {"penultimate": normal(ROWS, 8), "labels": torch.arange(ROWS)}
+    save_file(tensors, tmp_path / "old")
+    assert torch.equal(Features.load(tmp_path / "old").penultimate, tensors["penultimate"])
+
+
+# -- items that change while it is made -----------------------------------------------------------------------------
+
+
+def pictures(rows: int = 5 * BATCH) -> torch.Tensor:
+    return torch.rand(rows, 1, 8, 8, generator=seeded(3))
+
+
+class Looking(torch.nn.Module):
+    """A network that counts the rows it is shown, and dies of a black image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.rows = make_network(), 0
+
+    def represent(self, x: torch.Tensor):
+        if (x == 0).all((1, 2, 3)).any():
+            raise RuntimeError("a black image")
+        self.rows += len(x)
+        return self.inner.represent(x)
+
+
+@pytest.mark.parametrize("place", ["out", "cache"])
+def test_blocks_of_items_that_are_the_same_stay_when_others_are_taken_out(tmp_path, place: str):
+    images = pictures()
+    images[3 * BATCH + 2] = 0
+    rest = torch.cat([images[: 3 * BATCH + 2], images[3 * BATCH + 3 :]])
+    options = {place: tmp_path / "place", "batch_size": BATCH, "device": "cpu", "progress": False}
+    with pytest.raises(RuntimeError, match="black"):
+        extract(Looking(), TensorDataset(images, torch.arange(len(images)) % 3), **options)
+    network, data = Looking(), TensorDataset(rest, torch.arange(len(rest)) % 3)
+    with pytest.warns(UserWarning, match=f"{3 * BATCH} of {len(rest)} rows are of the same items and stay"):
+        features = extract(network, data, **options)
+    assert network.rows == len(rest) - 3 * BATCH
+    expected = extract(network, data, batch_size=BATCH, device="cpu", progress=False)
+    for name, value in expected.tensors().items():
+        assert torch.equal(getattr(features, name), value)
+    assert not [*tmp_path.rglob("*.partial")]
+
+
+def test_a_block_of_an_item_that_was_changed_meanwhile_is_made_again(tmp_path):
+    images = pictures()
+    images[3 * BATCH + 2] = 0
+    options = {"out": tmp_path / "bank", "batch_size": BATCH, "device": "cpu", "progress": False}
+    with pytest.raises(RuntimeError, match="black"):
+        extract(Looking(), TensorDataset(images, torch.zeros(len(images)).long()), **options)
+    images, network = images.clone(), Looking()
+    images[3 * BATCH + 2], images[BATCH] = 0.5, 0.5
+    with pytest.warns(UserWarning, match=f"{2 * BATCH} of {len(images)} rows"):
+        extract(network, TensorDataset(images, torch.zeros(len(images)).long()), **options)
+    assert network.rows == 3 * BATCH
+
+
 # -- what is refused ----------------------------------------------------------------------------------------------
 
 OTHERS = {
@@ -334,16 +438,6 @@ def test_a_file_that_does_not_say_what_it_holds_is_refused_and_a_damaged_one_mad
 def test_an_unfinished_bank_is_not_loaded(half: Path):
     with pytest.raises(FileNotFoundError, match=r"bank is not finished: call extract again.*bank\.partial"):
         Features.load(half)
-
-
-def test_data_without_a_fingerprint_are_known_again_by_a_sample(tmp_path):
-    def data(seed: int) -> TensorDataset:
-        return TensorDataset(torch.rand(ROWS, 1, 8, 8, generator=seeded(seed)), torch.arange(ROWS) % 3)
-
-    run(tmp_path / "bank", data(0))
-    run(tmp_path / "bank", data(0))
-    with pytest.raises(ValueError, match="another data"):
-        run(tmp_path / "bank", data(1))
 
 
 def test_a_folder_is_no_place_for_a_file(tmp_path):

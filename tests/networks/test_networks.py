@@ -1,6 +1,9 @@
 """Laws of the networks: what `represent` shows is what the network computes."""
 
 import copy
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -163,43 +166,169 @@ def test_a_copied_adapter_sees_through_its_own_head():
     assert torch.allclose(twin.represent(x).logits, adapted.represent(x).logits + 1, atol=1e-6)
 
 
+# -- as people have them ------------------------------------------------------------------------------------------
+
+
+class Output(OrderedDict):
+    """By key and by attribute, as the outputs of transformers."""
+
+    __getattr__ = OrderedDict.__getitem__
+
+
+class Returning(nn.Module):
+    """A classifier that returns its logits in some wrapping."""
+
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.fc, self.wrap = nn.Linear(4, 3), nn.Linear(3, 2), wrap
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.wrap(self.fc(self.body(x.flatten(1)).relu()))
+
+
+WRAPPINGS = {
+    "an object": (lambda x: Output(loss=x.sum(), logits=x), None),
+    "a dict": (lambda x: {"features": x.relu(), "logits": x}, None),
+    "another name": (lambda x: {"aux": x.relu(), "main": x}, "main"),
+    "an attribute": (lambda x: SimpleNamespace(main=x), "main"),
+    "a tuple": (lambda x: (x.relu(), x), 1),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_logits_are_found_in_what_a_model_returns(wrapping: str):
+    wrap, output = WRAPPINGS[wrapping]
+    adapted, x = adapt(Returning(wrap), output=output), images(5, 1, 2)
+    plain = adapt(Returning(lambda x: x))
+    assert torch.equal(adapted(x), plain(x))
+    assert all(torch.equal(a, b) for a, b in zip(adapted.represent(x)[:2], plain.represent(x)[:2]))
+
+
+@pytest.mark.parametrize("how", ["torch.compile", "in place", "a part", "a part in place"])
+def test_a_compiled_model_is_seen_as_it_was_written(how: str):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.AvgPool2d(2), nn.Conv2d(4, 4, 1)), Mean(), nn.Linear(4, 3)
+    )
+    x, model = images(2, 1, 8), copy.deepcopy(plain)
+    if how == "torch.compile":
+        model = torch.compile(model, backend="eager")
+    elif how == "a part":
+        model[0] = torch.compile(model[0], backend="eager")
+    else:
+        (model if how == "in place" else model[0]).compile(backend="eager")
+    with torch.no_grad():
+        model(x)
+        expected, seen = adapt(plain).represent(x), adapt(model).represent(x)
+    assert all(torch.allclose(a, b) for a, b in zip(seen, expected, strict=True))
+
+
+class Mean(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+class Twins(nn.Module):
+    """The mean of two heads, as of distilled networks: on one feature, through normalisations, or on two features."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.kind, self.heads = kind, nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3, bias=False)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(4), nn.BatchNorm1d(4, affine=False)])
+        for norm in self.norms:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        inputs = {"one": [x, x], "norms": [norm(x) for norm in self.norms], "two": [x, x.flip(1)]}[self.kind]
+        return sum(head(z) for head, z in zip(self.heads, inputs, strict=True)) / 2
+
+
+@pytest.mark.parametrize(("kind", "width"), {"one": 4, "norms": 4, "two": 8}.items())
+def test_heads_whose_mean_is_the_output_are_one_head(kind: str, width: int):
+    model = Twins(kind).eval()
+    adapted, x = adapt(model), images(7, 1, 2)
+    with pytest.raises(ValueError, match=r"several layers that may be its head, \['heads.0', 'heads.1'\]"):
+        _ = adapted.head  # one of the two would be wrong
+    with torch.no_grad():
+        seen = adapted.represent(x)
+        assert torch.equal(seen.logits, model(x)) and seen.penultimate.shape == (7, width)
+        assert torch.allclose(adapted.head(seen.penultimate), seen.logits, atol=1e-6)
+    with pytest.raises(ValueError, match=r"is the mean of \['heads.0', 'heads.1'\]: without head="):
+        adapt(model, head="heads.1").represent(x)
+
+
+@pytest.mark.parametrize("head", [None, False])
+def test_a_model_without_its_head_has_features_and_no_logits(head):
+    model = torchvision.models.resnet18(weights=None).eval()
+    model.fc = nn.Identity()
+    adapted = adapt(model, head=head)
+    with torch.no_grad():
+        seen = adapted.represent(images())
+        assert torch.equal(seen.penultimate, model(images()))
+    assert seen.logits is None and adapted.head is None and seen.style.shape == seen.penultimate.shape
+
+
+def test_threads_do_not_see_each_others_images():
+    torch.manual_seed(0)
+    adapted = adapt(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), Mean(), nn.Linear(4, 3)).eval())
+    batches = [torch.rand(2, 1, 8, 8, generator=seeded(n)) for n in range(60)]
+    with torch.no_grad():
+        expected = [adapted.represent(x) for x in batches]
+
+    @torch.no_grad()
+    def look(x: torch.Tensor):
+        return adapted.represent(x)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(look, batches))
+    assert all(torch.equal(a, b) for pair in zip(found, expected, strict=True) for a, b in zip(*pair, strict=True))
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------
 
 
-def test_a_head_of_another_width_is_refused():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    with pytest.raises(ValueError, match="is not the output of Linear"):
-        adapt(model, head="1").represent(images(5, 1, 2))
+MLP = [nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 3)]
+
+WRONG = {
+    "another layer": (nn.Sequential(*MLP), "1", r"is not the output of '1' but of '3': name that as its head"),
+    "another width": (nn.Sequential(nn.Flatten(), nn.Linear(4, 5), nn.Tanh(), nn.Unflatten(1, (5, 1)), nn.AvgPool1d(1),
+                                    nn.Flatten(), nn.ReLU(), nn.AvgPool1d(5)), None, r"\(5, 1\), is not .*head=False"),
+    "log-probabilities": (nn.Sequential(*MLP, nn.LogSoftmax(1)), None, r"but the log-softmax of it: let the model"),
+    "probabilities": (nn.Sequential(*MLP, nn.Softmax(1)), "3", r"but the softmax of it: let the model"),
+    "a temperature": (nn.Sequential(*MLP, nn.Hardtanh(0, 0.1)), None, "but some other function of it"),
+    "a tuple": (Returning(lambda x: (x, x)), None, r"a tuple of \['Tensor', 'Tensor'\]; expected logits only, or"),
+    "no such entry": (Returning(lambda x: {"a": x}), None, r"a dict of \['a'\]; expected logits only"),
+    "a convolution": (nn.Sequential(nn.Identity(), nn.Conv2d(1, 2, 2), nn.Flatten()), None, "no nn.Linear layer"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)),
-        nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.LogSoftmax(1)),
-    ],
-    ids=["another layer", "probabilities"],
-)
-def test_a_head_of_the_right_width_that_does_not_make_the_output_is_refused(model: nn.Module):
-    with pytest.raises(ValueError, match="is not the output of Linear"):
-        adapt(model, head="1").represent(images(5, 1, 2))
+@pytest.mark.parametrize("what", WRONG)
+def test_each_way_not_to_be_the_head_has_its_own_words(what: str):
+    model, head, words = WRONG[what]
+    with pytest.raises(ValueError, match=words):
+        adapt(model, head=head).represent(images(5, 1, 2))
 
 
-def test_a_model_that_returns_more_than_logits_is_refused():
-    class Pair(nn.Module):
+def test_a_layer_that_is_not_called_is_named():
+    class Borrowing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(4, 3)
 
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return self.fc(x.flatten(1)), x
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(x.flatten(1), self.fc.weight)
 
-    with pytest.raises(ValueError, match="logits only"):
-        adapt(Pair()).represent(images(5, 1, 2))
+    with pytest.raises(ValueError, match=r"'fc' of Borrowing did not run.*represent\(images\)"):
+        adapt(Borrowing()).represent(images(5, 1, 2))
 
 
 def test_a_network_without_a_linear_layer_is_refused():
-    with pytest.raises(ValueError, match=r"Conv2d has no nn\.Linear"):
+    with pytest.raises(ValueError, match=r"Conv2d has no nn\.Linear.*head=False"):
         adapt(nn.Conv2d(1, 2, 1))
 
 

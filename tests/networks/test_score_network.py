@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from ood_lib import DiffusersBody, ScoreNetwork, UNet, noise_scales
-from ood_lib.networks.score_network import checked_images, checked_scales
+from ood_lib import DiffusersBody, GaussianScore, ScoreNetwork, UNet, noise_scales, score_norms
+from ood_lib.networks.score_network import InstanceNormPlus, checked_images, checked_scales
 from tests.conftest import seeded
 
 
@@ -53,6 +53,7 @@ def test_the_body_sees_centred_images_and_corrects_in_units_of_the_noise(precond
         (3, 32, {"widths": (8, 16, 24)}),
         (3, 64, {"widths": (8, 16), "patch": 4}),
         (1, 8, {"levels": (1.0, 0.1)}),
+        (3, 8, {"norm": "instance++"}),
     ],
 )
 def test_the_score_has_the_shape_of_the_image_and_every_weight_learns(channels: int, side: int, options: dict):
@@ -64,7 +65,7 @@ def test_the_score_has_the_shape_of_the_image_and_every_weight_learns(channels: 
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("options", [{}, {"levels": noise_scales(count=6).tolist()}])
+@pytest.mark.parametrize("options", [{}, {"levels": noise_scales(count=6).tolist()}, {"norm": "instance++"}])
 def test_each_image_has_its_own_scale_and_no_say_in_the_others(options: dict):
     network, scales = awake(ScoreNetwork(1, **options)), noise_scales(count=6)
     together = network(X, scales)
@@ -162,3 +163,71 @@ def test_log_sigma_is_told_apart_over_the_whole_range():
     e = UNet(1).embedding(noise_scales(count=50).log().float())
     distances = torch.cdist(e, e) + torch.eye(50) * 9
     assert distances.min() > 1e-3
+
+
+# -- the norm layer ------------------------------------------------------------------------------------------------
+
+MAPS = torch.rand(3, 5, 8, 8, generator=seeded(), dtype=torch.float64)
+
+
+def test_instance_norm_plus_standardises_a_map_and_gives_its_level_back():
+    layer = InstanceNormPlus(5).double()
+    with torch.no_grad():
+        for i, parameter in enumerate(layer.parameters()):
+            parameter.copy_(torch.linspace(0.5, 1.5, 5) + i)
+    found, levels = layer(100 * MAPS), MAPS.mean((2, 3))  # so large that epsilon is nothing beside their variance
+    standard = (levels - levels.mean(1, keepdim=True)) / levels.std(1, correction=0, keepdim=True)
+    assert torch.allclose(found.mean((2, 3)), layer.bias + layer.alpha * standard, rtol=1e-3)
+    assert torch.allclose(found.std((2, 3), correction=0), layer.weight.expand(3, 5), rtol=1e-3)
+
+
+def test_instance_norm_plus_is_blind_to_what_all_maps_share_and_not_to_what_one_has():
+    layer, one = InstanceNormPlus(5).double(), torch.eye(5, dtype=torch.float64)[0][:, None, None]
+    assert torch.allclose(layer(MAPS + 7), layer(MAPS), atol=1e-9)
+    assert torch.allclose(layer(9 * MAPS), layer(MAPS), atol=0.1)  # up to epsilon
+    assert (layer(MAPS + one) - layer(MAPS)).abs().max() > 0.5  # which a plain instance norm would not see
+    with torch.no_grad():
+        layer.alpha.zero_()
+    assert torch.allclose(layer(MAPS + one), layer(MAPS), atol=1e-9)
+
+
+def test_instance_norm_plus_computes_levels_of_half_precision_in_single():
+    layer = InstanceNormPlus(5)
+    found = layer((MAPS + 1).bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), layer((MAPS + 1).bfloat16().float()), atol=0.05)
+
+
+def test_another_norm_is_refused():
+    with pytest.raises(ValueError, match=r"norm='batch' was given; expected 'group' or 'instance\+\+'"):
+        ScoreNetwork(1, norm="batch")  # type: ignore[arg-type]
+
+
+# -- the Gaussian --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.3, 2.0])
+def test_the_score_of_a_gaussian_is_the_gradient_of_its_log_density(sigma: float):
+    images = torch.rand(50, 1, 3, 3, generator=seeded(), dtype=torch.float64)
+    flat, x = images.flatten(1), X[:, :, :3, :3].clone().requires_grad_()
+    covariance = torch.cov(flat.T, correction=0) + sigma**2 * torch.eye(9)
+    density = torch.distributions.MultivariateNormal(flat.mean(0), covariance)
+    (exact,) = torch.autograd.grad(density.log_prob(x.flatten(1)).sum(), x)
+    score = GaussianScore(images)
+    assert torch.allclose(score(x, sigma), exact)
+    assert torch.allclose(score(x, torch.tensor([sigma, *[9.0] * 5]))[0], exact[0])
+
+
+def test_all_scales_of_an_isotropic_gaussian_rank_alike_and_those_of_another_do_not():
+    corners = torch.cat([torch.eye(4), -torch.eye(4)]).double()  # covariance I / 4
+    x = torch.rand(20, 4, generator=seeded(), dtype=torch.float64)
+    norms = score_norms(GaussianScore(corners), x, noise_scales(count=5))
+    assert torch.allclose(norms / norms[0], (norms / norms[0])[:, :1].expand(20, 5))
+    stretched = torch.tensor([1.0, 1.0, 0.1, 0.01])
+    ranks = score_norms(GaussianScore(corners * stretched), x, noise_scales(count=5)).argsort(0)
+    assert not torch.equal(ranks[:, 0], ranks[:, -1])
+
+
+def test_a_gaussian_of_one_image_is_refused():
+    with pytest.raises(ValueError, match="images=1 was given"):
+        GaussianScore(X[:1])

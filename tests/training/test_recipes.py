@@ -3,10 +3,21 @@
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ood_lib import BenchmarkFeatures, Features, accuracy, extract_benchmark, load_bank, load_benchmark, pretrained
+from ood_lib import (
+    BenchmarkFeatures,
+    Features,
+    accuracy,
+    adapt,
+    extract_benchmark,
+    load_bank,
+    load_benchmark,
+    pretrained,
+)
 from ood_lib.__main__ import main
 from ood_lib.features.bank import OOD_ROWS, ROWS, balanced_rows, make_bank
 from ood_lib.training.recipes import RECIPES, Recipe, card, train_recipe
@@ -171,3 +182,29 @@ def test_the_weights_of_others_are_asked_for_by_name(monkeypatch, capsys):
         with pytest.raises(SystemExit):
             main()
         assert "--weights FILE goes with cifar10-densenet" in capsys.readouterr().err
+
+
+def test_a_network_of_other_classes_gives_features_of_a_folder(tmp_path, monkeypatch):
+    for place, count in (("train", 90), ("far/noise", 4)):
+        (tmp_path / "sets" / place).mkdir(parents=True)
+        names = [f"{i}.png" for i in range(count)]
+        for i, name in enumerate(names):
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)).save(
+                tmp_path / "sets" / place / name
+            )
+    rows = ["image,cat,dog", *(f"{i}.png,1,{i % 2}" for i in range(90))]
+    (tmp_path / "sets" / "train" / "labels.csv").write_text("\n".join(rows))
+    foreign = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 5), torch.nn.ReLU(), torch.nn.Linear(5, 7)
+    )
+    monkeypatch.setitem(main.__globals__, "published", lambda *_: adapt(foreign))
+    out = tmp_path / "out"
+    options = {"weights": "x", "root": tmp_path / "sets", "out": out, "device": "cpu"}
+    given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    monkeypatch.setattr(sys, "argv", ["ood_lib", "voc-mobilenetv2", *given])
+    with pytest.warns(UserWarning, match="divided at random"):
+        main()
+    bank = load_bank("voc-mobilenetv2", out)
+    assert bank.head is None and bank.train.tensors().keys() == {"penultimate", "labels"}
+    assert sum(len(x) for x in (bank.train, bank.val, bank.test)) == 90 and bank.train.labels.shape[1] == 2
+    assert bank.classes == ("cat", "dog") and str(tmp_path) not in (out / "voc-mobilenetv2/benchmark.json").read_text()

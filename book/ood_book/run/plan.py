@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,18 +19,21 @@ import ood_lib
 from ood_book.metadata import budgets
 from ood_book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
 from ood_book.run.budget import PROMISED
+from ood_book.run.limits import check_value, read_text
 from ood_lib.data import NAMES
 from ood_lib.shipped import BANKS, FORMER_NAMES
 
 __all__ = [
-    "Profile", "Task", "check_names", "hash_files", "library_hash", "make_task", "plan", "profiles", "read_profile",
-    "readings", "short_name",
+    "Given", "Profile", "Task", "check_names", "hash_files", "library_hash", "make_task", "plan", "profiles",
+    "read_profile", "readings", "short_name",
 ]  # fmt: skip
 
 LIBRARY = Path(ood_lib.__file__).parent
 PATHS = {  # the part of a parameter that is a path
-    "benchmark": "(?<=^folder:).+|(?<=^bank:).+", "data_dir": ".+", "bank": ".+",
-}  # fmt: skip
+    "benchmark": "(?<=^folder:).+|(?<=^bank:).+",
+    **dict.fromkeys(("data_dir", "bank", "archive", "claims", "results", "weights"), ".+"),
+}
+MADE = ("results",)  # what a run makes where it is missing; all other paths must be there
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,8 @@ def plan(
     selected = {source: start.known[source] for source in select(root, notebooks)}
     check_names("parameter", overrides, selected.values())
     read = readings(start.values, overrides)
-    folder = f"{start.name}-{short_name({k: read[k][-1] for k in overrides})}" if overrides else start.name
+    named = short_name({k: read[k].folder_name() for k in overrides})
+    folder = f"{start.name}-{named}" if overrides else start.name
     out = (out or root / "_build/run" / folder).resolve()
     library = library_hash()
     promised = {} if overrides or start.name not in PROMISED else budgets(root)
@@ -168,27 +171,43 @@ def check_names(kind: str, given: Iterable[str], known: Iterable[dict[str, Any]]
             raise unknown(kind, str(name), names)
 
 
-def readings(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, list[Any]]:
-    """What each value may mean, the likeliest first; a text of the overrides may mean several things."""
-    read = {k: [v] for k, v in values.items()}
-    read |= {k: _readings(v) if isinstance(v, str) else [v] for k, v in overrides.items()}
-    return {k: [_from_here(k, v) for v in meanings] for k, meanings in read.items()}
+@dataclass(frozen=True)
+class Given:
+    """What was given: a value of a file, or a text of the command line, which the kind of the parameter explains."""
+
+    name: str
+    value: Any
+    is_text: bool
+
+    def read(self, kind: ast.expr) -> Any:
+        """What it means for a parameter of this kind; raises ValueError where it means nothing."""
+        text = self.value
+        if isinstance(text, str) and (self.is_text or not fits(text, kind)):  # YAML 1.1 takes 1e-3 for a text
+            text = read_text(text, kind)
+        return _from_here(self.name, text)
+
+    def folder_name(self) -> Any:
+        """As it was given, but for a path, which is meant from here."""
+        return _from_here(self.name, self.value)
 
 
-def _readings(text: str) -> list[Any]:
-    """What a text of the command line may mean, the likeliest first and itself last."""
-    found = []
-    for read in (yaml.safe_load, float, str):  # float, because YAML 1.1 takes 1e-3 for text
-        with suppress(ValueError, yaml.YAMLError):
-            found.append(read(text))
-    return found
+def readings(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Given]:
+    """What was given for each parameter: the values of a profile, and those in their place."""
+    read = {k: Given(k, v, False) for k, v in values.items()}
+    return read | {k: Given(k, v, isinstance(v, str)) for k, v in overrides.items()}
 
 
 def _from_here(name: str, value: Any) -> Any:
     """Paths are meant from where the command is given; the kernel runs elsewhere."""
     if name not in PATHS or not isinstance(value, str):
         return value
+    if name == "weights" and not _is_file(value):  # a name that torchvision knows
+        return value
     return re.sub(PATHS[name], lambda path: os.path.abspath(os.path.expanduser(path[0])), value)
+
+
+def _is_file(text: str) -> bool:
+    return os.path.exists(os.path.expanduser(text)) or bool(re.search(r"[/\\~]|\.(pt|pth|safetensors)$", text))
 
 
 def _to_anywhere(name: str, value: Any) -> str:
@@ -217,11 +236,11 @@ def library_hash() -> str:
 
 
 def make_task(
-    source: Path, known: dict[str, Parameter], read: dict[str, list[Any]], target: Path | str, library: str,
+    source: Path, known: dict[str, Parameter], read: dict[str, Given], target: Path | str, library: str,
     label: str = "", budget: float | None = None,
 ) -> Task:  # fmt: skip
     """The task of one notebook; refuses values that do not fit the annotations of its parameters."""
-    values = {k: _value(k, known[k], meanings, source) for k, meanings in read.items() if k in known}
+    values = {k: _value(k, known[k], found, source) for k, found in read.items() if k in known}
     given = {k: v for k, v in values.items() if v != known[k].default}
     parameters = {k: p.default for k, p in known.items()} | given
     fills_results = "results" in known and "results" not in given
@@ -241,13 +260,32 @@ def _files(source: Path, values: Iterable[Any]) -> str:
     return content_hash(*(hash_files(path) if path.is_dir() else path.read_bytes() for path in read))
 
 
-def _value(name: str, parameter: Parameter, meanings: Sequence[Any], source: Path) -> Any:
-    fitting = [value for value in meanings if fits(value, parameter.kind)]
-    if not fitting:
-        expected = f"{ast.unparse(parameter.kind)} (default {parameter.default!r})"
-        raise Refused(f"parameter {name!r} of {source.stem} expects {expected}, given {meanings[-1]!r}")
-    value = fitting[0]
+def _value(name: str, parameter: Parameter, given: Given, source: Path) -> Any:
+    try:
+        value = given.read(parameter.kind)
+    except ValueError as error:
+        raise _unfit(name, parameter, given.value, source, f": {error}") from error
+    if not fits(value, parameter.kind):
+        raise _unfit(name, parameter, value, source)
     known = (None, *NAMES, *BANKS, *FORMER_NAMES)
     if name == "benchmark" and value not in known and not re.match("(folder|bank):.", str(value)):
         raise unknown("benchmark", str(value), [*NAMES, *BANKS, "folder:PATH", "bank:PATH"])
+    try:
+        check_value(name, value)
+    except ValueError as error:
+        raise Refused(f"parameter {name!r} of {source.stem}: {error}") from error
+    _check_there(name, value, source)
     return value
+
+
+def _unfit(name: str, parameter: Parameter, value: Any, source: Path, why: str = "") -> Refused:
+    expected = f"{ast.unparse(parameter.kind)} (default {parameter.default!r})"
+    return Refused(f"parameter {name!r} of {source.stem} expects {expected}, given {value!r}{why}")
+
+
+def _check_there(name: str, value: Any, source: Path) -> None:
+    """Refuse a path at which there is nothing: read as an empty folder it would give a page without numbers."""
+    if name in PATHS and name not in MADE and isinstance(value, str):
+        found = re.search(PATHS[name], value)
+        if found and os.path.isabs(found[0]) and not os.path.exists(found[0]):
+            raise Refused(f"parameter {name!r} of {source.stem}: there is no file or folder {found[0]}")

@@ -45,7 +45,7 @@ def factors(pairs: Sequence[Sequence[str]], grid: Path | None) -> list[Factor]:
     Raises:
         Refused: the file is neither, or a parameter is given twice.
     """
-    found: list[Factor] = [[{name: piece.strip()} for piece in PIECE.findall(text)] for name, text in pairs]
+    found: list[Factor] = [[{name: _bare(piece.strip())} for piece in PIECE.findall(text)] for name, text in pairs]
     found += _grid(grid) if grid else []
     names = Counter(name for factor in found for name in dict.fromkeys(n for line in factor for n in line))
     if twice := [name for name, count in names.items() if count > 1]:
@@ -53,6 +53,11 @@ def factors(pairs: Sequence[Sequence[str]], grid: Path | None) -> list[Factor]:
     if [] in found:
         raise Refused("a parameter without a value; write -p NAME a,b,c")
     return found
+
+
+def _bare(text: str) -> str:
+    """Without the quotes around all of it, which keep its commas together."""
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def _grid(file: Path) -> list[Factor]:

@@ -1,16 +1,29 @@
-"""What the pages need of Sphinx beyond its settings: links from the library to the chapters, and mended markup."""
+"""What the pages need of Sphinx beyond its settings: links from the library to the chapters, what a page says of itself
+to search engines and to those who link to it, the page for a wrong address, and mended markup."""
 
 import json
 import os
 import re
+import textwrap
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
-from docutils.nodes import make_id
+from docutils.nodes import make_id, paragraph
+
+import ood_lib
 
 __all__ = ["mended", "setup"]
 
+PICTURE = "_static/front/strip.jpg"  # what a link to the book is shown with
+LOST = """<h1>Page not found</h1>
+<p>There is no page at this address. It may have moved.</p>
+<ul>
+<li><a href="{base}book/intro.html">First page of the book</a></li>
+<li><a href="{base}search.html">Search all pages</a></li>
+<li><a href="{base}book/glossary.html">Glossary</a></li>
+</ul>"""
 TWICE = re.compile(r'<div id="jb-print-docs-body".*?(?=<article)', re.S)
 LINES = re.compile(r'<dl>\s*((?:<dd><em class="sig-param">.*?</dd>\s*)+)</dl>', re.S)
 
@@ -42,6 +55,42 @@ def _set_base(app: Any, config: Any) -> None:
     name = config.html_theme_options["repository_url"].rstrip("/").rsplit("/", 1)[-1]
     base = os.environ.get("OOD_BOOK_BASE", "/" if name.endswith(".github.io") else name).strip("/")
     config.notfound_urls_prefix = f"/{base}/" if base else "/"
+    config.notfound_context = {"title": "Page not found", "body": LOST.format(base=config.notfound_urls_prefix)}
+
+
+def _set_version(app: Any, config: Any) -> None:
+    """The version of the library at the foot of each page."""
+    options = config.html_theme_options
+    options["extra_footer"] = f"Version {ood_lib.__version__}. {options.get('extra_footer', '')}".strip()
+
+
+def _address(repository: str) -> str:
+    """Where GitHub Pages publishes a repository.
+
+    Example:
+        >>> _address("https://github.com/somebody/some-book/")
+        'https://somebody.github.io/some-book/'
+    """
+    owner, name = repository.rstrip("/").split("/")[-2:]
+    return f"https://{owner}.github.io/" + ("" if name.endswith(".github.io") else f"{name}/")
+
+
+def _describe(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """Description and picture of a page, for search engines and for those who link to it."""
+    first = next(doctree.findall(paragraph), None) if doctree else None
+    text = textwrap.shorten(first.astext(), 200, placeholder=" ...") if first else ""
+    address = app.config.html_baseurl or _address(app.config.html_theme_options["repository_url"])
+    facts = {
+        "og:type": "article",
+        "og:site_name": app.config.project,
+        "og:title": re.sub("<.*?>", "", context.get("title", "")),
+        "og:description": text,
+        "og:image": address + PICTURE,
+        "og:image:alt": "Six photographs, the class that a network names for each, and the decision of a detector.",
+    }
+    tags = [f'<meta name="description" content="{escape(text)}" />'] if text else []
+    tags += [f'<meta property="{key}" content="{escape(value)}" />' for key, value in facts.items() if value]
+    context["metatags"] = "\n".join([context.get("metatags", ""), *tags])
 
 
 def _link_chapters(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -75,6 +124,8 @@ def setup(app: Any) -> dict[str, bool]:
     app.add_config_value("ood_book_uses", {}, "env")
     app.connect("config-inited", _set_base, priority=100)
     app.connect("config-inited", _read_uses)
+    app.connect("config-inited", _set_version, priority=100)
+    app.connect("html-page-context", _describe)
     app.connect("autodoc-process-docstring", _link_chapters, priority=900)  # after napoleon
     app.connect("build-finished", _mend)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,5 +1,6 @@
 """Builds the pages from finished runs: a staged copy of the book with the executed notebooks in it."""
 
+import base64
 import json
 import re
 import shutil
@@ -15,6 +16,8 @@ import nbformat
 from ood_book.metadata import about
 from ood_book.notebooks import Refused, content_hash
 from ood_book.run.plan import Task, hash_files, library_hash
+from ood_book.site import front
+from ood_book.site.explorables import add_scripts, as_html
 from ood_book.site.links import used_by
 from ood_book.site.missing import Missing
 from ood_book.teach.deck import deck_of
@@ -75,7 +78,10 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Mis
         nbformat.write(page, stage / f"notebooks/{task.name}.ipynb")
         if task.results:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
+    _add_figures(tasks, stage / "book")
     _add_slides(root, tasks, stage / "book")
+    add_scripts(stage / "book/_static", root / "_build/vega")
+    _add_front(root, stage / "book")
     for chapter in missing:
         nbformat.write(chapter.page(), stage / f"notebooks/{chapter.name}.ipynb")
         for file in (stage / "book").rglob("*.md"):
@@ -100,6 +106,28 @@ def _add_slides(root: Path, tasks: Sequence[Task], book: Path) -> None:
     (book / "_generated/slides.md").write_text("".join(items), encoding="utf-8")
 
 
+def _add_figures(tasks: Sequence[Task], book: Path) -> None:
+    """The figures of chapters that a page shows as `_generated/<chapter>/<name of the figure>.png`."""
+    pages = "".join(page.read_text(encoding="utf-8") for page in book.glob("*.md"))
+    for task in tasks:
+        asked = set(re.findall(rf"_generated/{task.name}/(fig-[\w-]+)\.png", pages))
+        for cell in nbformat.read(task.target, as_version=4).cells if asked else ():
+            if (name := cell.metadata.get("mystnb", {}).get("figure", {}).get("name")) in asked:
+                picture = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
+                place = book / f"_generated/{task.name}/{name}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(base64.b64decode(picture))
+
+
+def _add_front(root: Path, book: Path) -> None:
+    """What the first page shows besides its text: the strip of photographs, the result on CIFAR-10, how to cite."""
+    if (book / "front").is_dir():
+        shutil.move(book / "front", book / "_static/front")
+        (book / "_generated/strip.md").write_text(front.strip(front.judge(book / "_static/front")), encoding="utf-8")
+        (book / "_generated/headline.md").write_text(front.headline(book / "results"), encoding="utf-8")
+        (book / "_generated/cite.md").write_text(front.bibtex(root / "CITATION.cff"), encoding="utf-8")
+
+
 def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
     """For each entry of the library's page, the pages whose code uses it: their titles, and the headings there."""
     entries, pages = about(root), {task.name for task in tasks}
@@ -119,7 +147,7 @@ def _page(task: Task, uses: Sequence[str]) -> Any:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = _still(cell.outputs)
+            cell.outputs = as_html(_still(cell.outputs))
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = "\n".join(x for x in cell.source.splitlines() if not x.startswith("results = "))
             if not task.given:

@@ -70,9 +70,9 @@ def _names(entry: Any) -> str:
 
 
 def _address(fields: Mapping[str, str]) -> str:
-    paper = re.search(r"arXiv:(\S+)", f"{fields.get('note', '')} {fields.get('howpublished', '')}")
     doi = f"https://doi.org/{fields['doi']}" if "doi" in fields else ""
-    return doi or fields.get("url", "") or (f"https://arxiv.org/abs/{paper[1]}" if paper else "")
+    paper = f"https://arxiv.org/abs/{fields['eprint']}" if "eprint" in fields else ""
+    return doi or fields.get("url", "") or paper
 
 
 def labels(notebook: Any) -> dict[str, str]:

@@ -7,6 +7,7 @@ the likelihood of held-out ID features alone.  The flow itself is in `ood_lib.fl
 import copy
 import hashlib
 import inspect
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, Literal, NamedTuple
 
@@ -86,6 +87,10 @@ class FeatureFlow(Detector):
         autocast: train with nets in bfloat16; ``"auto"``: where that is faster, see `half_precision`.
         checkpoint: file from which an interrupted fit goes on; removed when the fit is done.
         seed: of weights, order and noise.
+        layers: couplings of ``"coupling"``; None = 8.
+        hidden: widths of each of its nets; None = two layers of min(K, 512).
+        each_look: called with this detector at every look, the start included; it then scores as the flow stands at
+            that look.  For curves of what no training may see, such as the AUROC; what it returns changes nothing.
 
     ``updates``, ``learning_rate``, ``noise``, ``whiten`` and ``holdout`` left at None take the value of the recipe:
     1000, 1e-3, 0.1, True, 0.1 for ``"coupling"`` and other modules; 5125, 1e-5, 0, False, 0 for ``"paper"``.
@@ -114,7 +119,8 @@ class FeatureFlow(Detector):
         noise: float | None = None, updates: int | None = None, batch_size: int = 250,
         learning_rate: float | None = None, holdout: float | None = None, check_every: int = 50, patience: int = 10,
         class_base: bool = False, two_sided: bool = False, autocast: bool | Literal["auto"] = False,
-        checkpoint: str | None = None, seed: int = 0,
+        checkpoint: str | None = None, seed: int = 0, layers: int | None = None, hidden: Sequence[int] | None = None,
+        each_look: Callable[["FeatureFlow"], object] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         recipe = flow if isinstance(flow, str) else "coupling"
@@ -129,6 +135,7 @@ class FeatureFlow(Detector):
         self.normalize, self.batch_size, self.check_every, self.patience = normalize, batch_size, check_every, patience
         self.class_base, self.two_sided, self.autocast = class_base, two_sided, autocast
         self.checkpoint, self.seed, self.history = checkpoint, seed, FlowHistory()
+        self.layers, self.hidden, self.each_look = layers, hidden, each_look
         self._check_arguments()
         self.register_buffer("shape", torch.zeros(2, dtype=torch.long))  # K, and C when the base has classes
         self.register_buffer("usual", torch.tensor(0.0, dtype=torch.float64))  # mean log p of held-out ID rows
@@ -143,6 +150,11 @@ class FeatureFlow(Detector):
         check("integer [0, inf)", updates=self.updates)
         check("integer [1, inf)", batch_size=self.batch_size, check_every=self.check_every, patience=self.patience)
         check("[0, 1)", "a share of the rows", holdout=self.holdout)
+        if self.layers is not None:
+            check("integer [1, inf)", layers=self.layers)
+        if self.flow != "coupling" and (self.layers, self.hidden) != (None, None):
+            shape = f"layers={self.layers}, hidden={self.hidden}"
+            raise ValueError(f'{shape} was given for a flow of another shape; expected flow="coupling", or neither')
         if self.class_base and not isinstance(self.flow, str):
             raise ValueError("class_base=True needs a flow of this library; a foreign module has a base of its own")
         if self.whiten and self.flow == "paper":
@@ -193,15 +205,25 @@ class FeatureFlow(Detector):
             noise=noise, normalize=self.normalize, autocast=self.autocast, seed=self.seed,
         )  # fmt: skip
         density.initialize(training.batch(0)[0], moments, noise)
+
+        def adopt() -> None:
+            self._forget()
+            self.density, self.history = density.eval().requires_grad_(False), training.history
+            self.shape = self.shape.new_tensor([z.shape[1], classes])
+            self.fitted.fill_(True)
+            self.usual.fill_(self._mean_log_prob(features, held if len(held) else rows[:MOST]))
+
+        def each_look() -> None:
+            if self.each_look is not None:
+                adopt()
+                self.each_look(self)
+
+        kept = self._checkpoint(z, training.autocast)
         try:
-            training.fit(self.updates, self.check_every, self.patience, self._checkpoint(z, training.autocast))
+            training.fit(self.updates, self.check_every, self.patience, kept, each_look)
         finally:  # a likelihood that was lost leaves the last good state, if there ever was one
             if training.best:
-                self._forget()
-                self.density, self.history = density.eval().requires_grad_(False), training.history
-                self.shape = self.shape.new_tensor([z.shape[1], classes])
-                self.fitted.fill_(True)
-                self.usual.fill_(self._mean_log_prob(features, held if len(held) else rows[:MOST]))
+                adopt()
 
     def _mean_log_prob(self, features: Features, rows: Tensor) -> float:
         """Of some rows as `score` sees them: without noise."""
@@ -211,7 +233,8 @@ class FeatureFlow(Detector):
     def _build(self, dim: int, classes: int) -> Flow:
         """The flow before it has seen data."""
         if self.flow == "coupling":
-            return coupling_flow(dim, whiten=self.whiten, classes=classes, seed=self.seed)
+            layers = 8 if self.layers is None else self.layers
+            return coupling_flow(dim, layers, self.hidden, whiten=self.whiten, classes=classes, seed=self.seed)
         if self.flow == "paper":
             return glow(dim, classes=classes, seed=self.seed)
         first = Whitening(dim) if self.whiten else ActNorm(dim)
@@ -245,7 +268,7 @@ class FeatureFlow(Detector):
         """Where to go on from; its key tells this fit from others."""
         if self.checkpoint is None:
             return None
-        free = ("checkpoint", "updates", "patience", "two_sided")
+        free = ("checkpoint", "updates", "patience", "two_sided", "each_look")
         options = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters if name not in free}
         options["autocast"] = autocast  # what "auto" came to
         some = z[torch.linspace(0, len(z) - 1, 64, device="cpu").long()].double().cpu().numpy().tobytes()

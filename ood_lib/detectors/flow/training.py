@@ -6,6 +6,7 @@ of held-out rows; no OOD data has a part in it.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -163,12 +164,13 @@ class FlowTraining:
         return len(val) - 1 - max(range(len(val)), key=val.__getitem__) if len(self.held) else 0
 
     def fit(
-        self, updates: int, check_every: int = 50, patience: int = 10, checkpoint: Checkpoint | None = None
-    ) -> FlowHistory:
+        self, updates: int, check_every: int = 50, patience: int = 10, checkpoint: Checkpoint | None = None,
+        each_look: Callable[[], object] = lambda: None,
+    ) -> FlowHistory:  # fmt: skip
         """Train up to a number of updates in all, or until ``patience`` looks found nothing better; keep the best.
 
         With a checkpoint, go on from what it holds and save after every look.  When a run fails, the best flow so far
-        is kept all the same.
+        is kept all the same.  ``each_look`` is called after each look of this run, with the flow as it stands then.
 
         Raises:
             ValueError: a likelihood that is not finite, at the start or later; a checkpoint of another training.
@@ -178,8 +180,10 @@ class FlowTraining:
         if not self.history.update:
             self.look()
         try:
+            each_look()
             while self.update < updates and self.stale() < patience:
                 self.look(self.run(min(check_every, updates - self.update)))
+                each_look()
                 if checkpoint is not None:
                     checkpoint.save(self)
         finally:

@@ -7,7 +7,7 @@ negatives it is trained on.
 import copy
 import math
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,8 @@ from ood_lib.warn import warn
 __all__ = ["ResidualEBM"]
 
 Start = Literal["prior", "noise", "data", "persistent"]
+
+HARDLY, LAST = 0.1, 20  # a gap below this share of the largest, over so many last updates, is hardly any training
 
 FAR = 30.0  # times beyond which energies count as diverged, and features as of another scale
 
@@ -52,11 +54,16 @@ class ResidualEBM(Detector):
         noise, decay: see `sgld`.
         precondition: use the covariance inside the classes (without labels: of all features) as metric.
         start: ``"prior"`` samples, ``"noise"`` as long as the features, ``"data"`` (contrastive divergence) or the
-            ends of former chains, ``"persistent"``; None = prior if it can be sampled, else noise.
+            ends of former chains, ``"persistent"``; a detector with ``sample`` of its own, fitted with the hybrid, such
+            as `GMM` for a `LogitPrior`; None = prior if it can be sampled, else noise.
         keep_starts: the starts are negatives too.
         updates, batch_size, learning_rate: of Adam.
         average: decay of the moving average of the weights that is kept; 0 keeps the last ones.
+        factor: of the residual in the energy, once it is trained: 0 = the prior, 1 = as it was trained.  Training takes
+            no notice of it: set ``.factor`` anew at any time, to what a validation OOD set says.
         seed: of weights, batches, starts and chains.
+
+    A training that ends with less than a tenth of the gap that lambda allows warns: the hybrid then ranks as its prior.
 
     Raises:
         ValueError: a prior without ``log_prob``, or without ``sample`` where chains are to start from it; an argument
@@ -99,12 +106,13 @@ class ResidualEBM(Detector):
         noise: float | None = None,
         decay: float = 1.0,
         precondition: bool = True,
-        start: Start | None = None,
+        start: Start | Detector | None = None,
         keep_starts: bool = False,
         updates: int = 500,
         batch_size: int = 256,
         learning_rate: float = 1e-3,
         average: float = 0.99,
+        factor: float = 1.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -115,10 +123,10 @@ class ResidualEBM(Detector):
         self.hidden, self.shared, self.standardize = tuple(hidden), shared, standardize
         self.steps, self.step_size, self.temperature = steps, step_size, temperature
         self.noise, self.decay, self.precondition, self.keep_starts = noise, decay, precondition, keep_starts
-        self.start: Start = start or ("prior" if hasattr(prior, "sample") else "noise")
+        self.start: Any = ("prior" if hasattr(prior, "sample") else "noise") if start is None else start
         self.updates, self.batch_size, self.learning_rate = updates, batch_size, learning_rate
-        self.average, self.seed = average, seed
-        check("[0, inf)", "a finite number", lam=lam, decay=decay, learning_rate=learning_rate)
+        self.average, self.factor, self.seed = average, factor, seed
+        check("[0, inf)", "a finite number", lam=lam, decay=decay, learning_rate=learning_rate, factor=factor)
         check("integer [0, inf)", steps=steps, updates=updates)
         check("integer [1, inf)", batch_size=batch_size)
         check("[0, inf) or None", "a finite number", temperature=temperature, noise=noise)
@@ -140,10 +148,13 @@ class ResidualEBM(Detector):
         Raises:
             NotFittedError: `fit` has not been called, nor that of the prior.
         """
-        return -self.prior.log_prob(z) / self.t_p + self.net(z)
+        return self._with(z, self.factor)
+
+    def _with(self, z: Tensor, factor: float) -> Tensor:
+        return -self.prior.log_prob(z) / self.t_p + factor * self.net(z)
 
     def residual(self, z: Tensor) -> Tensor:
-        """What the network adds to the energy of points (N, D), (N,)."""
+        """What the network says of points (N, D), (N,); ``factor`` times that is added to the energy of the prior."""
         self._require_fit()
         return self.net(z)
 
@@ -170,6 +181,8 @@ class ResidualEBM(Detector):
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Ends of n chains from fresh starts, (n, D): the negatives that the network would now be trained on.
 
+        They run on the energy as it is trained, with a ``factor`` of 1.
+
         Raises:
             NotFittedError: `fit` has not been called.
             ValueError: the chains of this hybrid start from data.
@@ -193,6 +206,8 @@ class ResidualEBM(Detector):
         self._forget()  # from here on a fit that is broken off leaves neither the old hybrid nor its threshold
         self.fitted.fill_(False)
         self.prior.fit(features)
+        if isinstance(self.start, Detector):
+            self.start.fit(features)
         chunks = (self._prepare(chunk) for chunk in features.split(self.chunk))
         z = torch.cat([self.points(chunk).float() for chunk in chunks])  # on the detector's device
         self.positive.fill_(bool((z >= 0).all()))
@@ -222,7 +237,7 @@ class ResidualEBM(Detector):
         return ResidualNet(width, self.hidden, self.shared, bound, self.seed)
 
     def _train(self, z: Tensor) -> None:
-        draw, self.history = torch.Generator().manual_seed(self.seed), Diagnostics()
+        draw, self.history = torch.Generator().manual_seed(self.seed), Diagnostics(lam=self.lam)
         average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(self.average))
         adam = torch.optim.Adam(self.net.parameters(), self.learning_rate, betas=(0.0, 0.999))
         pool = self._fresh(POOL * self.batch_size, draw) if self.start == "persistent" else None
@@ -239,6 +254,13 @@ class ResidualEBM(Detector):
             ) from error
         finally:
             self.net = average.module
+        last = self.history.gap_share[-LAST:]
+        if self.lam and last and (share := sum(last) / len(last)) < HARDLY:
+            warn(
+                f"after {self.updates} updates the residual of {type(self.prior).__name__} tells negatives from data "
+                f"by {max(share, 0.0):.1%} of what lam={self.lam:g} allows: the hybrid ranks almost as its prior. "
+                "Take more updates or a larger learning_rate, or accept that this prior leaves nothing to learn"
+            )
 
     def _negatives(self, batch: Tensor, pool: Tensor | None, draw: torch.Generator) -> Tensor:
         if pool is not None:
@@ -255,8 +277,10 @@ class ResidualEBM(Detector):
         """New starts of chains, (n, D) in single precision."""
         if self.start == "data":
             raise ValueError('chains with start="data" begin at training features, which a hybrid does not keep')
-        if hasattr(self.prior, "sample") and self.start != "noise":
-            return self.prior.sample(n, generator).to(self.net.shift)
+        drawn_by = self.start if isinstance(self.start, Detector) else self.prior
+        sample: Any = getattr(drawn_by, "sample", None)
+        if sample and self.start != "noise":
+            return sample(n, generator).to(self.net.shift)
         width = len(self.net.shift)
         noise = torch.randn(n, width, generator=generator, device="cpu").to(self.net.shift)
         return noise * (self.length / math.sqrt(width)).to(noise)
@@ -266,8 +290,9 @@ class ResidualEBM(Detector):
         temperature = 1 / t_p if self.temperature is None else self.temperature
         size = 0.1 * t_p * self.narrowest.item() if self.step_size is None else self.step_size
         return sgld(
-            self.energy, start, self.steps, size, temperature=temperature, noise=self.noise, decay=self.decay,
-            metric=self.metric if self.precondition else None, project=self.project, generator=generator,
+            partial(self._with, factor=1.0), start, self.steps, size, temperature=temperature, noise=self.noise,
+            decay=self.decay, metric=self.metric if self.precondition else None, project=self.project,
+            generator=generator,
         )  # fmt: skip
 
     @torch.enable_grad()
@@ -307,13 +332,20 @@ def _within(moments: Moments, kind: Kind) -> Tensor:
     return covariance + lift.expand(len(covariance)).diag()
 
 
-def _check_prior(prior: Detector, start: Start | None) -> None:
+def _check_prior(prior: Detector, start: Start | Detector | None) -> None:
     given = type(prior).__name__
     if not hasattr(prior, "log_prob") or len(getattr(prior, "reads", ())) != 1:
         raise ValueError(
             f"a {given} was given as prior; expected a detector of one field with log_prob(z), such as GMM(), "
             "GMMPrior('style') or LogitPrior(head)"
         )
+    if isinstance(start, Detector):
+        if not hasattr(start, "sample") or start.reads != prior.reads:
+            raise ValueError(
+                f"start={type(start).__name__} was given; expected a detector with sample(n, generator) that reads "
+                f"{prior.reads[0]} as the prior does, such as GMM()"
+            )
+        return
     check((None, "prior", "noise", "data", "persistent"), start=start)
     if start == "prior" and not hasattr(prior, "sample"):
         raise ValueError(f"a {given} cannot be sampled: chains cannot start there; take start='noise' or 'persistent'")

@@ -8,6 +8,7 @@ the hybrid itself draws.  `ood_lib.hybrid` draws them and turns the wheel.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,14 +107,29 @@ def _apply(layer: Any, h: Tensor) -> Tensor:
 
 @dataclass
 class Diagnostics:
-    """What the training of a residual leaves to look at, one entry per update."""
+    """What the training of a residual leaves to look at, one entry per update.
+
+    Example:
+        >>> Diagnostics(data=[0.0, -0.5], negatives=[0.0, 0.5], lam=0.25).gap_share
+        [0.0, 0.25]
+    """
 
     data: list[float] = field(default_factory=list)  # mean residual energy of the batch
     negatives: list[float] = field(default_factory=list)  # and of the negatives
     loss: list[float] = field(default_factory=list)
     gradient_norm: list[float] = field(default_factory=list)
+    lam: float = math.nan  # of the penalty
 
     @property
     def gap(self) -> list[float]:
         """How much higher the negatives lie; 0 when the network no longer tells them from data."""
         return [n - d for d, n in zip(self.data, self.negatives)]
+
+    @property
+    def gap_share(self) -> list[float]:
+        r"""The gap as a share of the largest, :math:`1/\lambda`, between residuals at both ends of the bound.
+
+        Near 1 the negatives are told apart for certain, and further updates teach little; near 0 the residual changes
+        no ranking, for lack of training or of a difference to find.  At lambda 0 nothing bounds it, and it is 0.
+        """
+        return [self.lam * gap for gap in self.gap]

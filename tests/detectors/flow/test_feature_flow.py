@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ood_lib import GMM, FeatureFlow, Features, Mahalanobis, NotFittedError
+from ood_lib.detectors.flow.bijections import Coupling
 from ood_lib.detectors.flow.feature_flow import DEFAULTS
 from ood_lib.detectors.flow.training import FlowTraining
 from ood_lib.training.checkpoint import Checkpoint
@@ -222,6 +223,38 @@ def test_a_refit_that_never_begins_changes_nothing(tmp_path):
     assert torch.equal(flow.is_ood(QUERIES), before)
 
 
+def test_each_look_sees_the_flow_as_it_stands_and_changes_nothing():
+    plain = FeatureFlow(holdout=0, **SHORT).fit(TRAIN)
+    seen, start = [], FeatureFlow(holdout=0, **SHORT | {"updates": 0}).fit(TRAIN)
+
+    def look(flow):
+        flow.usual.zero_()
+        seen.append((flow.history.update[-1], flow.score(QUERIES)))
+
+    watched = FeatureFlow(holdout=0, each_look=look, **SHORT).fit(TRAIN)
+    assert [update for update, _ in seen] == plain.history.update == [0, 10, 20, 30]
+    assert torch.equal(seen[0][1], start.score(QUERIES)) and torch.equal(seen[-1][1], plain.score(QUERIES))
+    assert torch.equal(watched.score(QUERIES), plain.score(QUERIES)) and watched.usual == plain.usual
+
+
+def test_what_is_kept_is_one_of_the_looks_that_were_seen():
+    seen = []
+    options = SHORT | {"updates": 400, "learning_rate": 3e-2, "patience": 5}
+    flow = FeatureFlow(each_look=lambda f: seen.append(f.score(QUERIES)), noise=0.0, **options).fit(TRAIN[:30])
+    best = max(range(len(seen)), key=flow.history.val.__getitem__)
+    assert best < len(seen) - 1  # it did overfit
+    assert torch.equal(flow.score(QUERIES), seen[best]) and not torch.equal(seen[-1], seen[best])
+
+
+def test_layers_and_widths_are_those_that_were_asked_for():
+    flow = FeatureFlow(layers=3, hidden=[5], **SHORT | {"updates": 0}).fit(TRAIN)
+    couplings = [layer for layer in flow.density.layers if isinstance(layer, Coupling)]
+    assert [[x.out_features for x in c.nets[0] if isinstance(x, nn.Linear)] for c in couplings] == [[5, K]] * 3
+    assert len([x for x in FeatureFlow(updates=0).fit(TRAIN).density.layers if isinstance(x, Coupling)]) == 8
+    with pytest.raises(ValueError, match=r'layers=3, hidden=None was given .* expected flow="coupling"'):
+        FeatureFlow("paper", layers=3)
+
+
 # -- bad input --------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +286,7 @@ def test_fewer_rows_than_a_batch_are_enough():
 def test_wrong_arguments_are_named():
     wrong = {
         "noise": -1, "updates": -1, "batch_size": 0, "learning_rate": -1.0, "check_every": 0, "patience": 0,
-        "holdout": 1.0, "flow": "planar",
+        "holdout": 1.0, "flow": "planar", "layers": 0,
     }  # fmt: skip
     for name, value in wrong.items():
         with pytest.raises(ValueError, match=f"{name}="):

@@ -24,6 +24,8 @@ from ood_lib import (
 from ood_lib.evaluation.metrics import auroc
 from tests.conftest import Toy, normal, seeded
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*ranks almost as its prior")  # most trainings here are short
+
 QUICK = {"updates": 20, "steps": 2, "hidden": (16, 16), "batch_size": 64}
 
 
@@ -130,9 +132,50 @@ def test_the_residual_respects_its_bound_and_the_diagnostics_tell(toy: Toy):
     hybrid = ResidualEBM(GMMPrior(), lam=2.0, **QUICK | {"updates": 150}).fit(toy.train)
     history = hybrid.history
     assert hybrid.residual(hybrid.points(toy.train)).mean().abs() <= 1 / (2 * 2.0) * 1.2
-    assert {len(v) for v in vars(history).values()} == {150}
+    assert {len(v) for v in vars(history).values() if isinstance(v, list)} == {150}
+    assert history.gap_share[-1] == pytest.approx(2.0 * history.gap[-1]) and 0.1 < history.gap_share[-1] <= 1.2
     assert history.gap[0] == 0 and history.gap[-1] > 0.01 and history.loss[-1] < history.loss[0] == 0
     assert all(norm > 0 for norm in history.gradient_norm)
+
+
+def test_a_training_that_hardly_moved_says_so_and_one_that_moved_does_not(toy: Toy):
+    for updates, lam, told in ((2, 0.25, True), (100, 0.25, False), (0, 0.25, False), (2, 0.0, False)):
+        changed = {"updates": updates, "lam": lam, "learning_rate": 0.01}
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            ResidualEBM(GMMPrior(), **QUICK | changed).fit(toy.train)
+        assert any("ranks almost as its prior" in str(w.message) for w in seen) == told
+
+
+def test_the_factor_leads_from_the_prior_to_the_hybrid_as_it_was_trained(toy: Toy):
+    trained = ResidualEBM(GMMPrior(), **QUICK).fit(toy.train)
+    whole, drawn = trained.score(toy.test), trained.sample(5, seeded())
+    scores = {}
+    for factor in (0.0, 0.5, 1.0):
+        fitted = ResidualEBM(GMMPrior(), factor=factor, **QUICK).fit(toy.train)  # training takes no notice of it
+        trained.factor = factor  # neither do the weights, when it is set afterwards
+        scores[factor] = fitted.score(toy.test)
+        assert torch.equal(trained.score(toy.test), scores[factor])
+        assert torch.equal(trained.sample(5, seeded()), drawn)
+    assert torch.equal(scores[1.0], whole)
+    assert torch.allclose(scores[0.0] * trained.t_p, GMMPrior().fit(toy.train).score(toy.test), rtol=1e-5)
+    assert torch.allclose(scores[0.5], (scores[0.0] + whole) / 2, atol=1e-5)
+
+
+def test_chains_start_from_a_detector_that_draws(toy: Toy):
+    head = torch.nn.Linear(toy.train.penultimate.shape[1], 3)
+    hybrid = ResidualEBM(LogitPrior(head), start=GMM(), **QUICK | {"steps": 0}).fit(toy.train)
+    assert torch.equal(hybrid.sample(30, seeded()), GMM().fit(toy.train).sample(30, seeded()).float().relu())
+    again = ResidualEBM(LogitPrior(head), start=GMM(), **QUICK | {"steps": 0})
+    again.load_state_dict(hybrid.state_dict())
+    assert torch.equal(again.sample(9, seeded()), hybrid.sample(9, seeded()))
+    noise = ResidualEBM(LogitPrior(head), **QUICK | {"steps": 0}).fit(toy.train)
+    assert hybrid.t_p == noise.t_p  # where chains start changes no unit
+    same = ResidualEBM(GMMPrior(), start=GMMPrior(), **QUICK).fit(toy.train).score(toy.test)
+    assert torch.equal(same, ResidualEBM(GMMPrior(), **QUICK).fit(toy.train).score(toy.test))
+    for start in (KNN(), GMMPrior("style")):
+        with pytest.raises(ValueError, match="expected a detector with sample"):
+            ResidualEBM(LogitPrior(head), start=start)
 
 
 def test_the_average_of_the_weights_is_kept(toy: Toy):

@@ -1,0 +1,55 @@
+"""Charts with sliders on the pages: drawn by Vega-Lite in the reader's browser, by scripts that the book serves itself.
+
+A notebook displays such a chart for Jupyter.  Here it becomes a still picture and the chart's description, and
+`explorables.js` puts the live chart in its place.  Without scripts, and in print, the picture stays.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_scripts", "as_html"]
+
+KIND = "application/vnd.vegalite."  # then the version of Vega-Lite
+
+
+def as_html(outputs: Sequence[Any]) -> list[Any]:
+    """The outputs of a cell, each chart in them as HTML for a page."""
+    for output in outputs:
+        for kind, spec in list(output.get("data", {}).items()):
+            if kind.startswith(KIND):
+                output["data"] = {"text/html": _figure(spec)}
+                output["metadata"] = {}
+    return list(outputs)
+
+
+def add_scripts(static: Path, cache: Path) -> None:
+    """Vega, Vega-Lite and their embedder as one file beside the book's own scripts; made once, in half a minute."""
+    from vl_convert import javascript_bundle
+
+    made = cache / f"vega-{version('vl-convert-python')}.js"
+    if not made.is_file():
+        made.parent.mkdir(parents=True, exist_ok=True)
+        part = made.with_suffix(".part")
+        part.write_text(f"(() => {{{javascript_bundle()}}})();", encoding="utf-8")  # type: ignore[call-arg]  # stub
+        part.replace(made)
+    (static / "vega.js").write_bytes(made.read_bytes())
+
+
+def _figure(spec: dict[str, Any]) -> str:
+    from vl_convert import vegalite_to_svg
+
+    about = spec.get("usermeta", {})
+    still = base64.b64encode(vegalite_to_svg(json.dumps(spec)).encode()).decode()
+    words = html.escape(spec.get("description", ""), quote=True)
+    text = json.dumps(spec).replace("</", "<\\/")  # nothing in it can end the script
+    return f"""<figure class="explorable">
+<div class="explorable-live" role="group" aria-label="{words}"></div>
+<img class="explorable-still" src="data:image/svg+xml;base64,{still}" alt="{words}">
+<figcaption>{html.escape(about.get("caption", ""))}</figcaption>
+<script type="application/json">{text}</script>
+</figure>"""

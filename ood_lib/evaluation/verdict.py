@@ -1,0 +1,162 @@
+"""Is a method better than its baseline on this network?  One answer for each group of OOD sets, with its interval.
+
+Larger score = more OOD.  What is compared is the AUROC, paired image by image and network by network.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.evaluation.comparison import wins
+from ood_lib.evaluation.metrics import as_percent, variance_of_mean
+from ood_lib.extras import need
+from ood_lib.features.bank import BenchmarkFeatures
+
+__all__ = ["Verdict", "tally", "verdicts"]
+
+OodSet = tuple[str, str]  # group and name
+
+LEVEL = 0.01  # an interval that stays within one point of zero says that nothing is gained that matters
+
+
+class Verdict(NamedTuple):
+    """Mean AUROC of a method minus that of its baseline, with the ends of its interval; all shares.
+
+    ``a`` and ``b`` are the two means themselves.  ``word`` is what may be said of the difference, and the text of a
+    verdict is number, interval and word.
+    """
+
+    a: float
+    b: float
+    low: float
+    high: float
+
+    @property
+    def difference(self) -> float:
+        """Of the two means."""
+        return self.a - self.b
+
+    @property
+    def word(self) -> str:
+        """``better`` or ``worse`` where the interval leaves out zero, ``level`` within a point, else ``cannot tell``.
+
+        A difference that shows as 0.0 points is level, however sure its sign.
+        """
+        if -LEVEL < self.low and self.high < LEVEL and (self.low <= 0 <= self.high or abs(self.difference) < 0.0005):
+            return "level"
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "cannot tell"
+
+    def __str__(self) -> str:
+        return f"{as_percent(self.difference, self.low, self.high, signed=True)} {self.word}"
+
+
+def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -> dict[str, Verdict]:
+    r"""A method against its baseline on one or several networks: on near sets, far sets, and the mean of both.
+
+    The difference of two AUROCs is a mean over images (DeLong): over the ID images of the share of OOD images that the
+    method ranks above it and the baseline does not, and likewise over the OOD images.  Means over OOD sets, over groups
+    and over networks are means of the same kind, so that the variance of the whole is that of its images, of which the
+    ID images are shared by all sets, plus that of the networks:
+
+    .. math:: \sigma^2 = \frac{\mathrm{var}_{\mathrm{ID}}}{N} + \sum_s w_s^2 \frac{\mathrm{var}_s}{M_s}
+              + \frac{\mathrm{var}_{\mathrm{networks}}}{n}
+
+    The interval reaches Student's t times :math:`\sigma`, with Satterthwaite's degrees of freedom.  With one network it
+    speaks of other images and of this network; with several, which are several seeds of a recipe, also of other seeds.
+
+    Args:
+        compared: for each network its features, the method, and the baseline.  A detector that is not fitted is fitted
+            on the features, `Detector.fits`.  Several seeds of a method on one network are several entries.
+
+    Returns:
+        ``"near"``, ``"far"`` and ``"mean"``, of those groups that the benchmark has; ``"mean"`` needs both.
+
+    Raises:
+        ValueError: nothing to compare; networks that were shown different images; no OOD set.
+
+    References:
+        DeLong, DeLong & Clarke-Pearson, Biometrics 1988; Satterthwaite, An Approximate Distribution of Estimates of
+        Variance Components, Biometrics Bulletin 1946.
+
+    Example:
+        >>> noise = torch.randn(3, 400, 1, generator=torch.Generator().manual_seed(0))
+        >>> from ood_lib import Features, MSP, Energy
+        >>> x, near = (Features(logits=torch.cat([v, -v], 1)) for v in (3 * noise[0], noise[1]))
+        >>> found = verdicts([(BenchmarkFeatures(x, x, x, {"other": near}, {}), Energy(), MSP())])
+        >>> print(found["near"])
+        +0.0 [+0.0, +0.0] level
+    """
+    compared = list(compared)
+    sets = {tuple((g, s, len(x)) for g, own in f.groups().items() for s, x in own.items()) for f, _, _ in compared}
+    if len(sets | {(len(f.test),) for f, _, _ in compared}) != 2:  # one list of OOD sets and one number of ID images
+        raise ValueError(
+            f"{len(compared)} networks with OOD sets {sorted(sets)} were given; expected one at least, and all of them "
+            "shown the same images: make one verdict for each benchmark"
+        )
+    named = [(group, name) for group, name, _ in next(iter(sets))]
+    if not named:
+        raise ValueError("the benchmark has no OOD set; expected one at least, near or far")
+    areas = torch.tensor([[0.0, 0.0]] * len(named), dtype=torch.float64)
+    gains: list[dict[OodSet, tuple[Tensor, Tensor]]] = []
+    for features, *pair in compared:
+        for detector in pair:
+            if not detector.fitted:
+                detector.fit(getattr(features, detector.fits))
+        own = [detector.score(features.test) for detector in pair]
+        gain = {}
+        for row, (group, name) in enumerate(named):
+            other = [detector.score(features.groups()[group][name]) for detector in pair]
+            above = [wins(o, k) for k, o in zip(own, other)]  # of each OOD image: the share of ID images below it
+            below = [1 - wins(k, o) for k, o in zip(own, other)]  # of each ID image: the share of OOD images above it
+            areas[row] += torch.stack([x.mean() for x in above]).cpu() / len(compared)
+            gain[group, name] = (below[0] - below[1]).cpu(), (above[0] - above[1]).cpu()
+        gains.append(gain)
+    groups = {g: [s for s in named if s[0] == g] for g in ("near", "far")}
+    weights = {g: dict.fromkeys(own, 1 / len(own)) for g, own in groups.items() if own}
+    if len(weights) == 2:
+        weights["mean"] = {s: w / 2 for g in ("near", "far") for s, w in weights[g].items()}
+    return {g: _verdict(w, dict(zip(named, areas.tolist())), gains) for g, w in weights.items()}
+
+
+def _verdict(
+    weights: Mapping[OodSet, float],
+    areas: Mapping[OodSet, Sequence[float]],
+    gains: Sequence[Mapping[OodSet, tuple[Tensor, Tensor]]],
+) -> Verdict:
+    a, b = (sum(w * areas[s][side] for s, w in weights.items()) for side in (0, 1))
+    known = torch.stack([torch.stack([w * gain[s][0] for s, w in weights.items()]).sum(0) for gain in gains])  # (n, N)
+    images = variance_of_mean(known.mean(0), single=1.0)
+    for s, w in weights.items():
+        images += w**2 * variance_of_mean(torch.stack([gain[s][1] for gain in gains]).mean(0), single=1.0)
+    networks = known.mean(1).var().item() / len(gains) if len(gains) > 1 else 0.0
+    freedom = (images + networks) ** 2 / (networks**2 / (len(gains) - 1)) if networks > 0 else math.inf
+    half = float(need("scipy.stats").t.ppf(0.975, freedom)) * math.sqrt(images + networks)
+    return Verdict(a, b, max(-1.0, a - b - half), min(1.0, a - b + half))
+
+
+def tally(found: Mapping[str, Verdict]) -> str:
+    """Verdicts by network as one clause: ``better on ResNet-9 and DenseNet, cannot tell on digits``.
+
+    Args:
+        found: the verdict on each network, by the name of the network.
+
+    Example:
+        >>> sure, unsure = Verdict(0.9, 0.8, 0.05, 0.15), Verdict(0.7, 0.7, -0.2, 0.2)
+        >>> tally({"A": sure, "B": sure, "C": unsure})
+        'better on A and B, cannot tell on C'
+    """
+    by_word: dict[str, list[str]] = {}
+    for name, verdict in found.items():
+        by_word.setdefault(verdict.word, []).append(name)
+    order = [word for word in ("better", "level", "worse", "cannot tell") if word in by_word]
+    return ", ".join(f"{word} on {_listed(by_word[word])}" for word in order)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

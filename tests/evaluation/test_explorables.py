@@ -1,0 +1,129 @@
+"""Charts with sliders: what the browser computes is what the library computes."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import ood_lib as ood
+from ood_lib.detectors.weiper import gaussian_histogram
+from ood_lib.evaluation import explorables
+from ood_lib.evaluation.metrics import auroc, fpr_at_tpr
+
+vl_convert = pytest.importorskip("vl_convert")
+
+
+def texts(chart: Any, **sliders: float) -> list[str]:
+    """All text of the chart as Vega draws it with the sliders at these values."""
+    spec = chart.to_dict()
+    known = {p["name"]: p for p in spec["params"]}
+    for name, value in sliders.items():
+        known[name]["value"] = value
+    return re.findall(r"<text[^>]*>([^<]*)</text>", vl_convert.vegalite_to_svg(json.dumps(spec)))
+
+
+def number(found: list[str], label: str) -> float:
+    (line,) = [text for text in found if text.startswith(label)]
+    return float(re.search(r"-?[\d.]+(?= %|$)", line.removeprefix(label).replace("−", "-"))[0])
+
+
+@pytest.mark.parametrize(("d", "s", "tau"), [(1.5, 1.0, 1.0), (1.0, 2.0, 0.3), (3.0, 0.5, 2.5)])
+def test_thresholds_show_the_numbers_of_the_metrics(d: float, s: float, tau: float):
+    grid = torch.special.ndtri((torch.arange(4000, dtype=torch.float64) + 0.5) / 4000)
+    known, unknown = grid, d + s * grid
+    found = texts(explorables.score_thresholds(), d=d, s=s, tau=tau)
+    expected = {
+        "ID images rejected (false alarms): ": (known > tau).double().mean(),
+        "OOD images accepted (missed): ": (unknown <= tau).double().mean(),
+        "AUROC: ": auroc(known, unknown)[0],
+        "FPR95, ID recalled: ": fpr_at_tpr(known, unknown, 0.95, "id")[0],
+        "FPR95, OOD recalled: ": fpr_at_tpr(known, unknown, 0.95, "ood")[0],
+    }
+    for label, value in expected.items():
+        assert number(found, label) == pytest.approx(100 * float(value), abs=0.11), label
+
+
+@pytest.mark.parametrize("logits", [(-4.0, -4.0, -4.0), (3.0, -2.0, 0.5), (6.0, 6.0, -8.0)])
+def test_label_energies_are_those_of_the_library(logits: tuple[float, float, float]):
+    f = torch.tensor([logits], dtype=torch.float64)
+    found = texts(explorables.label_energies(), f1=logits[0], f2=logits[1], f3=logits[2])
+    shown = [float(t.replace("−", "-")) for t in found if re.fullmatch(r"[−-]?\d+\.\d\d", t)]
+    expected = [ood.joint_energy(f), ood.max_logit(f), 10 * ood.msp(f)]
+    assert shown == pytest.approx([x.item() for x in expected], abs=0.006)
+    none = (1 - f.sigmoid()).prod().item()
+    assert number(found, "P(no known label) = ∏ (1 − σ) = exp(JointEnergy): ") == pytest.approx(100 * none, abs=0.06)
+    assert none == pytest.approx(ood.joint_energy(f).exp().item())
+
+
+@pytest.mark.parametrize(("sigma", "outlier"), [(0.3, 0.5), (1.5, 4.0), (4.0, -5.0)])
+def test_norms_are_those_of_the_exact_score(sigma: float, outlier: float):
+    x = torch.tensor([2.3, outlier], dtype=torch.float64, requires_grad=True)
+    width = (0.09 + sigma**2) ** 0.5
+    bumps = torch.stack([torch.distributions.Normal(c, width).log_prob(x) for c in (-2.0, 2.0)])
+    (score,) = torch.autograd.grad(bumps.logsumexp(0).sum(), x)
+    typical, other = (sigma * score.abs()).tolist()
+    found = texts(explorables.score_norms_of_two_bumps(), sigma=sigma, o=outlier)
+    assert number(found, "Norm at the typical point: ") == pytest.approx(typical, abs=6e-4)
+    assert number(found, "Norm at the outlier: ") == pytest.approx(other, abs=6e-4)
+    longer = "the typical point" if typical > other else "the outlier"
+    assert f"Longer is the score of: {longer}" in found
+
+
+def test_a_display_carries_the_chart_for_the_pages_and_html_for_others(monkeypatch: pytest.MonkeyPatch):
+    shown: list[dict[str, Any]] = []
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append(data))
+    explorables.show(explorables.score_thresholds(), "Drag it.", "Two densities and a threshold.")
+    (bundle,) = shown
+    (spec,) = [x for kind, x in bundle.items() if kind.startswith("application/vnd.vegalite.")]
+    assert spec["description"] == "Two densities and a threshold." and spec["usermeta"]["caption"] == "Drag it."
+    assert "text/html" in bundle
+    assert len(json.dumps(spec)) < 300_000
+
+
+@pytest.mark.parametrize(("delta", "scale", "image"), [(1.8, 1.0, "sure"), (0.3, 2.5, "sure"), (4.0, 0.5, "torn")])
+def test_weiper_space_and_its_divergence_are_those_of_the_library(delta: float, scale: float, image: str):
+    generator = torch.Generator().manual_seed(0)
+    train = 4 * torch.randn(5, 3, generator=generator), 0.5 + torch.rand(5, 3, generator=generator)
+    images = {"sure": (torch.tensor([9.0, -2.0, -3.0]), torch.ones(3)), "torn": (torch.zeros(3), torch.full((3,), 0.5))}
+    chart = explorables.perturbed_logits(train, images, (-12.0, 14.0), bins=40)
+    found = number(texts(chart, delta=delta, scale=scale, image=image), "Divergence D of this image: ")
+    means, noise = (x.double() for x in images[image])
+    p, q = (
+        (gaussian_histogram(m.double(), (u * delta).double(), -12.0, 14.0, 40).mean(0) + 0.025) / 2
+        for m, u in (train, (means[None], noise[None] * scale))
+    )
+    assert found == pytest.approx(((p - q) * (p.log() - q.log())).sum().item(), abs=2e-4)
+
+
+@pytest.mark.parametrize(("lam", "temperature", "place"), [(0.25, 1.0, 0.0), (2.0, 5.0, 0.4), (0.05, 0.5, -4.0)])
+def test_the_hybrid_is_the_prior_with_the_best_residual(lam: float, temperature: float, place: float):
+    x = torch.tensor([place, 1.5], dtype=torch.float64)
+    bumps = torch.stack([torch.distributions.Normal(c, 0.5).log_prob(x) for c in (-1.5, 1.5)])
+    p, q = bumps.logsumexp(0) - torch.tensor(2.0).log(), torch.distributions.Normal(0.0, 2.5**0.5).log_prob(x)
+    prior = -q / temperature
+    hybrid = prior - ((p - q) / 2).tanh() / (2 * lam)
+    found = texts(explorables.hybrid_energy(), lam=lam, T=temperature, o=place)
+    for kind, energy in (("Prior", prior), ("Hybrid", hybrid)):
+        gap = (energy[0] - energy[1]).item()
+        assert number(found, f"{kind}, OOD point minus the centre of a bump: ") == pytest.approx(gap, abs=0.006)
+    assert f"The hybrid ranks it {'above' if hybrid[0] > hybrid[1] else 'below'} the bump" in found
+
+
+@pytest.mark.parametrize("layer", [0.0, 1.0, 0.5])
+def test_points_stand_where_the_flow_has_put_them(layer: float):
+    steps = [torch.tensor([[-4.0, 4.0]]), torch.tensor([[0.0, 2.0]])]
+    spec = explorables.flow_layers(steps, [x.flip(1) for x in steps]).to_dict()
+    spec["params"][0]["value"] = layer
+    drawn = vl_convert.vegalite_to_svg(json.dumps(spec))
+    group = re.search(r'mark-symbol role-mark layer_1_marks".*?</g>', drawn, re.S)[0]
+    places = [[float(v) for v in p] for p in re.findall(r"translate\(([-\d.]+),([-\d.]+)\)", group)]
+    x, y = (steps[0] + layer * (steps[1] - steps[0]))[0].tolist()
+    expected = [[(u + 4) * 340 / 8, (4 - v) * 340 / 8] for u, v in ((x, y), (y, x))]
+    assert places == [pytest.approx(place) for place in expected]
+
+
+def test_a_flow_has_as_many_steps_for_id_as_for_ood():
+    with pytest.raises(ValueError, match="2 steps of ID and 1 of OOD"):
+        explorables.flow_layers([torch.zeros(1, 2)] * 2, [torch.zeros(1, 2)])
