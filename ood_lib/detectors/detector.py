@@ -145,7 +145,8 @@ class Detector(nn.Module):
         self._check(features)
         for index, (field, width) in enumerate(zip(self.reads, widths)):
             if width:
-                check_width(getattr(features, field), width, what=field if index else "features")
+                who = "the head reads" if hasattr(self, "head") else "those it was fitted on were"
+                check_width(getattr(features, field), width, who, field if index else "features")
         device = getattr(features, self.reads[0]).device
         scores = torch.empty(0)
         for start, chunk in zip(range(0, len(features), self.chunk), features.split(self.chunk)):

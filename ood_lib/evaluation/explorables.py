@@ -252,15 +252,15 @@ def label_energies(logits: tuple[float, float, float] = (-4.0, -4.0, -4.0)) -> "
     }
     data = alt.Data(values=[{"score": name} for name in rows])
     value = " : ".join(f"datum.score == '{name}' ? {expression}" for name, expression in rows.items()) + " : 0"
-    base = alt.Chart(data).transform_calculate(value=value).transform_calculate(
-        shown="format(datum.value, '.2f')", right="max(datum.value, 0)"
+    base = (
+        alt.Chart(data)
+        .transform_calculate(value=value)
+        .transform_calculate(shown="format(datum.value, '.2f')", right="max(datum.value, 0)")
     )
     x = alt.X("value:Q", title="score (larger = more OOD →)", scale=alt.Scale(domain=[-26, 9]))
     y = alt.Y("score:N", title=None, sort=list(rows))
     bars = base.mark_bar(color=COLORS["id"]).encode(x=x, y=y)
-    numbers = base.mark_text(align="left", dx=6, fontSize=13).encode(
-        x=alt.X("right:Q"), y=y, text="shown:N"
-    )
+    numbers = base.mark_text(align="left", dx=6, fontSize=13).encode(x=alt.X("right:Q"), y=y, text="shown:N")
     left = (bars + numbers).properties(width=WIDTH, height=130, title="Three scores of the same logits")
     labels = alt.Chart(alt.Data(values=[{"label": i} for i in (1, 2, 3)])).transform_calculate(
         probability="1 / (1 + exp(-(datum.label == 1 ? f1 : datum.label == 2 ? f2 : f3)))"

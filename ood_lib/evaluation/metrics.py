@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ood_lib.checks import check
 from ood_lib.extras import need
 
 __all__ = [
@@ -206,6 +207,7 @@ def fpr_at_tpr(
         0.45
     """
     _range(confidence)
+    check("integer [1, inf)", "a number of bootstrap draws", draws=draws)
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr={tpr} was given; expected a share of positives to recall, 0 < tpr <= 1")
     return _fpr(_rank(id_scores, ood_scores), tpr, positive, confidence, draws)

@@ -618,6 +618,13 @@ def test_a_state_loads_into_a_detector_made_alike_alone(what: str, toy: Toy):
         other.load_state_dict(detector.state_dict())
 
 
+@every
+def test_a_state_knows_every_hyperparameter(make: Callable, toy: Toy):
+    detector = make(toy.head)
+    unknown = inspect.signature(type(detector)).parameters.keys() - detector.arguments().keys()
+    assert unknown <= {"options", "checkpoint"}  # those of HEAT's hybrids, which know their own; the place of a file
+
+
 def test_a_state_loads_into_members_made_alike_alone(toy: Toy):
     saved = compose([MSP(), compose([KNN(k=5), Energy()])]).fit(toy.train).state_dict()
     with pytest.raises(ValueError, match=r"the state is of Composed with detectors=.* cannot be loaded"):

@@ -18,6 +18,7 @@ from ood_lib import (
     ScoreNetwork,
     ScoreNorms,
     extract,
+    load,
     load_benchmark,
     noise_scales,
     score_norms,
@@ -357,3 +358,18 @@ def test_on_digits_held_out_images_look_like_test_images_and_noise_does_not():
     assert 0.4 < auroc(detector.score(val), scores)[0] < 0.62
     assert auroc(scores, detector.score(noise))[0] > 0.99
     assert auroc(scores, detector.score(rotated))[0] > 0.9
+
+
+def test_a_density_that_the_fit_selected_is_part_of_the_state(tmp_path):
+    z = normal(400, 4) + 9 * (torch.arange(400) % 2)[:, None]
+    features = Features(penultimate=z)
+    detector = MSMA(ScoreNetwork(1, widths=(8,)), sigmas=[1.0, 0.5, 0.2, 0.1]).fit(features).calibrate(features)
+    assert detector.density.components == 2
+    fresh = MSMA(ScoreNetwork(1, widths=(8,)), sigmas=[1.0, 0.5, 0.2, 0.1])
+    fresh.load_state_dict(detector.state_dict())
+    detector.save(tmp_path / "msma.safetensors")
+    for again in (fresh, load(tmp_path / "msma.safetensors")):
+        assert again.density.components == 2
+        assert torch.equal(again.score(features), detector.score(features))
+    norms = [score_norms(d.norms.network.eval(), IMAGES, [1.0, 0.1]) for d in (detector, again)]
+    assert torch.equal(*norms)  # the network came along

@@ -123,7 +123,7 @@ class ResidualEBM(Detector):
         self.hidden, self.shared, self.standardize = tuple(hidden), shared, standardize
         self.steps, self.step_size, self.temperature = steps, step_size, temperature
         self.noise, self.decay, self.precondition, self.keep_starts = noise, decay, precondition, keep_starts
-        self.start: Any = ("prior" if hasattr(prior, "sample") else "noise") if start is None else start
+        self.start: Any = ("prior" if hasattr(prior, "sample") else "noise") if start is None else copy.deepcopy(start)
         self.updates, self.batch_size, self.learning_rate = updates, batch_size, learning_rate
         self.average, self.factor, self.seed = average, factor, seed
         check("[0, inf)", "a finite number", lam=lam, decay=decay, learning_rate=learning_rate, factor=factor)
