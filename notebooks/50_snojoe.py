@@ -1012,7 +1012,7 @@ display(Markdown(
 # ### 6.2 What the sum asks of its heads
 #
 # **Why choose the penalty with care, when only ranks count?** The order of the largest logit does not change when all logits are divided
-# by a {term}`temperature` $T$. That of the joint energy does:
+# by a temperature $T$. That of the joint energy does:
 #
 # $$S_T(x) = -T\sum_i\log\left(1+e^{\ell_i/T}\right)\;\longrightarrow\;
 # \begin{cases}-\sum_i\max(\ell_i, 0), & T\to0,\\ -\tfrac12\sum_i\ell_i-TC\log2, & T\to\infty.\end{cases}$$
