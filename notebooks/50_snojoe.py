@@ -12,8 +12,8 @@
 # ```{admonition} Before you start
 # :class: tip
 # **You will learn** how to ask a network with many labels whether it knows *anything* in an image, why the answer is a
-# sum of softplus functions and two other things at once, what a spectral norm is, what spectral normalisation bounds
-# in a network with BatchNorm (less than its name says), and what both together are worth.
+# sum of softplus functions and two other things at once, what a spectral norm is, why spectral normalisation in front of
+# BatchNorm bounds nothing and leaves the training as it is, and what the scores are worth on photographs.
 #
 # **You need** the sigmoid, singular values, and enough PyTorch to read a convolution.
 #
@@ -1210,6 +1210,8 @@ display(Markdown(
 def found(one, other):
     """The sets on which the interval of the difference leaves out zero, as text."""
     pairs = {name: on_set(by_kind, one, other, name) for name in sets}
+    if seeds < 5:
+        return "no interval"
     by_word = {w: [k for k, duel in pairs.items() if duel.word == w] for w in ("better", "worse")}
     return "; ".join(f"{w} on {', '.join(names)}" for w, names in by_word.items() if names) or "no clear difference"
 
@@ -1217,16 +1219,16 @@ def found(one, other):
 claim, control, both_bounded, defect = itertools.starmap(found, duels)
 clear = [word for word in ("better", "worse") if word in claim]
 verdict = (
-    f"does not decide: {seeds} networks of each kind give no interval worth the name" if seeds < 5
+    f"cannot decide, because fewer than five networks of each kind ({seeds}) give no useful interval" if seeds < 5
     else "neither supports the claim nor refutes it" if not clear
     else "finds both signs" if len(clear) == 2
     else "supports the claim" if clear == ["better"] else "speaks against the claim"
 )  # fmt: skip
 display(Markdown(
-    f"**The verdict of this page {verdict}.** Hard against plain in eval mode: {claim}. In training mode: {control}; bounded against "
+    f"**The verdict: this run {verdict}.** Hard against plain in eval mode: {claim}. In training mode: {control}; bounded against "
     f"plain: {both_bounded}; the forgotten `train()` alone: {defect}."
-    + (f" Each interval holds for one set; of {len(sets)}, one may leave out zero by chance more often than in 5 %." if seeds >= 5 else "")
-    + " An effect smaller than that in brackets would probably have been missed."
+    + (f" Each interval holds for one set; of {len(sets)} sets, one may leave out zero by chance more often than in 5 % of runs. An "
+       "effect smaller than that in brackets would probably have been missed." if seeds >= 5 else "")
 ))  # fmt: skip
 
 # %% [markdown]
