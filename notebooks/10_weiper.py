@@ -528,7 +528,7 @@ views = {
 }
 maps = {name: plots.umap(rows, seed) for name, rows in views.items()}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the same images in three representations: penultimate features, WeiPer space, and the histogram that WeiPer+KLD compares. Look for islands of classes and for OOD points that land on them. Distances between islands carry no meaning.", "name": "fig-weiper-umap"}, "image": {"alt": "Three scatter plots of two-dimensional embeddings with blue ID, orange near-OOD and pink far-OOD points. In the first two, ID points gather in islands by class with OOD points between and on them; in the third the islands are gone and the groups lie along one band."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the same images in three representations: penultimate features, WeiPer space, and the histogram that WeiPer+KLD compares. Look for islands of classes and for OOD points that land on them. Distances between islands carry no meaning.", "name": "fig-weiper-umap"}, "image": {"alt": "Three scatter plots of two-dimensional embeddings with blue ID, orange near-OOD and pink far-OOD points. In the first two, ID points gather in islands by class with OOD points between and on them; in the third the islands are gone: one cloud, with most ID points on one side."}}
 groups = np.repeat(list(picked), [len(v) for v in picked.values()])
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.7))
 for ax, (name, points) in zip(axes, maps.items()):
