@@ -52,6 +52,18 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["hide-input"]
+from ood_lib.evaluation import explorables
+
+explorables.show(
+    explorables.hybrid_energy(),
+    caption="A Gaussian prior is blind between two bumps of data: it ranks an OOD point there below the data. The best residual "
+    "lifts the gap. Move the OOD point; raise λ, or lower the temperature, until the hybrid is as blind as its prior.",
+    alt_text="Left, the density of data in two bumps and the Gaussian prior over both. Right, the energy of the prior, the "
+    "residual and their sum, the hybrid, with a vertical line at the OOD point. Below, which of prior and hybrid rank the OOD "
+    "point above the data. Sliders set λ, the temperature of the prior and the place of the OOD point.",
+)
+
 # %% [markdown]
 # These are the parameters of the page. Lists of three belong to the three priors: Gaussian mixture, Gaussian mixture on
 # style, energy of the logits. Change a value and run the notebook again, or pass it on the command line:
@@ -1835,4 +1847,6 @@ check_better(better)
 # What other pages show of this run: one small table, all numbers.
 if results:
     table.to_csv(Path(results) / "benchmark.csv", index=False)
+    kept = {duels[claim]: found for claim, found in judged.items() if found}
+    ood.save_verdicts(Path(results) / "heat.json", kept, origin=ood.provenance())
     (Path(results) / "summary.md").write_text(plots.markdown_table(summary))

@@ -51,6 +51,18 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["hide-input"]
+from ood_lib.evaluation import explorables
+
+explorables.show(
+    explorables.score_norms_of_two_bumps(),
+    caption="Which noise level tells the outlier from the data? At σ = 0.3 an outlier right between the bumps has the shorter "
+    "score. Move it aside, then raise σ and watch the two norms cross.",
+    alt_text="Left, a density with two bumps, blurred by noise, with a typical point on a bump and an outlier between them. Right, "
+    "the norm of its score times σ over the line, with both points. Below, the two norms and which is longer. Sliders set the "
+    "noise level and the place of the outlier.",
+)
+
 # %% [markdown]
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run msma -p largest 2.0 -p seeds 5`.
@@ -100,6 +112,7 @@ from torch.nn import functional as F
 
 import ood_lib as ood
 from ood_lib.data.images import ImageArray
+from ood_lib.detectors.norm_bank import SCORERS
 from ood_lib.evaluation import plots
 from ood_lib.evaluation.metrics import auroc
 from ood_lib.networks.network import Representation, pick_device
@@ -819,12 +832,13 @@ plt.show()
 #
 # Score networks for CIFAR-10 take longer to train than this page may take, so their norms come with the library: ten numbers an
 # image, for 500 images of each test set. `load_score_norms` reads them, and the density is fitted on 800 training images that were
-# kept from the networks. There are small U-Nets of 317 thousand weights, after more and more updates, and one control:
+# kept from the networks. There are small U-Nets of 317 thousand weights, after few updates and after more, and one control:
 #
 # $$s(x,\sigma)=-(S+\sigma^2I)^{-1}(x-\mu),$$
 #
 # the exact score of *one* Gaussian with the mean $\mu$ and the covariance $S$ of the pixels. It knows no object and no edge, only
-# which directions vary much, and photographs vary most in smooth ones. **How much better is a network than that?**
+# which directions vary much, and photographs vary most in smooth ones. (`python -m ood_lib cifar10-score-norms` makes all of them
+# again.) **How much better is a network than that?**
 
 # %%
 caption = "AUROC in %; where there is one network, the interval is over test images"
@@ -886,8 +900,8 @@ for name, ending in (("Norms", ""), ("Log norms", ", log")):
     says = word(found["far"], "longer training helps on far sets", "longer training hurts on far sets", "no clear difference on far sets", "cannot tell")
     lines.append(f"* {name}, {long} updates against {first}: {says}, {found['far']}; near, {found['near']}; "
                  f"SVHN alone, {between(one, other, 'far', 'svhn')}.")  # fmt: skip
-alone = {n: c for n, c in seeds_of.items() if c == 1}
-note = f" Of {', '.join(f'{n:,}' for n in alone)} updates there is one network, without an interval." if alone else ""
+lacking = ", ".join(s.name for s in SCORERS if s not in bank)
+note = f" Networks that the command makes and this bank lacks: {lacking}." if lacking else ""
 near_best = photographs.query("metric == 'auroc' and group == 'near'").groupby("detector", sort=False)["value"].mean()
 display(Markdown("\n".join(lines) + f"\n\nOn the near sets the best row has a mean of {100 * near_best.max():.1f} ({near_best.idxmax()}).{note}"))
 
@@ -925,6 +939,7 @@ apart = max(group_norm) < 50 < min(plus)
 says = "the norm layer does not decide the sign of SVHN in every network here."
 if apart:
     says = "nothing but the norm layer was changed, and SVHN changes its sign. So a sign at one scale belongs to the architecture, not to the images."
+    says += " (One network with InstanceNorm++.)" if len(plus) == 1 else ""
 rest = between("InstanceNorm++, 250 updates, log", short, "far", "svhn")
 display(Markdown(
     f"At $\\sigma=0.01$ SVHN is at {', '.join(f'{x:.0f}' for x in group_norm)} with GroupNorm and at {', '.join(f'{x:.0f}' for x in plus)} "
@@ -1905,3 +1920,5 @@ if results:
     label = f"score network, {score_steps} updates; classifier of {widths[-1]} features"
     about = {"benchmark": benchmark, "network": label, "accuracy": np.mean(accuracies) / 100}
     ood.save_results(Path(results) / "this-run.json", table, origin=origin, **about)
+    about = {"benchmark": "cifar10", "network": "small score networks, and none"}
+    ood.save_results(Path(results) / "cifar10-score-norms.json", photographs, origin=ood.provenance(), **about)

@@ -12,8 +12,8 @@
 # ```{admonition} Before you start
 # :class: tip
 # **You will learn** how to ask a network with many labels whether it knows *anything* in an image, why the answer is a
-# sum of softplus functions and two other things at once, what a spectral norm is, what spectral normalisation bounds
-# in a network with BatchNorm (less than its name says), and what both together are worth.
+# sum of softplus functions and two other things at once, what a spectral norm is, why spectral normalisation in front of
+# BatchNorm bounds nothing and leaves the training as it is, and what the scores are worth on photographs.
 #
 # **You need** the sigmoid, singular values, and enough PyTorch to read a convolution.
 #
@@ -50,6 +50,17 @@ if importlib.util.find_spec("ood_lib") is None:
             "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
+
+# %% tags=["hide-input"]
+from ood_lib.evaluation import explorables
+
+explorables.show(
+    explorables.label_energies(),
+    caption="When is an image none of the known things? Raise the three logits together: MSP over labels does not move, although "
+    "each label says yes. Then leave two at −4 and raise the third: MaxLogit and the joint energy fall with it.",
+    alt_text="Left, bars of three scores of the same three label logits: joint energy, the largest logit and softmax over labels. "
+    "Right, the probability of each label. Below, the probability that no label is present. Sliders set the three logits.",
+)
 
 # %% [markdown]
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
@@ -135,7 +146,8 @@ shifted = {"inverted"} if benchmark == "scenes" else set()  # known digits in ot
 near, far = ({k: prepared(sets[k]) for k in sets if k not in shifted} for sets in (bench.near, bench.far))
 train, val, test = map(prepared, (bench.train, bench.val, bench.test))
 shape = tuple(train[0][0].shape)
-bench = replace(bench, train=train, val=val, test=test, near=near, far=far, image_shape=shape)
+notes = (*bench.notes, *(f"{k} is left out here: it shows known digits" for k in shifted))
+bench = replace(bench, train=train, val=val, test=test, near=near, far=far, image_shape=shape, notes=notes)
 
 # %% [markdown]
 # ## 1. The idea on a toy
@@ -1011,7 +1023,7 @@ display(Markdown(
 # ### 6.2 What the sum asks of its heads
 #
 # **Why choose the penalty with care, when only ranks count?** The order of the largest logit does not change when all logits are divided
-# by a {term}`temperature` $T$. That of the joint energy does:
+# by a temperature $T$. That of the joint energy does:
 #
 # $$S_T(x) = -T\sum_i\log\left(1+e^{\ell_i/T}\right)\;\longrightarrow\;
 # \begin{cases}-\sum_i\max(\ell_i, 0), & T\to0,\\ -\tfrac12\sum_i\ell_i-TC\log2, & T\to\infty.\end{cases}$$
@@ -1209,6 +1221,8 @@ display(Markdown(
 def found(one, other):
     """The sets on which the interval of the difference leaves out zero, as text."""
     pairs = {name: on_set(by_kind, one, other, name) for name in sets}
+    if seeds < 5:
+        return "no interval"
     by_word = {w: [k for k, duel in pairs.items() if duel.word == w] for w in ("better", "worse")}
     return "; ".join(f"{w} on {', '.join(names)}" for w, names in by_word.items() if names) or "no clear difference"
 
@@ -1216,16 +1230,16 @@ def found(one, other):
 claim, control, both_bounded, defect = itertools.starmap(found, duels)
 clear = [word for word in ("better", "worse") if word in claim]
 verdict = (
-    f"does not decide: {seeds} networks of each kind give no interval worth the name" if seeds < 5
+    f"cannot decide, because fewer than five networks of each kind ({seeds}) give no useful interval" if seeds < 5
     else "neither supports the claim nor refutes it" if not clear
     else "finds both signs" if len(clear) == 2
     else "supports the claim" if clear == ["better"] else "speaks against the claim"
 )  # fmt: skip
 display(Markdown(
-    f"**The verdict of this page {verdict}.** Hard against plain in eval mode: {claim}. In training mode: {control}; bounded against "
+    f"**The verdict: this run {verdict}.** Hard against plain in eval mode: {claim}. In training mode: {control}; bounded against "
     f"plain: {both_bounded}; the forgotten `train()` alone: {defect}."
-    + (f" Each interval holds for one set; of {len(sets)}, one may leave out zero by chance more often than in 5 %." if seeds >= 5 else "")
-    + " An effect smaller than that in brackets would probably have been missed."
+    + (f" Each interval holds for one set; of {len(sets)} sets, one may leave out zero by chance more often than in 5 % of runs. An "
+       "effect smaller than that in brackets would probably have been missed." if seeds >= 5 else "")
 ))  # fmt: skip
 
 # %% [markdown]
@@ -1734,3 +1748,13 @@ if results:
     label = f"{backbone or 'small ResNet'}, {f.test.penultimate.shape[1]} features, mAP {reached:.1f} %"
     about = {"benchmark": benchmark, "network": label}
     ood.save_results(Path(results) / "this-run.json", everything, origin=origin, **about)
+    origin = ood.provenance(data=bank.about["data"], sets=f"{photo_splits} random splits that share pictures; OOD sets as they are")
+    about = {"benchmark": "voc", "network": "MobileNetV2, 1280 features, a logistic regression per label"}
+    ood.save_results(Path(results) / "photographs.json", shown, origin=origin, **about)
+    level = on_photos[on_photos["metric"] == "auroc"].groupby(["group", "detector"])["value"].mean()
+    kept = {pair: {"voc-mobilenetv2": {}} for pair in published_order}
+    for pair, group in itertools.product(published_order, ("near", "far")):
+        gap, _ = over_splits(on_photos, *pair, group)
+        low, high = ((gap.difference + k * gap.half) / 100 for k in (-1, 1))
+        kept[pair]["voc-mobilenetv2"][group] = ood.Verdict(*(level[group, name] for name in pair), low, high)
+    ood.save_verdicts(Path(results) / "snojoe.json", kept, origin=origin)

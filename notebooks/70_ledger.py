@@ -97,10 +97,16 @@ def of_value(row):
 
 
 def of_difference(row):
-    """The differences of a claim in points, for each network that has them: value, low, high."""
-    rows = gains[(gains["run"] == row["gains"]) & (gains["group"] == row["over"])]
-    rows = rows[(rows["detector"] == row["detector"]) & (rows["minus"] == row["minus"])]
-    return {r.network: r.verdict for r in rows.itertuples()}
+    """The difference of a claim on each network that has it: kept by a chapter, or made from the lines of a run."""
+    if "gains" in row:
+        rows = gains[(gains["run"] == row["gains"]) & (gains["group"] == row["over"])]
+        rows = rows[(rows["detector"] == row["detector"]) & (rows["minus"] == row["minus"])]
+        return {r.network: r.verdict for r in rows.itertuples()}
+    ends = [by_network(row | {"detector": row[side]})["value"] for side in ("detector", "minus")]
+    if not len(gap := (ends[0] - ends[1]).dropna() / 100):
+        return {}
+    _, low, high = metrics.mean_interval(gap)
+    return {row["run"]: ood.Verdict(*(own[gap.index].mean() / 100 for own in ends), low, high)}
 
 # %% tags=["hide-input"]
 def judge_value(paper, value, low, high):
@@ -119,7 +125,7 @@ def judge_difference(paper, found):
 def tests_of(row):
     """Each test of a claim: network, our value as text, verdict, and whether its setting is that of the claim."""
     paper, known = row.get("paper"), row.get("on", "")
-    if "gains" in row:
+    if "minus" in row:
         for network, found in of_difference(row).items():
             ours = metrics.as_percent(found.difference, found.low, found.high, signed=True, small=True)
             yield network, ours, judge_difference(paper, found), network.startswith(known) and "elsewhere" not in row

@@ -107,7 +107,7 @@ class Composed(Detector):
 
     def extra_repr(self) -> str:
         """What was composed, and how."""
-        return f"detectors={list(self.detectors)}, beta={self.beta}"
+        return f"detectors={list(self.detectors)}, beta={self.beta}, refit={self.refit}"
 
 
 def compose(detectors: Sequence[Detector], beta: float = 0.0, *, refit: bool = True) -> Composed:

@@ -132,11 +132,11 @@ def test_every_figure_of_a_chapter_that_a_page_shows_is_drawn_there():
     assert shown and [figure for name, figure in shown if f'"name": "{figure}"' not in drawn[name]] == []
 
 
-def test_a_page_describes_itself_by_its_first_paragraph(monkeypatch):
+def test_a_page_describes_itself_by_how_it_begins():
     nodes = pytest.importorskip("docutils.nodes")
     document = nodes.section("", nodes.paragraph(text='Says "no" & ' + "word " * 99), nodes.paragraph(text="second"))
     options = {"repository_url": "https://github.com/somebody/book"}
-    app = SimpleNamespace(config=SimpleNamespace(html_baseurl="", html_theme_options=options, project="Book"))
+    app = SimpleNamespace(config=SimpleNamespace(html_baseurl="", html_theme_options=options, html_title="Book"))
     context = {"title": "<em>Title</em>", "metatags": "<meta kept />"}
     extension._describe(app, "page", "", context, document)
     tags = context["metatags"]
@@ -144,6 +144,11 @@ def test_a_page_describes_itself_by_its_first_paragraph(monkeypatch):
     assert text.startswith("Says &quot;no&quot; &amp; word") and len(text) < 230 and "second" not in tags
     assert 'content="https://somebody.github.io/book/_static/front/strip.jpg"' in tags
     assert 'property="og:title" content="Title"' in tags and tags.startswith("<meta kept />")
+    motto = nodes.section(
+        "", nodes.paragraph(text="Motto."), nodes.paragraph(text="What it is."), nodes.paragraph(text="third")
+    )
+    extension._describe(app, "page", "", context := {}, motto)
+    assert 'name="description" content="Motto. What it is."' in context["metatags"]
     context = {}
     extension._describe(app, "search", "", context, None)
     assert "description" not in context["metatags"] and "og:image" in context["metatags"]

@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,12 @@ def _address(repository: str) -> str:
 
 def _describe(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     """Description and picture of a page, for search engines and for those who link to it."""
-    first = next(doctree.findall(paragraph), None) if doctree else None
-    text = textwrap.shorten(first.astext(), 200, placeholder=" ...") if first else ""
+    paragraphs = islice(doctree.findall(paragraph), 2) if doctree else ()  # the first may be a motto
+    text = textwrap.shorten(" ".join(p.astext() for p in paragraphs), 200, placeholder=" ...")
     address = app.config.html_baseurl or _address(app.config.html_theme_options["repository_url"])
     facts = {
         "og:type": "article",
-        "og:site_name": app.config.project,
+        "og:site_name": app.config.html_title,
         "og:title": re.sub("<.*?>", "", context.get("title", "")),
         "og:description": text,
         "og:image": address + PICTURE,
