@@ -8,6 +8,7 @@ import functools
 import importlib
 import json
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,7 +27,16 @@ def public_name(thing: Any) -> str:
     name, library = getattr(thing, "__name__", type(thing).__name__), sys.modules["ood_lib"]
     if name in library.__all__ and getattr(library, name) is thing:
         return name
-    return f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', name)}"
+    return f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', name)}{_body(thing)}"
+
+
+def _body(function: Any) -> str:
+    """What tells two functions of one name from each other, as all lambdas of a place have: code, defaults, closure."""
+    if (code := getattr(function, "__code__", None)) is None:
+        return ""
+    bound = [*(function.__defaults__ or ()), *(cell.cell_contents for cell in function.__closure__ or ())]
+    plain = [x for x in (*code.co_consts, *bound) if x is None or isinstance(x, bool | int | float | str)]
+    return f" #{zlib.crc32(code.co_code + repr((code.co_names, plain)).encode()):08x}"
 
 
 def describe(value: Any) -> Plain:
@@ -83,7 +93,7 @@ def unknown(description: Plain, where: str = "") -> Iterator[str]:
         for key, value in description.items():
             if key in ("class", "function", "other", "estimator") and isinstance(value, str):
                 if ":" in value and not (key == "estimator" and value.startswith("sklearn.")):
-                    yield f"{where}{value.replace(':', '.')}"
+                    yield f"{where}{value.partition(' ')[0].replace(':', '.')}"
             else:
                 yield from unknown(value, where if key in ("arguments", "dict", "given", "partial") else f"{key}=")
 

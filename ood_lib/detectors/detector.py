@@ -22,7 +22,7 @@ from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknow
 from ood_lib.features.features import Features
 from ood_lib.tensors import save_tensors
 
-__all__ = ["Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
+__all__ = ["HEADER", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
 
 
 HEADER = "ood_lib"  # where the header of a file says which detector it holds

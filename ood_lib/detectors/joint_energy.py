@@ -68,6 +68,7 @@ def joint_energy(logits: Tensor, top: int | None = None, temperature: float = 1.
     """
     check("integer [1, inf) or None", "how many labels to sum over", top=top)
     check("(0, inf)", temperature=temperature)
+    check_logits(logits)
     energies = temperature * label_energies(logits / temperature)
     if top is None or top >= logits.shape[-1]:
         return energies.sum(-1)

@@ -67,11 +67,11 @@ def test_detectors_that_are_ready_are_composed_as_they_are(toy: Toy):
     ready, other = KNN(k=5).fit(toy.train), KNN(k=5)
     half = toy.train[torch.arange(len(toy.train)) % 2 == 0]
     kept = compose([ready, other], refit=False).fit(half)
-    assert torch.equal(ready.score(toy.test), KNN(k=5).fit(toy.train).score(toy.test))
-    assert torch.equal(other.score(toy.test), KNN(k=5).fit(half).score(toy.test))
+    assert torch.equal(kept.detectors[0].score(toy.test), KNN(k=5).fit(toy.train).score(toy.test))
+    assert torch.equal(kept.detectors[1].score(toy.test), KNN(k=5).fit(half).score(toy.test))
     assert torch.allclose(kept.means[0], ready.score(half).double().mean())
-    compose([ready, other]).fit(half)
-    assert torch.equal(ready.score(toy.test), other.score(toy.test))
+    anew = compose([ready, other]).fit(half)
+    assert torch.equal(*(member.score(toy.test) for member in anew.detectors))
 
 
 def test_a_refit_that_fails_leaves_neither_scores_nor_the_old_threshold(toy: Toy):

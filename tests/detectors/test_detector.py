@@ -58,6 +58,7 @@ from ood_lib import (
     WeiPer,
     compose,
     energy,
+    max_logit,
     msp,
     noise_scales,
 )
@@ -623,6 +624,15 @@ def test_a_state_knows_every_hyperparameter(make: Callable, toy: Toy):
     detector = make(toy.head)
     unknown = inspect.signature(type(detector)).parameters.keys() - detector.arguments().keys()
     assert unknown <= {"options", "checkpoint"}  # those of HEAT's hybrids, which know their own; the place of a file
+
+
+def test_two_functions_of_one_name_are_two_hyperparameters(toy: Toy):
+    made = [ASH(toy.head, score=lambda x, t=t: energy(x, t)) for t in (1.0, 1.0, 2.0)]
+    made.append(ASH(toy.head, score=lambda x, t=1.0: max_logit(x)))
+    made[1].load_state_dict(made[0].state_dict())
+    for other in made[2:]:
+        with pytest.raises(ValueError, match="is of ASH with score="):
+            other.load_state_dict(made[0].state_dict())
 
 
 def test_a_state_loads_into_members_made_alike_alone(toy: Toy):
