@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from ood_lib import Benchmark, ImageArray, ScoreNetwork, load_score_norms, score_norms
+from ood_lib import GMM, MSMA, Benchmark, ImageArray, ScoreNetwork, load_score_norms, score_norms
 from ood_lib.detectors import norm_bank
 from ood_lib.detectors.norm_bank import SCORERS, Scorer, make_score_norms
+from ood_lib.evaluation.metrics import auroc
 from tests.conftest import seeded
 
 TWO = (Scorer(None), Scorer("instance++", 250))
@@ -67,3 +68,11 @@ def test_a_file_that_is_not_the_one_that_was_saved_is_refused(bench: Benchmark, 
 
 def test_each_network_has_a_name_of_its_own():
     assert len({scorer.name for scorer in SCORERS}) == len(SCORERS)
+
+
+def test_in_the_bank_that_ships_held_out_rows_look_like_test_rows_and_far_ood_does_not():
+    for scorer, x in load_score_norms().items():
+        detector = MSMA(None, GMM(1, "full"), log=True).fit(x.train)
+        own = detector(x.test)
+        assert 0.42 < auroc(detector(x.train), own)[0] < 0.58, scorer
+        assert auroc(own, detector(x.far["mnist"]))[0] > 0.9, scorer
