@@ -844,8 +844,8 @@ display(Markdown(f"The flow chosen by validation OOD images: {picked or 'no bank
 
 # %% tags=["hide-input"]
 per_network = {}
-for name, seen in real.items():
-    f, best = seen[0][0], flows[name, chosen[name]][0]
+for name in real:
+    f, best = fits_of(name, chosen[name])[0]
     rivals = {"MSP": ood.MSP(), "Energy": ood.Energy(), "KNN": ood.KNN(k=neighbours(f)), "Mahalanobis": ood.Mahalanobis()}
     rivals |= {"Mahalanobis with a ridge": ridged(best), "chosen flow, untrained": start_of(best), "chosen flow": best, "no noise": flows[name, PAPER][0], OURS: flows[name, OURS][0]}
     for title, detector in rivals.items():
