@@ -247,7 +247,7 @@ toy_table = pd.DataFrame(rows, columns).T
 assert toy_table["mass"].drop("HEAT").sub(1).abs().max() < 0.01
 toy_table.style.format("{:.3f}", "mass").format("{:.2f}", columns[1]).format("{:.1f}", columns[2:])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy −log p of each model over the plane (dark = low = like the data), with training points. The mixture fills the ring and the arcs. HEAT lifts the holes, and stays broad. The flows bend towards the shapes. They leave the opening of the arcs nearly empty, less so the hole of the ring, and bridges of low energy remain between the shapes.", "name": "fig-flow-landscapes"}, "image": {"alt": "Four panels of the plane, coloured by energy. For the Gaussian mixture, three broad dark ellipses cover the ring and the arcs with their holes. For HEAT, the ring and the arcs are dark and their holes lighter, but dark bands reach far beyond the data on the left. For both flows, dark bands follow the ring and the arcs; the hole of the ring stays of middle energy, the opening of the arcs is partly light, and dark bridges join the ring to the arcs."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy −log p of each model over the plane (dark = low = like the data), with training points. The mixture fills the ring and the arcs. HEAT lifts the holes, and stays broad. The flows bend towards the shapes. They leave the opening of the arcs nearly empty, less so the hole of the ring, and bridges of low energy remain between the shapes.", "name": "fig-flow-landscapes"}, "image": {"alt": "Four panels of the plane, coloured by energy. For the Gaussian mixture, three broad dark ellipses cover the ring and the arcs with their holes. For HEAT, the ring and the arcs are dark and their holes lighter, but low energy reaches beyond the data. For both flows, dark bands follow the ring and the arcs; the hole of the ring stays of middle energy, the opening of the arcs is partly light, and dark bridges join the ring to the arcs."}}
 zoom = torch.cartesian_prod(torch.linspace(-7, 6.5, 271), torch.linspace(-4.5, 4.5, 181))
 figure, axes = plt.subplots(2, 2, figsize=(plots.FULL, 4.4), sharex=True, sharey=True)
 for ax, (name, model) in zip(axes.flat, models.items()):
@@ -265,7 +265,7 @@ plt.show()
 blind_of, off_of = (toy_table[name] for name in (columns[2], columns[4]))
 display(Markdown(
     f"On its own blind spots the mixture reaches {blind_of['GMM']:.1f} % (a coin: 50). HEAT reaches {blind_of['HEAT']:.1f} %, the flow "
-    f"**{blind_of['flow']:.1f} %**. As *detectors* the two are close here. As *densities* they are not: a fresh point costs HEAT "
+    f"**{blind_of['flow']:.1f} %**. That compares *detectors*. As *densities*: a fresh point costs HEAT "
     f"{toy_table.loc['HEAT', columns[1]]:.2f} nats and the flow {toy_table.loc['flow', columns[1]]:.2f}, and {off_of['HEAT']:.0f} % of "
     f"HEAT's draws lie off the data ({off_of['GMM']:.0f} % of the mixture's). They learn at the same rate, but HEAT by another loss and with "
     f"twice the updates, so the difference in nats has no single cause. {off_of['flow']:.1f} % of the flow's samples lie off the data as well: a "
@@ -418,7 +418,7 @@ def climb(sigma, steps=10):
 
 climbs = {sigma: climb(sigma) for sigma in (0.0, 0.05, 0.1)}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "A flow on the unit circle: mean log-density of the batches while it trains, without noise and with noise σ. Thin lines: the ceilings of the formula. With noise the likelihood approaches its ceiling from below. Without noise there is no ceiling: the likelihood jumps up and down and climbs on, above both lines.", "name": "fig-flow-circle"}, "image": {"alt": "Line plot of the mean log-density in nats against updates. Two curves, for noise 0.05 and 0.1, rise and level off below horizontal lines that mark their ceilings at minus 0.26 and minus 0.95. The curve without noise goes up and down by more than a nat, and ends above both lines."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "A flow on the unit circle: mean log-density of the batches while it trains, without noise and with noise σ. Thin lines: the ceilings of the formula. With noise the likelihood approaches its ceiling from below. Without noise there is no ceiling: the likelihood climbs above both lines, not always smoothly.", "name": "fig-flow-circle"}, "image": {"alt": "Line plot of the mean log-density in nats against updates. Two curves, for noise 0.05 and 0.1, rise and level off below horizontal lines that mark their ceilings at minus 0.26 and minus 0.95. The curve without noise rises unevenly, crosses both lines and ends above them."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.6, 2.8))
 at = np.linspace(toy_updates // 5, 2 * toy_updates, 10)
 for (sigma, (values, ceiling)), role in zip(climbs.items(), ("grey", "id", "other")):
@@ -564,9 +564,9 @@ if len(looks):
     caption = "AUROC in %, start → update kept by the held-out ID likelihood; bold: the way that the validation OOD images choose"
     display(shown.style.apply(lambda c: ["font-weight: bold" if b else "" for b in bold]).set_caption(caption))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training on the features of real networks, one column each. Above: log-density of held-out ID features (solid) and of training batches (dotted), minus its value at the start. Middle and below: AUROC on near-OOD and far-OOD sets. Circles: the update kept by the held-out likelihood. Lines are means over the flows of a network. AUROCs below 70 are left out.", "name": "fig-flow-updates"}, "image": {"alt": "Three rows of panels, one column for each network, against the number of updates. In each panel one line for training without noise and one with noise. Without noise, training likelihood climbs far above held-out likelihood, and AUROC jumps up from a very low start within the first looks. With noise, the two likelihoods stay together, and AUROC begins high."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training on the features of real networks, one column each. Above: log-density of held-out ID features (solid) and of training batches (dotted), minus its value at the start. Middle and below: AUROC on near-OOD and far-OOD sets. Circles: the update kept by the held-out likelihood. Lines are means over the flows of a network. Each panel has its own scale, logarithmic beyond 10 nats; an AUROC that begins lower comes from below.", "name": "fig-flow-updates"}, "image": {"alt": "Three rows of panels, one column for each network, against the number of updates. In each panel one line for training without noise and one with noise. Without noise, likelihood gains tens to hundreds of nats, and AUROC rises steeply from a low start within the first looks. With noise, likelihood gains a few nats, training and held-out lines stay together, and AUROC begins high and rises slowly."}}
 if len(looks):
-    figure, axes = plt.subplots(3, len(real), figsize=(plots.FULL, 5), sharex=True, sharey="row" if len(real) > 1 else False, squeeze=False)
+    figure, axes = plt.subplots(3, len(real), figsize=(plots.FULL, 5), sharex=True, squeeze=False, layout="constrained")
     for column, (name, own) in zip(axes.T, looks.groupby("network", sort=False)):
         for way, role in ((PAPER, "grey"), (OURS, "id")):
             fits = own[own["way"] == way]
@@ -577,13 +577,15 @@ if len(looks):
             for ax, group in zip(column[1:], ("near", "far")):
                 ax.plot(100 * mean[group], **style)
                 ax.plot(at["update"], 100 * at[group], "o", ms=8, mfc="none", color="black")
+        late = 100 * own.loc[own["way"].isin([PAPER, OURS]) & (own["update"] > own["update"].max() / 2), ["near", "far"]]
+        for ax, group in zip(column[1:], late):
+            ax.set_ylim(late[group].min() - 5, late[group].max() + 1)
         column[0].set_title(name, fontsize=8)
+        column[0].set_yscale("symlog", linthresh=10)
         column[2].set_xlabel("update")
     for ax, label in zip(axes[:, 0], ("nats gained", "near AUROC (%)", "far AUROC (%)")):
         ax.set_ylabel(label)
-    for ax in axes[1:].flat:
-        ax.set_ylim(bottom=max(70, ax.get_ylim()[0]))
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7, loc="center right")
     plt.show()
 
 # %% tags=["hide-input"]
@@ -661,7 +663,7 @@ half, log_det = parts["id"]
 log_p = -half + log_det - K / 2 * math.log(2 * math.pi)  # the boxed formula
 assert torch.allclose(log_p, flow.log_prob(F1.test.penultimate), atol=1e-3)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The latent picture. Each image by half the squared length of its latent (logarithmic) and by the log-determinant at its feature. Grey lines join points of equal log p; dashed, K/2, the mean of features with the noise of training. ID test images carry no noise and lie inside it, OOD images further out.", "name": "fig-flow-latent"}, "image": {"alt": "Scatter plot with half the squared latent length on a logarithmic horizontal axis and the log-determinant on the vertical one. Blue ID points form a cloud left of the dashed line at K over 2. Orange near-OOD triangles lie around and right of the line, at lower log-determinants; pink far-OOD squares lie further right, the furthest more than ten times as far as the line, at log-determinants as high as those of ID points."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The latent picture. Each image by half the squared length of its latent (logarithmic) and by the log-determinant at its feature. Grey lines join points of equal log p; dashed, K/2, the mean of features with the noise of training. ID test images carry no noise and lie inside it, OOD images further out.", "name": "fig-flow-latent"}, "image": {"alt": "Scatter plot with half the squared latent length on a logarithmic horizontal axis and the log-determinant on the vertical one. Blue ID points form a cloud left of the dashed line at K over 2. Orange near-OOD triangles lie further right than most ID points; pink far-OOD squares lie furthest right, most of them beyond the line."}}
 figure, ax = plt.subplots(figsize=(plots.FULL, 3.6))
 for role in ("far", "near", "id"):
     half, log_det = (part[torch.arange(0, len(part), max(1, len(part) // 400))] for part in parts[role])
@@ -862,8 +864,8 @@ display(Markdown(f"The flow chosen by validation OOD images: {picked or 'no bank
 
 # %% tags=["hide-input"]
 per_network = {}
-for name, seen in real.items():
-    f, best = seen[0][0], flows[name, chosen[name]][0]
+for name in real:
+    f, best = fits_of(name, chosen[name])[0]
     rivals = {"MSP": ood.MSP(), "Energy": ood.Energy(), "KNN": ood.KNN(k=neighbours(f)), "Mahalanobis": ood.Mahalanobis()}
     rivals |= {"Mahalanobis with a ridge": ridged(best), "chosen flow, untrained": start_of(best), "chosen flow": best, "no noise": flows[name, PAPER][0], OURS: flows[name, OURS][0]}
     for title, detector in rivals.items():
