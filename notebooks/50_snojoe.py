@@ -465,8 +465,8 @@ plt.show()
 # start, every optimiser that reads $W$ and its gradients (SGD, Adam, with weight decay or without) takes **the same steps**.
 # ```
 #
-# *Proof.* BatchNorm makes the loss blind to scale: $\mathcal L(tW)=\mathcal L(W)$ for every $t>0$. Put $t = 1/\hat\sigma(W)$, a
-# positive number whatever the state of $u$ and $v$:
+# *Proof.* BatchNorm makes the loss blind to scale: $\mathcal L(tW)=\mathcal L(W)$ for every $t>0$. Put $t = 1/\hat\sigma(W)$,
+# which is positive: a step of power iteration makes $\hat\sigma$ the length of $Wv$, whatever $v$ was before:
 #
 # $$\bar{\mathcal L}(W) = \mathcal L\left(W/\hat\sigma(W)\right) = \mathcal L(W)\quad\text{for every } W.$$
 #
