@@ -1032,7 +1032,7 @@ right.set(xscale="log", xlabel="C (weaker penalty →)", ylabel="AUROC")
 right.legend(fontsize=8)
 for ax in (left, right):
     for strength in set(best):
-        ax.axvline(strength, color="black", ls=":", lw=1, zorder=0)
+        ax.axvline(strength, color="black", ls=":", lw=1, zorder=2)
 plt.show()
 
 # %% tags=["hide-input"]
