@@ -476,8 +476,8 @@ plt.show()
 # start, every optimiser that reads $W$ and its gradients (SGD, Adam, with weight decay or without) takes **the same steps**.
 # ```
 #
-# *Proof.* BatchNorm makes the loss blind to scale: $\mathcal L(tW)=\mathcal L(W)$ for every $t>0$. Put $t = 1/\hat\sigma(W)$, a
-# positive number whatever the state of $u$ and $v$:
+# *Proof.* BatchNorm makes the loss blind to scale: $\mathcal L(tW)=\mathcal L(W)$ for every $t>0$. Put $t = 1/\hat\sigma(W)$,
+# which is positive: a step of power iteration makes $\hat\sigma$ the length of $Wv$, whatever $v$ was before:
 #
 # $$\bar{\mathcal L}(W) = \mathcal L\left(W/\hat\sigma(W)\right) = \mathcal L(W)\quad\text{for every } W.$$
 #
@@ -1043,7 +1043,7 @@ right.set(xscale="log", xlabel="C (weaker penalty →)", ylabel="AUROC")
 right.legend(fontsize=8)
 for ax in (left, right):
     for strength in set(best):
-        ax.axvline(strength, color="black", ls=":", lw=1, zorder=0)
+        ax.axvline(strength, color="black", ls=":", lw=1, zorder=2)
 plt.show()
 
 # %% tags=["hide-input"]
