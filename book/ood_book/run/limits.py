@@ -22,8 +22,8 @@ LIMITS: dict[str, Any] = {
     "device": re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch,
     **dict.fromkeys(
         "seeds epochs splits simulations repeats bins smooth_penultimate smooth_weiper draws toy_updates "
-        "sweep_networks sweep_updates updates paper_updates curves scales patch score_steps score_batch score_widths batch_size "
-        "residual_updates hidden widths counts hybrid_updates".split(), COUNT,
+        "sweep_networks sweep_updates updates paper_updates curves scales patch score_steps score_batch "
+        "score_widths batch_size residual_updates hidden widths counts hybrid_updates".split(), COUNT,
     ),
     **dict.fromkeys("seed umap_points images_per_set image_size steps lengths".split(), NUMBER),
     "grid_side": "integer [2, inf)", "recipe_networks": "integer [0, 4]",
