@@ -352,7 +352,7 @@ def find_pictures(folder: Path, within: Path | None = None, tell: bool = False) 
             f"{len(others)} files in {folder} are left out, which Pillow does not open: {kinds}, such as {min(others)}"
         )
     if tell and back:
-        warn(f"{len(back)} links in {folder} are left out, they lead back into it: the first is {min(back)}")
+        warn(f"{len(back)} links in {folder} lead to what is found already, and are left out: the first is {min(back)}")
     return sorted(found)
 
 
