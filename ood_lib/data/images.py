@@ -334,8 +334,11 @@ def find_pictures(folder: Path, within: Path | None = None, tell: bool = False) 
         within: the whole that the folder is a part of; None = the folder.
         tell: warn of files and links that are left out, by name and number.
     """
-    home, seen = os.path.realpath(within or folder), set()
-    found, others, back = [], [], []
+    home = os.path.realpath(within or folder)
+    seen: set[str] = set()
+    found: list[str] = []
+    others: list[str] = []
+    back: list[str] = []
     for where, folders, files in os.walk(folder, followlinks=True):
         inner = sorted(name for name in folders if not is_hidden(name))
         again = [name for name in inner if _leads_back(os.path.join(where, name), home, seen)]  # fills `seen`

@@ -77,9 +77,7 @@ def test_as_many_blocks_as_stages():
 @pytest.mark.parametrize("widths", ["[8, 16]", "8,16", [8.0, 16.0], 8, [], [8, 0], [8, True]])
 def test_widths_are_whole_numbers(widths):
     for make in (lambda: ResNet(1, 3, widths), lambda: network_for(load_benchmark("digits"), widths)):
-        with pytest.raises(
-            ValueError, match=r"widths=.* was given; expected a list of whole numbers, such as \[32, 64\]"
-        ):
+        with pytest.raises(ValueError, match=r"widths=.* was given; expected a list of whole numbers, such as"):
             make()
 
 

@@ -40,7 +40,7 @@ def check_value(name: str, value: Any) -> None:
     """Raise ValueError where a value is out of the range of its parameter, or is NaN."""
     for item in value if isinstance(value, list | tuple) else [value]:
         if isinstance(item, float) and math.isnan(item):
-            check("[-inf, inf]", "a number", **{name: item})
+            check(lambda _: False, "a number, which NaN is not", **{name: item})
         if (expected := LIMITS.get(name)) is not None and item is not None:
             check(expected, "auto, cpu, mps, cuda or cuda:N" if callable(expected) else "", **{name: item})
 
