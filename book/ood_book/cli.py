@@ -241,11 +241,11 @@ PROTECTED = "\0"  # before a value that is no option
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ood-book", description="Run and build the book.")
-    root = argparse.ArgumentParser(add_help=False)
+    root = _Parser(add_help=False)
     root.add_argument("--root", type=Path, help="folder of the book (default: found from here)")
-    profile = argparse.ArgumentParser(add_help=False)
+    profile = _Parser(add_help=False)
     profile.add_argument("--profile", default="default", help="name, or path of a YAML file")
-    values = argparse.ArgumentParser(add_help=False, parents=[profile])
+    values = _Parser(add_help=False, parents=[profile])
     given: dict[str, Any] = {"dest": "parameters", "nargs": 2, "action": "append", "default": []}
     given["type"] = lambda text: text.removeprefix(PROTECTED)
     option = values.add_argument("-p", **given)

@@ -64,8 +64,16 @@ def _checked_row(path: Path, line: int, row: Sequence[str], classes: Sequence[st
     return [int(value) for value in row[1:]]
 
 
+def _inside(name: str, where: str) -> str:
+    """A name that stays in its folder; what lies elsewhere would be read, or linked, without anybody noticing."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{where} names {name}, which lies outside the folder; move it there")
+    return name
+
+
 def _place(folder: Path, name: str, where: str) -> str:
     """`name` relative to the folder."""
+    _inside(name, where)
     for candidate in (name, f"images/{name}"):
         if (folder / candidate).is_file():
             return candidate
@@ -117,7 +125,9 @@ def read_openood(path: Path, base: Path, frame: ImageFormat | None = None) -> Im
     """
     try:
         names, labels = zip(*(line.rsplit(maxsplit=1) for line in _lines(path)))
-        return ImageFiles(base, list(names), torch.tensor([int(label) for label in labels]), frame)
+        return ImageFiles(
+            base, [_inside(name, "it") for name in names], torch.tensor([int(label) for label in labels]), frame
+        )
     except ValueError as error:
         raise ValueError(f"{path} is no list with lines <picture> <label>: {error}") from error
 

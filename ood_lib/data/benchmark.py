@@ -9,6 +9,7 @@ has no class here: its label is -1.
 import difflib
 import hashlib
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from ood_lib.data.bundled import BUNDLED
 from ood_lib.data.folders import named_sets, read_splits
-from ood_lib.data.images import ImageFormat, ImageSet, divide
+from ood_lib.data.images import ImageArray, ImageFormat, ImageSet, divide, picture_shape
 from ood_lib.data.locate import Shelf
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
 from ood_lib.shipped import BANKS, FORMER_NAMES
@@ -112,14 +113,17 @@ def _known(name: str, rules: Protocol, shelf: Shelf) -> tuple[list[ImageSet], tu
     return [train, *(rest.subset(part) for part in divide(rest.labels, (0.1, 0.9)))], instead
 
 
-def _folder(name: str, place: Path, image_size: int | None, resize: int | None, skip: bool) -> Benchmark:
-    """A reader's own pictures; the shape follows the first training picture.
+def _folder(
+    name: str, place: Path, image_size: int | None, resize: int | None, channels: int | None, skip: bool
+) -> Benchmark:
+    """A reader's own pictures; the shape follows the training pictures.
 
     Pictures of several classes are stretched, so that nothing is cut off that a label names.
     """
     known, cut = read_splits(place)
-    channels, height, width = known[0][0][0].shape
-    frame = ImageFormat(channels, image_size or min(height, width, 224), resize or 0, stretch=known[0].labels.ndim == 2)
+    colours, side = _usual_shape(known[0])
+    stretch = known[0].labels.ndim == 2
+    frame = ImageFormat(channels or colours, image_size or min(side, 224), resize or 0, stretch=stretch)
     for data in known:
         data.frame = frame
     sets = Shelf(place, skip=skip).unknown(named_sets(place), frame)
@@ -128,6 +132,19 @@ def _folder(name: str, place: Path, image_size: int | None, resize: int | None, 
     if cut:
         warn(cut)
     return _benchmark(name, known, near, far, notes=tuple(filter(None, notes)))
+
+
+def _usual_shape(data: ImageSet) -> tuple[int, int]:
+    """Channels and shorter side of a set: colour where one picture has it, and the median, over 200 pictures."""
+    if isinstance(data, ImageArray):
+        channels, height, width = data[0][0].shape
+        return channels, min(height, width)
+    rows = torch.linspace(0, len(data) - 1, 200, dtype=torch.float64).long().unique().tolist()
+    found = [shape for row in rows if (shape := picture_shape(data.base / data.names[row]))]
+    if not found:
+        found = [tuple(data[0][0].shape)]  # type: ignore[list-item]  # which names what cannot be read
+    side = statistics.median_low([min(height, width) for _, height, width in found])
+    return max(channels for channels, *_ in found), side
 
 
 def _benchmark(
@@ -195,6 +212,7 @@ def load_benchmark(
     missing: Literal["raise", "skip"] = "raise",
     image_size: int | None = None,
     resize: int | None = None,
+    channels: Literal[1, 3] | None = None,
 ) -> Benchmark:
     """All sets of a benchmark, in their roles.
 
@@ -211,10 +229,11 @@ def load_benchmark(
         root: the folder of sets; by default the variable OOD_DATA, else ~/.cache/ood_lib.
         download: whether the network may be used for what is not under `root`.
         missing: "skip" leaves absent OOD sets out, with a warning; ID sets are always needed.
-        image_size: of `folder:PATH` alone, in pixels; by default the shorter side of the first training picture, at
-            most 224.
+        image_size: of `folder:PATH` alone, in pixels; by default the median shorter side of the training pictures
+            (of 200 of them), at most 224.
         resize: of `folder:PATH` alone, the shorter side before the centre crop to `image_size`, such as 256 before
             224 for most ImageNet networks; by default `image_size`, so that the crop takes the longer side only.
+        channels: of `folder:PATH` alone, 1 (grey) or 3 (colour); by default 3 where one of the 200 has colours.
 
     Raises:
         MissingDataError: a set is not there; the message says what to put where.
@@ -232,8 +251,11 @@ def load_benchmark(
         raise ValueError(f"image_size={image_size} needs a folder:PATH and at least 1 pixel")
     if resize is not None and (image_size is None or resize < 1):
         raise ValueError(f"resize={resize} needs an image_size, to which the centre is cropped, and at least 1 pixel")
+    if channels is not None and (not own or channels not in (1, 3)):
+        raise ValueError(f"channels={channels} was given; expected 1 or 3, with a folder:PATH")
     if own:
-        return _folder(name, Path(name.removeprefix("folder:")).expanduser(), image_size, resize, missing == "skip")
+        place = Path(name.removeprefix("folder:")).expanduser()
+        return _folder(name, place, image_size, resize, channels, missing == "skip")
     if name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES):
         raise ValueError(
             f"{name!r} is a bank: it holds features and no images; benchmark_features({name!r}) or load_bank reads it"
@@ -257,6 +279,8 @@ def load_ood_set(name: str, bench: Benchmark, root: str | Path | None = None, *,
     Raises:
         MissingDataError: the set is not there; the message says what to put where.
     """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"name={name!r} was given; expected the name of a folder below root={str(_root(root))!r}")
     frame = bench.test.frame or ImageFormat(bench.image_shape[0], bench.image_shape[1])
     return Shelf(_root(root), download).unknown([name], frame)[name]
 

@@ -10,6 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,12 +21,26 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ood_lib.extras import need
+from ood_lib.warn import warn
 
-__all__ = ["ImageFormat", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "is_hidden", "recolour"]
+__all__ = [
+    "ImageFormat", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "is_grey", "is_hidden",
+    "picture_shape", "recolour",
+]  # fmt: skip
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# Beside hidden folders: what systems and network disks leave among pictures.
+LITTER = (
+    "__MACOSX", "__pycache__", "@eaDir", "@Recycle", "@tmp", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found",
+    "System Volume Information", "Thumbs.db", "desktop.ini",
+)  # fmt: skip
 
-LITTER = ("__MACOSX", "@eaDir")  # beside hidden folders: what macOS and network disks leave among pictures
+NO_PICTURES = (".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf")  # for Pillow
+
+BESIDE = (
+    ".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".mat", ".npz", ".npy", ".html", ".log", ".py",
+    ".ipynb", ".pdf", ".zip", ".gz", ".tar",
+)  # fmt: skip
+"""Endings of what is meant to stand beside pictures: nobody misses it among them."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +130,11 @@ class ImageArray(_Images):
         self, images: Any, labels: Any = None, frame: ImageFormat | None = None, classes: Sequence[str] = ()
     ) -> None:
         self._raw = self._check(_tensor(images))
+        if labels is not None and np.ndim(labels) == 2 and np.shape(labels)[1] == 1 and len(classes) != 1:
+            raise ValueError(
+                f"labels are a column, of shape {tuple(np.shape(labels))}; expected class indices of shape (N,), that "
+                "is labels[:, 0], or 0/1 of shape (N, classes)"
+            )
         super().__init__(len(self._raw), labels, frame, classes)
 
     def subset(self, indices: Tensor) -> Self:
@@ -296,14 +316,55 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in LITTER
 
 
-def find_pictures(folder: Path) -> list[str]:
-    """Sorted relative names of all pictures below `folder`, hidden ones left out; links to folders are followed."""
-    found = []
+@lru_cache(maxsize=1)
+def _endings() -> tuple[str, ...]:
+    """Of the files that Pillow, with whatever plugins there are, opens as pictures."""
+    pillow = need("PIL.Image")
+    readable = {ending for ending, kind in pillow.registered_extensions().items() if kind in pillow.OPEN}
+    return tuple(sorted(readable - {*NO_PICTURES}))
+
+
+def find_pictures(folder: Path, within: Path | None = None, tell: bool = False) -> list[str]:
+    """Sorted relative names of all pictures below `folder`, hidden ones left out.
+
+    Links to folders are followed, but for those that lead back into `within`: there each picture is found already.
+
+    Args:
+        folder: where to look.
+        within: the whole that the folder is a part of; None = the folder.
+        tell: warn of files and links that are left out, by name and number.
+    """
+    home = os.path.realpath(within or folder)
+    seen: set[str] = set()
+    found: list[str] = []
+    others: list[str] = []
+    back: list[str] = []
     for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = (name for name in folders if not is_hidden(name))  # where os.walk goes on
-        pictures = (file for file in files if file.lower().endswith(PICTURES) and not is_hidden(file))
-        found += [os.path.relpath(os.path.join(where, file), folder) for file in pictures]
+        inner = sorted(name for name in folders if not is_hidden(name))
+        again = [name for name in inner if _leads_back(os.path.join(where, name), home, seen)]  # fills `seen`
+        folders[:] = [name for name in inner if name not in again]  # where os.walk goes on
+        names = {os.path.relpath(os.path.join(where, file), folder) for file in files if not is_hidden(file)}
+        pictures = {name for name in names if name.lower().endswith(_endings())}
+        found += pictures
+        others += [name for name in names - pictures if not name.lower().endswith(BESIDE)]
+        back += [os.path.relpath(os.path.join(where, name), folder) for name in again]
+    if tell and others:
+        ends = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in others)
+        kinds = ", ".join(f"{count} {end}" for end, count in ends.most_common(5))
+        warn(
+            f"{len(others)} files in {folder} are left out, which Pillow does not open: {kinds}, such as {min(others)}"
+        )
+    if tell and back:
+        warn(f"{len(back)} links in {folder} lead to what is found already, and are left out: the first is {min(back)}")
     return sorted(found)
+
+
+def _leads_back(path: str, home: str, seen: set[str]) -> bool:
+    """Whether a folder is a link to something that is looked at anyway, or that holds where one stands."""
+    real = os.path.realpath(path)
+    back = os.path.islink(path) and (real in seen or os.path.commonpath([real, home]) in (real, home))
+    seen.add(real)
+    return back
 
 
 def _mark(*parts: Any) -> bytes:
@@ -319,14 +380,35 @@ def _digest(path: Path) -> str:
 
 
 def _decode(path: Path) -> np.ndarray:
-    """The pixels of a picture file: uint8 (H, W) when it is grey, else (H, W, 3)."""
+    """The pixels of a picture file, turned as its EXIF says: uint8 (H, W) when it is grey, else (H, W, 3)."""
     pillow = need("PIL.Image")
     try:
         with pillow.open(path) as picture:
             if picture.mode.startswith(("I", "F")):  # Pillow clips 16 bits to 8, silently
                 raise ValueError(f"pixels of mode {picture.mode}; save it with 8 bits a channel")
-            return np.asarray(picture.convert("L" if picture.mode in ("1", "L", "LA") else "RGB"))
+            upright = need("PIL.ImageOps").exif_transpose(picture)
+            return np.asarray(upright.convert("L" if is_grey(picture.mode) else "RGB"))
     except FileNotFoundError:
         raise
+    except pillow.DecompressionBombError as error:
+        raise ValueError(
+            f"{path} has more pixels than Pillow opens: {error}; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    except MemoryError as error:
+        raise MemoryError(f"{path} does not fit into the memory: make it smaller") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def is_grey(mode: str) -> bool:
+    """Whether pictures of this mode of Pillow have one channel."""
+    return mode in ("1", "L", "LA", "La") or mode.startswith(("I", "F"))
+
+
+def picture_shape(path: Path) -> tuple[int, int, int] | None:
+    """Channels, height and width of a picture by its header; None where it cannot be read."""
+    try:
+        with need("PIL.Image").open(path) as picture:
+            return 1 if is_grey(picture.mode) else 3, picture.height, picture.width
+    except Exception:  # it is named when it is looked at
+        return None

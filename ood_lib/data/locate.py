@@ -1,5 +1,7 @@
 """Where a set lies on disk: OpenOOD's lists, arrays, pictures in folders, what torchvision unpacks.  Else, a fetch."""
 
+import math
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -181,8 +183,16 @@ def _read_local(place: Path, wanted: _Wanted) -> _Search:
 
 def _read_arrays(path: Path, wanted: _Wanted) -> ImageArray:
     try:
+        asked, free = _bytes_of(path), _free_memory()
+        if asked > free:
+            raise MemoryError
         with np.load(path) as file:
             arrays = {key: file[key] for key in ("images", "labels") if key in file.files}
+    except MemoryError as error:
+        raise MemoryError(
+            f"{path} holds arrays of {asked / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free: save fewer "
+            "images in it, or save them as pictures in folders, which are read one by one"
+        ) from error
     except Exception as error:  # zipfile, zlib, pickle, EOF: each fails its own way
         raise ValueError(
             f"{path} is no complete .npz file, perhaps a truncated copy; copy it again ({error})"
@@ -196,8 +206,32 @@ def _read_arrays(path: Path, wanted: _Wanted) -> ImageArray:
         raise ValueError(f"{path}: {error}") from error
 
 
+def _bytes_of(path: Path) -> int:
+    """What the arrays of a file take in memory, by their headers."""
+    total, readers = 0, {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as archive:
+        for name in {"images.npy", "labels.npy"} & {*archive.namelist()}:
+            with archive.open(name) as member:
+                shape, _, dtype = readers[np.lib.format.read_magic(member)](member)
+            total += math.prod(shape) * dtype.itemsize
+    return total
+
+
+def _free_memory() -> float:
+    """Bytes that a process may still take; infinite where the system does not say."""
+    free = math.inf
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * float(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    with suppress(OSError, ValueError):  # of a container; "max" is none
+        group = Path("/sys/fs/cgroup")
+        limit, used = (float((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        free = min(free, limit - used)
+    return free
+
+
 def _read_flat(folder: Path, frame: ImageFormat | None) -> ImageFiles | None:
-    names = find_pictures(folder)
+    names = find_pictures(folder, tell=True)
     return ImageFiles(folder, names, None, frame) if names else None
 
 
@@ -213,7 +247,8 @@ def read_classes(folder: Path, classes: Sequence[str], frame: ImageFormat | None
     Raises:
         MissingDataError: one of the folders holds no picture, others do.
     """
-    files = [[f"{name}/{file}" for file in find_pictures(folder / name)] for name in classes]
+    found = (find_pictures(folder / name, folder, tell=True) for name in classes)
+    files = [[f"{name}/{file}" for file in members] for name, members in zip(classes, found)]
     if any(files) and [] in files:
         raise MissingDataError(f"{folder / classes[files.index([])]} holds no picture")
     names = [name for members in files for name in members]

@@ -5,9 +5,14 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.networks.network import Representation, style_of
 
 __all__ = ["Block", "PooledResNet", "ResNet"]
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, Sequence) and len(values) > 0 and all(type(x) is int and x > 0 for x in values)
 
 
 class Block(nn.Module):
@@ -41,7 +46,7 @@ class ResNet(nn.Module):
     The penultimate feature is the spatial mean of the last rectified map, so it is non-negative.
 
     Raises:
-        ValueError: not as many ``blocks`` as ``widths``.
+        ValueError: ``widths`` that are no whole numbers, or not as many ``blocks`` as ``widths``.
     """
 
     def __init__(
@@ -53,6 +58,7 @@ class ResNet(nn.Module):
         normalize: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        check(_are_counts, "a list of whole numbers, such as [32, 64]", widths=widths)
         blocks = [blocks] * len(widths) if isinstance(blocks, int) else blocks
         if len(blocks) != len(widths):
             raise ValueError(f"blocks {blocks} for the stages {widths}: give one number for all, or one per stage")

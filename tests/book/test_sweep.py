@@ -170,7 +170,7 @@ def test_each_run_has_a_folder_of_its_own_and_doubles_run_once(book):
     def targets(text):
         return [task.target for task in sweep.plan_sweep(book, "tiny", sweep.factors([text], None), 2, "default").tasks]
 
-    found = targets(("widths", "[1, 2],[1.2],[12]"))
+    found = targets(("widths", "[1, 2],[1,2,2],[12]"))
     assert len(set(found)) == 6 and all(path.parent.parent == found[0].parent.parent for path in found)
     assert targets(("rate", "1,2,1")) == targets(("rate", "1,2"))
 

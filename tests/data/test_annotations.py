@@ -133,3 +133,16 @@ def test_openood_lists(tmp_path):
         with pytest.raises(ValueError, match=r"list\.txt is no list with lines"):
             read_openood(tmp_path / "list.txt", tmp_path)
     assert np.allclose(found.images[0].permute(1, 2, 0) * 255, draw(8, 8, 3, seed=1), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "a/../../outside.png", "{root}/outside.png"])
+def test_a_picture_outside_of_the_folder_is_refused(tmp_path, name):
+    save_picture(tmp_path / "outside.png", draw(8, 8))
+    save_picture(tmp_path / "set" / "a" / "in.png", draw(8, 8))
+    name = name.format(root=tmp_path)
+    (tmp_path / "set" / "labels.csv").write_text(f"image,cat\na/in.png,1\n{name},0\n")
+    with pytest.raises(ValueError, match=r"labels\.csv, line 3 names .*outside\.png, which lies outside the folder"):
+        read_table(tmp_path / "set")
+    (tmp_path / "list.txt").write_text(f"a/in.png 0\n{name} 1\n")
+    with pytest.raises(ValueError, match="which lies outside the folder"):
+        read_openood(tmp_path / "list.txt", tmp_path / "set")

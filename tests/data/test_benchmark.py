@@ -377,3 +377,45 @@ def test_a_name_may_be_a_path(tmp_path, digits):
     assert repr(load_benchmark(Path(f"folder:{own}"))) == repr(load_benchmark(f"folder:{own}"))
     with pytest.raises(ValueError, match="unknown benchmark 'cifar-10'"):
         load_benchmark(Path("cifar-10"))
+
+
+# -- the format of a folder ----------------------------------------------------------------------------------------
+
+
+def _folder_of(root, shapes):
+    for split in ("train", "val", "test"):
+        for i, shape in enumerate(shapes if split == "train" else shapes[-1:]):
+            save_picture(root / split / "ant" / f"{i:02}.png", draw(*shape, seed=i))
+    return f"folder:{root}"
+
+
+@pytest.mark.parametrize("odd", [(64, 64), (5, 90, 3), (5, 5)], ids=["grey", "narrow", "tiny and grey"])
+def test_one_odd_picture_does_not_decide_for_all(tmp_path, odd):
+    bench = load_benchmark(_folder_of(tmp_path, [odd] + 9 * [(32, 40, 3)]))
+    assert bench.image_shape == (3, 32, 32) and bench.train.images.shape == (10, 3, 32, 32)
+
+
+def test_a_first_picture_that_cannot_be_read_does_not_decide_either(tmp_path):
+    name = _folder_of(tmp_path, 4 * [(32, 40)])
+    (tmp_path / "train/ant/00.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match=r"00\.png cannot be read as a picture"):
+        load_benchmark(name)
+
+
+@pytest.mark.parametrize("shape", [(32, 40), (32, 40, 3)])
+def test_the_channels_can_be_told(tmp_path, shape):
+    name = _folder_of(tmp_path, 4 * [shape])
+    assert load_benchmark(name).image_shape[0] == (3 if len(shape) == 3 else 1)
+    for channels in (1, 3):
+        bench = load_benchmark(name, channels=channels, image_size=24)
+        assert bench.image_shape == (channels, 24, 24) and bench.test.images.shape[1] == channels
+    with pytest.raises(ValueError, match="channels=4 was given; expected 1 or 3"):
+        load_benchmark(name, channels=4)
+    with pytest.raises(ValueError, match="channels=3 was given; expected 1 or 3, with a folder:PATH"):
+        load_benchmark("digits", channels=3)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc", "a/../../b"])
+def test_the_name_of_a_set_stays_below_its_root(digits, tmp_path, name):
+    with pytest.raises(ValueError, match="expected the name of a folder below root"):
+        load_ood_set(name, digits, tmp_path)

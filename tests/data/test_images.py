@@ -5,10 +5,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
-from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, divide
+from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, divide, find_pictures
 
 
 def draw(*shape, seed=0):
@@ -200,3 +200,67 @@ def test_sixteen_bits_and_damaged_pictures_are_named(tmp_path):
         found[1]
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         found[2]
+
+
+# -- folders as people have them --------------------------------------------------------------------------------------
+
+
+def test_what_pillow_opens_is_a_picture_and_the_rest_is_named_and_counted(tmp_path):
+    kinds = {"jfif": "jpeg", "jpe": "jpeg", "gif": "gif", "tga": "tga", "jp2": "jpeg2000", "pbm": "ppm", "PNG": "png"}
+    for ending, kind in kinds.items():
+        Image.fromarray(draw(16, 16, 3)).convert("1" if ending == "pbm" else "RGB").save(tmp_path / f"a.{ending}", kind)
+    for name in ("b.heic", "c.heic", "d.raw", "e", "notes.txt", "labels.csv", "Thumbs.db", ".hidden.heic"):
+        (tmp_path / name).write_bytes(b"?")
+    with pytest.warns(UserWarning, match=r"4 files in .* are left out") as heard:
+        names = find_pictures(tmp_path, tell=True)
+    assert names == sorted(f"a.{ending}" for ending in kinds) and len(heard) == 1
+    assert all(part in str(heard[0].message) for part in ("2 .heic", "1 .raw", "1 without an ending"))
+    assert ImageFiles(tmp_path, names, frame=ImageFormat(3, 16)).images.shape == (len(kinds), 3, 16, 16)
+
+
+@pytest.mark.parametrize("litter", [".ipynb_checkpoints", "@eaDir", "__MACOSX", "#recycle", "lost+found"])
+@pytest.mark.parametrize("depth", ["", "a", "a/b"])
+def test_what_systems_leave_is_no_picture_at_any_depth(tmp_path, litter: str, depth: str):
+    save_picture(tmp_path / "a/b/0.png", draw(8, 8))
+    save_picture(tmp_path / depth / litter / "0.png", draw(8, 8))
+    save_picture(tmp_path / depth / litter / "deeper" / "0.png", draw(8, 8))
+    assert find_pictures(tmp_path) == [os.path.join("a", "b", "0.png")]
+
+
+def test_links_are_followed_once_and_not_back(tmp_path):
+    for name in ("set/cat/0.png", "set/cat/deep/1.png", "set/dog/2.png", "elsewhere/3.png"):
+        save_picture(tmp_path / name, draw(8, 8))
+    cat = tmp_path / "set/cat"
+    for name, target in {"up": "..", "self": ".", "out": "../..", "deep/round": "../../cat", "dogs": "../dog",
+                         "far": "../../elsewhere", "far2": "../../elsewhere"}.items():  # fmt: skip
+        (cat / name).symlink_to((cat / name).parent / target, target_is_directory=True)
+    with pytest.warns(UserWarning, match="6 links in .*set/cat lead to what is found already"):
+        names = find_pictures(cat, tmp_path / "set", tell=True)
+    assert names == ["0.png", os.path.join("deep", "1.png"), os.path.join("far", "3.png")]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_a_photograph_is_read_as_it_is_shown(tmp_path, turn: int):
+    tag = Image.Exif()
+    tag[274] = turn
+    pixels = draw(12, 20, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=tag)
+    with Image.open(tmp_path / "a.png") as picture:
+        shown = np.asarray(ImageOps.exif_transpose(picture))
+    read = ImageFiles(tmp_path, ["a.png"]).images[0]
+    assert torch.equal(read, torch.tensor(shown).permute(2, 0, 1) / 255)
+    assert read.shape[1:] == ((12, 20) if turn < 5 else (20, 12))
+
+
+def test_a_picture_of_too_many_pixels_is_named(tmp_path, monkeypatch):
+    save_picture(tmp_path / "map.png", draw(40, 40))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    with pytest.raises(ValueError, match=r"map\.png has more pixels than Pillow opens.*MAX_IMAGE_PIXELS"):
+        _ = ImageFiles(tmp_path, ["map.png"]).images
+
+
+def test_labels_in_a_column_are_refused():
+    with pytest.raises(ValueError, match=r"labels are a column, of shape \(4, 1\).*labels\[:, 0\]"):
+        ImageArray(draw(4, 8, 8), np.array([[0], [1], [1], [0]]))
+    one = ImageArray(draw(4, 8, 8), np.array([[0], [1], [1], [0]]), classes=["cat"])
+    assert one.subset(torch.tensor([1])).labels.tolist() == [[1]]

@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ood_lib.data import download as published
+from ood_lib.data import locate
 from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat
 from ood_lib.data.locate import MissingDataError, Shelf
 from tests.data.test_annotations import voc
@@ -402,3 +403,17 @@ def test_download_false_never_asks_the_network(tmp_path, monkeypatch):
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     with pytest.warns(UserWarning):
         assert not Shelf(tmp_path, skip=True).unknown([*published.PUBLISHED, *published.ORIGINS], COLOUR)
+
+
+def test_arrays_that_do_not_fit_into_the_memory_are_named_before_they_are_read(tmp_path, monkeypatch):
+    save_arrays(tmp_path / "mine" / "test.npz", draw(100, 30, 30, 3), np.arange(100))
+    path = tmp_path / "mine" / "test.npz"
+    assert locate._bytes_of(path) == 100 * 30 * 30 * 3 + 100 * 8
+    monkeypatch.setattr(locate, "_free_memory", lambda: 1e5)
+    monkeypatch.setattr(np, "load", None)
+    with pytest.raises(MemoryError, match=r"mine.test\.npz holds arrays of 0\.0 GB, and 0\.0 GB of memory are free"):
+        Shelf(tmp_path).known("mine", "test", None)
+
+
+def test_there_is_some_memory_left():
+    assert 2**20 < locate._free_memory()

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 import ood_lib.tensors
-from ood_lib import Features, ResNet, adapt, extract
+from ood_lib import KNN, MSP, Features, ResNet, adapt, extract
 from tests.conftest import normal, seeded
 
 OPTIONS = {"device": "cpu", "progress": False}
@@ -205,6 +206,26 @@ def test_style_is_there_for_convolutions_and_absent_without_a_map(network: ResNe
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     features = extract(flat, dataset(), **OPTIONS)  # adapted on the way
     assert features.style is None and features.penultimate.shape == (23, 64)
+
+
+def test_a_network_without_a_head_has_features_for_detectors_that_need_no_logits():
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU())
+    body.head = nn.Identity()
+    features = extract(body, dataset(300), **OPTIONS)
+    assert features.logits is None and torch.equal(features.penultimate, body(dataset(300).tensors[0]).detach())
+    assert KNN(k=3).fit(features).score(features).shape == (300,)
+    with pytest.raises(ValueError, match=r"MSP reads \['logits'\], which Features\(penultimate.*does not hold"):
+        MSP().fit(features).score(features)
+
+
+def test_threads_that_extract_from_one_network_do_not_change_its_mode_for_each_other(network: ResNet):
+    network.train()
+    expected = extract(network, dataset(), **OPTIONS)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(extract, network, dataset(), batch_size=1 + n % 5, **OPTIONS) for n in range(12)]
+    for run in runs:
+        assert torch.allclose(run.result().logits, expected.logits, atol=1e-6)
+    assert all(module.training for module in network.modules())
 
 
 def test_features_can_be_trained_on(network: ResNet):

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from ood_lib import ResNet, adapt, pick_device
+from ood_lib import ResNet, adapt, load_benchmark, network_for, pick_device
 from ood_lib.networks.resnet import PooledResNet
 from tests.conftest import seeded
 
@@ -72,6 +72,13 @@ def test_pooling_one_convolution_a_stage_makes_the_resnet9_of_page():
 def test_as_many_blocks_as_stages():
     with pytest.raises(ValueError, match=r"blocks \(1, 2\) for the stages \(4, 8, 12\): give one number"):
         ResNet(1, 3, (4, 8, 12), (1, 2))
+
+
+@pytest.mark.parametrize("widths", ["[8, 16]", "8,16", [8.0, 16.0], 8, [], [8, 0], [8, True]])
+def test_widths_are_whole_numbers(widths):
+    for make in (lambda: ResNet(1, 3, widths), lambda: network_for(load_benchmark("digits"), widths)):
+        with pytest.raises(ValueError, match=r"widths=.* was given; expected a list of whole numbers, such as"):
+            make()
 
 
 def test_a_map_without_space_has_no_style():

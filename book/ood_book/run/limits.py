@@ -22,8 +22,8 @@ LIMITS: dict[str, Any] = {
     "device": re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch,
     **dict.fromkeys(
         "seeds epochs splits simulations repeats bins smooth_penultimate smooth_weiper draws toy_updates "
-        "sweep_networks sweep_updates updates paper_updates curves scales patch score_steps score_batch score_widths batch_size "
-        "residual_updates hidden widths counts hybrid_updates".split(), COUNT,
+        "sweep_networks sweep_updates updates paper_updates curves scales patch score_steps score_batch "
+        "score_widths batch_size residual_updates hidden widths counts hybrid_updates".split(), COUNT,
     ),
     **dict.fromkeys("seed umap_points images_per_set image_size steps lengths".split(), NUMBER),
     "grid_side": "integer [2, inf)", "recipe_networks": "integer [0, 4]",
@@ -40,7 +40,7 @@ def check_value(name: str, value: Any) -> None:
     """Raise ValueError where a value is out of the range of its parameter, or is NaN."""
     for item in value if isinstance(value, list | tuple) else [value]:
         if isinstance(item, float) and math.isnan(item):
-            check("[-inf, inf]", "a number", **{name: item})
+            check(lambda _: False, "a number, which NaN is not", **{name: item})
         if (expected := LIMITS.get(name)) is not None and item is not None:
             check(expected, "auto, cpu, mps, cuda or cuda:N" if callable(expected) else "", **{name: item})
 
