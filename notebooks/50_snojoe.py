@@ -938,7 +938,7 @@ plt.show()
 #
 # Each label gets a logistic regression on these features. The parameter `C` of scikit-learn is the inverse of its L2 penalty; the
 # validation pictures choose it, by their cross-entropy, and no OOD picture has a say. (Standardised features reach the same
-# cross-entropy, and somewhat lower AUROCs in the same order.) The pictures are split at random several times. The splits share pictures, so the
+# cross-entropy, and somewhat lower AUROCs in the same order. We knew these AUROCs when we chose the features as they are.) The pictures are split at random several times. The splits share pictures, so the
 # intervals of differences below are wider by $\sqrt{1+n\,N_\text{test}/N_\text{train}}$, for $n$ splits, than those of independent
 # ones {cite:p}`nadeau2003`; those in the tables are not.
 
