@@ -564,8 +564,9 @@ def test_what_exceeds_the_clip_is_not_seen(toy: Toy):
 
 
 def test_neither_the_perturbed_heads_nor_the_training_set_are_kept(toy: Toy):
-    sizes = [sum(v.numel() for v in WeiPer(toy.head, repeats=r).fit(toy.train).state_dict().values()) for r in (1, 500)]
-    assert sizes[0] == sizes[1] == CLASSES * UNITS + CLASSES + 2 * 100 + 2 * 2 + 3  # clip, fitted, threshold
+    sizes = [sum(v.numel() for v in WeiPer(toy.head, repeats=r).fit(toy.train).buffers()) for r in (1, 500)]
+    # beside them clip, fitted, threshold, and the widths of four fields
+    assert sizes[0] == sizes[1] == CLASSES * UNITS + CLASSES + 2 * 100 + 2 * 2 + 3 + 4
 
 
 def test_training_the_head_further_does_not_reach_the_detector(toy: Toy):
