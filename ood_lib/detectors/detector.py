@@ -318,7 +318,7 @@ class Detector(nn.Module):
 
     def _lay_out(self) -> None:
         """Buffers lie in memory as they will when they are read from a file: a product rounds by how they lie."""
-        for module in self.modules():
+        for module in (part for part in self.modules() if isinstance(part, Detector)):
             for name, value in module.named_buffers(recurse=False):
                 if not value.is_contiguous():
                     setattr(module, name, value.contiguous())

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,7 +34,7 @@ class FrozenHead(nn.Module):
         if not isinstance(head, nn.Linear) or not all(p.isfinite().all() for p in head.parameters()):
             given = type(head).__name__
             raise ValueError(f"a {given} was given as head; expected the last nn.Linear, with finite weights")
-        weight = head.weight.detach().clone()
+        weight = head.weight.detach().clone(memory_format=torch.contiguous_format)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
 
