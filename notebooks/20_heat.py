@@ -827,7 +827,7 @@ def chosen_hybrid(prior, starts, updates, x, held, seed):
 
 
 # %%
-def ladder(x, held, seed, starts=(("prior", "noise"), (ood.GMM(), "noise"))):
+def ladder(x, held, seed, starts):
     """From the mixture alone to HEAT: detectors that are fitted, by name."""
     wide = [ood.GMMPrior(ridge=r).fit(x.train) for r in ridges]
     gmm, energy = max(wide, key=lambda d: validated(d, x, held)), ood.LogitPrior(x.head)
@@ -847,7 +847,7 @@ def ladder(x, held, seed, starts=(("prior", "noise"), (ood.GMM(), "noise"))):
 # %%
 ladders = {}
 for name, (x, held) in real.items():  # the first training chooses the starts of the others
-    first = ladder(x, held, seed)
+    first = ladder(x, held, seed, [["prior", "noise"], [ood.GMM(), "noise"]])
     starts = [[first[k].start] for k in ("GMM, hybrid", "logits, hybrid")]
     others = [ladder(x, held, seed + n, starts) for n in range(1, bank_seeds)]
     ladders[name] = [(x, rungs) for rungs in (first, *others)]
