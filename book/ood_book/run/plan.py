@@ -30,7 +30,7 @@ __all__ = [
 
 LIBRARY = Path(ood_lib.__file__).parent
 PATHS = {  # the part of a parameter that is a path
-    "benchmark": "(?<=^folder:).+|(?<=^bank:).+",
+    **dict.fromkeys(("benchmark", "benchmarks"), "(?<=^folder:).+|(?<=^bank:).+"),  # of a list, each of its items
     **dict.fromkeys(("data_dir", "bank", "archive", "claims", "results", "weights"), ".+"),
 }
 MADE = ("results",)  # what a run makes where it is missing; all other paths must be there
@@ -199,6 +199,8 @@ def readings(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Giv
 
 def _from_here(name: str, value: Any) -> Any:
     """Paths are meant from where the command is given; the kernel runs elsewhere."""
+    if name in PATHS and isinstance(value, list):
+        return [_from_here(name, item) for item in value]
     if name not in PATHS or not isinstance(value, str):
         return value
     if name == "weights" and not _is_file(value):  # a name that torchvision knows
@@ -212,6 +214,8 @@ def _is_file(text: str) -> bool:
 
 def _to_anywhere(name: str, value: Any) -> str:
     """The value as a command line takes it, the folders above a path left out."""
+    if name in PATHS and isinstance(value, list):
+        value = [_to_anywhere(name, item) for item in value]
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(PATHS[name], lambda path: os.path.basename(path[0]), text) if name in PATHS else text
 
@@ -268,8 +272,9 @@ def _value(name: str, parameter: Parameter, given: Given, source: Path) -> Any:
     if not fits(value, parameter.kind):
         raise _unfit(name, parameter, value, source)
     known = (None, *NAMES, *BANKS, *FORMER_NAMES)
-    if name == "benchmark" and value not in known and not re.match("(folder|bank):.", str(value)):
-        raise unknown("benchmark", str(value), [*NAMES, *BANKS, "folder:PATH", "bank:PATH"])
+    for asked in {"benchmark": [value], "benchmarks": value}.get(name, []):
+        if asked not in known and not re.match("(folder|bank):.", str(asked)):
+            raise unknown("benchmark", str(asked), [*NAMES, *BANKS, "folder:PATH", "bank:PATH"])
     try:
         check_value(name, value)
     except ValueError as error:
@@ -285,7 +290,7 @@ def _unfit(name: str, parameter: Parameter, value: Any, source: Path, why: str =
 
 def _check_there(name: str, value: Any, source: Path) -> None:
     """Refuse a path at which there is nothing: read as an empty folder it would give a page without numbers."""
-    if name in PATHS and name not in MADE and isinstance(value, str):
-        found = re.search(PATHS[name], value)
+    for item in (value if isinstance(value, list) else [value]) if name in PATHS and name not in MADE else ():
+        found = re.search(PATHS[name], item) if isinstance(item, str) else None
         if found and os.path.isabs(found[0]) and not os.path.exists(found[0]):
             raise Refused(f"parameter {name!r} of {source.stem}: there is no file or folder {found[0]}")
