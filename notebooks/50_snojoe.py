@@ -1585,6 +1585,56 @@ check_factor(factor)
 # ```
 
 # %% [markdown]
+# ```{exercise-start} Scale a weight
+# :label: ex-snojoe-gradient
+# ```
+# By section 3.7 the loss is the same function of a weight and of three times that weight, when BatchNorm follows. What happens to the
+# gradient? Store the factor by which it changes when the weight is multiplied by 3. *Hint: differentiate $L(3W)=L(W)$.*
+
+# %% tags=["exercise"]
+factor = ...
+
+# %% tags=["check", "hide-input"]
+def gradient(scale):
+    """That of a loss behind a convolution and BatchNorm, where the weight is so many times as large."""
+    draw = torch.Generator().manual_seed(seed)
+    x, aim = (torch.randn(16, 3, 6, 6, generator=draw, dtype=torch.float64) for _ in range(2))
+    weight = (scale * torch.randn(3, 3, 3, 3, generator=draw, dtype=torch.float64)).requires_grad_()
+    out = F.batch_norm(F.conv2d(x, weight, padding=1), None, None, training=True, eps=1e-12)
+    return torch.autograd.grad((out - aim).square().mean(), weight)[0]
+
+
+check_factor = ood.Check(
+    (lambda a: a != 1, "the loss stays, but it is now reached by a larger weight"),
+    (lambda a: torch.allclose(gradient(3), a * gradient(1), atol=1e-9), "the chain rule: 3 times the new gradient is the old one"),
+)
+check_factor(factor)
+
+# %% [markdown]
+# ```{exercise-end}
+# ```
+#
+# ```{solution-start} ex-snojoe-gradient
+# :class: dropdown
+# ```
+
+# %% tags=["solution", "wrong", "remove-cell"]
+# Tempting: the loss does not change, so the gradient does not either.
+factor = 1
+check_factor(factor)
+
+# %% tags=["solution"]
+factor = 1 / 3
+check_factor(factor)
+
+# %% [markdown]
+# From $L(3W)=L(W)$ follows $3\,\nabla L(3W)=\nabla L(W)$. A longer weight gets a smaller gradient, so that each step turns it less: under
+# BatchNorm the length of a weight acts on its learning rate. The free weight of a spectrally normalised layer is such a weight too, and the
+# same holds for it.
+# ```{solution-end}
+# ```
+
+# %% [markdown]
 # ```{exercise-start} Derive
 # :label: ex-snojoe-constant
 # ```

@@ -136,7 +136,7 @@ plt.show()
 
 # %%
 def contestants(f):
-    """The detectors that fit in seconds; HEAT and the flow are trained in their chapters."""
+    """The detectors that fit in seconds."""
     return ood.classical_detectors(f.head, f.train) | {
         "WeiPer+KLD": ood.WeiPer(f.head, repeats=None),
         "GMM, length 1": ood.GMMPrior(),
@@ -149,7 +149,7 @@ tables = {
 
 # %%
 def group_means(table):
-    """Mean AUROC in percent over the near and over the far sets, a row for each detector."""
+    """Mean AUROC in percent over near and over far sets, a row for each detector."""
     rows = table[table["metric"] == "auroc"]
     return 100 * rows.groupby(["detector", "group"], sort=False)["value"].mean().unstack()
 
@@ -494,8 +494,10 @@ from functools import cache
 def groups_of(detector, f):
     """Mean AUROC of a fitted detector over the near and over the far sets."""
     own = detector.score(f.test)
-    areas = {g: [ood.evaluate(own, detector(s)).auroc for s in sets.values()] for g, sets in f.groups().items()}
-    return {g: np.mean(a) for g, a in areas.items()}
+    return {
+        g: np.mean([ood.evaluate(own, detector(s)).auroc for s in sets.values()])
+        for g, sets in f.groups().items()
+    }
 
 
 @cache

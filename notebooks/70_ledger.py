@@ -122,6 +122,7 @@ def judge_difference(paper, found):
     return words[found.word]
 
 
+# %% tags=["hide-input"]
 def tests_of(row):
     """Each test of a claim: network, our value as text, verdict, and whether its setting is that of the claim."""
     paper, known = row.get("paper"), row.get("on", "")
