@@ -48,22 +48,31 @@ def run_benchmark(
     Returns:
         One row per detector, OOD set and metric: detector, ood_set, group, metric, value, low, high, seed; seconds (to
         fit and to score all sets), seconds_per_1000 (to score 1000 images), memory_mb (of both, see `measured`).
-        Without detectors or OOD sets, these columns and no row; without OOD sets a warning says so.
+        Without detectors or OOD sets, these columns and no row; without OOD sets a warning says so.  A detector that
+        fails is left out, and a warning names it and its error.
+
+    Raises:
+        Exception: that of the first detector, where all of them fail.
     """
     import pandas as pd
 
     if not (features.near or features.far):
         warn(f"no row is made: {NOTHING_JUDGED}")
 
-    return pd.DataFrame(
-        [
-            {"detector": name} | row | {"seed": seed} | cost
-            for name, detector in detectors.items()
-            for rows, cost in [_judge(detector, features, positive, refit)]
-            for row in rows
-        ],
-        columns=COLUMNS,  # also of a table without rows
-    )
+    found: list[dict[str, Any]] = []
+    failed: dict[str, Exception] = {}
+    for name, detector in detectors.items():
+        try:
+            rows, cost = _judge(detector, features, positive, refit)
+        except Exception as error:  # whatever is wrong with one detector, the work on the others is kept
+            failed[name] = error
+            continue
+        found += [{"detector": name} | row | {"seed": seed} | cost for row in rows]
+    if failed and len(failed) == len(detectors):
+        raise next(iter(failed.values()))
+    for name, why in failed.items():
+        warn(f"{name!r} is left out of the table, because it failed: {type(why).__name__}: {why}")
+    return pd.DataFrame(found, columns=COLUMNS)  # these columns also without a row
 
 
 @contextmanager

@@ -8,6 +8,7 @@ one line per detector of them.
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "leaderboard", "load_results", "load_verdicts", "origins", "provenance", "save_results", "save_verdicts",
+    "code_span", "leaderboard", "load_results", "load_verdicts", "origins", "provenance", "save_results",
+    "save_verdicts",
 ]  # fmt: skip
 
 ENDS = ("", "_low", "_high")
@@ -198,6 +200,19 @@ def load_verdicts(*places: str | os.PathLike[str]) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=None if rows else ["run", "detector", "minus", "network", "group", "verdict"])
 
 
+def code_span(text: object) -> str:
+    """A text as Markdown sets code, whatever is in it: with more backticks around it than it has in a row.
+
+    Example:
+        >>> code_span("a"), code_span("a`b")
+        ('`a`', '`` a`b ``')
+    """
+    text = str(text).replace("\n", " ")
+    runs = [len(run) for run in re.findall("`+", text)]
+    fence = "`" * (max(runs) + 1) if runs else "`"
+    return f"{fence} {text} {fence}" if runs else f"`{text}`"
+
+
 def origins(results: "pd.DataFrame") -> str:
     """Where each run comes from: a Markdown list with one item per run, of the facts that its file holds.
 
@@ -206,7 +221,7 @@ def origins(results: "pd.DataFrame") -> str:
     """
     runs = results.reindex(columns=["run", *ORIGIN]).groupby("run", sort=False).first().astype(object).fillna("")
     return "\n".join(
-        f"- **{run}**: " + "; ".join(f"{k} `{v}`" if k in CODE else f"{k} {v}" for k, v in facts.items() if v)
+        f"- **{run}**: " + "; ".join(f"{k} {code_span(v)}" if k in CODE else f"{k} {v}" for k, v in facts.items() if v)
         for run, facts in runs.iterrows()
     )
 

@@ -298,3 +298,23 @@ def test_without_refit_a_fitted_detector_is_judged_as_it_is_and_the_others_are_f
     assert set(table["detector"]) == {"ready", "fresh"}
     run_benchmark({"ready": ready}, x)
     assert len(ready.bank) == len(x.train)
+
+
+class Broken(Energy):
+    """Fails in the middle of the work."""
+
+    def _score(self, features: Features) -> torch.Tensor:
+        raise RuntimeError("no more memory")
+
+
+def test_one_detector_that_fails_is_named_and_the_others_keep_their_rows(features: BenchmarkFeatures):
+    with pytest.warns(UserWarning, match=r"'bad' is left out .* RuntimeError: no more memory"):
+        table = run_benchmark({"MSP": MSP(), "bad": Broken(), "Energy": Energy()}, features)
+    alone = run_benchmark({"MSP": MSP(), "Energy": Energy()}, features)
+    columns = COLUMNS[:8]
+    pd.testing.assert_frame_equal(table[columns], alone[columns])
+
+
+def test_where_all_detectors_fail_the_error_is_raised(features: BenchmarkFeatures):
+    with pytest.raises(RuntimeError, match="no more memory"):
+        run_benchmark({"bad": Broken()}, features)

@@ -184,20 +184,24 @@ def test_the_data_hash_is_that_of_the_images_in_their_roles():
 # -- the claims of the ledger ---------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parents[2]
-KEYS = {"claim", "setting", "paper", "source", "run", "detector", "minus", "over", "metric", "needs"}
+KEYS = {"claim", "setting", "paper", "source", "run", "gains", "detector", "minus", "over", "metric", "on", "needs"}
 
 
 def test_every_claim_is_complete_and_its_run_holds_what_it_names():
     yaml = pytest.importorskip("yaml")
     claims = yaml.safe_load((ROOT / "book/claims.yaml").read_text(encoding="utf-8"))
-    runs = load_results(ROOT / "book/results")
+    runs, kept = load_results(ROOT / "book/results"), load_verdicts(ROOT / "book/results/verdicts")
     for claim in (c for named in claims.values() for c in named):
-        assert set(claim) <= KEYS and {"claim", "setting", "paper", "source"} <= set(claim), claim
-        assert ("needs" in claim) != ({"run", "detector", "over"} <= set(claim)), claim
-        rows = runs[runs["run"] == claim.get("run")]
-        if len(rows):
-            assert {claim["detector"], claim.get("minus", claim["detector"])} <= set(rows["detector"]), claim
-            assert claim["over"] in {*rows["group"], *rows["ood_set"]}, claim
+        assert set(claim) <= KEYS | {"elsewhere"} and {"claim", "setting", "source"} <= set(claim), claim
+        assert len({"needs", "gains", "run"} & set(claim)) == 1, claim
+        if "needs" in claim:
+            continue
+        assert {"detector", "over"} <= set(claim) and ("paper" in claim or "minus" in claim), claim
+        rows = kept[kept["run"] == claim["gains"]] if "gains" in claim else runs[runs["run"] == claim["run"]]
+        assert claim["detector"] in set(rows["detector"]), claim
+        assert claim["over"] in {*rows["group"], *rows.get("ood_set", ())}, claim
+        if "minus" in claim:
+            assert claim["minus"] in set(rows["minus"] if "gains" in claim else rows["detector"]), claim
 
 
 def test_verdicts_come_back_with_what_was_compared_and_where(tmp_path: Path):
@@ -216,3 +220,12 @@ def test_a_file_without_verdicts_is_named(text: str, tmp_path: Path):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(ValueError, match=r"other\.json holds no verdicts"):
         load_verdicts(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["plain", "a`b", "`", "``x`", "x```", "two\nlines"])
+def test_no_value_leaves_its_code_span(text: str):
+    from markdown_it import MarkdownIt
+
+    (inline,) = [t for t in MarkdownIt().parse(f"- {results.code_span(text)} <b>after</b>") if t.type == "inline"]
+    (code,) = [t for t in inline.children if t.type == "code_inline"]
+    assert code.content.strip() == text.replace("\n", " ").strip()

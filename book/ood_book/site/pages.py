@@ -23,6 +23,7 @@ from ood_book.site.missing import Missing
 from ood_book.teach.deck import deck_of
 from ood_book.teach.editions import reader
 from ood_book.teach.plain import Book, read_book
+from ood_lib.evaluation.results import code_span
 
 __all__ = ["build_pages"]
 
@@ -172,7 +173,7 @@ def _library(uses: Sequence[str]) -> str:
 
 
 def _how_made(record: dict[str, Any]) -> str:
-    parameters = ", ".join(f"`{k} = {v!r}`" for k, v in record["parameters"].items())
+    parameters = ", ".join(code_span(f"{k} = {v!r}") for k, v in record["parameters"].items())
     versions = ", ".join(f"{k} {v}" for k, v in record["versions"].items())
     memory = record["peak_memory_mb"]
     return f"""```{{admonition}} How this page was made
