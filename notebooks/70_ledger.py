@@ -125,11 +125,13 @@ def judge_difference(paper, found):
 # %% tags=["hide-input"]
 def tests_of(row):
     """Each test of a claim: network, our value as text, verdict, and whether its setting is that of the claim."""
-    paper, known = row.get("paper"), row.get("on", "")
+    paper, known = row.get("paper"), row.get("on")
     if "minus" in row:
-        for network, found in of_difference(row).items():
+        differences = of_difference(row)
+        own = {n: v for n, v in differences.items() if not known or n.startswith(f"{known}-")}
+        for network, found in (own or differences).items():  # those of the claimed ID set, where there are any
             ours = metrics.as_percent(found.difference, found.low, found.high, signed=True, small=True)
-            yield network, ours, judge_difference(paper, found), network.startswith(known) and "elsewhere" not in row
+            yield network, ours, judge_difference(paper, found), bool(own) and "elsewhere" not in row
     elif "run" in row and (found := of_value(row)) is not None:
         ours = metrics.as_percent(*(x / 100 for x in found), small=True)
         yield row["run"], ours, judge_value(paper, *found), "elsewhere" not in row
