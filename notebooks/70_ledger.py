@@ -53,7 +53,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # %% tags=["parameters"]
 claims: str = "../book/claims.yaml"  # what the papers say
 archive: str = "../book/results"  # what we measured
-close: float = 3.0  # points within which a value outside our interval still counts as close
+close: float = 3.0  # points from a claimed value that still count as close
 results: str = ""  # folder for this run's table; empty: do not write
 
 # %% tags=["hide-input"]

@@ -317,14 +317,13 @@ def score_norms_of_two_bumps(sigma: float = 0.3, outlier: float = 0.0) -> "alt.V
         density=f"datum.kind == 'typical' ? {density('2.3')} : {density('o')}",
         norm=f"datum.kind == 'typical' ? {norm('2.3')} : {norm('o')}",
     )
-    colors = alt.Color(
-        "kind:N", title=None, scale=alt.Scale(domain=["typical", "outlier"], range=[COLORS["id"], COLORS["far"]])
-    )
-    shape = alt.Shape("kind:N", title=None, scale=alt.Scale(domain=["typical", "outlier"], range=["circle", "square"]))
+    top, kinds = alt.Legend(orient="top", title=None), ["typical", "outlier"]  # beside them it would not fit a page
+    colors = alt.Color("kind:N", legend=top, scale=alt.Scale(domain=kinds, range=[COLORS["id"], COLORS["far"]]))
+    shape = alt.Shape("kind:N", legend=top, scale=alt.Scale(domain=kinds, range=["circle", "square"]))
     panels = []
-    for field, title, top in (("density", "blurred density p_σ", 0.7), ("norm", "σ · |score|", 8)):
+    for field, title, most in (("density", "blurred density p_σ", 0.7), ("norm", "σ · |score|", 8)):
         x = alt.X("x:Q", title="x", scale=alt.Scale(domain=[-6, 6]))
-        y = alt.Y(f"{field}:Q", title=title, scale=alt.Scale(domain=[0, top], clamp=True))
+        y = alt.Y(f"{field}:Q", title=title, scale=alt.Scale(domain=[0, most], clamp=True))
         line = grid.mark_line(color=COLORS["other"], strokeWidth=2).encode(x=x, y=y)
         dots = points.mark_point(filled=True, size=110, opacity=1).encode(x=x, y=y, color=colors, shape=shape)
         panels.append((line + dots).properties(width=WIDTH - 20, height=HEIGHT - 30))
@@ -392,7 +391,8 @@ def perturbed_logits(
     )
     x = alt.X("x:Q", title="perturbed logit", scale=alt.Scale(domain=[low, high], nice=False))
     place = {"x": f"{low} + datum.bin * {step}", "x2": f"{low} + (datum.bin + 1) * {step}"}
-    color = alt.Color("of:N", title=None, scale=alt.Scale(domain=names, range=["#888888", COLORS["id"]]))
+    scale = alt.Scale(domain=names, range=["#888888", COLORS["id"]])
+    color = alt.Color("of:N", title=None, scale=scale, legend=alt.Legend(orient="top"))
     histogram = (
         masses.transform_calculate(**place)
         .mark_bar(opacity=0.5)
