@@ -579,14 +579,15 @@ pair = ood.ReAct(x.head), ood.MaxLogit()
 check_pair(pair)
 
 # %% tags=["solution"]
-pair = ood.MSP(), ood.GMMPrior()
+pair = ood.ViM(x.head), ood.FDBD(x.head)
 gains_of_pair = beats_its_parts(pair)
 print({g: f"{100 * v:+z.2f} points over the better part" for g, v in gains_of_pair.items()})
 check_pair(pair)
 
 # %% [markdown]
-# A probability of the logits and a density of the direction of the feature have different blind spots. But you looked at the
-# OOD sets to choose, so this number is no result: take another OOD set, and a paired interval, before you believe it.
+# ViM measures what of a feature lies outside the directions that ID features use, and fDBD how close the feature lies to the boundaries
+# between classes: they fail on different images. But you looked at the OOD sets to choose, so this number is no result. Take another OOD set
+# and a paired interval before you believe it.
 # ```{solution-end}
 # ```
 #
