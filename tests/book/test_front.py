@@ -17,7 +17,7 @@ pytest.importorskip("yaml")
 import nbformat
 import yaml
 from ood_book.site import extension, front
-from ood_book.site.front import Picture, Verdict
+from ood_book.site.front import Decision, Picture
 from ood_book.site.pages import _add_figures
 from PIL import Image
 
@@ -26,7 +26,7 @@ FRONT = ROOT / "book/front"
 
 
 def verdict(name="coins", known=False, answer="deer", refused=True):
-    return Verdict(Picture(name, known, "somebody & co"), answer, 0.999, refused)
+    return Decision(Picture(name, known, "somebody & co"), answer, 0.999, refused)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_the_strip_names_every_picture_its_source_and_no_certainty():
 
 
 def test_the_picture_of_the_readme_says_what_network_and_detector_say_now():
-    verdicts = front.judge(FRONT)
-    assert {v.picture.known for v in verdicts} == {True, False}
-    assert Image.open(FRONT / "strip.jpg").info["comment"].decode() == front.told(verdicts)
+    decisions = front.judge(FRONT)
+    assert {v.picture.known for v in decisions} == {True, False}
+    assert Image.open(FRONT / "strip.jpg").info["comment"].decode() == front.told(decisions)
 
 
 def test_the_picture_is_drawn_with_its_verdicts_and_in_the_shape_of_a_link(tmp_path):

@@ -21,7 +21,7 @@ import ood_lib as ood
 from ood_lib.data.images import ImageFormat
 from ood_lib.training.recipes import card
 
-__all__ = ["PICTURES", "Picture", "Verdict", "bibtex", "draw", "headline", "judge", "strip", "told"]
+__all__ = ["PICTURES", "Picture", "Decision", "bibtex", "draw", "headline", "judge", "strip", "told"]
 
 NETWORK, SIDE = "cifar10-resnet9", 32  # pixels of its images
 RESULTS = {"cifar10-resnet9": "our ResNet", "cifar10-resnet56": "a published ResNet-56"}  # files, and what they are of
@@ -56,7 +56,7 @@ PICTURES = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What network and detector make of a picture; `confidence` is the largest softmax probability."""
 
     picture: Picture
@@ -77,7 +77,7 @@ class Verdict:
         return "accepted, a miss" if self.missed else "accepted"
 
 
-def judge(folder: Path, pictures: Sequence[Picture] = PICTURES) -> list[Verdict]:
+def judge(folder: Path, pictures: Sequence[Picture] = PICTURES) -> list[Decision]:
     """Each picture as the shipped network and ViM see it; the threshold accepts 95 % of held-out CIFAR-10 images."""
     network, bank = ood.pretrained(NETWORK), ood.load_bank(NETWORK)
     detector = ood.ViM(network.head).fit(bank.train).calibrate(bank.val, tpr=0.95)
@@ -85,40 +85,40 @@ def judge(folder: Path, pictures: Sequence[Picture] = PICTURES) -> list[Verdict]
     features = ood.extract(network, files, device="cpu", progress=False)
     classes, best = card(NETWORK)["classes"], features.logits.softmax(1).max(1)
     decisions = zip(pictures, best.indices.tolist(), best.values.tolist(), detector.is_ood(features).tolist())
-    return [Verdict(p, classes[k], share, refused) for p, k, share, refused in decisions]
+    return [Decision(p, classes[k], share, refused) for p, k, share, refused in decisions]
 
 
-def told(verdicts: Sequence[Verdict]) -> str:
-    """The verdicts in words.
+def told(decisions: Sequence[Decision]) -> str:
+    """The decisions in words.
 
     Example:
         >>> coins = Picture("coins", False, "")
-        >>> told([Verdict(coins, "deer", 0.96, True)])
+        >>> told([Decision(coins, "deer", 0.96, True)])
         'The detector refuses 1 of the 1 pictures that show none of the ten classes.'
     """
-    unknown = [v for v in verdicts if not v.picture.known]
+    unknown = [v for v in decisions if not v.picture.known]
     missed = [v.picture.name for v in unknown if v.missed]
     found = f"{len(unknown) - len(missed)} of the {len(unknown)} pictures that show none of the ten classes"
     text = f"The detector refuses {found}" + (f" and misses the {' and the '.join(missed)}." if missed else ".")
-    for v in verdicts:
+    for v in decisions:
         if v.picture.known:
             does, right = "refuses" if v.refused else "accepts", "rightly" if v.answer == v.picture.name else "wrongly"
             text += f" It {does} the {v.picture.name}, which the network {right} calls a {v.answer}."
     return text
 
 
-def strip(verdicts: Sequence[Verdict]) -> str:
+def strip(decisions: Sequence[Decision]) -> str:
     """The pictures as a list that wraps on a narrow screen, and a caption; Markdown with HTML in it."""
     items = "\n".join(
         f'<li class="{"refused" if v.refused else "accepted"}">'
         f'<img src="../_static/front/{v.picture.name}.jpg" alt="Photograph: {v.picture.name}" width="160" height="160">'
         f"<span>network: <b>{escape(v.answer)}</b>, {_percent(v.confidence)}</span>"
         f"<span>detector: <b>{v.decision}</b></span></li>"
-        for v in verdicts
+        for v in decisions
     )
-    credits = "; ".join(f"{v.picture.name}: {v.picture.source}" for v in verdicts)
+    credits = "; ".join(f"{v.picture.name}: {v.picture.source}" for v in decisions)
     return (
-        f'```{{raw}} html\n<ul class="strip">\n{items}\n</ul>\n```\n\n{told(verdicts)}\n\n'
+        f'```{{raw}} html\n<ul class="strip">\n{items}\n</ul>\n```\n\n{told(decisions)}\n\n'
         f'```{{raw}} html\n<p class="credits">Photographs. {escape(credits)}.</p>\n```\n'
     )
 
@@ -163,16 +163,16 @@ def bibtex(record: Path) -> str:
     return f"```bibtex\n@software{{oodbook,\n{lines}\n}}\n```\n"
 
 
-def draw(verdicts: Sequence[Verdict], folder: Path, path: Path) -> None:
+def draw(decisions: Sequence[Decision], folder: Path, path: Path) -> None:
     """The strip as one picture of 1200 by 630 pixels, the shape that links to a page are shown with."""
-    figure, axes = plt.subplots(2, (len(verdicts) + 1) // 2, figsize=(12, 6.3))
-    for ax, v in zip(axes.flat, verdicts):
+    figure, axes = plt.subplots(2, (len(decisions) + 1) // 2, figsize=(12, 6.3))
+    for ax, v in zip(axes.flat, decisions):
         ax.imshow(plt.imread(folder / f"{v.picture.name}.jpg"))
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set(color=REFUSED if v.refused else ACCEPTED, linewidth=6)
         ax.set_xlabel(f"network: {v.answer}, {_percent(v.confidence)}\ndetector: {v.decision}", fontsize=15)
     figure.tight_layout()
-    figure.savefig(path, dpi=100, pil_kwargs={"quality": 85, "comment": told(verdicts)})
+    figure.savefig(path, dpi=100, pil_kwargs={"quality": 85, "comment": told(decisions)})
     plt.close(figure)
 
 
