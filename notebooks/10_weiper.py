@@ -818,21 +818,16 @@ display(Markdown(
 # **Does more randomness help?** Draw several heads for each $r$, score the same images, and watch mean and spread.
 
 # %%
-def group_auroc(detector, features):
-    """Fit a detector; its mean AUROC over the near sets and over the far sets."""
-    own = detector.fit(features.train).score(features.test)
-    groups = features.groups().items()
-    return {g: np.mean([auroc(own, detector(x))[0] for x in s.values()]) for g, s in groups}
-
-
 counts = [r for r in (1, 2, 5, 10, 20, 50, 100) if r <= repeats]
 by_repeats = []
 for r in counts:
     for draw in range(draws):
         detector = ood.WeiPer(head, repeats=r, seed=100 + draw, **weiper_options)
-        by_repeats.append({"r": r, "draw": draw, **group_auroc(detector, f)})
+        found = ood.group_auroc(detector.fit(f.train), f)
+        by_repeats.append({"r": r, "draw": draw, **found})
 by_repeats = pd.DataFrame(by_repeats)
-at_limit = group_auroc(ood.WeiPer(head, repeats=None, **weiper_options), f)
+at_limit = ood.WeiPer(head, repeats=None, **weiper_options).fit(f.train)
+at_limit = ood.group_auroc(at_limit, f)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC against the number of heads: mean and full range over random heads, and the limit of infinitely many as a line. More heads help because they integrate better, and the gain ends where the integral is reached.", "name": "fig-weiper-repeats"}, "image": {"alt": "Two curves, near-OOD and far-OOD, of AUROC over the number of heads on a logarithmic axis. Both rise and their shaded ranges shrink towards horizontal lines that mark the limit."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.8))
@@ -888,7 +883,8 @@ def change(score, **changes):
     """Mean AUROC by network and group, with other settings than the published ones."""
     found = {}
     for name, (xs, o) in judged.items():
-        each = [group_auroc(perturbed(score, **changes)(x, o), x) for x in xs]
+        make = perturbed(score, **changes)
+        each = [ood.group_auroc(make(x, o).fit(x.train), x) for x in xs]
         found |= {(name, g): np.mean([e[g] for e in each]) for g in ("near", "far")}
     return found
 
@@ -1487,7 +1483,7 @@ check_strong(strong)
 strong = 5.0
 for weight in (lambda2, strong):
     detector = ood.WeiPer(look.head, repeats=None, **weiper_options | {"lambda2": weight})
-    near = group_auroc(detector, held_out(look)[0])["near"]
+    near = ood.group_auroc(detector.fit(look.train), held_out(look)[0])["near"]
     print(f"λ₂ = {weight:g}: validation {validated(weight):.3f}, near test sets {near:.3f}")
 check_strong(strong)
 

@@ -800,14 +800,6 @@ def validated(detector, x, held):
     return auroc(detector.score(x.val), detector.score(held))[0]
 
 
-def group_auroc(detector, features):
-    """Mean AUROC of a fitted detector over the near sets and over the far sets."""
-    own = detector.score(features.test)
-    groups = features.groups().items()
-    areas = {g: [auroc(own, detector.score(x))[0] for x in s.values()] for g, s in groups}
-    return {g: np.mean(values) for g, values in areas.items()}
-
-
 # %%
 real = {name: halved(ood.benchmark_features(name)[0]) for name in benchmarks}
 
@@ -892,7 +884,7 @@ def outcome(claim):
 def gains(own):
     """Points of the mean of near and far from rung to rung, as means over trainings."""
     rungs = ["GMM", "GMM, ridge", "untrained", "HEAT"]
-    level = {r: np.mean([np.mean(list(group_auroc(d[r], x).values())) for x, d in own]) for r in rungs}
+    level = {r: np.mean([np.mean(list(ood.group_auroc(d[r], x).values())) for x, d in own]) for r in rungs}
     return [100 * (level[b] - level[a]) for a, b in zip(rungs, rungs[1:])]
 
 
@@ -939,7 +931,7 @@ for name, own in ladders.items():
     start = [", ".join(f"{h.start if isinstance(h.start, str) else 'GMM'} × {h.factor:g}" for h in hs) for hs in (first, second)]
     choices.append((name, f"{own[0][1]['GMM, ridge'].ridge:g}", f"{max(fits, key=fits.get):g}", *start))
     for rung in own[0][1]:
-        both = [group_auroc(d[rung], x) for x, d in own]
+        both = [ood.group_auroc(d[rung], x) for x, d in own]
         areas[rung, name] = " / ".join(f"{100 * np.mean([b[g] for b in both]):.1f}" for g in ("near", "far"))
 columns = ["network", "ridge", "ridge by ID likelihood", "GMM: start × factor, by training", "logits: start × factor"]
 display(pd.DataFrame(choices, columns=columns).style.hide(axis="index").set_caption("What the validation set chose"))
@@ -1061,7 +1053,7 @@ def hybrid_auroc(k, n, **changes):
     chosen = options(k, **{"updates": sweep_updates, **changes})
     detector = ood.ResidualEBM(priors(heads[n])[k], **chosen)
     try:
-        found = group_auroc(detector.fit(features[n].train), features[n])
+        found = ood.group_auroc(detector.fit(features[n].train), features[n])
         return found | {"gap": np.mean(detector.history.gap_share[-20:])}
     except ood.DivergedError:
         return dict.fromkeys(("near", "far", "gap"), math.nan)
@@ -1096,10 +1088,10 @@ for way, (ridge, K) in ways.items():
     for n in longer_updates:
         own = {"lam": lam[0], "hidden": hidden, "batch_size": 128, "seed": seed}
         h = ood.ResidualEBM(ood.GMMPrior(ridge=ridge), steps=K, updates=n, **own)
-        both, prior = (group_auroc(d, subject) for d in (h.fit(subject.train), h.prior))
+        both, prior = (ood.group_auroc(d, subject) for d in (h.fit(subject.train), h.prior))
         h.factor = 1e6  # the prior has no say: the ranking of the residual alone
         gained = {g: both[g] - prior[g] for g in prior}
-        for name, of in (("alone", group_auroc(h, subject)), ("gain", gained)):
+        for name, of in (("alone", ood.group_auroc(h, subject)), ("gain", gained)):
             gap = np.mean(h.history.gap_share[-10:])
             course += [(way, n, gap, name, g, 100 * of[g]) for g in of]
 course = pd.DataFrame(course, columns=["way", "updates", "gap", "what", "group", "points"])
@@ -1148,7 +1140,7 @@ swept = {
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Hybrids on style and on logits while the chain grows (left) and the penalty grows (right). The thin lines are the priors alone, which a large λ must approach. Mean and range over networks; the scales differ.", "name": "fig-heat-knobs"}, "image": {"alt": "Four panels of AUROC with near-OOD and far-OOD curves and bands: the style hybrid and the logit hybrid over the number of steps 0 to 10, and over lambda 0.05 to 4. Horizontal lines mark the priors. The style curves lie on theirs; the logit curves move with both knobs."}}
 alone = {
-    name: pd.DataFrame([group_auroc(priors(heads[n])[k].fit(features[n].train), features[n]) for n in nets]).mean()
+    name: pd.DataFrame([ood.group_auroc(priors(heads[n])[k].fit(features[n].train), features[n]) for n in nets]).mean()
     for k, name in enumerate(names)
 }  # fmt: skip
 figure, axes = plt.subplots(1, 4, figsize=(plots.FULL, 2.7))
@@ -1222,7 +1214,7 @@ for size in sizes:
             "hybrid GMM": ood.ResidualEBM(ood.GMMPrior(), **options(0, **without_chain)),
             "KNN": ood.KNN(k=min(5, size)),
         }.items():
-            found = group_auroc(detector.fit(few.train), few)
+            found = ood.group_auroc(detector.fit(few.train), few)
             low_data.append({"size": size, "seed": n, "detector": name, **found})
 low_data = pd.DataFrame(low_data)
 
@@ -1262,7 +1254,7 @@ by_beta = []
 for value in betas:
     for n, (fitted, x) in enumerate(zip(heats, features)):
         fitted.beta = value
-        by_beta.append({"beta": value, "seed": n, **group_auroc(fitted, x)})
+        by_beta.append({"beta": value, "seed": n, **ood.group_auroc(fitted, x)})
         fitted.beta = beta
 by_beta = pd.DataFrame(by_beta)
 
@@ -1379,7 +1371,7 @@ for lam_ in (0.02, 0.1, 0.25, 1.0):
     h = ood.ResidualEBM(ood.GMMPrior("style"), **chosen).fit(f.train)
     with torch.no_grad():
         own, held = (2 * lam_ * h.residual(h.points(x)).mean() for x in (f.train, f.test))
-    near = 100 * group_auroc(h, f)["near"]
+    near = 100 * ood.group_auroc(h, f)["near"]
     rows[lam_] = [own.item(), held.item(), near]
 frame = pd.DataFrame(rows, ["training", "held out", "near AUROC"]).T.rename_axis("λ")
 caption = "Mean residual as a share of its bound, after 300 updates"
@@ -1387,7 +1379,7 @@ frame.style.format("{:.2f}").format_index("{:g}").set_caption(caption)
 
 # %% tags=["hide-input"]
 off = (frame["training"] - frame["held out"]).abs()
-prior_near = 100 * group_auroc(style_hybrid.prior, f)["near"]
+prior_near = 100 * ood.group_auroc(style_hybrid.prior, f)["near"]
 display(Markdown(
     f"Training and held-out images differ by {off.min():.2f} to {off.max():.2f} of the bound. The prior alone has a near AUROC of {prior_near:.2f} on this network; "
     f"the hybrid has {frame.iloc[0]['near AUROC']:.2f} at λ = {frame.index[0]:g} and {frame.iloc[-1]['near AUROC']:.2f} at λ = {frame.index[-1]:g}."
@@ -1790,7 +1782,7 @@ better = ...
 
 # %% tags=["check", "hide-input"]
 def near_of(d):
-    return group_auroc(d, f)["near"]
+    return ood.group_auroc(d, f)["near"]
 
 
 check_better = ood.Check(

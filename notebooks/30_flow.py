@@ -494,15 +494,6 @@ def halved(f):
     return replace(f, near=f.near | {"tiny_imagenet": tiny[1::2]}), tiny[::2]
 
 
-def group_auroc(detector, f):
-    """Mean AUROC over the near sets and over the far sets."""
-    own = detector.score(f.test)
-    return {
-        group: np.mean([auroc(own, detector.score(x))[0] for x in sets.values()])
-        for group, sets in f.groups().items()
-    }
-
-
 real = {name: [halved(f) for f in ood.benchmark_features(name)] for name in benchmarks}
 
 # %%
@@ -516,7 +507,7 @@ def watch(f, valid, **options):
     def look(flow):
         row = {key: values[-1] for key, values in vars(flow.history).items()}
         valid_auroc = auroc(flow.score(f.val), flow.score(valid))[0]
-        rows.append(row | group_auroc(flow, f) | {"validation": valid_auroc})
+        rows.append(row | ood.group_auroc(flow, f) | {"validation": valid_auroc})
 
     rows = []
     common = {"updates": updates, "check_every": max(1, updates // 6), "holdout": 0.1}
@@ -870,7 +861,7 @@ for name in real:
     rivals |= {"Mahalanobis with a ridge": ridged(best), "chosen flow, untrained": start_of(best), "chosen flow": best, "no noise": flows[name, PAPER][0], OURS: flows[name, OURS][0]}
     for title, detector in rivals.items():
         detector = detector if detector.fitted else detector.fit(f.train)
-        per_network.setdefault(name, {})[title] = " / ".join(f"{100 * v:.1f}" for v in group_auroc(detector, f).values())
+        per_network.setdefault(name, {})[title] = " / ".join(f"{100 * v:.1f}" for v in ood.group_auroc(detector, f).values())
 display(pd.DataFrame(per_network).style.set_caption("AUROC in %, near / far, by network"))
 
 # %% [markdown]
@@ -925,7 +916,7 @@ def over_networks(values, **options):
 def near_of(**options):
     """Near-OOD AUROC, one number per network."""
     fits = [ood.FeatureFlow(seed=seed, **options).fit(f.train) for f in features[:curves]]
-    return np.array([group_auroc(d, f)["near"] for d, f in zip(fits, features)])
+    return np.array([ood.group_auroc(d, f)["near"] for d, f in zip(fits, features)])
 
 
 knobs = pd.DataFrame({
@@ -992,7 +983,7 @@ for name, f, detector in [(n, seen[0][0], flows[n, chosen[n]][0]) for n, seen in
     rows[name] = {"width": width(f), "accuracy (%)": 100 * f.accuracy}
     for measure, (value, (low, high)) in (("uniformity", uniformity(f.test.penultimate)), ("tolerance", tolerance(f.test.penultimate, f.test.labels))):
         rows[name][measure] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
-    rows[name] |= {f"{group} AUROC (%)": 100 * value for group, value in group_auroc(detector, f).items()}
+    rows[name] |= {f"{group} AUROC (%)": 100 * value for group, value in ood.group_auroc(detector, f).items()}
 pd.DataFrame(rows).T.style.format("{:.1f}", ["accuracy (%)", "near AUROC (%)", "far AUROC (%)"]).set_caption("in brackets 95 % intervals across images")
 
 # %% [markdown]
@@ -1343,7 +1334,7 @@ too_much = ...
 # %% tags=["check", "hide-input"]
 def near_auroc(blur):
     detector = ood.FeatureFlow(updates=0, noise=blur).fit(F1.train)
-    return group_auroc(detector, F1)["near"]
+    return ood.group_auroc(detector, F1)["near"]
 
 
 check_noise = ood.Check(

@@ -491,20 +491,11 @@ loser = ...  # "KNN" or "Mahalanobis"
 from functools import cache
 
 
-def groups_of(detector, f):
-    """Mean AUROC of a fitted detector over the near and over the far sets."""
-    own = detector.score(f.test)
-    return {
-        g: np.mean([ood.evaluate(own, detector(s)).auroc for s in sets.values()])
-        for g, sets in f.groups().items()
-    }
-
-
 @cache
 def lost_by(name):
     """The near-OOD AUROC that goes with every second row."""
     d = {"KNN": ood.KNN(k=50), "Mahalanobis": ood.Mahalanobis()}[name]
-    return groups_of(d.fit(x.train), x)["near"] - groups_of(d.fit(x.train[::2]), x)["near"]
+    return ood.group_auroc(d.fit(x.train), x)["near"] - ood.group_auroc(d.fit(x.train[::2]), x)["near"]
 
 
 check_loser = ood.Check(
@@ -530,7 +521,7 @@ check_loser(loser)
 lost = {}
 for detector in (ood.KNN(k=50), ood.Mahalanobis()):
     fits = (detector.fit(rows) for rows in (x.train, x.train[::2]))
-    whole, half = (groups_of(fitted, x)["near"] for fitted in fits)
+    whole, half = (ood.group_auroc(fitted, x)["near"] for fitted in fits)
     lost[type(detector).__name__] = whole - half
 loser = max(lost, key=lost.get)
 print({n: f"{100 * v:+z.2f} points lost" for n, v in lost.items()})
@@ -553,8 +544,8 @@ pair = ...  # such as ood.KNN(k=50), ood.Energy()
 # %% tags=["check", "hide-input"]
 def beats_its_parts(pair):
     """On near and far, by how much the pair is above the better of its parts."""
-    parts = [groups_of(d.fit(x.train), x) for d in pair]
-    both = groups_of(ood.compose(list(pair)).fit(x.train), x)
+    parts = [ood.group_auroc(d.fit(x.train), x) for d in pair]
+    both = ood.group_auroc(ood.compose(list(pair)).fit(x.train), x)
     return {g: both[g] - max(part[g] for part in parts) for g in ("near", "far")}
 
 

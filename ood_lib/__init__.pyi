@@ -38,7 +38,7 @@ from .detectors.msma import MSMA, ScoreNorms, score_norms, select_gmm
 from .detectors.norm_bank import Scorer, load_score_norms
 from .detectors.saved import load
 from .detectors.weiper import WeiPer, weiper_kld
-from .evaluation.benchmark import run_benchmark, summarize
+from .evaluation.benchmark import group_auroc, run_benchmark, summarize
 from .evaluation.comparison import Comparison, compare, compare_over_seeds
 from .evaluation.cost import measure_cost
 from .evaluation.metrics import Metrics, evaluate
@@ -72,8 +72,8 @@ __all__ = [
     "Verdict", "ViM", "WeiPer", "accuracy", "adapt", "augmented", "average_precision", "benchmark_features",
     "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout", "denoising_error",
     "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm",
-    "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load", "load_bank",
-    "load_benchmark", "load_ood_set", "load_results", "load_score_norms", "load_verdicts", "max_logit",
+    "group_auroc", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load",
+    "load_bank", "load_benchmark", "load_ood_set", "load_results", "load_score_norms", "load_verdicts", "max_logit",
     "mean_average_precision", "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device",
     "pretrained", "provenance", "run_benchmark", "save_results", "save_verdicts", "score_norms", "seal",
     "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize", "tally", "train_classifier",

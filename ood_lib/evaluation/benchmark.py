@@ -1,5 +1,6 @@
 """Every detector on every OOD set, as one tidy table."""
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -7,14 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from ood_lib.detectors.detector import Detector
 from ood_lib.evaluation.comparison import counted_once, same_sets
 from ood_lib.evaluation.cost import measure_cost
-from ood_lib.evaluation.metrics import evaluate, student
+from ood_lib.evaluation.metrics import auroc, evaluate, student
 from ood_lib.features.bank import BenchmarkFeatures
 from ood_lib.warn import warn
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["run_benchmark", "summarize"]
+__all__ = ["group_auroc", "run_benchmark", "summarize"]
 
 COLUMNS = [
     "detector", "ood_set", "group", "metric", "value", "low", "high", "seed",
@@ -110,6 +111,25 @@ def _judge(
         "seconds_per_1000": 1000 * scoring.seconds / images,
         "memory_mb": max(fitting.memory_mb, scoring.memory_mb),
     }
+
+
+def group_auroc(detector: Detector, features: BenchmarkFeatures) -> dict[str, float]:
+    """Mean AUROC of a fitted detector over the near and over the far sets; NaN for a group without a set.
+
+    Args:
+        detector: fitted; `run_benchmark` fits, and gives intervals and other metrics too.
+        features: whose test images and OOD sets are scored.
+
+    Example:
+        >>> import torch
+        >>> from ood_lib import MSP, Features
+        >>> x = Features(logits=torch.tensor([[4.0, 0.0], [3.0, 0.0]]))
+        >>> group_auroc(MSP(), BenchmarkFeatures(x, x, x, {"a": Features(logits=x.logits / 9)}, {"b": x}))
+        {'near': 1.0, 'far': 0.5}
+    """
+    own = detector.score(features.test)
+    areas = {g: [auroc(own, detector.score(x))[0] for x in sets.values()] for g, sets in features.groups().items()}
+    return {g: sum(values) / len(values) if values else math.nan for g, values in areas.items()}
 
 
 def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":

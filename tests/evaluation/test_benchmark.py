@@ -23,6 +23,7 @@ from ood_lib import (
     evaluate,
     extract,
     extract_benchmark,
+    group_auroc,
     run_benchmark,
     summarize,
 )
@@ -318,3 +319,10 @@ def test_one_detector_that_fails_is_named_and_the_others_keep_their_rows(feature
 def test_where_all_detectors_fail_the_error_is_raised(features: BenchmarkFeatures):
     with pytest.raises(RuntimeError, match="no more memory"):
         run_benchmark({"bad": Broken()}, features)
+
+
+def test_group_means_are_those_of_the_table_and_a_group_without_a_set_has_none(features: BenchmarkFeatures):
+    table = summarize(run_benchmark({"KNN": KNN(k=5)}, features)).set_index("group")["value"]
+    assert group_auroc(KNN(k=5).fit(features.train), features) == pytest.approx(table.to_dict())
+    only_far = group_auroc(MSP(), replace(features, near={}))
+    assert np.isnan(only_far["near"]) and 0 <= only_far["far"] <= 1
