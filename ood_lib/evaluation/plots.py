@@ -8,6 +8,7 @@ told by colour alone.
 import html
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -146,8 +147,11 @@ def umap(rows: Tensor, seed: int, **options: Any) -> np.ndarray:
     """
     threads = torch.get_num_threads()
     with warnings.catch_warnings(action="ignore"):  # that a fixed seed means one thread, that a progress bar is absent
-        from umap import UMAP
+        from umap import UMAP, umap_
 
+        with suppress(RuntimeError):  # nowhere to keep it: a read-only home
+            for function in (umap_.fast_knn_indices, umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+                function.enable_caching()  # compiled once for all notebooks, not 15 seconds in each
         points = UMAP(**{"n_neighbors": 20, "min_dist": 0.2} | options, random_state=seed).fit_transform(rows.cpu())
     torch.set_num_threads(threads)  # its own threading raises it, and small operations then wait for each other
     return points
