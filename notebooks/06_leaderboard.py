@@ -63,6 +63,8 @@ device: str = "auto"  # where to train: auto, cpu, cuda
 epochs: int = 30  # of training
 learning_rate: float = 0.05  # peak of the learning-rate cycle
 widths: list = [32, 64]  # feature maps per stage; the last is the feature width K
+heat_updates: int = 500  # of each of HEAT's two residuals
+flow_updates: int = 1000  # of the feature flow, at most
 archive: str = "../book/results"  # folder with the result files of earlier runs
 results: str = ""  # folder for this run's result file; empty: do not write
 
@@ -96,8 +98,8 @@ def everyone(x):
     found |= {f"WeiPer {score}": ood.WeiPer(head, score) for score in ("msp", "react")}
     found |= {"WeiPer+KLD": ood.WeiPer(head)}
     found |= {"WeiPer+KLD, limit": ood.WeiPer(head, repeats=None)}
-    found |= {"HEAT": ood.HEAT([ood.GMMPrior(), ood.LogitPrior(head)])}
-    return found | {"feature flow": ood.FeatureFlow()}
+    found |= {"HEAT": ood.HEAT([ood.GMMPrior(), ood.LogitPrior(head)], updates=heat_updates)}
+    return found | {"feature flow": ood.FeatureFlow(updates=flow_updates)}
 
 
 # %% tags=["hide-input"]
