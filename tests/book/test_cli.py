@@ -40,7 +40,7 @@ ALPHA_CODE = """
 from pathlib import Path
 import os, sys
 print(f"seeds={seeds} rate={rate} repeats={repeats}")
-print(f"python={sys.executable} threads={os.environ['OMP_NUM_THREADS']}")
+print(f"python={sys.executable} threads={os.environ['OMP_NUM_THREADS']} waiting={os.environ['OMP_WAIT_POLICY']}")
 _ = (Path(results) / "numbers.md").write_text(f"seeds {seeds}")
 """
 BETA = 'delta: float = 1.0\nbenchmark: str = "digits"  # where from\nnames: list[str] = ["a"]'
@@ -81,7 +81,8 @@ def book(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "LIBRARY", tmp_path / "library")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for variable in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(variable, raising=False)
     return tmp_path
 
 
@@ -344,7 +345,7 @@ def test_run_fills_results_records_itself_and_uses_this_interpreter(book, capsys
     assert cli.main(["run", "alpha", "-j", "1"]) == 0
     text = output_of(book, "10_alpha")
     assert "seeds=2 rate=0.5" in text
-    assert f"python={sys.executable} threads={work.cores()}" in text
+    assert f"python={sys.executable} threads={work.cores()} waiting=PASSIVE" in text
     assert (book / "_build/run/default/10_alpha/numbers.md").read_text() == "seeds 2"
     record = json.loads(text)["metadata"]["ood_book"]
     assert record["parameters"] == {"seeds": 2, "rate": 0.5, "repeats": 2}
