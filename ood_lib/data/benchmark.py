@@ -142,7 +142,7 @@ def _usual_shape(data: ImageSet) -> tuple[int, int]:
     rows = torch.linspace(0, len(data) - 1, 200, dtype=torch.float64).long().unique().tolist()
     found = [shape for row in rows if (shape := picture_shape(data.base / data.names[row]))]
     if not found:
-        found = [tuple(data[0][0].shape)]  # type: ignore[list-item]  # which names what cannot be read
+        found = [(int(c), int(h), int(w)) for c, h, w in [data[0][0].shape]]  # which names what cannot be read
     side = statistics.median_low([min(height, width) for _, height, width in found])
     return max(channels for channels, *_ in found), side
 

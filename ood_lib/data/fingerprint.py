@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from ood_lib.data.images import ImageArray, ImageFiles
+from ood_lib.data.length import length
 
 __all__ = ["DataIdentity", "collate_labelled", "data_identity", "dataset_hash", "known_marks"]
 
@@ -225,6 +226,6 @@ def dataset_hash(dataset: Dataset, items: int | None = None, num_workers: int = 
     if items is None:
         return data_identity(dataset, num_workers).digest
     if (marks := known_marks(dataset)) is None:
-        rows = torch.linspace(0, len(dataset) - 1, items, dtype=torch.float64).long()  # type: ignore[arg-type]
+        rows = torch.linspace(0, length(dataset, "to hash") - 1, items, dtype=torch.float64).long()
         marks = _read_marks(Subset(dataset, rows.unique().tolist()), num_workers)
     return hashlib.sha256(b"".join(marks)).hexdigest()

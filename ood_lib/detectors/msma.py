@@ -139,7 +139,7 @@ class ScoreNorms(nn.Module):
     def represent(self, images: Tensor) -> Representation:
         """Images (N, C, H, W) in [0, 1] to their score norms (N, L), as penultimate feature."""
         norms = score_norms(self.network, images, self.sigmas, extrapolate=self.extrapolate)
-        return Representation(norms, None, None)  # type: ignore[arg-type]  # there are no logits
+        return Representation(norms, None, None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score norms (N, L)."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ood_lib.data.benchmark import Benchmark
+from ood_lib.data.length import length
 from ood_lib.evaluation.comparison import counted_once
 from ood_lib.evaluation.metrics import DIRECTIONS, as_percent, mean_interval, too_wide
 from ood_lib.evaluation.verdict import Verdict
@@ -161,7 +162,7 @@ def images(sets: Mapping[str, Dataset], columns: int = 10, roles: Mapping[str, s
     """A row of pictures per data set, evenly spread over the set; the row's name takes the colour of its role."""
     figure, axes = plt.subplots(len(sets), columns, figsize=(FULL, 0.62 * len(sets)), squeeze=False)
     for row, (name, data) in zip(axes, sets.items()):
-        for ax, index in zip(row, np.linspace(0, len(data) - 1, columns).astype(int)):  # type: ignore[arg-type]
+        for ax, index in zip(row, np.linspace(0, length(data, "to show") - 1, columns).astype(int)):
             picture = np.asarray(data[index][0]).transpose(1, 2, 0)
             ax.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.axis("off")

@@ -243,8 +243,7 @@ def _fewer(x: T, few: Callable[[Any, int], Any]) -> T:
 
 def _rows(labels: Tensor | None, count: int, rows: int, seed: int) -> Tensor:
     """`balanced_rows`, or any rows where an image has several labels, or none."""
-    known = labels is not None and labels.ndim == 1
-    return balanced_rows(labels if known else torch.zeros(count), rows, seed)  # type: ignore[arg-type]
+    return balanced_rows(torch.zeros(count) if labels is None or labels.ndim != 1 else labels, rows, seed)
 
 
 def balanced_rows(labels: Tensor, rows: int, seed: int = 0) -> Tensor:

@@ -10,10 +10,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ood_lib.data.fingerprint import collate_labelled, data_identity
+from ood_lib.data.length import length
 from ood_lib.features.blocks import BlockFile, map_tensors
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
@@ -87,8 +88,8 @@ def extract(
     """
     ranks, where = team(), pick_device(device)
     precision = _agreed(autocast, where, Team() if out is None and cache is None else ranks)
-    _check(dataset, batch_size, (dtype, precision), out, cache)
-    rows = len(dataset)  # type: ignore[arg-type]
+    rows = length(dataset, "to extract from")
+    _check(batch_size, (dtype, precision), out, cache)
     bar = progress and ranks.rank == 0
     how = Pass(batch_size, ranks.device(where), num_workers, bar, dtype, precision, channels_last, compile)
     run = partial(forward, network, dataset, how)
@@ -112,14 +113,7 @@ def extract(
     return Features(**map_tensors(path, verify=False))  # `fill` has just seen all of it
 
 
-def _check(dataset: Any, batch_size: int, precisions: Iterable[torch.dtype | None], *places: object) -> None:
-    if isinstance(dataset, DataLoader | IterableDataset) or not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"a {type(dataset).__name__} was given; expected a data set with a length: of a DataLoader pass "
-            "loader.dataset, and batch_size and num_workers to extract; put a stream into a list first"
-        )
-    if len(dataset) == 0:
-        raise ValueError("the data set is empty: expected at least one (image, label) item to extract from")
+def _check(batch_size: int, precisions: Iterable[torch.dtype | None], *places: object) -> None:
     for given in precisions:
         if given is not None and not given.is_floating_point:
             raise ValueError(f"{given} was given as a precision; expected a floating-point one, such as torch.float16")

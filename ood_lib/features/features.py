@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,10 @@ from ood_lib.files import atomic
 from ood_lib.tensors import save_tensors, single
 
 __all__ = ["Features"]
+
+
+ABSENT: Any = None
+"""A field that is not there.  All are typed as tensors: what a detector `reads` is checked there, once."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,12 +39,10 @@ class Features:
         ValueError: the fields differ in length, or all of them are None.
     """
 
-    penultimate: Tensor = None  # type: ignore[assignment]
-    logits: Tensor = None  # type: ignore[assignment]
-    labels: Tensor = None  # type: ignore[assignment]
-    style: Tensor = None  # type: ignore[assignment]
-
-    # Typed as tensors although they may be None: a detector names what it `reads`, and is checked once, there.
+    penultimate: Tensor = ABSENT
+    logits: Tensor = ABSENT
+    labels: Tensor = ABSENT
+    style: Tensor = ABSENT
 
     def __post_init__(self) -> None:
         for name, value in self.tensors().items():

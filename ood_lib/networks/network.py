@@ -12,7 +12,7 @@ class Representation(NamedTuple):
     """What a network computes for a batch of N images."""
 
     penultimate: Tensor  # (N, K), the input of the head
-    logits: Tensor  # (N, C), None of a network without a head
+    logits: Any  # Tensor (N, C), or None of a network without a head
     style: Tensor | None  # (N, K') standard deviation of the last feature map over space, None without a map
 
 

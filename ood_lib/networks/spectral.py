@@ -10,7 +10,7 @@ of the free weight as without normalisation, up to BatchNorm's epsilon, and ever
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,8 @@ class SpectralNorm(nn.Module):
         self.register_buffer("u", torch.empty(0))
         self.register_buffer("v", torch.empty(0))
         if norm == "reshaped" or isinstance(layer, nn.Linear):
-            self.begin(layer.weight, layer.weight[0].numel())  # type: ignore[arg-type, index]
+            weight = cast(Tensor, layer.weight)
+            self.begin(weight, weight[0].numel())
 
     @torch.inference_mode(False)  # `power_iteration` takes gradients, also when it is an accuracy that is measured
     def begin(self, weight: Tensor, *shape: int) -> None:

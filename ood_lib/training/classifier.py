@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ood_lib.checks import check
 from ood_lib.data.labels import average_precision, class_indices, count_labels, label_matrix
+from ood_lib.data.length import length
 from ood_lib.networks.network import pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.tensors import single
@@ -145,7 +146,7 @@ def train_multilabel(
 def _two_rates(network: nn.Module, head: float, backbone: float | None) -> list[dict[str, Any]]:
     if backbone is None:
         return [{"params": list(network.parameters()), "lr": head}]
-    own = list(network.head.parameters())  # type: ignore[union-attr]
+    own = list(network.get_submodule("head").parameters())
     rest = [p for p in network.parameters() if all(p is not q for q in own)]
     return [{"params": own, "lr": head}, {"params": rest, "lr": backbone}]
 
@@ -201,11 +202,10 @@ def accuracy(
         ValueError: the data set is empty; labels that are no class indices of the network; logits that are NaN or
             infinite, or a single one.
     """
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("the data set is empty: expected at least one (image, label) item to measure the accuracy on")
+    rows = length(dataset, "to measure the accuracy on")
     pairs = _evaluated(network, dataset, batch_size, pick_device(device))
     hits = sum(int((logits.argmax(1) == _class_labels(labels, logits)).sum()) for logits, labels in pairs)
-    return hits / len(dataset)  # type: ignore[arg-type]
+    return hits / rows
 
 
 @torch.inference_mode()
@@ -223,8 +223,7 @@ def mean_average_precision(
     Raises:
         ValueError: the data set is empty; its labels are not 0/1 for each logit; logits that are NaN or infinite.
     """
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("the data set is empty: expected at least one (image, labels) item to measure the mAP on")
+    length(dataset, "to measure the mAP on")
     pairs = [
         (logits, label_matrix(labels, *logits.shape))
         for logits, labels in _evaluated(network, dataset, batch_size, pick_device(device))

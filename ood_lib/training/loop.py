@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ood_lib.data.fingerprint import dataset_hash
+from ood_lib.data.length import length
 from ood_lib.training.augment import Augment, Augmented
 from ood_lib.training.checkpoint import Checkpoint
 
@@ -171,7 +172,7 @@ def _layout(task: Task) -> torch.memory_format:
 def _key(network: nn.Module, data: Dataset, task: Task) -> str:
     """Tells this training from others: what it does, to which parameters, on what data."""
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    return f"{task.options()}{len(data)}{shapes}{_data_hash(data)}"  # type: ignore[arg-type]
+    return f"{task.options()}{length(data, 'to train on')}{shapes}{_data_hash(data)}"
 
 
 def _data_hash(data: Dataset) -> str:
@@ -226,8 +227,7 @@ def train(
         ValueError: an empty data set, one of other items than (image, label), a loss that is no longer finite, or a
             checkpoint of another training.
     """
-    if len(data) == 0:  # type: ignore[arg-type]
-        raise ValueError("the training set is empty: expected at least one (image, label) item")
+    length(data, "to train on")
     saved = Checkpoint(checkpoint, _key(network, data, task)) if checkpoint is not None else None
     network.to(memory_format=_layout(task))
     run = _Run(network, task, data)

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
 from ood_lib.checks import check
+from ood_lib.data.length import length
 from ood_lib.networks.network import check_eval, pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.networks.score_network import checked_images, checked_scales
@@ -144,15 +145,14 @@ def train_score_network(
         ValueError: an argument out of its range; an empty data set, images outside [0, 1], or a loss that is no longer
             finite.
     """
-    check("integer [1, inf)", batch_size=batch_size)
+    check("integer [1, inf)", batch_size=batch_size, steps=steps)
     check("(0, inf)", "the peak of the cycle", learning_rate=learning_rate)
     check("[0, 1)", "the decay of a moving average (0: none)", decay=decay)
-    if len(train) == 0 or steps < 1:  # type: ignore[arg-type]
-        raise ValueError(f"{len(train)} training images, steps={steps} were given; expected one of each at least")  # type: ignore[arg-type]
+    images_at_hand = range(length(train, "to train on"))
     where = pick_device(device)
     precision = autocast_dtype(autocast, where)
     generator = torch.Generator().manual_seed(seed)
-    sampler = RandomSampler(train, num_samples=steps * batch_size, generator=generator)  # type: ignore[arg-type]
+    sampler = RandomSampler(images_at_hand, num_samples=steps * batch_size, generator=generator)
     form: Any = {"memory_format": torch.channels_last if channels_last else torch.preserve_format}
     network.to(where, **form).train()
     optimizer = torch.optim.Adam(network.parameters(), learning_rate, fused=where.type in ("cpu", "cuda"))
