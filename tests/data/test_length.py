@@ -26,5 +26,5 @@ def test_what_has_no_length_is_named_with_what_to_give_instead(given):
 
 
 def test_an_empty_one_is_refused_with_the_purpose():
-    with pytest.raises(ValueError, match="data set is empty.*to count"):
+    with pytest.raises(ValueError, match=r"data set is empty.*to count"):
         length([], "to count")
