@@ -18,7 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UNWRITABLE", "atomic", "draft", "draft_folder", "explained", "read_json", "sha256_of", "sweep", "write_text"]
+__all__ = [
+    "FORGOTTEN", "UNWRITABLE", "atomic", "clock", "draft", "draft_folder", "explained", "read_json", "sha256_of",
+    "sweep", "write_text",
+]  # fmt: skip
 
 DRAFT = re.compile(r"\..*?(?:\.([0-9a-f]{8})\.(\d+))?\.[0-9a-f]{8}\.partial")  # of machine and process; once of neither
 FORGOTTEN = 7 * 24 * 3600  # seconds after which nobody on another machine writes any more
@@ -110,12 +113,17 @@ def _is_left(path: Path) -> bool:
     machine, process = found.groups()
     if machine == _machine() and os.name != "nt":  # os.kill(process, 0) would end it there
         return not _is_alive(int(process))
-    # The clock of the disk, not ours: it dated the draft, and two machines seldom agree.
-    clock = path.with_name(f".{uuid.uuid4().hex}")
-    clock.touch()
-    now = clock.stat().st_mtime
-    clock.unlink()
-    return now - path.stat().st_mtime > FORGOTTEN
+    return clock(path.parent) - path.stat().st_mtime > FORGOTTEN
+
+
+def clock(folder: Path) -> float:
+    """What time it is on the disk of a folder: it dated the files there, and two machines seldom agree."""
+    hand = folder / f".{uuid.uuid4().hex}"
+    hand.touch()
+    try:
+        return hand.stat().st_mtime
+    finally:
+        hand.unlink()
 
 
 def _is_alive(process: int) -> bool:
