@@ -12,14 +12,14 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "FORGOTTEN", "UNWRITABLE", "atomic", "clock", "draft", "draft_folder", "explained", "read_json", "sha256_of",
+    "FORGOTTEN", "FULL", "UNWRITABLE", "atomic", "clock", "draft", "draft_folder", "explained", "locked", "read_json", "sha256_of",
     "sweep", "write_text",
 ]  # fmt: skip
 
@@ -180,6 +180,26 @@ def _number_of(error: BaseException) -> int:
     if found := re.search(r"os error (\d+)", str(error)):
         return int(found[1])
     return _number_of(error.__context__) if error.__context__ else 0
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str], wait: Callable[[], object]) -> Iterator[None]:
+    """Let in one process at a time, where the disk has locks; one that is killed holds none.
+
+    Args:
+        path: of a file that stands for what is locked.
+        wait: called when another process is in.
+    """
+    with open(path, "a") as file:
+        with suppress(ImportError, OSError):  # Windows, or a disk without locks
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

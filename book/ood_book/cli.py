@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ood_book.notebooks import Refused, find_root, parameters_of, select, sources, title_of
 from ood_book.run.budget import PATIENCE, PROMISED, WARN
 from ood_lib.extras import MissingExtraError
-from ood_lib.files import write_text
+from ood_lib.files import FULL, UNWRITABLE, write_text
+from ood_lib.terminal import terminal
 
 if TYPE_CHECKING:
     from ood_book.run.plan import Task
@@ -309,17 +310,23 @@ def _missing(error: ModuleNotFoundError) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 is success, 1 a failed notebook or page, 2 refused input."""
-    args = _parser().parse_args(argv)
-    args.line = shlex.join(["ood-book", *(sys.argv[1:] if argv is None else argv)])
-    try:
-        return args.command(args)
-    except (Refused, MissingExtraError, ModuleNotFoundError) as refusal:
-        said = _missing(refusal) if isinstance(refusal, ModuleNotFoundError) else refusal
-        print(f"ood-book: {said}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ood-book: interrupted; what was complete is kept", file=sys.stderr)
-        return 130
+    with terminal():
+        args = _parser().parse_args(argv)
+        args.line = shlex.join(["ood-book", *(sys.argv[1:] if argv is None else argv)])
+        try:
+            return args.command(args)
+        except (Refused, MissingExtraError, ModuleNotFoundError) as refusal:
+            said = _missing(refusal) if isinstance(refusal, ModuleNotFoundError) else refusal
+            print(f"ood-book: {said}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.errno not in UNWRITABLE | FULL:
+                raise
+            print(f"ood-book: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("ood-book: interrupted; what was complete is kept", file=sys.stderr)
+            return 130
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ood_lib.features.distributed import Team
-from ood_lib.files import clock, explained, write_text
+from ood_lib.files import clock, explained, locked, write_text
 from ood_lib.warn import warn
 
 __all__ = ["DIGESTS", "BlockFile", "map_tensors", "seal", "unsealed"]
@@ -304,9 +304,7 @@ class BlockFile:
     def _lock(self) -> Iterator[None]:
         """Wait until no other run is at work on this file; what is killed holds no lock."""
         self.work.mkdir(parents=True, exist_ok=True)  # another run may have finished, and removed it
-        with open(self.work / "lock", "w") as file:
-            with suppress(ImportError, OSError):  # Windows, or a file system without locks
-                _wait_for(file, self.path)
+        with locked(self.work / "lock", lambda: warn(f"another run is making {self.path}; this one waits for it")):
             yield
 
     def _begin(self, block: int) -> int:
@@ -406,16 +404,6 @@ def _is_free(file: IO[str]) -> bool:
         except BlockingIOError:
             return False
     return True
-
-
-def _wait_for(file: IO[str], path: Path) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        warn(f"another run is making {path}; this one waits for it")
-        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _in_place(shared: bool, path: str, flags: int) -> int:
