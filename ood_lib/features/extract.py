@@ -19,6 +19,7 @@ from ood_lib.features.blocks import BlockFile, map_tensors
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
 from ood_lib.features.identity import network_hash
+from ood_lib.files import UNWRITABLE
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.modes import in_eval
 from ood_lib.networks.network import Network, Representation, pick_device
@@ -84,7 +85,8 @@ def extract(
 
     Raises:
         ValueError: the data set is empty, or has no labels; ``out`` holds features of another network or data set.
-        OSError: the disk is full; what was made so far stays, and counts.
+        OSError: the folder of ``out`` cannot be written (with ``cache`` a warning says so, and nothing is kept); or the
+            disk is full: what was made so far stays, and counts.
     """
     ranks, where = team(), pick_device(device)
     precision = _agreed(autocast, where, Team() if out is None and cache is None else ranks)
@@ -93,12 +95,16 @@ def extract(
     bar = progress and ranks.rank == 0
     how = Pass(batch_size, ranks.device(where), num_workers, bar, dtype, precision, channels_last, compile)
     run = partial(forward, network, dataset, how)
+
+    def at_once() -> Features:
+        (found,) = run([range(rows)])
+        return Features(**found)
+
     if out is None and cache is None:
         if ranks.size > 1:
             advice = "name a file with out= or a folder with cache=, and they share the work"
             warn(f"each of {ranks.size} processes looks at all {rows} images: {advice}")
-        (found,) = run([range(rows)])
-        return Features(**found)
+        return at_once()
     data = data_identity(dataset, num_workers)
     image = _floating(collate_labelled([dataset[0]])[0])
     identity = {
@@ -109,7 +115,14 @@ def extract(
     path = Path(cache) / _cached_name(**identity) if cache is not None else Path(str(out))
     block = batch_size * math.ceil(rows / batch_size / _BLOCKS)  # whole batches: the same ones for any number of ranks
     kin = "" if cache is None else _cached_name(**{**identity, "data": "*"})
-    BlockFile(path, identity, rows, anonymous=out is None, marks=data.marks, kin=kin).fill(run, block, ranks)
+    file = BlockFile(path, identity, rows, anonymous=out is None, marks=data.marks, kin=kin)
+    try:
+        file.fill(run, block, ranks)
+    except OSError as error:
+        if cache is None or error.errno not in UNWRITABLE or not hasattr(error, "explained"):
+            raise
+        warn(f"the features are not kept, and are computed anew each time: {error}")
+        return at_once()
     return Features(**map_tensors(path, verify=False))  # `fill` has just seen all of it
 
 

@@ -615,6 +615,31 @@ def test_sync_is_stable_and_its_check_catches_an_edited_source(book, capsys):
     assert (book / "notebooks/20_beta.ipynb").read_text() == text
 
 
+def test_sync_never_writes_over_a_notebook_that_somebody_edited(book, capsys):
+    assert cli.main(["sync"]) == 0
+    edited, other = book / "notebooks/10_alpha.ipynb", book / "notebooks/20_beta.ipynb"
+    later = time.time() + 60
+    write_notebook(book, "10_alpha", ALPHA, ALPHA_CODE + "\n# %%\nlast = 1\n")
+    write_notebook(book, "20_beta", BETA, BETA_CODE + "\n# %%\nlast = 1\n")
+    for path in (edited, other):
+        os.utime(path, (later, later))  # newer, but as `sync` wrote it: made of a glossary that changed, say
+    assert cli.main(["sync"]) == 0 and "last = 1" in edited.read_text()
+    mine = edited.read_text().replace("last = 1", "mine = 2")
+    edited.write_text(mine)
+    os.utime(edited, (later, later))
+    write_notebook(book, "20_beta", BETA, BETA_CODE)
+    before = other.read_text()
+    capsys.readouterr()
+    assert cli.main(["sync"]) == 2
+    assert re.search(r"10_alpha\.ipynb\. To keep .* its \.py, .* remove the \.ipynb", capsys.readouterr().err)
+    assert edited.read_text() == mine and other.read_text() == before
+    edited.unlink()
+    assert cli.main(["sync"]) == 0 and "last = 1" in edited.read_text()
+    edited.write_text(mine)
+    os.utime(edited, (later - 3600, later - 3600))  # an edit of the .py came after it
+    assert cli.main(["sync"]) == 0 and "last = 1" in edited.read_text()
+
+
 ASKS = """
 10_alpha: {title: A, goal: g, needs: n, representation: r, energy: e, read: 5, run: 2, memory: 900, gpu: "no", data: d}
 20_beta: {title: B, goal: h, needs: m, representation: s, energy: f, read: 6, run: 3, memory: 800, gpu: "no", data: d}

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from ood_lib.files import write_text
+
 __all__ = ["add_scripts", "as_html"]
 
 KIND = "application/vnd.vegalite."  # then the version of Vega-Lite
@@ -33,10 +35,7 @@ def add_scripts(static: Path, cache: Path) -> None:
 
     made = cache / f"vega-{version('vl-convert-python')}.js"
     if not made.is_file():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        part = made.with_suffix(".part")
-        part.write_text(f"(() => {{{javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();", encoding="utf-8")
-        part.replace(made)
+        write_text(made, f"(() => {{{javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();")
     (static / "vega.js").write_bytes(made.read_bytes())
 
 
