@@ -17,9 +17,9 @@ from ood_lib.detectors.classical.mahalanobis import Mahalanobis
 from ood_lib.detectors.classical.recipes import classical_detectors
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.norm_bank import NORM_BANK, make_score_norms
-from ood_lib.evaluation import score_files
 from ood_lib.evaluation.benchmark import run_benchmark
 from ood_lib.evaluation.results import provenance
+from ood_lib.evaluation.score_files import main as score_pictures
 from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
 from ood_lib.features.features import Features
 from ood_lib.networks.network import Network, pick_device
@@ -32,7 +32,7 @@ __all__ = ["main"]
 def main() -> None:
     """Write NAME.safetensors and NAME.json where the network is trained here, and the bank, a folder NAME."""
     if sys.argv[1:2] == ["score"]:
-        sys.exit(score_files.main(sys.argv[2:]))
+        sys.exit(score_pictures(sys.argv[2:]))
     parser = argparse.ArgumentParser(
         prog="python -m ood_lib", description=main.__doc__,
         epilog="To score pictures by a saved detector: python -m ood_lib score --help",
