@@ -57,7 +57,7 @@ class Watch:
 
     def update(self, scores: Tensor | Iterable[float]) -> float:
         """The evidence after these scores, in the order in which they came; at `patience` or above it is an alarm."""
-        for score in torch.as_tensor(scores).double().flatten().tolist():
+        for score in scores.flatten().tolist() if isinstance(scores, Tensor) else map(float, scores):
             low, high = bisect.bisect_left(self.known, score), bisect.bisect_right(self.known, score)
             above = len(self.known) - high + self.random.random() * (high - low + 1)
             p = above / (len(self.known) + 1)
