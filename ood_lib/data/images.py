@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from ood_lib.warn import warn
 
 __all__ = [
     "ImageFormat", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "is_grey", "is_hidden",
-    "picture_shape", "recolour",
+    "picture_shape", "read_picture", "recolour",
 ]  # fmt: skip
 
 # Beside hidden folders: what systems and network disks leave among pictures.
@@ -253,8 +253,7 @@ class ImageFiles(_Images):
         return marks
 
     def _fetch(self, indices: Tensor) -> Tensor:
-        pixels = (_decode(self.base / self.names[i]) for i in indices.tolist())
-        return torch.cat([ImageArray(one[None], frame=self.frame).images for one in pixels])
+        return torch.stack([read_picture(self.base / self.names[i], self.frame) for i in indices.tolist()])
 
 
 ImageSet = ImageArray | ImageFiles
@@ -379,9 +378,23 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decode(path: Path) -> np.ndarray:
+def read_picture(source: str | os.PathLike[str] | IO[bytes], frame: ImageFormat | None = None) -> Tensor:
+    """One picture as `ImageFiles` gives it: float32 (C, H, W) in [0, 1].
+
+    Args:
+        source: its path, or its bytes as a file: ``io.BytesIO(data)``.
+        frame: size and crop.
+
+    Raises:
+        ValueError: no complete 8-bit picture.
+    """
+    return ImageArray(_decode(source)[None], frame=frame).images[0]
+
+
+def _decode(path: str | os.PathLike[str] | IO[bytes]) -> np.ndarray:
     """The pixels of a picture file, turned as its EXIF says: uint8 (H, W) when it is grey, else (H, W, 3)."""
     pillow = need("PIL.Image")
+    where = path if isinstance(path, str | os.PathLike) else "the picture"
     try:
         with pillow.open(path) as picture:
             if picture.mode.startswith(("I", "F")):  # Pillow clips 16 bits to 8, silently
@@ -392,12 +405,12 @@ def _decode(path: Path) -> np.ndarray:
         raise
     except pillow.DecompressionBombError as error:
         raise ValueError(
-            f"{path} has more pixels than Pillow opens: {error}; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"{where} has more pixels than Pillow opens: {error}; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except MemoryError as error:
-        raise MemoryError(f"{path} does not fit into the memory: make it smaller") from error
+        raise MemoryError(f"{where} does not fit into the memory: make it smaller") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{where} cannot be read as a picture: {error}") from error
 
 
 def is_grey(mode: str) -> bool:
