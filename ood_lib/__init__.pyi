@@ -59,6 +59,7 @@ from .networks.spectral import spectral_normalize
 from .training.augment import augmented, cutout, flip, shift
 from .training.classifier import accuracy, mean_average_precision, train_classifier, train_multilabel
 from .training.loop import History
+from .training.named import NetworkCard, load_network
 from .training.recipes import pretrained
 from .training.score_matching import denoising_error, dsm_loss, train_score_network
 
@@ -67,17 +68,17 @@ __all__ = [
     "DiffusersBody", "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior",
     "GaussianScore", "GradNorm", "HEAT", "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy",
     "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError",
-    "NNGuide", "Normalize", "NotFittedError", "ODIN", "ODINNetwork", "RMDS", "ReAct", "ResNet", "ResidualEBM",
-    "SCALE", "SHE", "ScoreNetwork", "ScoreNorms", "Scorer", "SklearnDetector", "SumLogit", "SumProb", "UNet",
-    "Verdict", "ViM", "WeiPer", "accuracy", "adapt", "augmented", "average_precision", "benchmark_features",
+    "NNGuide", "NetworkCard", "Normalize", "NotFittedError", "ODIN", "ODINNetwork", "RMDS", "ReAct", "ResNet",
+    "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms", "Scorer", "SklearnDetector", "SumLogit", "SumProb",
+    "UNet", "Verdict", "ViM", "WeiPer", "accuracy", "adapt", "augmented", "average_precision", "benchmark_features",
     "classical_detectors", "compare", "compare_over_seeds", "compose", "count_labels", "cutout", "denoising_error",
     "dsm_loss", "energy", "evaluate", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm",
     "group_auroc", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load",
-    "load_bank", "load_benchmark", "load_ood_set", "load_results", "load_score_norms", "load_verdicts", "max_logit",
-    "mean_average_precision", "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device",
-    "pretrained", "provenance", "run_benchmark", "save_results", "save_verdicts", "score_norms", "seal",
-    "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize", "tally", "train_classifier",
-    "train_multilabel", "train_score_network", "verdicts", "weiper_kld",
+    "load_bank", "load_benchmark", "load_network", "load_ood_set", "load_results", "load_score_norms",
+    "load_verdicts", "max_logit", "mean_average_precision", "measure_cost", "msp", "network_for", "noise_scales",
+    "odin", "pick_device", "pretrained", "provenance", "run_benchmark", "save_results", "save_verdicts",
+    "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize",
+    "tally", "train_classifier", "train_multilabel", "train_score_network", "verdicts", "weiper_kld",
 ]  # fmt: skip
 
 __version__: str
