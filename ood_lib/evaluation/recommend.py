@@ -6,6 +6,7 @@ Larger score = more OOD.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ood_lib.evaluation.metrics import auroc
 from ood_lib.evaluation.verdict import Scored, Verdict, score_verdicts
 
 __all__ = ["Recommendation", "recommend"]
@@ -53,13 +54,20 @@ def recommend(
         raise ValueError("no detector was given; expected the scores of one at least")
     if seconds is not None and (lacking := [name for name in scored if name not in seconds]):
         raise ValueError(f"there is no cost of {lacking}; expected the seconds an image of each detector")
-    first = next(iter(scored))
-    to_first = {name: _whole(s, scored[first]) for name, s in scored.items()}
-    order = sorted(scored, key=lambda name: -to_first[name].a)
+    means = {name: _mean(s) for name, s in scored.items()}
+    order = sorted(scored, key=lambda name: -means[name])
     against = {name: _whole(scored[name], scored[order[0]]) for name in order}
     candidates = tuple(name for name in order if against[name].high >= 0)
     cost = {name: max(least, seconds[name]) if seconds else 0.0 for name in candidates}
     return Recommendation(min(candidates, key=lambda name: cost[name]), order[0], candidates, against)
+
+
+def _mean(scored: Scored) -> float:
+    """Mean AUROC over the sets of a group, then over the groups."""
+    groups = [[auroc(scored.test, x)[0] for x in sets.values()] for sets in scored.groups().values() if sets]
+    if not groups:
+        raise ValueError("the scores are of no OOD set; expected one at least, near or far")
+    return sum(sum(group) / len(group) for group in groups) / len(groups)
 
 
 def _whole(one: Scored, other: Scored) -> Verdict:

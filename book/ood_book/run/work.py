@@ -69,6 +69,7 @@ def work() -> None:
     Thread(target=_end_with_input, args=(draft,), daemon=True).start()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel before the user's
     os.environ["OOD_COMMAND"] = task.command  # for `ood_lib.provenance`
+    os.environ.setdefault("OOD_FOLDER", os.getcwd())  # where a module of the reader's own may lie
     os.environ.setdefault("OOD_CACHE", str(task.source.parent.parent / "_build/networks"))  # for `benchmark_features`
     for library in THREADS:
         os.environ.setdefault(f"{library}_NUM_THREADS", str(threads))
