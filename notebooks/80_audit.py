@@ -380,7 +380,7 @@ with warnings.catch_warnings(record=True) as caught:
     table = ood.run_benchmark(detectors, x, seed=seed)
 detectors = {name: d for name, d in detectors.items() if name in set(table["detector"])}
 left_out = [str(w.message) for w in caught if "is left out of the table" in str(w.message)]
-scored = {name: ood.Scored.of(d, x) for name, d in detectors.items()}
+scored = {name: ood.SetScores.of(d, x) for name, d in detectors.items()}
 seconds = (table.groupby("detector")["seconds_per_1000"].first() / 1000).to_dict()
 batch = torch.stack([bench.test[i][0] for i in range(min(64, len(bench.test)))]) if bench else None
 
@@ -744,7 +744,7 @@ for name in benchmarks:
     f = ood.benchmark_features(name)[0]
     own = detectors_for(f)
     costs = ood.run_benchmark(own, f).groupby("detector")["seconds_per_1000"].first() / 1000
-    found = {n: ood.Scored.of(d, f) for n, d in own.items()}
+    found = {n: ood.SetScores.of(d, f) for n, d in own.items()}
     for draw in range(3):
         for (_, left), taken_, judged in without_one(found, costs.to_dict(), 1e-4, seed + draw):
             gaps = {n: (v.high >= 0, -100 * v.difference) for n, v in judged.against_best.items()}

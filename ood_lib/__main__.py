@@ -1,6 +1,10 @@
-"""Make a bank: train one of the networks that ship, or read one that others published: ``python -m ood_lib NAME``."""
+"""Make a bank: train one of the networks that ship, or read one that others published: ``python -m ood_lib NAME``.
+
+``python -m ood_lib score`` is another command, which scores pictures by a saved detector.
+"""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +17,7 @@ from ood_lib.detectors.classical.mahalanobis import Mahalanobis
 from ood_lib.detectors.classical.recipes import classical_detectors
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.norm_bank import NORM_BANK, make_score_norms
+from ood_lib.evaluation import score_files
 from ood_lib.evaluation.benchmark import run_benchmark
 from ood_lib.evaluation.results import provenance
 from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
@@ -26,7 +31,12 @@ __all__ = ["main"]
 
 def main() -> None:
     """Write NAME.safetensors and NAME.json where the network is trained here, and the bank, a folder NAME."""
-    parser = argparse.ArgumentParser(prog="python -m ood_lib", description=main.__doc__)
+    if sys.argv[1:2] == ["score"]:
+        sys.exit(score_files.main(sys.argv[2:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m ood_lib", description=main.__doc__,
+        epilog="To score pictures by a saved detector: python -m ood_lib score --help",
+    )  # fmt: skip
     parser.add_argument("name", choices=[*RECIPES, *PUBLISHED, NORM_BANK])
     parser.add_argument("--root", help="folder of the images; see the page on data")
     parser.add_argument("--missing", choices=["raise", "skip"], default="raise", help="what to do without an OOD set")

@@ -10,16 +10,19 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from ood_lib.checks import check
+from ood_lib.data.images import ImageFormat
 from ood_lib.data.labels import class_indices
 from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknown
 from ood_lib.features.features import Features
+from ood_lib.features.identity import network_hash
 from ood_lib.tensors import save_tensors
 
 __all__ = ["HEADER", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
@@ -236,8 +239,11 @@ class Detector(nn.Module):
         References:
             Bates et al., Testing for Outliers with Conformal p-Values, Annals of Statistics 2023.
         """
+        return self.p_values_of(self.score(features))
+
+    def p_values_of(self, scores: Tensor) -> Tensor:
+        """`p_values` of scores (N,) that `score` gave."""
         self._require_threshold()
-        scores = self.score(features)
         known = self.calibration.to(scores.device, scores.dtype)
         return (1 + len(known) - torch.searchsorted(known, scores)).to(scores.dtype) / (len(known) + 1)
 
@@ -337,15 +343,29 @@ class Detector(nn.Module):
         names, own = inspect.signature(type(self)).parameters, self.__dict__ | self._modules
         return {name: own[name] for name in names if name in own}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        network: Any = None,
+        frame: ImageFormat | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
         """Write the detector, with all that it has learnt, its threshold and its calibration scores, to one file.
 
         A safetensors file (no pickle), which appears whole or not at all; `ood_lib.load` reads it.  Its header names
         the class, the hyperparameters and the version of the library.
 
+        Args:
+            path: the file.
+            network: what its features are extracted with: the file keeps `network_hash`, so that ``python -m ood_lib
+                score`` refuses any other network, other weights or another standardisation.
+            frame: size and crop of its pictures, ``bench.test.frame`` of a benchmark; it goes with the network.
+            classes: the names of the outputs, in their order.
+
         Raises:
             ValueError: the class, or a function or module that it was made with, is none that `ood_lib` exports, so
-                that nothing could make it again.
+                that nothing could make it again; a network without a frame, or the other way round.
         """
         made = describe(self)
         if foreign := ", ".join(dict.fromkeys(unknown(made))):
@@ -354,6 +374,14 @@ class Detector(nn.Module):
                 "only what is can be; keep detector.state_dict(), and build the object yourself"
             )
         about = {"detector": made, "version": sys.modules["ood_lib"].__version__}
+        if (network is None) != (frame is None):
+            raise ValueError(
+                f"network={type(network).__name__} and frame={frame} were given; expected both of them, what features "
+                "are extracted with and the size and crop of its pictures, or neither"
+            )
+        if frame is not None:
+            shape = (frame.channels, frame.size, frame.size)
+            about["network"] = {"hash": network_hash(network, shape), "frame": asdict(frame), "classes": [*classes]}
         save_tensors(self.state_dict(), path, {HEADER: json.dumps(about)})
 
     def get_extra_state(self) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ood_lib.evaluation.metrics import auroc
-from ood_lib.evaluation.verdict import Scored, Verdict, score_verdicts
+from ood_lib.evaluation.verdict import SetScores, Verdict, score_verdicts
 
 __all__ = ["Recommendation", "recommend"]
 
@@ -26,13 +26,13 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    scored: Mapping[str, Scored], seconds: Mapping[str, float] | None = None, least: float = 0.0
+    scored: Mapping[str, SetScores], seconds: Mapping[str, float] | None = None, least: float = 0.0
 ) -> Recommendation:
     """The detector to use: the cheapest whose paired interval to the one of the largest mean AUROC holds zero.
 
     The mean is that of the near and of the far sets, or of the group that is there.  A choice made on images says
-    little about itself on the same images: choose on one half and judge on the other (`Scored.halves`), or leave an OOD
-    set out (`Scored.only`).
+    little about itself on the same images: choose on one half and judge on the other (`SetScores.halves`), or leave an OOD
+    set out (`SetScores.only`).
 
     Args:
         scored: the scores of each detector on the same images.
@@ -46,7 +46,7 @@ def recommend(
     Example:
         >>> import torch
         >>> x = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
-        >>> good, poor = (Scored(x[0], {"letters": x[1] + gap}, {}) for gap in (2.0, 0.5))
+        >>> good, poor = (SetScores(x[0], {"letters": x[1] + gap}, {}) for gap in (2.0, 0.5))
         >>> recommend({"poor": poor, "good": good}, {"poor": 1e-6, "good": 1e-3}).detector
         'good'
     """
@@ -62,7 +62,7 @@ def recommend(
     return Recommendation(min(candidates, key=lambda name: cost[name]), order[0], candidates, against)
 
 
-def _mean(scored: Scored) -> float:
+def _mean(scored: SetScores) -> float:
     """Mean AUROC over the sets of a group, then over the groups."""
     groups = [[auroc(scored.test, x)[0] for x in sets.values()] for sets in scored.groups().values() if sets]
     if not groups:
@@ -70,6 +70,6 @@ def _mean(scored: Scored) -> float:
     return sum(sum(group) / len(group) for group in groups) / len(groups)
 
 
-def _whole(one: Scored, other: Scored) -> Verdict:
+def _whole(one: SetScores, other: SetScores) -> Verdict:
     """The verdict over all sets: the mean of both groups, or the one group there is."""
     return list(score_verdicts([(one, other)]).values())[-1]

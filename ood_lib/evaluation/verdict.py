@@ -17,7 +17,7 @@ from ood_lib.evaluation.metrics import as_percent, variance_of_mean
 from ood_lib.extras import need
 from ood_lib.features.bank import BenchmarkFeatures
 
-__all__ = ["Scored", "Verdict", "score_verdicts", "tally", "verdicts"]
+__all__ = ["SetScores", "Verdict", "score_verdicts", "tally", "verdicts"]
 
 OodSet = tuple[str, str]  # group and name
 
@@ -58,7 +58,7 @@ class Verdict(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class SetScores:
     """Scores of one detector on the images of a benchmark, larger = more OOD.
 
     Args:
@@ -66,7 +66,7 @@ class Scored:
         near, far: (M,) of each OOD set, by name.
 
     Example:
-        >>> a, b = Scored(torch.arange(6.0), {"letters": torch.arange(9.0)}, {}).halves(seed=0)
+        >>> a, b = SetScores(torch.arange(6.0), {"letters": torch.arange(9.0)}, {}).halves(seed=0)
         >>> len(a.test), len(b.near["letters"])
         (3, 4)
     """
@@ -151,10 +151,10 @@ def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -
         >>> print(found["near"])
         +0.0 [+0.0, +0.0] level
     """
-    return score_verdicts([(Scored.of(a, features), Scored.of(b, features)) for features, a, b in compared])
+    return score_verdicts([(SetScores.of(a, features), SetScores.of(b, features)) for features, a, b in compared])
 
 
-def score_verdicts(compared: Sequence[tuple[Scored, Scored]]) -> dict[str, Verdict]:
+def score_verdicts(compared: Sequence[tuple[SetScores, SetScores]]) -> dict[str, Verdict]:
     """`verdicts` of scores that are there already: those of the method and of its baseline, for each network.
 
     Args:
@@ -167,7 +167,7 @@ def score_verdicts(compared: Sequence[tuple[Scored, Scored]]) -> dict[str, Verdi
         ValueError: nothing to compare; pairs that were shown different images; no OOD set.
 
     Example:
-        >>> a = Scored(torch.tensor([0.0, 0.1, 0.2]), {}, {"noise": torch.tensor([0.5, 0.6, 0.7])})
+        >>> a = SetScores(torch.tensor([0.0, 0.1, 0.2]), {}, {"noise": torch.tensor([0.5, 0.6, 0.7])})
         >>> score_verdicts([(a, a)])["far"].word
         'level'
     """

@@ -114,7 +114,7 @@ def load_network(
     source = SOURCES.get(kind, _from_function)
     state = None if weights is None or str(weights) == "default" else read_weights(weights)
     with torch.random.fork_rng(devices=[]):  # the numbers that are drawn here are replaced
-        model, about = source(spec if source is _from_function else name, Wanted(spec, weights, state, classes))
+        model, about = source(spec if source is _from_function else name, _Wanted(spec, weights, state, classes))
     about = _changed(about, state, image_size, resize, mean, std)
     if hasattr(model, "represent"):
         if mean is not None or head is not None or output is not None:
@@ -127,7 +127,7 @@ def load_network(
 
 
 @dataclass(frozen=True)
-class Wanted:
+class _Wanted:
     """What was asked for, and the weights as they were read."""
 
     spec: str
@@ -241,7 +241,7 @@ def _tensors(found: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
 
 
-def _below_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], wanted: Wanted) -> dict[str, Tensor]:
+def _below_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], wanted: _Wanted) -> dict[str, Tensor]:
     """The weights as the model calls them: without what a wrapper (`module.`, `model.`) put before every name."""
     first = next(iter(own), "")
     prefixes = sorted((name.removesuffix(first) for name in state if name.endswith(first)), key=len)
@@ -263,7 +263,7 @@ def _outputs(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> int | No
     return pairs.pop()[1] if len(pairs) == 1 else None
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], wanted: Wanted) -> None:
+def _fill(model: nn.Module, state: Mapping[str, Tensor], wanted: _Wanted) -> None:
     """Load all weights, or say what differs."""
     own = model.state_dict()
     counters = "num_batches_tracked"
@@ -287,7 +287,7 @@ def _some(names: Sequence[str]) -> str:
 # -- sources ----------------------------------------------------------------------------------------------------------
 
 
-def _from_torchvision(name: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard]:
+def _from_torchvision(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
     models = need("torchvision.models")
     _known(name, models.list_models(module=models), wanted)
     best = models.get_model_weights(name).DEFAULT
@@ -312,14 +312,14 @@ def _from_torchvision(name: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard
     return model, NetworkCard(wanted.spec, frame, tuple(how.mean), tuple(how.std), names)
 
 
-def _package(name: str, wanted: Wanted) -> Any:
+def _package(name: str, wanted: _Wanted) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise MissingExtraError(f"{wanted.spec} needs {name}: pip install {name}") from error
 
 
-def _from_timm(name: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard]:
+def _from_timm(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
     timm = _package("timm", wanted)
     if not timm.is_model(name):
         _known(name, timm.list_models(), wanted)
@@ -339,7 +339,7 @@ def _from_timm(name: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard]:
     return model, NetworkCard(wanted.spec, frame, tuple(how["mean"]), tuple(how["std"]))
 
 
-def _from_hugging_face(name: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard]:
+def _from_hugging_face(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
     auto = _package("transformers", wanted)
     kind = auto.AutoModelForImageClassification
     if wanted.state is None:
@@ -372,7 +372,7 @@ def _frame_of(how: Mapping[str, Any]) -> ImageFormat | None:
     return ImageFormat(3, side, stretch=True) if side and side == size.get("width") else None
 
 
-def _known_here(name: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard]:
+def _known_here(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
     if name in PUBLISHED:
         return _published(name, wanted)
     _known(name, {*RECIPES, *PUBLISHED}, wanted)
@@ -384,7 +384,7 @@ def _known_here(name: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard]:
     return model, NetworkCard(name, frame, mean, std, tuple(about["classes"]))
 
 
-def _published(name: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard]:
+def _published(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
     about = PUBLISHED[name]
     if wanted.state is None:
         raise ValueError(f"the weights of {name} do not come with the library; give those of {about.source}")
@@ -399,7 +399,7 @@ def _published(name: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard]:
     return model, NetworkCard(name, frame, about.mean, about.std)
 
 
-def _from_function(spec: str, wanted: Wanted) -> tuple[nn.Module, NetworkCard]:
+def _from_function(spec: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
     if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", spec):
         raise ValueError(f"{spec!r} was given as a network; {FORMS}")
     if wanted.default:
@@ -440,7 +440,7 @@ def _here() -> Iterator[None]:
         sys.path.remove(os.getcwd())
 
 
-def _known(name: str, names: Collection[str], wanted: Wanted) -> None:
+def _known(name: str, names: Collection[str], wanted: _Wanted) -> None:
     if name not in names:
         close = difflib.get_close_matches(name, list(names), 3, 0.5)
         meant = [f"did you mean {' or '.join(close)}?"] if close else []
@@ -449,7 +449,7 @@ def _known(name: str, names: Collection[str], wanted: Wanted) -> None:
         )
 
 
-SOURCES: dict[str, Callable[[str, Wanted], tuple[nn.Module, NetworkCard]]] = {
+SOURCES: dict[str, Callable[[str, _Wanted], tuple[nn.Module, NetworkCard]]] = {
     "": _known_here,
     "torchvision": _from_torchvision,
     "timm": _from_timm,
