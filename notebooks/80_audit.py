@@ -79,8 +79,11 @@ results: str = ""  # folder for the detector and the tables; empty: do not write
 
 # %% tags=["hide-input"]
 import html
+import io
 import os
+import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -99,7 +102,7 @@ from scipy import optimize, stats
 import ood_lib as ood
 from ood_lib.data.images import ImageArray, ImageFiles
 from ood_lib.evaluation import plots
-from ood_lib.evaluation.metrics import as_percent
+from ood_lib.evaluation.metrics import as_percent, mean_interval
 from ood_lib.features.bank import balanced_rows, extract_benchmark
 from ood_lib.shipped import BANKS
 
@@ -712,24 +715,47 @@ plt.show()
 # %% [markdown]
 # ## 10. What do you take home?
 #
-# One file: the detector with all that it has learnt, its threshold and its calibration scores. With it and the weights a picture is decided by one
-# command, which writes a line of CSV for each picture.
+# One file: the detector with all that it has learnt, its threshold, its calibration scores, and a hash of the network that it belongs to. With it and
+# the weights one command decides about pictures and writes a line of CSV for each. It refuses to run with another network.
 
 # %%
-detector.save(place / "detector.safetensors")
-command = "python -m ood_lib score detector.safetensors"
-if not is_bank:
-    command += f" --model {spec}" + (f" --weights {Path(file).name}" if file else "")
-    command += f" --image-size {image_size}" if image_size else ""
+own = {"network": network, "frame": bench.test.frame, "classes": x.classes} if bench else {}
+detector.save(place / "detector.safetensors", **own)
+words = ["python", "-m", "ood_lib", "score", "detector.safetensors"]
+if bench:
+    words += ["--model", spec, *(["--weights", file] if file else [])]
+command = shlex.join(words).replace(str(place) + os.sep, "")
 print(command, "PICTURES...")
 
 # %% tags=["hide-input"]
 if results:
     shutil.copy(place / "detector.safetensors", results)
 size = (place / "detector.safetensors").stat().st_size / 1e6
-with (place / "audit.txt").open("w") as log:
-    pass
-say(f"`detector.safetensors` holds {pick}, {size:.2f} MB" + (" and lies in the folder of this run." if results else ". Give the parameter `results` a folder to keep it."))
+say(f"`detector.safetensors` holds {pick}, {size:.2f} MB" + (", and lies in the folder of this run." if results else ". Give the parameter `results` a folder to keep it.") + (" It was fitted on a bank, so name the model whose features these are." if is_bank else ""))
+
+# %% [markdown]
+# **Does that line say what this page says?** It is run here, in a process of its own, on a few test pictures of each kind.
+
+# %% tags=["hide-input"]
+def by_command(count=4):
+    """Paths of a few pictures of the ID test set and of the first OOD set, what the command says, what this page says."""
+    sets = [(bench.test, x.test), *((getattr(bench, g)[n], f) for g, own in x.groups().items() for n, f in own.items())]
+    sets = [(data, f) for data, f in sets if isinstance(data, ImageFiles)][:2]
+    chosen = [(data.base / data.names[i], detector.is_ood(f[torch.tensor([i])]).item()) for data, f in sets for i in range(count)]
+    line = [sys.executable, *words[1:4], str(place / "detector.safetensors"), *words[5:], "--quiet", *(str(path) for path, _ in chosen)]
+    folder = place if (place / "model.pt").exists() else os.environ.get("OOD_FOLDER", ".")
+    done = subprocess.run(line, capture_output=True, text=True, cwd=folder)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(done.stderr)
+    return pd.read_csv(io.StringIO(done.stdout), dtype={"name": str}), [refused for _, refused in chosen]
+
+
+if bench:
+    said, expected = by_command()
+    same = ((said["decision"] == "refuse") == expected).sum()
+    say(f"{same} of {len(said)} decisions agree." + ("" if same == len(said) else " **They should all agree**: the command prepares the pictures otherwise than this page."))
+    shown = said.assign(path=["/".join(Path(name).parts[-3:]) for name in said["path"]]).drop(columns=["error", "class"])
+    display(shown.style.hide(axis="index").format(precision=3).set_caption("What the command wrote"))
 
 # %% [markdown]
 # ## 11. How often is such a recommendation right?
@@ -762,14 +788,15 @@ if len(trials):
     close = (ours["lost"] < 2).sum()
     fixed = rules.drop(index="recommended here")
     by_network = {r: per_set.loc[r]["lost"].groupby("network").mean() for r in rules.index}
-    gaps = {r: by_network["recommended here"] - by_network[r] for r in fixed.index}
-    beaten = [r for r, d in gaps.items() if (d < 0).all()]
+    gaps = {r: by_network[r] - by_network["recommended here"] for r in fixed.index}
     first = fixed.index[0]
+    mean, low, high = mean_interval(gaps[first])
+    word = "less, surely" if low > 0 else "more, surely" if high < 0 else "which of the two is better cannot be told"
     say(
         f"On {sets} sets of {ours.index.get_level_values('network').nunique()} networks the recommendation is as good as the best in **{100 * good:.0f} %** of the cases, and within two points of it on "
         f"{percent(close, sets)}; it loses {ours['lost'].mean():.1f} points in the mean and {ours['lost'].max():.1f} on the worst set. "
-        f"The best rule without looking, *{first}*, loses {fixed.iloc[0]['points lost, mean']:.1f}, but that this is the best rule is known only from this table. "
-        f"On every network it loses less than {len(beaten)} of {len(fixed)} rules that always take one detector."
+        f"The best rule that always takes one detector, *{first}*, loses {fixed.iloc[0]['points lost, mean']:.1f}, and that it is the best one is known only from this table; against it the recommendation "
+        f"gains {mean:+z.1f} [{low:+z.1f}, {high:+z.1f}] points over the networks ({word}). The middle one of these rules loses {fixed['points lost, mean'].median():.1f}."
     )
     display(rules.style.format({"as good as the best": "{:.0%}", "points lost, mean": "{:.1f}", "points lost, worst set": "{:.1f}"}).set_caption("AUROC lost against the best detector on an OOD set that the choice did not see; as good: the paired interval holds zero. Three draws of the halves for each set"))
 else:
