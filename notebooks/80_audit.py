@@ -651,8 +651,11 @@ if bench:
     for ax, (data, i, what, role) in ((ax, one) for line, row in zip(axes, rows) for ax, one in zip(line, row)):
         ax.imshow(data[i][0].permute(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
         ax.set_title(named(data, i)[-14:], fontsize=7)
         ax.set_xlabel(what[:16], fontsize=8, color=plots.COLORS[role])
+    axes[0][0].set_ylabel("ID, largest", fontsize=9)
+    axes[1][0].set_ylabel("OOD, smallest", fontsize=9)
     plt.show()
 
 # %% tags=["hide-input"]
@@ -791,12 +794,13 @@ if len(trials):
     gaps = {r: by_network[r] - by_network["recommended here"] for r in fixed.index}
     first = fixed.index[0]
     mean, low, high = mean_interval(gaps[first])
-    word = "less, surely" if low > 0 else "more, surely" if high < 0 else "which of the two is better cannot be told"
+    word = "one network: no interval" if np.isnan(low) else "better" if low > 0 else "worse" if high < 0 else "which of the two is better cannot be told"
+    ends = "" if np.isnan(low) else f" [{low:+z.1f}, {high:+z.1f}]"
     say(
-        f"On {sets} sets of {ours.index.get_level_values('network').nunique()} networks the recommendation is as good as the best in **{100 * good:.0f} %** of the cases, and within two points of it on "
-        f"{percent(close, sets)}; it loses {ours['lost'].mean():.1f} points in the mean and {ours['lost'].max():.1f} on the worst set. "
+        f"Networks: {ours.index.get_level_values('network').nunique()}; OOD sets left out: {sets}. The recommendation is as good as the best in **{100 * good:.0f} %** of the cases, and within two points of it on {close} of the {sets} sets; it "
+        f"loses {ours['lost'].mean():.1f} points in the mean and {ours['lost'].max():.1f} on the worst set. "
         f"The best rule that always takes one detector, *{first}*, loses {fixed.iloc[0]['points lost, mean']:.1f}, and that it is the best one is known only from this table; against it the recommendation "
-        f"gains {mean:+z.1f} [{low:+z.1f}, {high:+z.1f}] points over the networks ({word}). The middle one of these rules loses {fixed['points lost, mean'].median():.1f}."
+        f"gains {mean:+z.1f}{ends} points ({word}). The middle one of these rules loses {fixed['points lost, mean'].median():.1f}."
     )
     display(rules.style.format({"as good as the best": "{:.0%}", "points lost, mean": "{:.1f}", "points lost, worst set": "{:.1f}"}).set_caption("AUROC lost against the best detector on an OOD set that the choice did not see; as good: the paired interval holds zero. Three draws of the halves for each set"))
 else:
