@@ -339,7 +339,7 @@ else:
         "over-confident": f"The network is **over-confident**, it says {100 * calibration.gap:+.1f} points more than it keeps: {ends}.",
         "under-confident": f"The network is **under-confident**, it says {-100 * calibration.gap:.1f} points less than it keeps: {ends}.",
     }[calibration.word])  # fmt: skip
-    hits = [share(round(a * n), n) for a, n in zip(calibration.accuracy.tolist(), calibration.count.tolist())]
+    hits = [share(round(a * n), n) for a, n in zip(calibration.accuracy.tolist(), calibration.images.tolist())]
     value, low, high = map(np.array, zip(*hits))
     figure, ax = plt.subplots(figsize=(plots.HALF, plots.HALF))
     start = min(calibration.confidence.min().item(), low.min()) - 0.02
@@ -479,8 +479,8 @@ def without_one(scored, seconds, least, seed):
     halves = {name: s.halves(seed) for name, s in scored.items()}
     sets = [(g, n) for g, own in next(iter(scored.values())).groups().items() for n in own]
     for left in sets if len(sets) > 1 else ():
-        seen = {n: a.only(lambda *own: own != left) for n, (a, _) in halves.items()}
-        unseen = {n: b.only(lambda *own: own == left) for n, (_, b) in halves.items()}
+        seen = {n: a.only([one for one in sets if one != left]) for n, (a, _) in halves.items()}
+        unseen = {n: b.only([left]) for n, (_, b) in halves.items()}
         found = ood.recommend(seen, seconds, least)
         yield left, found.detector, ood.recommend(unseen)
 

@@ -1,4 +1,4 @@
-"""Is a network as often right as it says?  The expected calibration error, its interval, and what chance alone makes."""
+"""Is a network as often right as it says?  The expected calibration error, its interval, and what chance makes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,7 +17,7 @@ class Reliability(NamedTuple):
 
     ``ece`` is the expected calibration error, with the ends of its interval; ``chance`` is what a network that is
     calibrated, and just as confident, stays below in 95 of 100 samples of this size.  ``confidence``, ``accuracy`` and
-    ``count`` have one entry for each bin.
+    ``images`` have one entry for each bin.
     """
 
     ece: float
@@ -26,12 +26,12 @@ class Reliability(NamedTuple):
     chance: float
     confidence: Tensor
     accuracy: Tensor
-    count: Tensor
+    images: Tensor
 
     @property
     def gap(self) -> float:
         """Mean confidence minus accuracy: above 0 the network is over-confident."""
-        return float(((self.confidence - self.accuracy) * self.count).sum() / self.count.sum())
+        return float(((self.confidence - self.accuracy) * self.images).sum() / self.images.sum())
 
     @property
     def word(self) -> str:
@@ -85,8 +85,8 @@ def reliability(logits: Tensor, labels: Tensor, *, bins: int = 10, draws: int = 
     ece = _ece(confidence, right, bins)
     low, high = (max(0.0, 2 * ece - again.quantile(q).item()) for q in (0.975, 0.025))
     parts = _bins(len(right), bins)
-    means = [torch.stack([part.mean() for part in x.split(parts)]) for x in (confidence, right)]
-    return Reliability(ece, min(low, ece), max(high, ece), chance, *means, torch.tensor(parts))
+    said, kept = (torch.stack([part.mean() for part in x.split(parts)]) for x in (confidence, right))
+    return Reliability(ece, min(low, ece), max(high, ece), chance, said, kept, torch.tensor(parts))
 
 
 def _bins(n: int, bins: int) -> list[int]:

@@ -31,8 +31,8 @@ def recommend(
     """The detector to use: the cheapest whose paired interval to the one of the largest mean AUROC holds zero.
 
     The mean is that of the near and of the far sets, or of the group that is there.  A choice made on images says
-    little about itself on the same images: choose on one half and judge on the other (`SetScores.halves`), or leave an OOD
-    set out (`SetScores.only`).
+    little about itself on the same images: choose on one half and judge on the other (`SetScores.halves`), or leave an
+    OOD set out (`SetScores.only`).
 
     Args:
         scored: the scores of each detector on the same images.

@@ -4,7 +4,7 @@ Larger score = more OOD.  What is compared is the AUROC, paired image by image a
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -87,9 +87,9 @@ class SetScores:
         """The OOD sets by group name."""
         return {"near": self.near, "far": self.far}
 
-    def only(self, keep: Callable[[str, str], bool]) -> Self:
-        """The same ID images, and those OOD sets for which ``keep(group, name)`` is true."""
-        near, far = ({n: x for n, x in sets.items() if keep(g, n)} for g, sets in self.groups().items())
+    def only(self, kept: Collection[OodSet]) -> Self:
+        """The same ID images, and those OOD sets whose (group, name) are kept."""
+        near, far = ({n: x for n, x in sets.items() if (g, n) in kept} for g, sets in self.groups().items())
         return type(self)(self.test, near, far)
 
     def halves(self, seed: int = 0) -> tuple[Self, Self]:
@@ -108,11 +108,9 @@ class SetScores:
             order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
             return x[order[: (len(x) + 1) // 2] if part == 0 else order[(len(x) + 1) // 2 :]]
 
-        def half(part: int) -> Self:
-            near, far = ({n: drawn(x, part) for n, x in sets.items()} for sets in self.groups().values())
-            return type(self)(drawn(self.test, part), near, far)
-
-        return half(0), half(1)
+        near, far = ([{n: drawn(x, i) for n, x in sets.items()} for i in (0, 1)] for sets in self.groups().values())
+        first, second = (type(self)(drawn(self.test, i), near[i], far[i]) for i in (0, 1))
+        return first, second
 
 
 def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -> dict[str, Verdict]:

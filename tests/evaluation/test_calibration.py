@@ -43,7 +43,7 @@ def test_bins_hold_equally_many_images_and_their_order_does_not_count():
     logits, labels = drawn(205, lambda c: c)
     order = torch.randperm(205, generator=torch.Generator().manual_seed(1))
     found, again = reliability(logits, labels, draws=5), reliability(logits[order], labels[order], draws=5)
-    assert found.count.sum() == 205 and found.count.max() - found.count.min() <= 1
+    assert found.images.sum() == 205 and found.images.max() - found.images.min() <= 1
     assert found.ece == pytest.approx(again.ece) and (found.confidence.diff() >= 0).all()
 
 

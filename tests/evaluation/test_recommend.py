@@ -42,8 +42,8 @@ def test_a_choice_by_one_set_is_a_choice_by_that_set():
     scored = made(1.0, 1.0)
     better_far = {n: SetScores(s.test, s.near, {"b": s.far["b"] + 3 * (n == "d1")}) for n, s in scored.items()}
     assert recommend(better_far).best == "d1"
-    near_only = {n: s.only(lambda group, _: group == "near") for n, s in better_far.items()}
-    assert recommend(near_only).best == recommend({n: s.only(lambda g, _: g == "near") for n, s in scored.items()}).best
+    near_only = {n: s.only([("near", "a")]) for n, s in better_far.items()}
+    assert recommend(near_only).best == recommend({n: s.only([("near", "a")]) for n, s in scored.items()}).best
 
 
 def test_halves_part_each_set_and_are_the_same_images_for_each_detector():
