@@ -39,13 +39,15 @@ from .detectors.norm_bank import Scorer, load_score_norms
 from .detectors.saved import MadeFor, load, made_for
 from .detectors.weiper import WeiPer, weiper_kld
 from .evaluation.benchmark import group_auroc, run_benchmark, summarize
+from .evaluation.calibration import Reliability, reliability
 from .evaluation.comparison import Comparison, compare, compare_over_seeds
 from .evaluation.cost import measure_cost
 from .evaluation.exportable import exportable
 from .evaluation.metrics import Metrics, evaluate
+from .evaluation.recommend import Recommendation, recommend
 from .evaluation.results import leaderboard, load_results, load_verdicts, provenance, save_results, save_verdicts
 from .evaluation.score_files import Scored, score_files
-from .evaluation.verdict import Verdict, tally, verdicts
+from .evaluation.verdict import SetScores, Verdict, score_verdicts, tally, verdicts
 from .evaluation.watch import Watch
 from .exercises import Check, seal
 from .features.bank import BenchmarkFeatures, extract_benchmark, load_bank
@@ -72,17 +74,18 @@ __all__ = [
     "GaussianScore", "GradNorm", "HEAT", "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy",
     "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP", "MadeFor", "Mahalanobis", "MaxLogit", "Metrics",
     "MissingDataError", "NNGuide", "NetworkCard", "Normalize", "NotFittedError", "ODIN", "ODINNetwork", "RMDS",
-    "ReAct", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms", "Scored", "Scorer",
-    "SklearnDetector", "SumLogit", "SumProb", "UNet", "Verdict", "ViM", "Watch", "WeiPer", "accuracy", "adapt",
-    "augmented", "average_precision", "benchmark_features", "classical_detectors", "compare", "compare_over_seeds",
-    "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy", "evaluate", "exportable",
-    "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm", "group_auroc", "half_precision",
-    "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load", "load_bank", "load_benchmark",
-    "load_network", "load_ood_set", "load_results", "load_score_norms", "load_verdicts", "made_for", "max_logit",
-    "mean_average_precision", "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device",
-    "pretrained", "provenance", "read_picture", "run_benchmark", "save_results", "save_verdicts", "score_files",
-    "score_norms", "seal", "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize",
-    "tally", "train_classifier", "train_multilabel", "train_score_network", "verdicts", "weiper_kld",
+    "ReAct", "Recommendation", "Reliability", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
+    "Scored", "Scorer", "SetScores", "SklearnDetector", "SumLogit", "SumProb", "UNet", "Verdict", "ViM", "Watch",
+    "WeiPer", "accuracy", "adapt", "augmented", "average_precision", "benchmark_features", "classical_detectors",
+    "compare", "compare_over_seeds", "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy",
+    "evaluate", "exportable", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm",
+    "group_auroc", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load",
+    "load_bank", "load_benchmark", "load_network", "load_ood_set", "load_results", "load_score_norms",
+    "load_verdicts", "made_for", "max_logit", "mean_average_precision", "measure_cost", "msp", "network_for",
+    "noise_scales", "odin", "pick_device", "pretrained", "provenance", "read_picture", "recommend", "reliability",
+    "run_benchmark", "save_results", "save_verdicts", "score_files", "score_norms", "score_verdicts", "seal",
+    "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize", "tally", "train_classifier",
+    "train_multilabel", "train_score_network", "verdicts", "weiper_kld",
 ]  # fmt: skip
 
 __version__: str

@@ -72,6 +72,7 @@ def work() -> None:
     Thread(target=_end_with_input, args=(draft,), daemon=True).start()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel before the user's
     os.environ["OOD_COMMAND"] = task.command  # for `ood_lib.provenance`
+    os.environ.setdefault("OOD_FOLDER", os.getcwd())  # where a module of the reader's own may lie
     os.environ.setdefault("OOD_CACHE", str(task.source.parent.parent / "_build/networks"))  # for `benchmark_features`
     for variable, value in (POLITE | {f"{library}_NUM_THREADS": str(threads) for library in THREADS}).items():
         os.environ.setdefault(variable, value)
