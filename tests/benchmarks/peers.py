@@ -1,0 +1,98 @@
+"""How fast the library is beside its peers and beside the arithmetic: one table, on one thread.
+
+    python -m tests.benchmarks.peers [--rows KNN ViM] [--quick] [--again] [--out FILE]
+
+Every row first checks that all ways compute the same numbers.  Peers that are not installed are left out; for the whole
+table: pip install pytorch-ood==0.4.0 faiss-cpu torchmetrics normflows zuko scikit-learn.  A row is written to the file as
+soon as it is measured, and a second run measures only what is missing (``--again``: all of them).  About 15 minutes.
+
+The columns: the library's processor seconds, least of five runs, and by how much the middle run exceeds it; the best peer
+and the ratio of ours to it (below 1: the library is faster); the ratio to the least time of the matrix products and the
+memory traffic at the rates of this machine; the highest memory beyond the input, ours and the best peer's.
+"""
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before torch and faiss are loaded
+    os.environ[_name] = "1"
+
+import argparse
+import logging
+import statistics
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.measure import OURS, Store, Work, machine, measured
+from tests.benchmarks.rows import QUICK, ROWS, Size, optional
+
+OUT = Path(__file__).parents[2] / "book/results/speed/peers.json"
+
+
+def relative(row: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
+    """What the table says of a measured row."""
+    least = {name: min(way["seconds"]) for name, way in row["ways"].items()}
+    ours = least.pop(OURS)
+    best = min(least, key=least.__getitem__, default=None)
+    limit = Work(**row["work"]).seconds(rates) if row["work"] else None
+    runs = row["ways"][OURS]["seconds"]
+    return {
+        "seconds": ours,
+        "spread": statistics.median(runs) / ours - 1,
+        "peer": best,
+        "ratio": ours / least[best] if best else None,
+        "limit": ours / limit if limit else None,
+        "memory": row["ways"][OURS]["memory_mb"],
+        "peer_memory": row["ways"][best]["memory_mb"] if best else None,
+    }
+
+
+def table(content: dict[str, Any]) -> str:
+    """The rows as a table of Markdown."""
+    head = ["", "ours, s", "middle run", "best peer", "ours / peer", "ours / limit", "MB", "peer's MB"]
+    lines = [head, ["---"] + ["---:"] * 2 + ["---"] + ["---:"] * 4]
+    for name, row in content["rows"].items():
+        r = relative(row, content["machine"]["rates"])
+        numbers = [f"{r['seconds']:.2g}", f"+{100 * r['spread']:.0f} %", r["peer"] or "none"]
+        numbers += ["–" if r[key] is None else f"{r[key]:.2f}" for key in ("ratio", "limit")]
+        numbers += ["–" if r[key] is None else f"{r[key]:.0f}" for key in ("memory", "peer_memory")]
+        lines.append([name, *numbers])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def run(names: list[str], size: Size, out: Path | None, again: bool = False, rounds: int = 5) -> dict[str, Any]:
+    """Measure the rows that are missing from the file; all that it then holds."""
+    store = Store(out, again)
+    if "machine" not in store.content:
+        store.put(command="python -m tests.benchmarks.peers", machine=machine(), size=size._asdict(), rows={})
+    for name in ("faiss", "sklearn.neighbors", "pytorch_ood.detector", "zuko", "normflows"):
+        optional(name)  # imported once, here: the forks inherit it
+    store.fill(names, lambda name: measured(partial(ROWS[name], size), rounds))
+    return store.content
+
+
+def main() -> None:
+    """The table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help="some of the rows")
+    parser.add_argument("--quick", action="store_true", help="small shapes: shows that all ways agree; writes no file")
+    parser.add_argument("--again", action="store_true", help="measure what the file holds already, too")
+    parser.add_argument("--out", type=Path, default=OUT, help="the file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # of peers, about devices
+    warnings.simplefilter("ignore")
+    size, out = (QUICK, None) if options.quick else (Size(), options.out)
+    if options.again and out and out.is_file() and set(options.rows) < set(ROWS):  # only those
+        store = Store(out)
+        store.put(rows={name: row for name, row in store.content["rows"].items() if name not in options.rows})
+        options.again = False
+    content = run(options.rows, size, out, options.again, 2 if options.quick else 5)
+    print(table(content))
+
+
+if __name__ == "__main__":
+    main()
