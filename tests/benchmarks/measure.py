@@ -1,7 +1,7 @@
 """How ways of computing the same thing are measured: in turns, on one thread, in a process of their own.
 
-What counts is processor time, which a busy machine stretches less than the clock; the least of several runs is compared,
-and all of them are kept.  Every way must first give the same numbers as the library: `Apart` says which did not.
+What counts is processor time, which a busy machine stretches less than the clock; the least of several runs is
+compared, and all are kept.  Every way must first give the same numbers as the library: `Apart` says which did not.
 """
 
 import gc
@@ -189,13 +189,20 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
-    def fill(self, names: Iterable[str], row: Callable[[str], dict[str, Any]]) -> None:
-        """Measure the rows that are missing, and keep each at once."""
+    def fill(self, names: Iterable[str], row: Callable[[str], dict[str, Any]]) -> list[str]:
+        """Measure the rows that are missing, and keep each at once; what went wrong with the others, in words."""
+        failed = []
         for name in names:
             rows = self.content.get("rows", {})
             if name in rows:
                 continue
             start = time.time()
-            found = row(name)
+            try:
+                found = row(name)
+            except Apart as error:
+                failed.append(f"{name}: {error}")
+                print(failed[-1], flush=True)
+                continue
             self.put(rows=rows | {name: found})
             print(f"{name}: {time.time() - start:.0f} s", flush=True)
+        return failed

@@ -1,14 +1,15 @@
 """The rows of the table of speed: the library beside its peers, on the same data, with the same numbers.
 
 A peer is a package that is installed, or an algorithm as it was published, written anew here: "plain loop" and "as
-released" name those.  OpenOOD's post-processors are of this kind ("as in OpenOOD").  A peer's score may be the library's
-up to a factor or a sign; then the way says so by the factor.
+released" name those.  OpenOOD's post-processors are of this kind ("as in OpenOOD").  Where a peer's score is the
+library's up to a factor, the way multiplies by it.
 """
 
 import importlib
 import math
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from ood_lib.detectors.classical.nnguide import balanced_subset
 from ood_lib.detectors.flow.flow import coupling_flow, glow
 from ood_lib.detectors.flow.training import FlowTraining
 from ood_lib.detectors.heat.langevin import sgld
+from ood_lib.detectors.heat.residual import ResidualNet
 from ood_lib.detectors.msma import score_norms
 from ood_lib.detectors.weiper import NODES, REACH, perturb
 from ood_lib.evaluation.metrics import auroc
@@ -51,7 +53,7 @@ def optional(name: str) -> Any:
         return None
 
 
-# -- data -----------------------------------------------------------------------------------------------------------------
+# -- data -------------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -59,8 +61,8 @@ def head(size: Size, classes: int = 0) -> nn.Linear:
     """A last layer that knows the centres of the classes, so that most rows are classified correctly."""
     layer = nn.Linear(size.width, classes or size.classes)
     centres = torch.randn(classes or size.classes, size.width, generator=torch.Generator().manual_seed(99))
-    layer.weight.data = centres / size.width**0.5
-    layer.bias.data = -centres.square().sum(1) / (8 * size.width**0.5)
+    layer.weight.data = centres / (2 * size.width**0.5)
+    layer.bias.data = torch.zeros(len(centres))
     return layer.requires_grad_(False)
 
 
@@ -91,7 +93,7 @@ def peer(ways: dict[str, Way], name: str, module: Any, way: Way) -> None:
         ways[name] = way
 
 
-# -- scores of logits -----------------------------------------------------------------------------------------------------
+# -- scores of logits -------------------------------------------------------------------------------------------------
 
 
 def of_logits(name: str, theirs: str, factor: Callable[[int], float] = lambda c: 1.0, **options: Any) -> Any:
@@ -135,17 +137,18 @@ def gradnorm(size: Size) -> Case:
 
 def odin(size: Size) -> Case:
     """A forward and a backward pass, a step on the image, another forward pass."""
-    images, network = torch.rand(size.images, 3, 32, 32, generator=torch.Generator().manual_seed(0)), small_network()
+    n = max(8, size.images // 4)
+    images, network = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0)), small_network()
     ways: dict[str, Way] = {
         OURS: lambda: torch.cat([ood.odin(network, x, 1000.0, 0.0014) for x in images.split(128)]),
     }
     if po := optional("pytorch_ood.detector"):
         theirs = po.ODIN(network, eps=0.0014, temperature=1000.0)
         ways["pytorch-ood"] = lambda: torch.cat([theirs.predict(x) for x in images.split(128)])
-    return Case(ways, apart=0.2, note=f"{size.images:,} images through a ResNet")
+    return Case(ways, apart=0.2, note=f"{n:,} images through a ResNet")
 
 
-# -- reshaped features ----------------------------------------------------------------------------------------------------
+# -- reshaped features ------------------------------------------------------------------------------------------------
 
 
 def reshaped(name: str, theirs: str, fits: bool, **options: Any) -> Any:
@@ -172,7 +175,7 @@ def reshaped(name: str, theirs: str, fits: bool, **options: Any) -> Any:
     return build
 
 
-# -- distances ------------------------------------------------------------------------------------------------------------
+# -- distances --------------------------------------------------------------------------------------------------------
 
 
 def knn(size: Size) -> Case:
@@ -239,7 +242,7 @@ def nnguide(size: Size) -> Case:
 
 
 def she(size: Size) -> Case:
-    """Inner product with the pattern of the predicted class.  The library is given the logits, pytorch-ood makes them."""
+    """Inner product with the pattern of the predicted class; pytorch-ood computes the logits, the others have them."""
     train, test = sets(size)
     ways: dict[str, Way] = {OURS: detect(ood.SHE, train, test)}
     layer = head(size)
@@ -272,7 +275,7 @@ def fdbd(size: Size) -> Case:
     return Case(ways, Work(2.0 * n * k * c, moved=4.0 * k * (size.fit + n)), note="fit and score")
 
 
-# -- densities ------------------------------------------------------------------------------------------------------------
+# -- densities --------------------------------------------------------------------------------------------------------
 
 
 def gaussian_work(size: Size, classes: int, covariances: int = 1, pairs: int = 1) -> Work:
@@ -372,19 +375,17 @@ def gmm_em(size: Size) -> Case:
                 sk.GaussianMixture(**options).fit(z.penultimate.numpy()).score_samples(z.penultimate.numpy())
             )
         )
-    return Case(
-        ways, apart=5e-2, note=f"{size.fit:,} rows of {size.width}, fit and score; the library calls scikit-learn"
-    )
+    return Case(ways, apart=5e-2, note=f"{size.fit:,} rows of {size.width}, the library calls scikit-learn")
 
 
-# -- the papers -----------------------------------------------------------------------------------------------------------
+# -- the papers -------------------------------------------------------------------------------------------------------
 
 
 def every_edge(values: Tensor, low: float, high: float, bins: int) -> Tensor:
     """Histogram by comparing each value with each edge, as released; values outside count in the edge bins."""
     edges = torch.linspace(low, high, bins + 1, dtype=values.dtype)
     edges[0], edges[-1] = -math.inf, math.inf
-    inside = [((values >= a) & (values < b)).sum(1) for a, b in zip(edges[:-1], edges[1:])]
+    inside = [((values >= a) & (values < b)).sum(1) for a, b in pairwise(edges)]
     return torch.stack(inside, 1).to(values.dtype) / values.shape[1]
 
 
@@ -498,7 +499,7 @@ def heat(size: Size) -> Case:
     train = rows(size, min(size.fit, 5000), 0, classes)
     prior = ood.GMM().fit(train)
     batch, steps, step = train.penultimate[:256], 20, 1e-3
-    net = ood.ResidualEBM(prior, hidden=(1024,) * 3, steps=1, updates=1, batch_size=8).fit(train[:500]).net.float()
+    net = ResidualNet(size.width, (2 * size.width,) * 3)
     with torch.no_grad():
         net.out.weight.normal_(std=0.01, generator=torch.Generator().manual_seed(1))
 
@@ -524,7 +525,7 @@ def heat(size: Size) -> Case:
             z = z.detach() - step * gradient + math.sqrt(2 * step) * torch.randn(z.shape, generator=generator)
         return z
 
-    k, wide = size.width, 1024
+    k, wide = size.width, 2 * size.width
     net_work = 4.0 * steps * len(batch) * (k * wide + 2 * wide * wide)
     work = Work(net_work, 4.0 * steps * len(batch) * (k * k + classes * k))
     return Case({OURS: ours, "as released": released}, work, apart=2e-2, note=f"{steps} steps of {len(batch)} chains")
@@ -557,8 +558,8 @@ def msma(size: Size) -> Case:
     """Score norms at ten scales, beside the forward passes alone."""
     torch.manual_seed(0)
     network = ood.ScoreNetwork(3, (32, 64)).eval()
-    n = max(8, size.images // 10)
-    images, scales = torch.rand(n, 3, 32, 32, generator=torch.Generator().manual_seed(0)), noise_scales()
+    n, side = max(8, size.images // 10), (32 if size.images > 100 else 8)
+    images, scales = torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(0)), noise_scales()
 
     @torch.no_grad()
     def bare() -> Tensor:
@@ -569,10 +570,10 @@ def msma(size: Size) -> Case:
         return torch.cat(found)
 
     ways: dict[str, Way] = {OURS: lambda: score_norms(network, images, scales, batch_size=50), "bare loop": bare}
-    return Case(ways, note=f"{n} images 3x32x32, ten scales")
+    return Case(ways, note=f"{n} images 3x{side}x{side}, ten scales")
 
 
-# -- flows ----------------------------------------------------------------------------------------------------------------
+# -- flows ------------------------------------------------------------------------------------------------------------
 
 
 def zuko_flow(width: int) -> Any:
@@ -662,7 +663,7 @@ def flow_step(kind: str) -> Any:
     return build
 
 
-# -- metrics --------------------------------------------------------------------------------------------------------------
+# -- metrics ----------------------------------------------------------------------------------------------------------
 
 
 def judged(size: Size) -> tuple[Tensor, Tensor, Tensor, Tensor]:
