@@ -53,13 +53,15 @@ def class_moments(z: Tensor, labels: Tensor, kind: Kind = "tied", classes: int =
     counts = labels.bincount(minlength=classes).double()
     sums = z.new_zeros(len(counts), z.shape[1]).index_add_(0, labels, z)
     means = sums / counts.clamp(min=1)[:, None]
+    if kind == "none":
+        return Moments(counts, means, z.new_zeros(0))
     centred = z - means[labels]
     if kind == "full":
         own = [centred[labels == c] for c in range(len(counts))]
         return Moments(counts, means, torch.stack([rows.T @ rows for rows in own]))
     if kind == "diagonal":
         return Moments(counts, means, torch.zeros_like(means).index_add_(0, labels, centred.square()))
-    return Moments(counts, means, gram(centred) if kind == "tied" else z.new_zeros(0))
+    return Moments(counts, means, gram(centred))
 
 
 def gram(z: Tensor) -> Tensor:

@@ -111,15 +111,17 @@ def compare(case: Case) -> dict[str, float]:
     return first
 
 
-def measure(case: Case, rounds: int = 5, slow: float = 20.0) -> dict[str, list[float]]:
-    """Processor seconds of each way, run in turns; a way beyond ``slow`` seconds keeps its single run."""
+def measure(case: Case, rounds: int = 5) -> dict[str, list[float]]:
+    """Processor seconds of each way, run in turns; a peer that takes twice as long as another one runs only once."""
     first = compare(case)
+    best = min((seconds for name, seconds in first.items() if name != OURS), default=math.inf)
+    once = {name for name, seconds in first.items() if name != OURS and seconds > max(2 * best, 0.5)}
     loops = {name: max(1, math.ceil(0.05 / max(seconds, 1e-6))) for name, seconds in first.items()}
-    runs: dict[str, list[float]] = {name: [s] if s > 2.0 else [] for name, s in first.items()}  # the others warmed up
+    runs = {name: [s] if s > 2.0 or name in once else [] for name, s in first.items()}  # the others warmed up
     names = list(case.ways)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            if len(runs[name]) < rounds and not (name != OURS and first[name] > slow):
+            if len(runs[name]) < rounds and name not in once:
                 runs[name].append(processor_seconds(case.ways[name], loops[name])[0])
     return runs
 

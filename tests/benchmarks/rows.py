@@ -180,6 +180,7 @@ def reshaped(name: str, theirs: str, fits: bool, **options: Any) -> Any:
 
 def knn(size: Size) -> Case:
     """Distance to the 50th neighbour among all training features."""
+    size = size._replace(score=size.score // 4)
     train, test = sets(size)
     k = min(50, size.fit)
     ways: dict[str, Way] = {OURS: detect(lambda: ood.KNN(k), train, test)}
@@ -198,7 +199,7 @@ def knn(size: Size) -> Case:
     if po := optional("pytorch_ood.detector"):
         ways["pytorch-ood"] = lambda: po.KNN(None, k).fit_features(z, train.labels).predict_features(q)
     n, m, w = size.score, size.fit, size.width
-    return Case(ways, Work(2.0 * n * m * w, moved=4.0 * w * (n + 2 * m)), note=f"k = {k}")
+    return Case(ways, Work(2.0 * n * m * w, moved=4.0 * w * (n + 2 * m)), note=f"k = {k}, {n:,} rows to score")
 
 
 def nnguide(size: Size) -> Case:

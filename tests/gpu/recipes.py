@@ -4,8 +4,8 @@
 
 Each recipe runs as it is by default (float32) and in the ways that might pay: bfloat16, channels last, torch.compile,
 CUDA graphs.  None is taken for granted: a way that fails says so in its record, and the ratio to float32 says whether
-it pays.  The file is written whole after each measurement, so the run may be stopped at any time.  Operations are those of
-matrix products and convolutions, counted by torch; the chip's rate is that of a large matrix product, measured first.
+it pays.  The file is written whole after each measurement, so the run may be stopped at any time.  Operations are those
+of matrix products and convolutions; the chip's rate is that of a large matrix product, measured first.
 On the CPU the sizes are tiny: that only shows that the script works.
 """
 
