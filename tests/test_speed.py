@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from ood_book.site import scale
 
-from tests.benchmarks import growth, peers
+from tests.benchmarks import growth
 from tests.benchmarks.measure import OURS, Apart, Case, Store, Work, compare
 from tests.benchmarks.rows import QUICK, ROWS
 from tests.gpu import recipes
@@ -27,8 +28,8 @@ def test_a_way_that_computes_something_else_is_refused():
 
 def test_the_limit_is_what_takes_longer_products_or_memory():
     rates = {"single": 10.0, "double": 5.0, "memory": 2.0}
-    assert Work(single=20, double=10, moved=2).seconds(rates) == 4
-    assert Work(single=20, moved=20).seconds(rates) == 10
+    assert scale.limit(vars(Work(single=20, double=10, moved=2)), rates) == 4
+    assert scale.limit(vars(Work(single=20, moved=20)), rates) == 10 and scale.limit(None, rates) is None
 
 
 def test_the_table_compares_the_least_times_and_names_the_best_peer():
@@ -38,10 +39,10 @@ def test_the_table_compares_the_least_times_and_names_the_best_peer():
     ways = {OURS: way(2.0, 1.0, 3.0), "slow": way(9.0, 8.0), "quick": way(0.5, 7.0)}
     row = {"ways": ways, "work": {"single": 5.0, "double": 0.0, "moved": 0.0}, "note": ""}
     rates = {"single": 10.0, "double": 1.0, "memory": 1.0}
-    found = peers.relative(row, rates)
+    found = scale.relative(row, rates)
     assert (found["peer"], found["ratio"], found["limit"], found["spread"]) == ("quick", 2.0, 2.0, 1.0)
-    line = "| a | 1 | +100 % | quick | 2.00 | 2.00 | 1 | 1 |"
-    assert line in peers.table({"rows": {"a": row}, "machine": {"rates": rates}})
+    line = "| a | 1.0 | +100 % | quick | 2.0 | 2.0 | 1 | 1 |"
+    assert line in scale.speed_table({"rows": {"a": row}, "machine": {"rates": rates}})
 
 
 def test_a_row_that_was_measured_is_kept_and_one_that_fails_leaves_the_others(tmp_path):

@@ -11,7 +11,7 @@ import os
 import pickle
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -39,11 +39,6 @@ class Work:
     single: float = 0.0
     double: float = 0.0
     moved: float = 0.0
-
-    def seconds(self, rates: Mapping[str, float]) -> float:
-        """The least time of one thread at the rates of the machine (products and memory side by side)."""
-        products = self.single / rates["single"] + self.double / rates["double"]
-        return max(products, self.moved / rates["memory"])
 
 
 @dataclass(frozen=True)

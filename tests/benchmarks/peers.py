@@ -13,49 +13,18 @@ and the memory traffic at the rates of this machine; the highest memory beyond t
 
 import argparse
 import logging
-import statistics
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from ood_book.site.scale import compared, speed_table
 
-from tests.benchmarks.measure import OURS, Apart, Store, Work, machine, measured
+from tests.benchmarks.measure import Apart, Store, machine, measured
 from tests.benchmarks.rows import QUICK, ROWS, Size, optional
 
 OUT = Path(__file__).parents[2] / "book/results/speed/peers.json"
-
-
-def relative(row: dict[str, Any], rates: dict[str, float]) -> dict[str, Any]:
-    """What the table says of a measured row."""
-    least = {name: min(way["seconds"]) for name, way in row["ways"].items()}
-    ours = least.pop(OURS)
-    best = min(least, key=least.__getitem__, default=None)
-    limit = Work(**row["work"]).seconds(rates) if row["work"] else None
-    runs = row["ways"][OURS]["seconds"]
-    return {
-        "seconds": ours,
-        "spread": statistics.median(runs) / ours - 1,
-        "peer": best,
-        "ratio": ours / least[best] if best else None,
-        "limit": ours / limit if limit else None,
-        "memory": row["ways"][OURS]["memory_mb"],
-        "peer_memory": row["ways"][best]["memory_mb"] if best else None,
-    }
-
-
-def table(content: dict[str, Any]) -> str:
-    """The rows as a table of Markdown."""
-    head = ["", "ours, s", "median run", "best peer", "ours / peer", "ours / limit", "MB", "peer's MB"]
-    lines = [head, ["---"] + ["---:"] * 2 + ["---"] + ["---:"] * 4]
-    for name, row in content["rows"].items():
-        r = relative(row, content["machine"]["rates"])
-        numbers = [f"{r['seconds']:.2g}", f"+{100 * r['spread']:.0f} %", r["peer"] or "none"]
-        numbers += ["–" if r[key] is None else f"{r[key]:.2f}" for key in ("ratio", "limit")]
-        numbers += ["–" if r[key] is None else f"{r[key]:.0f}" for key in ("memory", "peer_memory")]
-        lines.append([name, *numbers])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def run(names: list[str], size: Size, out: Path | None, again: bool = False, rounds: int = 5) -> dict[str, Any]:
@@ -88,7 +57,7 @@ def main() -> None:
         store.put(rows={name: row for name, row in store.content["rows"].items() if name not in options.rows})
         options.again = False
     content = run(options.rows, size, out, options.again, 2 if options.quick else 5)
-    print(table(content))
+    print(f"{speed_table(content)}\n{compared(content)}")
 
 
 if __name__ == "__main__":
