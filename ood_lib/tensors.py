@@ -37,15 +37,27 @@ def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
     return x / power, power
 
 
+def _ordinary(found: Tensor) -> bool:
+    """Whether lengths are such that no square on the way to them was too large or too small for a number."""
+    limits = torch.finfo(found.dtype)
+    return bool(((found > limits.tiny**0.25) & (found < limits.max**0.25)).all())
+
+
 def lengths(x: Tensor) -> Tensor:
     """Euclidean length of each row, (N, K) to (N,), also of rows whose squares are too large or small for a number."""
-    x, power = _scaled(single(x))
+    x = single(x)
+    if _ordinary(found := x.norm(dim=1)):
+        return found
+    x, power = _scaled(x)
     return x.norm(dim=1) * power[:, 0]
 
 
 def directions(x: Tensor) -> Tensor:
     """Rows (N, K) brought to length one, however long or short they are; a row of zeros stays one."""
-    return F.normalize(_scaled(single(x))[0], dim=1)
+    x = single(x)
+    if _ordinary(found := x.norm(dim=1, keepdim=True)):
+        return x / found
+    return F.normalize(_scaled(x)[0], dim=1)
 
 
 def _plain(x: Tensor) -> bool:

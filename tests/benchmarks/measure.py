@@ -11,7 +11,7 @@ import os
 import pickle
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -107,9 +107,9 @@ def compare(case: Case) -> dict[str, float]:
 
 
 def measure(case: Case, rounds: int = 5) -> dict[str, list[float]]:
-    """Processor seconds of each way, run in turns; a peer that takes twice as long as another one runs only once."""
+    """Processor seconds of each way, run in turns; a peer that takes twice as long as the fastest runs only once."""
     first = compare(case)
-    best = min((seconds for name, seconds in first.items() if name != OURS), default=math.inf)
+    best = min(first.values())
     once = {name for name, seconds in first.items() if name != OURS and seconds > max(2 * best, 0.5)}
     loops = {name: max(1, math.ceil(0.05 / max(seconds, 1e-6))) for name, seconds in first.items()}
     runs = {name: [s] if s > 2.0 or name in once else [] for name, s in first.items()}  # the others warmed up
@@ -186,7 +186,7 @@ class Store:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
-    def fill(self, names: Iterable[str], row: Callable[[str], dict[str, Any]]) -> list[str]:
+    def fill(self, names: Sequence[str], row: Callable[[str], dict[str, Any]]) -> list[str]:
         """Measure the rows that are missing, and keep each at once; what went wrong with the others, in words."""
         failed = []
         for name in names:
@@ -202,4 +202,7 @@ class Store:
                 continue
             self.put(rows=rows | {name: found})
             print(f"{name}: {time.time() - start:.0f} s", flush=True)
+        kept = self.content.get("rows", {})
+        order = [*(name for name in names if name in kept), *(name for name in kept if name not in names)]
+        self.put(rows={name: kept[name] for name in order})  # in the order that was asked for
         return failed

@@ -99,8 +99,8 @@ def made_with(content: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
     return (
         f"Measured by `{content['command']}` on one thread of {m['processor']} ({m['cores']} cores, shared with "
-        f"other work; processor time, least of five runs): {rates['single']:.0f} GFLOP/s in float32, {rates['double']:.0f} in "
-        f"float64, {rates['memory']:.0f} GB/s. Versions: {versions}."
+        f"other work; processor time, least of five runs): {rates['single']:.0f} GFLOP/s in float32, "
+        f"{rates['double']:.0f} in float64, {rates['memory']:.0f} GB/s. Versions: {versions}."
     )
 
 
@@ -155,8 +155,8 @@ def told(content: Mapping[str, Any]) -> str:
     text = f"With {times}, the memory of {' and '.join(flat)} stayed below twice what it was. " if flat else ""
     text += (
         f"KNN keeps every training feature: for 100 million of {HUGE['width']} numbers that is {bank:.0f} GB, and the "
-        f"{IMAGENET['test']:,} images of ImageNet's validation set would take {duration(knn[1])} on one thread, instead "
-        f"of {duration(knn[0])} with ImageNet's own training set."
+        f"{IMAGENET['test']:,} images of ImageNet's validation set would take {duration(knn[1])} on one thread, "
+        f"instead of {duration(knn[0])} with ImageNet's own training set."
     )
     for name, what in (("heads of WeiPer", "heads"), ("OOD sets", "sets")):
         if name in rows:
