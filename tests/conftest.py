@@ -20,6 +20,14 @@ matplotlib.use("Agg")
 UNITS, CLASSES = 32, 4
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a CUDA device, so that `tests/gpu/run.sh` can choose it."""
+    for item in items:
+        if any("no CUDA device" in mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")):
+            item.add_marker("cuda")
+
+
 @dataclass(frozen=True)
 class Toy:
     head: nn.Linear

@@ -17,7 +17,6 @@ from ood_lib.evaluation.metrics import (
     DIRECTIONS,
     Positive,
     as_percent,
-    ascending,
     auroc,
     checked_scores,
     fpr_at_tpr,
@@ -25,6 +24,7 @@ from ood_lib.evaluation.metrics import (
     too_wide,
     variance_of_mean,
 )
+from ood_lib.tensors import ascending
 
 if TYPE_CHECKING:
     import pandas as pd

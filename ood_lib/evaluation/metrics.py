@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ood_lib.checks import check
 from ood_lib.extras import need
+from ood_lib.tensors import ascending
 
 __all__ = [
     "DIRECTIONS",
     "Metrics",
     "Positive",
     "as_percent",
-    "ascending",
     "aupr",
     "auroc",
     "checked_scores",
@@ -93,11 +93,6 @@ def checked_scores(scores: Tensor, name: str) -> Tensor:
     if scores.dtype in (torch.float16, torch.bfloat16):
         return scores.float()
     return scores if scores.dtype == torch.float32 else scores.double()
-
-
-def ascending(scores: Tensor) -> Tensor:
-    """Sorted scores; numpy's sort uses the vector units of a CPU and keeps no places: ten times faster than torch's."""
-    return torch.from_numpy(np.sort(scores.numpy())) if scores.device.type == "cpu" else scores.sort().values
 
 
 def _rank(id_scores: Tensor, ood_scores: Tensor, names: tuple[str, str] = ("id_scores", "ood_scores")) -> _Ranked:

@@ -76,7 +76,10 @@ class Features:
 
     def to(self, device: str | torch.device) -> "Features":
         """The same features on another device."""
-        return Features(**{name: value.to(device) for name, value in self.tensors().items()})
+        tensors = self.tensors()
+        if all(value.device == torch.device(device) for value in tensors.values()):
+            return self
+        return Features(**{name: value.to(device) for name, value in tensors.items()})
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.tensors().items())
@@ -84,7 +87,9 @@ class Features:
 
     def single(self) -> "Features":
         """Half precision as single, other precisions as they are."""
-        return Features(**{name: single(x) for name, x in self.tensors().items()})
+        tensors = self.tensors()
+        found = {name: single(x) for name, x in tensors.items()}
+        return self if all(found[name] is x for name, x in tensors.items()) else Features(**found)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all."""

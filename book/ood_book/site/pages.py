@@ -19,7 +19,7 @@ import nbformat
 from ood_book.metadata import about
 from ood_book.notebooks import Refused, content_hash
 from ood_book.run.plan import Task, hash_files, library_hash
-from ood_book.site import front
+from ood_book.site import front, scale
 from ood_book.site.explorables import add_scripts, as_html
 from ood_book.site.links import used_by
 from ood_book.site.missing import Missing
@@ -126,6 +126,8 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Mis
     _add_slides(root, tasks, stage / "book")
     add_scripts(stage / "book/_static", root / "_build/vega")
     _add_front(root, stage / "book")
+    if (stage / "book/results/speed").is_dir():
+        scale.add_speed(stage / "book")
     for chapter in missing:
         nbformat.write(chapter.page(), stage / f"notebooks/{chapter.name}.ipynb")
         for file in (stage / "book").rglob("*.md"):

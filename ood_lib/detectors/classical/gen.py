@@ -6,6 +6,7 @@ from torch import Tensor
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_logits
 from ood_lib.features.features import Features
+from ood_lib.tensors import ascending
 
 __all__ = ["GEN", "gen"]
 
@@ -37,9 +38,9 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
     check_logits(logits, 2)
     check("(0, inf)", "a positive exponent", gamma=gamma)
     check("integer [1, inf)", "a number of probabilities", top=top)
-    p = logits.softmax(-1).sort(-1, descending=True).values
-    rest = torch.cat([p[..., 1:].sum(-1, keepdim=True), 1 - p[..., 1:]], -1)
-    return (p * rest)[..., :top].pow(gamma).sum(-1)
+    p = ascending(logits.softmax(-1))
+    rest = torch.cat([1 - p[..., :-1], p[..., :-1].sum(-1, keepdim=True)], -1)
+    return (p * rest)[..., -top:].pow(gamma).sum(-1)
 
 
 class GEN(Detector):
