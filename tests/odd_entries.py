@@ -34,6 +34,7 @@ class Entry(NamedTuple):
     reference: Any
     rtol: float = 1e-6
     single: float = 2e-3  # the same where single or half precision was given
+    network: bool = False  # a network of the caller is run, which may refuse its input in its own words
     unit: float = 0.0  # size of what is summed up in a score: its rounding is allowed where the sum is near zero
 
 
@@ -327,7 +328,8 @@ def weiper_limit_(z: np.ndarray, test: np.ndarray, w: np.ndarray, b: np.ndarray)
     edges = np.linspace((mean - 3 * std).min(), (mean + 3 * std).max(), bins + 1)
 
     def shared(x: np.ndarray) -> np.ndarray:
-        below = np.stack([scipy.stats.norm.cdf(e, *moments(x)).mean(1) for e in edges], 1)
+        mean, std = moments(x)
+        below = np.stack([scipy.stats.norm.cdf((e - mean) / std.clip(np.finfo(float).tiny)).mean(1) for e in edges], 1)
         below[:, 0], below[:, -1] = 0, 1
         return np.diff(below, axis=1)
 
@@ -339,14 +341,17 @@ def weiper_limit_(z: np.ndarray, test: np.ndarray, w: np.ndarray, b: np.ndarray)
 
 
 def msma_(z: Any, logits: Any, labels: Any, test_z: Any, test_logits: Any) -> np.ndarray:
-    mean, std = z.mean(0), z.std(0)
+    if len(z) < 2:
+        raise NoReference
+    mean, std = z.mean(0), z.std(0, ddof=1)
     if not (std > 0).all():
         raise NoReference
     return gmm_("full", single=True)((z - mean) / std, logits, labels, (test_z - mean) / std, test_logits)
 
 
 def lof_(z: Any, logits: Any, labels: Any, test_z: Any, test_logits: Any) -> np.ndarray:
-    return -LocalOutlierFactor(n_neighbors=5, novelty=True).fit(logits).score_samples(test_logits)
+    rows = logits[np.lexsort(logits.T[::-1])]
+    return -LocalOutlierFactor(n_neighbors=5, novelty=True).fit(rows).score_samples(test_logits)
 
 
 class NoReference(Exception):
@@ -410,6 +415,7 @@ for name in (
     "ViM", "ReAct", "ASH-P", "ASH-B", "ASH-S", "SCALE", "Mahalanobis", "RMDS", "FDBD", "GMMPrior", "GMM", "GMM full", "GMM diagonal", "GMM of one", "SklearnDetector", "MSMA", "WeiPer in the limit",
 ):  # fmt: skip
     ENTRIES[name] = ENTRIES[name]._replace(unit=1.0)
+ENTRIES["Composed"] = ENTRIES["Composed"]._replace(single=1e-2)
 ENTRIES["HEAT"] = ENTRIES["HEAT"]._replace(rtol=1e-3, single=2e-2)  # fitted in single precision
 ENTRIES["ResidualEBM"] = ENTRIES["ResidualEBM"]._replace(rtol=1e-5)
 ENTRIES["FeatureFlow"] = ENTRIES["FeatureFlow"]._replace(rtol=1e-4)
@@ -417,13 +423,13 @@ ENTRIES["WeiPer in the limit"] = ENTRIES["WeiPer in the limit"]._replace(single=
 
 
 def calibrated(z: Any, logits: Any, labels: Any, test_z: Any, test_logits: Any) -> Any:
-    detector = ood.Energy().calibrate(Features(logits=logits), 0.9)
+    detector = ood.MaxLogit().calibrate(Features(logits=logits), 0.9)
     test = Features(logits=test_logits)
     return detector.threshold.item(), detector.p_values(test), detector.is_ood(test).double()
 
 
 def calibrated_(z: Any, logits: Any, labels: Any, test_z: Any, test_logits: Any) -> Any:
-    known, new = np.sort(energy_(logits)), energy_(test_logits)
+    known, new = np.sort(-logits.max(1)), -test_logits.max(1)
     rank = int(np.ceil(round((len(known) + 1) * 0.9, 9)))
     if rank > len(known) or not np.isfinite(known).all() or known[0] == known[-1]:
         raise NoReference
@@ -558,9 +564,9 @@ def kld_(points: np.ndarray, test_points: np.ndarray, confidence_scores: np.ndar
 
 
 def kld(points: Any, test_points: Any, confidence_scores: Any) -> Tensor:
-    width = points.shape[1] if getattr(points, "ndim", 0) > 1 else 4
-    first, second = torch.full((width,), 0.1), torch.linspace(0.1, 0.3, width)
-    like = (x.to(points.dtype) if isinstance(points, Tensor) and points.is_floating_point() else x for x in (first.double(), second.double()))
+    width = points.shape[1] if isinstance(points, Tensor) and not points.is_nested and points.ndim > 1 else 4
+    first, second = torch.full((width,), 0.1, dtype=torch.float64), torch.linspace(0.1, 0.3, width, dtype=torch.float64)
+    like = (x.to(points.dtype) if isinstance(points, Tensor) and points.is_floating_point() else x for x in (first, second))
     return ood.weiper_kld(points, test_points, confidence_scores, *like, smooth_penultimate=1, smooth_weiper=1)
 
 
@@ -696,7 +702,7 @@ ENTRIES |= {
     "ODINNetwork": Entry({"images": IMAGES}, lambda images: ood.ODINNetwork(tiny().double().eval())(images), ITSELF),
     "score_norms": Entry({"images": IMAGES}, lambda images: ood.score_norms(shrink, images, SIGMAS), norms_),
     "ScoreNorms": Entry({"images": IMAGES}, lambda images: ood.ScoreNorms(shrink, SIGMAS).represent(images).penultimate, norms_),
-    "dsm_loss": Entry({"images": IMAGES}, lambda images: ood.dsm_loss(shrink, images, torch.tensor([0.5]), images), dsm_),
+    "dsm_loss": Entry({"images": IMAGES}, lambda images: ood.dsm_loss(shrink, images, torch.tensor([0.5], dtype=torch.float64), images), dsm_),
     "denoising_error": Entry({"images": IMAGES}, lambda images: ood.denoising_error(shrink, images, SIGMAS), ITSELF),
     "GaussianScore": Entry({"images": IMAGES}, lambda images: ood.GaussianScore(images)(images, 1.0), gaussian_),
     "ScoreNetwork": Entry({"images": IMAGES}, lambda images: ood.ScoreNetwork(1).double()(images, 0.5), ITSELF),
@@ -724,6 +730,12 @@ ENTRIES |= {
     "train_multilabel": Entry({"images": IMAGES, "matrix": MATRIX[:12]}, trained_multilabel, ITSELF),
     "train_score_network": Entry({"images": IMAGES}, score_trained, ITSELF),
 }  # fmt: skip
+
+for name in (
+    "ODINNetwork", "adapt", "lipschitz_report", "extract", "extract_benchmark", "accuracy", "mean_average_precision",
+    "train_classifier", "train_multilabel",
+):  # fmt: skip
+    ENTRIES[name] = ENTRIES[name]._replace(network=True)
 
 # -- tables and verdicts ----------------------------------------------------------------------------------------------
 

@@ -172,7 +172,6 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "1e-30 times as large": scaled(1e-30),
     "1e-160 times as large": scaled(1e-160),
     "denormal": scaled(1e-310),
-    "far from zero": lambda x: x + 1e5,
     "one wild cell": cell(1e30),
     "one tiny cell": cell(1e-300),
     "NaN in a cell": cell(math.nan),
@@ -182,6 +181,8 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "nothing but NaN": lambda x: torch.full_like(x, math.nan),
     "a thousand times as large": scaled(1e3),
 }
+kind("far from zero", FLOATS, lambda x: x + 1e5)
+kind("far from zero, single precision", FLOATS, lambda x: (x + 1e2).float())
 for name, change in VALUES.items():
     kind(name, FLOATS, change)
     kind(f"{name}, single precision", FLOATS, lambda x, change=change: change(x).float())
@@ -190,7 +191,7 @@ WIDE = FLOATS - {"scores"}
 COLUMNS: dict[str, Callable[[Tensor], Tensor]] = {
     "a constant column": copied(lambda x: x[:, 0].fill_(0.5)),
     "a column of zeros": copied(lambda x: x[:, 0].zero_()),
-    "two equal columns": copied(lambda x: x[:, 0].copy_(x[:, 1])),
+    "two equal columns": copied(lambda x: x[:, 0].copy_(x[:, -1])),
     "columns of other size": lambda x: x * torch.logspace(-4, 4, x.shape[1], dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 2)),
     "rows of other size": lambda x: x * torch.logspace(-6, 6, len(x), dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1)),
 }

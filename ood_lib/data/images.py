@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ood_lib.extras import need
+from ood_lib.tensors import as_tensor, check_floats
 from ood_lib.warn import warn
 
 __all__ = [
@@ -66,6 +67,9 @@ class ImageFormat:
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: (N, 1 or 3, H, W) in [0, 1] -> (N, channels, size, size)."""
+        check_floats("(N, C, H, W)", images=images)
+        if images.shape[1] not in (1, 3) or 0 in images.shape[1:]:
+            raise ValueError(f"images are {tuple(images.shape)}; expected (N, 1 or 3, H, W) with pixels in it")
         images, sides = recolour(images, self.channels), tuple(images.shape[-2:])
         short = self.resize or self.size
         wanted = (self.size, self.size) if self.stretch else tuple(short * side // min(sides) for side in sides)
@@ -262,7 +266,7 @@ ImageSet = ImageArray | ImageFiles
 
 def _tensor(values: Any) -> Tensor:
     """Shares memory where torch allows it: not with read-only arrays or negative strides."""
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, None, ["C", "W"]))
+    return as_tensor(values, "what was given as images or labels")
 
 
 def _checked_labels(labels: Tensor, count: int) -> Tensor:

@@ -20,7 +20,7 @@ from ood_lib.checks import check
 from ood_lib.data.labels import class_indices
 from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknown
 from ood_lib.features.features import Features
-from ood_lib.tensors import save_tensors
+from ood_lib.tensors import check_floats, save_tensors
 
 __all__ = ["HEADER", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
 
@@ -50,9 +50,7 @@ def check_pairs(**rows: Tensor) -> None:
 
 def check_logits(logits: Tensor, least: int = 1) -> None:
     """Raise ValueError when logits (..., C) are no floating-point numbers, or too few classes for a score of them."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
-        kind = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"logits are {kind}; expected floating-point numbers (N, C), for instance logits.float()")
+    check_floats("(..., C)", logits=logits)
     if logits.shape[-1] < least:
         raise ValueError(
             f"there is {logits.shape[-1]} logit per image; expected {least} at least: the softmax of a single logit is "
@@ -136,6 +134,7 @@ class Detector(nn.Module):
         return self._scores(features, self.widths.tolist())
 
     def _scores(self, features: Features, widths: list[int]) -> Tensor:
+        self._require_memory()
         with self._full_precision():
             return self._scores_of(features, widths)
 
@@ -243,6 +242,13 @@ class Detector(nn.Module):
 
     # -- checks, devices, saving ------------------------------------------------------------------------------
 
+    def _require_memory(self) -> None:
+        if self.threshold.is_meta:
+            raise ValueError(
+                f"{type(self).__name__} lies on the meta device, where nothing can be learnt: make it on the CPU or a "
+                'GPU, not under torch.device("meta")'
+            )
+
     def _require_fit(self) -> None:
         if not self.fitted:
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
@@ -280,6 +286,7 @@ class Detector(nn.Module):
         name = type(self).__name__
         if not isinstance(features, Features):
             raise TypeError(f"{name} was given a {type(features).__name__}; expected Features(penultimate=..., ...)")
+        self._require_memory()
         missing = [field for field in self.reads if getattr(features, field) is None]
         if missing:
             raise ValueError(f"{name} reads {missing}, which {features} does not hold: extract them first")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ood_lib.checks import check
 from ood_lib.extras import need
+from ood_lib.tensors import as_tensor, single
 
 __all__ = [
     "DIRECTIONS",
@@ -83,15 +84,15 @@ def checked_scores(scores: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: no scores, or scores that are NaN or infinite; the message calls them ``name``.
     """
-    scores = torch.as_tensor(scores).detach()
+    scores = as_tensor(scores, name)
     if scores.ndim != 1 or len(scores) == 0 or not scores.isfinite().all():
         raise ValueError(
             f"{name} has shape {tuple(scores.shape)} and {int((~scores.isfinite()).sum())} entries that are NaN or "
             "infinite; expected a non-empty vector of finite scores, one per image"
         )
-    scores = scores.cpu() if scores.device.type == "mps" else scores
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        return scores.float()
+    scores = single(scores.cpu() if scores.device.type == "mps" else scores)
+    if not scores.is_floating_point() and (scores != scores.double()).any():
+        raise ValueError(f"{name} holds integers beyond 2^53, which float64 cannot tell apart; expected smaller scores")
     return scores if scores.dtype == torch.float32 else scores.double()
 
 

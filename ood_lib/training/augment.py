@@ -12,15 +12,22 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.checks import check
+from ood_lib.tensors import strange
 
 __all__ = ["Augment", "Augmented", "augmented", "cutout", "flip", "shift"]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
+def _check(images: Tensor) -> None:
+    if (what := strange(images)) or images.ndim != 4:
+        raise ValueError(f"images are {what or tuple(images.shape)}; expected a dense tensor (N, C, H, W)")
+
+
 def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     """Move each image by up to ``pad`` pixels in both directions, zeros flow in; (N, C, H, W) to the same shape."""
     check("integer [0, inf)", "a number of pixels", pad=pad)
+    _check(images)
     n, _, height, width = images.shape
     padded = F.pad(images, (pad,) * 4)
     top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
@@ -32,6 +39,7 @@ def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror every other image, left for right; (N, C, H, W) to the same shape."""
+    _check(images)
     mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
@@ -43,6 +51,7 @@ def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
         DeVries & Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017; there the square
         may reach over the edge.
     """
+    _check(images)
     n, _, height, width = images.shape
     check(f"integer [0, {min(height, width)}]", "the side of a square inside the images", side=side)
     top = torch.randint(0, height - side + 1, (n, 1), generator=generator).to(images.device)

@@ -17,6 +17,7 @@ from ood_lib.checks import check
 from ood_lib.networks.network import check_eval, pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.networks.score_network import checked_images, checked_scales
+from ood_lib.tensors import check_floats
 from ood_lib.training.loop import Descent, History
 
 __all__ = ["denoising_error", "draw_scales", "dsm_loss", "train_score_network"]
@@ -50,6 +51,7 @@ def dsm_loss(network: Score, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         >>> dsm_loss(lambda x, sigma: -x / sigma**2, x, torch.tensor([0.1]), noise).abs() < 1e-9
         tensor([True])
     """
+    check_floats("(N, ...)", x=x, noise=noise)
     if noise.shape != x.shape or sigma.numel() not in (1, len(x)):
         raise ValueError(
             f"x {tuple(x.shape)}, sigma {tuple(sigma.shape)} and noise {tuple(noise.shape)} were given; expected noise "
@@ -83,6 +85,9 @@ def denoising_error(
     """
     check("integer [1, inf)", batch_size=batch_size)
     check_eval(network)
+    check_floats("(N, ...)", x=x)
+    if not x.numel():
+        raise ValueError(f"x of shape {tuple(x.shape)} was given; expected one image, or point, at least")
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype, device="cpu").to(x)
     chunks = [*zip(x.split(batch_size), noise.split(batch_size))]
 

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.classical.rectifier import Rectifier, kept, scale_factor
+from ood_lib.detectors.classical.rectifier import Rectifier, kept, largest, scale_factor
 
 __all__ = ["ASH", "ash_b", "ash_p", "ash_s"]
 
 
 def ash_p(z: Tensor, percentile: float = 0.9) -> Tensor:
     """Pruned features: the largest entries of each row stay, the others become zero; p = 0 changes nothing.
+
+    Of entries that are equal those that come first stay.
 
     Args:
         z: (N, K).
@@ -30,7 +32,7 @@ def ash_p(z: Tensor, percentile: float = 0.9) -> Tensor:
         >>> ash_p(torch.tensor([[1.0, 4.0, 3.0, 2.0]]), 0.5)
         tensor([[0., 4., 3., 0.]])
     """
-    values, places = z.topk(kept(z.shape[1], percentile), dim=1)
+    values, places = largest(z, percentile)
     return torch.zeros_like(z).scatter(1, places, values)
 
 
@@ -51,7 +53,7 @@ def ash_b(z: Tensor, percentile: float = 0.9) -> Tensor:
         >>> ash_b(torch.tensor([[1.0, 4.0, 3.0, 2.0]]), 0.5)
         tensor([[0., 5., 5., 0.]])
     """
-    places = z.topk(kept(z.shape[1], percentile), dim=1).indices
+    places = largest(z, percentile)[1]
     share = z.sum(1, keepdim=True) / places.shape[1]
     return torch.zeros_like(z).scatter(1, places, share.expand(places.shape))
 

@@ -16,10 +16,12 @@ from ood_lib.detectors.classical.msp import MSP, msp
 from ood_lib.detectors.detector import check_logits
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Representation, check_eval
+from ood_lib.tensors import check_floats
 
 __all__ = ["ODIN", "ODINNetwork", "odin", "odin_images"]
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def odin_images(
     network: Callable[[Tensor], Tensor],
@@ -60,6 +62,7 @@ def odin_images(
     check("(0, inf)", temperature=temperature)
     check("[0, inf)", "the size of a step", epsilon=epsilon)
     check_eval(network)
+    check_floats("(N, channels, H, W)", images=images)
     images = images.detach().clone().requires_grad_()
     logits = network(images)
     check_logits(logits, 1 if multilabel else 2)

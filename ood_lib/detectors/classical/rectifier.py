@@ -8,6 +8,7 @@ by any score of logits, the energy unless you say otherwise.  Larger score = mor
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ood_lib.checks import check
@@ -15,7 +16,7 @@ from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
 
-__all__ = ["Rectifier", "kept", "scale_factor"]
+__all__ = ["Rectifier", "kept", "largest", "scale_factor"]
 
 
 def kept(width: int, percentile: float) -> int:
@@ -30,6 +31,16 @@ def kept(width: int, percentile: float) -> int:
             f"percentile={percentile} was given; expected 0 <= percentile < 1, so that one of {width} entries is kept"
         )
     return count
+
+
+def largest(z: Tensor, percentile: float) -> tuple[Tensor, Tensor]:
+    """The entries of each row that stay, (N, k), and their places; of equal ones those that come first."""
+    k = kept(z.shape[1], percentile)
+    values, places = z.topk(min(k + 1, z.shape[1]), dim=1)
+    torn = values[:, k - 1] == values[:, -1] if k < z.shape[1] else values.new_zeros(len(z), dtype=torch.bool)
+    if torn.any():  # topk would choose among equal entries by the machine and by the size of the batch
+        places[torn] = z[torn].sort(dim=1, descending=True, stable=True).indices[:, : places.shape[1]]
+    return z.gather(1, places[:, :k]), places[:, :k]
 
 
 def scale_factor(z: Tensor, percentile: float) -> Tensor:

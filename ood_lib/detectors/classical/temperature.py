@@ -5,10 +5,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.data.labels import class_indices
+from ood_lib.tensors import check_floats, strange
 
 __all__ = ["fit_temperature"]
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     r"""Temperature T that calibrates held-out ID logits: it minimises the mean cross-entropy of :math:`\ell / T`.
@@ -33,9 +35,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         >>> p.amax(1)  # three of four are right
         tensor([0.7500, 0.7500, 0.7500, 0.7500])
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(logits) == 0:
+    check_floats("(N, C)", logits=logits)
+    if strange(labels) or labels.shape != logits.shape[:1] or len(logits) == 0:
         raise ValueError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} were given; expected (N, C) and (N,)"
+            f"logits {tuple(logits.shape)} and labels {strange(labels) or tuple(labels.shape)} were given; expected "
+            "(N, C) and (N,)"
         )
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise ValueError(f"{bad} of {len(logits)} rows of logits hold NaN or infinity; expected numbers: drop them")

@@ -210,6 +210,11 @@ class ResidualEBM(Detector):
             self.start.fit(features)
         chunks = (self._prepare(chunk) for chunk in features.split(self.chunk))
         z = torch.cat([self.points(chunk).float() for chunk in chunks])  # on the detector's device
+        if not z.isfinite().all() or not z.std(0, correction=0).any():
+            raise ValueError(
+                f"features between {z.min().item():g} and {z.max().item():g} are infinite, or all equal, in single "
+                "precision, in which residuals are trained: rescale them"
+            )
         self.positive.fill_(bool((z >= 0).all()))
         self.length.copy_(z.norm(dim=1).median())
         self.t_p.fill_(self._unit(z) if self.prior_temperature is None else self.prior_temperature)
