@@ -181,7 +181,7 @@ def verdict(entry: Entry, kind: Kind) -> str:
     except Exception as error:
         return f"an answer where the reference fails ({type(error).__name__}: {error}), {answer}"
     low = dtype != torch.float64 or any(isinstance(x, Tensor) and x.dtype != torch.float64 for n, x in given.items() if x is not entry.inputs[n] and isinstance(x, Tensor) and x.is_floating_point())
-    if close(answer, wanted, entry.single if low else entry.rtol, dtype, entry.unit):
+    if close(answer, wanted, max(entry.single, 8 * torch.finfo(dtype).eps) if low else entry.rtol, dtype, entry.unit):
         return "good" if all(np.isfinite(x).all() for x in answer) else "not finite, as the reference"
     return f"silent: {answer}\nnot {wanted}"
 

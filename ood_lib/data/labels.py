@@ -143,7 +143,10 @@ def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
         tensor([0.5000,    nan], dtype=torch.float64)
     """
     check_floats("(N, C)", logits=logits)
-    labels = label_matrix(labels, *logits.shape).cpu()
+    if bad := int((~logits.isfinite()).any(1).sum()):
+        raise ValueError(f"{bad} of {len(logits)} rows of logits hold NaN or infinity; expected numbers to rank by")
+    labels = label_matrix(labels, *logits.shape).cpu().resolve_neg()
     score = need("sklearn.metrics").average_precision_score
-    pairs = zip(labels.T.numpy(), logits.detach().cpu().double().T.numpy())
-    return torch.tensor([score(y, x) if 0 < y.sum() < len(y) else torch.nan for y, x in pairs], dtype=torch.float64)
+    pairs = zip(labels.T.numpy(), logits.detach().cpu().double().resolve_neg().T.numpy())
+    found = [score(y, x) if 0 < y.sum() < len(y) else torch.nan for y, x in pairs]
+    return torch.tensor(found, dtype=torch.float64, device="cpu")

@@ -246,6 +246,7 @@ def weiper_kld(
     check("(-inf, inf)", "a finite weight", lambda1=lambda1, lambda2=lambda2)
     check_floats("(N, B)", density=density, density_weiper=density_weiper)
     check_floats("(N,)", confidence=confidence)
+    check("integer [1, inf)", "bins", reference=reference.shape[-1], reference_weiper=reference_weiper.shape[-1])
     check_pairs(density=density, density_weiper=density_weiper, confidence=confidence)
     check_width(density, reference.shape[-1], "the reference is", "histograms")
     check_width(density_weiper, reference_weiper.shape[-1], "the reference is", "histograms")
