@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ood_lib.files import atomic
 
 __all__ = [
-    "as_tensor", "check_floats", "dequantized", "directions", "half", "lengths", "quantized", "save_tensors", "single",
+    "PRECISIONS", "as_tensor", "check_floats", "dequantized", "directions", "half", "lengths", "quantized", "save_tensors", "single",
     "strange",
 ]  # fmt: skip
 
@@ -30,6 +30,8 @@ def strange(x: Any) -> str:
         return "a nested tensor"
     if x.layout != torch.strided:
         return f"a tensor of the layout {str(x.layout).removeprefix('torch.')}"
+    if x.is_complex() or x.is_quantized:
+        return f"a tensor of {x.dtype}"
     return "a tensor on the meta device, which holds no numbers" if x.is_meta else ""
 
 
@@ -63,8 +65,8 @@ def as_tensor(values: Any, name: str) -> Tensor:
             them ``name``.
     """
     if isinstance(values, Tensor):
-        if (what := strange(values)) or values.is_complex() or values.is_quantized:
-            raise ValueError(f"{name} is {what or values.dtype}; expected real numbers in a dense tensor or an array")
+        if what := strange(values):
+            raise ValueError(f"{name} is {what}; expected real numbers in a dense tensor or an array")
         return values.detach().resolve_neg()
     try:
         rows = values if isinstance(values, np.ndarray) else np.asarray(values)

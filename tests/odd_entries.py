@@ -4,6 +4,7 @@ References are written from the papers' formulas with numpy, scipy and scikit-le
 runs a network, the reference is what it answers to the plain input of the same numbers (`ITSELF`).
 """
 
+import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -53,7 +54,7 @@ def seen(labels: Tensor, seed: int) -> Tensor:
     return z.relu() + 0.01 * normal(len(labels), 6, seed=seed + 50).abs()
 
 
-Z, TEST = seen(LABELS, 3), seen(torch.arange(20) % 3, 4)
+Z, TEST = seen(LABELS, 3), seen(torch.arange(40) % 3, 4)
 with torch.no_grad():
     LOGITS, TEST_LOGITS = HEAD(Z), HEAD(TEST)
 MATRIX = torch.stack([LABELS == 0, LABELS > 0, torch.arange(36) % 2 == 0], 1).long()
@@ -652,10 +653,23 @@ def batches(images: Any, labels: Any) -> Dataset:
     return list(zip(images, labels, strict=True))  # type: ignore[return-value]
 
 
+torch.manual_seed(0)
+NETWORKS: dict[str, nn.Module] = {  # drawn once: a draw depends on the default precision
+    "tiny": nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3)),
+    "convolution": nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)).double(),
+    "score": ood.ScoreNetwork(1, widths=(4,)),
+    "body": ood.UNet(1).double(),
+    "residual": ood.ResNet(1, 3, [4]).double().eval(),
+    "normalize": ood.Normalize([0.5], [0.25]),
+}
+
+
+def copy_of(name: str) -> Any:
+    return copy.deepcopy(NETWORKS[name])
+
+
 def tiny() -> nn.Module:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 5), nn.ReLU(), nn.Linear(5, 3))
-    return net.float()
+    return copy_of("tiny")
 
 
 def trained(images: Any, labels: Any) -> Any:
@@ -677,8 +691,7 @@ def trained_multilabel(images: Any, matrix: Any) -> Any:
 
 
 def score_trained(images: Any) -> Any:
-    torch.manual_seed(0)
-    net = ood.ScoreNetwork(1, widths=(4,)).float()
+    net = copy_of("score")
     ood.train_score_network(net, batches(images, [0] * len(images)), steps=2, batch_size=4, device="cpu", progress=False)
     return [p.detach() for p in net.parameters()]
 
@@ -709,11 +722,11 @@ ENTRIES |= {
     "dsm_loss": Entry({"images": IMAGES}, lambda images: ood.dsm_loss(shrink, images, torch.tensor([0.5], dtype=torch.float64), images), dsm_),
     "denoising_error": Entry({"images": IMAGES}, lambda images: ood.denoising_error(shrink, images, SIGMAS), ITSELF),
     "GaussianScore": Entry({"images": IMAGES}, lambda images: ood.GaussianScore(images)(images, 1.0), gaussian_),
-    "ScoreNetwork": Entry({"images": IMAGES}, lambda images: ood.ScoreNetwork(1).double()(images, 0.5), ITSELF),
-    "UNet": Entry({"images": IMAGES}, lambda images: ood.UNet(1).double()(images, torch.zeros(1).double()), ITSELF),
-    "ResNet": Entry({"images": IMAGES}, lambda images: ood.ResNet(1, 3, [4]).double().eval()(images), ITSELF),
+    "ScoreNetwork": Entry({"images": IMAGES}, lambda images: copy_of("score").double()(images, 0.5), ITSELF),
+    "UNet": Entry({"images": IMAGES}, lambda images: copy_of("body")(images, torch.zeros(1, dtype=torch.float64, device="cpu")), ITSELF),
+    "ResNet": Entry({"images": IMAGES}, lambda images: copy_of("residual")(images), ITSELF),
     "adapt": Entry({"images": IMAGES}, lambda images: fields(Features(*ood.adapt(tiny().double()).represent(images)[:2])), ITSELF),
-    "Normalize": Entry({"images": IMAGES}, lambda images: ood.Normalize([0.5], [0.25])(images), lambda images: (images - 0.5) / 0.25),
+    "Normalize": Entry({"images": IMAGES}, lambda images: copy_of("normalize")(images), lambda images: (images - 0.5) / 0.25),
     "ImageFormat": Entry({"images": IMAGES}, lambda images: ood.ImageFormat(3, 4)(images), ITSELF),
     "ImageArray": Entry(PICTURES, lambda images, labels: [*(x := ImageArray(images, labels)).images, x.labels.double()],
                         lambda images, labels: [*np.float32(images), labels], single=1e-6),
@@ -722,7 +735,7 @@ ENTRIES |= {
     "cutout": Entry({"images": IMAGES}, lambda images: ood.cutout(images, 2, seeded()), ITSELF),
     "augmented": Entry({"images": IMAGES}, lambda images: ood.augmented(1)(images, seeded()), ITSELF),
     "lipschitz_report": Entry({"images": IMAGES}, lambda images: numbers_of(
-        ood.lipschitz_report(nn.Sequential(nn.Conv2d(1, 2, 3, padding=1)).double(), images)), ITSELF),
+        ood.lipschitz_report(copy_of("convolution"), images)), ITSELF),
     "extract": Entry(PICTURES, lambda images, labels: fields(
         ood.extract(tiny(), batches(images, labels), device="cpu", progress=False)), ITSELF),
     "extract_benchmark": Entry(PICTURES, lambda images, labels: fields(
@@ -849,8 +862,8 @@ ENTRIES |= {
         {"m": ood.MSP()}, judged(logits, test_logits))["value"].iloc[0], group_),
     "verdicts": Entry(JUDGED, lambda logits, test_logits: ood.verdicts(
         [(judged(logits, test_logits), ood.MSP(), ood.Energy())])["near"][:2], verdict_),
-    "Features": Entry({"z": Z, "logits": LOGITS, "labels": LABELS}, lambda z, logits, labels: fields(
-        Features(penultimate=z, logits=logits, labels=labels)), lambda z, logits, labels: [z, logits, labels]),
+    "Features": Entry({"z": Z, "logits": LOGITS}, lambda z, logits: fields(
+        Features(penultimate=z, logits=logits)), lambda z, logits: [z, logits]),
     "BenchmarkFeatures": Entry({"logits": LOGITS, "labels": LABELS}, lambda logits, labels: (lambda x: ood.BenchmarkFeatures(
         x, x, x, {}, {}).accuracy)(Features(logits=logits, labels=labels)),
         lambda logits, labels: (logits.argmax(1) == labels).mean()),

@@ -26,7 +26,7 @@ def class_indices(labels: Tensor, rows: int, classes: int | None = None) -> Tens
         ValueError: they are not one integer per row; or, where C is known, one of them is none of 0, ..., C - 1.
     """
     what = strange(labels)
-    whole = not what and not (labels.is_floating_point() or labels.is_complex() or labels.is_quantized)
+    whole = not what and not labels.is_floating_point()
     if not whole or labels.shape != (rows,) or labels.dtype == torch.bool:
         kind = what or f"{labels.dtype} of shape {tuple(labels.shape)}"
         column = "; of a column (N, 1) take labels.flatten()" if getattr(labels, "shape", ()) == (rows, 1) else ""

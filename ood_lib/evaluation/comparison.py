@@ -290,8 +290,8 @@ def _bootstrap(pairs: Sequence[Scores], draws: int) -> Variances:
 
 def _times(n: int, draws: int, generator: torch.Generator) -> Tensor:
     """How often each of n images comes in each bootstrap draw, (draws, n)."""
-    drawn = torch.randint(n, (draws, n), generator=generator)
-    return torch.zeros(draws, n, dtype=torch.int32).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
+    drawn = torch.randint(n, (draws, n), generator=generator, device="cpu")
+    return torch.zeros(draws, n, dtype=torch.int32, device="cpu").scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
 
 
 def _resampled_rate(known: Tensor, unknown: Tensor, known_times: Tensor, unknown_times: Tensor) -> Tensor:

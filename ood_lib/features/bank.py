@@ -258,7 +258,7 @@ def balanced_rows(labels: Tensor, rows: int, seed: int = 0) -> Tensor:
     Returns:
         Indices, increasing.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     rank = torch.empty(len(labels), dtype=torch.long)  # of each row among those of its label
     for label in labels.unique():
         mine = order[labels[order] == label]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.checks import check
-from ood_lib.tensors import strange
+from ood_lib.tensors import PRECISIONS, strange
 
 __all__ = ["Augment", "Augmented", "augmented", "cutout", "flip", "shift"]
 
@@ -20,8 +20,10 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def _check(images: Tensor) -> None:
-    if (what := strange(images)) or images.ndim != 4:
-        raise ValueError(f"images are {what or tuple(images.shape)}; expected a dense tensor (N, C, H, W)")
+    what = strange(images)
+    if what or images.ndim != 4 or (images.is_floating_point() and images.dtype not in PRECISIONS):
+        given = what or f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"images are {given}; expected a dense tensor (N, C, H, W) in a usual precision")
 
 
 def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
@@ -30,17 +32,17 @@ def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     _check(images)
     n, _, height, width = images.shape
     padded = F.pad(images, (pad,) * 4)
-    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
+    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator, device="cpu").to(images.device)
     rows = top[:, None] + torch.arange(height, device=images.device)  # (N, H)
     columns = left[:, None] + torch.arange(width, device=images.device)  # (N, W)
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    picked = padded.permute(0, 2, 3, 1)[torch.arange(n, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror every other image, left for right; (N, C, H, W) to the same shape."""
     _check(images)
-    mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    mirrored = torch.rand(len(images), generator=generator, dtype=torch.float32, device="cpu").to(images.device) < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
@@ -54,8 +56,8 @@ def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     _check(images)
     n, _, height, width = images.shape
     check(f"integer [0, {min(height, width)}]", "the side of a square inside the images", side=side)
-    top = torch.randint(0, height - side + 1, (n, 1), generator=generator).to(images.device)
-    left = torch.randint(0, width - side + 1, (n, 1), generator=generator).to(images.device)
+    top = torch.randint(0, height - side + 1, (n, 1), generator=generator, device="cpu").to(images.device)
+    left = torch.randint(0, width - side + 1, (n, 1), generator=generator, device="cpu").to(images.device)
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     rows, columns = (top <= y) & (y < top + side), (left <= x) & (x < left + side)  # (N, H), (N, W)
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)

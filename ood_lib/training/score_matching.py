@@ -102,9 +102,10 @@ def draw_scales(network: Any, n: int, generator: torch.Generator) -> Tensor:
 
     The batch shares the range out evenly (one draw in each n-th part), which is unbiased and less noisy.
     """
-    u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    own: Any = {"dtype": torch.float32, "device": "cpu"}  # not those that happen to be the default
+    u = (torch.arange(n, **own) + torch.rand(n, generator=generator, **own)) / n
     if levels := getattr(network, "levels", None):
-        return torch.tensor(levels)[(u * len(levels)).long().clamp_max(len(levels) - 1)]  # u may round up to 1
+        return torch.tensor(levels, **own)[(u * len(levels)).long().clamp_max(len(levels) - 1)]  # u may round up to 1
     low, high = network.sigma_range
     return low * (high / low) ** u
 
@@ -167,7 +168,7 @@ def train_score_network(
         images = images if augment is None else augment(images, generator)
         checked_images(images)
         sigma = draw_scales(network, len(images), generator).to(images)
-        noise = torch.randn(images.shape, generator=generator, device="cpu")
+        noise = torch.randn(images.shape, generator=generator, dtype=torch.float32, device="cpu")
         with torch.autocast(where.type, precision, enabled=precision is not None):
             loss = dsm_loss(network, images.to(where, **form), sigma.to(where), noise.to(where, **form)).mean()
         descent.step(loss, unit=images[0].numel() / 2)

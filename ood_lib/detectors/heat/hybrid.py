@@ -270,7 +270,7 @@ class ResidualEBM(Detector):
     def _negatives(self, batch: Tensor, pool: Tensor | None, draw: torch.Generator) -> Tensor:
         if pool is not None:
             rows = torch.randperm(len(pool), generator=draw, device="cpu")[: len(batch)].to(pool.device)
-            renewed = (torch.rand(len(batch), 1, generator=draw, device="cpu") < RENEWED).to(pool.device)
+            renewed = (torch.rand(len(batch), 1, generator=draw, dtype=torch.float32, device="cpu") < RENEWED).to(pool.device)
             start = torch.where(renewed, self._fresh(len(batch), draw), pool[rows])
             pool[rows] = ends = self._chain(start, draw)
         else:
@@ -287,7 +287,7 @@ class ResidualEBM(Detector):
         if sample and self.start != "noise":
             return sample(n, generator).to(self.net.shift)
         width = len(self.net.shift)
-        noise = torch.randn(n, width, generator=generator, device="cpu").to(self.net.shift)
+        noise = torch.randn(n, width, generator=generator, dtype=torch.float32, device="cpu").to(self.net.shift)
         return noise * (self.length / math.sqrt(width)).to(noise)
 
     def _chain(self, start: Tensor, generator: torch.Generator | None) -> Tensor:

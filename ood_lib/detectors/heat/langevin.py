@@ -98,7 +98,7 @@ def sgld(
     z = start.detach().clone()
     z = z if project is None else project(z)
     place = torch.device("cpu") if generator is None else generator.device
-    drawn = torch.empty(z.shape, device=place)  # these three are reused by every step
+    drawn = torch.empty(z.shape, dtype=torch.float32, device=place)  # these three are reused by every step
     push, drift = torch.empty_like(z), torch.empty_like(z)
     root = None if metric is None else metric.mT.to(z)
     square = None if root is None else root.mT @ root
