@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from ood_lib.files import atomic
 
 __all__ = [
-    "PRECISIONS", "as_tensor", "check_floats", "dequantized", "directions", "half", "lengths", "quantized", "save_tensors", "single",
-    "strange",
+    "PRECISIONS", "as_tensor", "check_floats", "dequantized", "directions", "half", "lengths", "quantized",
+    "save_tensors", "single", "strange",
 ]  # fmt: skip
 
 PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # in which torch computes everything
@@ -68,17 +68,16 @@ def as_tensor(values: Any, name: str) -> Tensor:
         if what := strange(values):
             raise ValueError(f"{name} is {what}; expected real numbers in a dense tensor or an array")
         return values.detach().resolve_neg()
+    what = strange(values)
     try:
         rows = values if isinstance(values, np.ndarray) else np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{name} is {strange(values)} ({error}); expected real numbers in a tensor or array") from error
-    if (hidden := int(np.ma.getmaskarray(rows).sum()) if isinstance(rows, np.ma.MaskedArray) else 0) or (
-        rows.dtype.kind not in "biuf"
-    ):
-        what = f"{hidden} masked entries" if hidden else f"entries of {rows.dtype}"
+        raise ValueError(f"{name} is {what} ({error}); expected real numbers in a tensor or an array") from error
+    hidden = int(np.ma.getmaskarray(rows).sum()) if isinstance(rows, np.ma.MaskedArray) else 0
+    if hidden or rows.dtype.kind not in "biuf":
         raise ValueError(
-            f"{name} is {strange(values)} with {what}; expected real numbers, all of them there: drop or convert the "
-            "others first"
+            f"{name} is {what} with {f'{hidden} masked entries' if hidden else f'entries of {rows.dtype}'}; expected "
+            "real numbers, all of them there: drop or convert the others first"
         )
     kept = rows.dtype.newbyteorder("=") if rows.dtype.itemsize <= 8 else np.dtype(float)
     return torch.from_numpy(np.require(np.asarray(rows), kept, ["C", "W"]))

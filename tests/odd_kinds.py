@@ -260,7 +260,7 @@ head("that is a tensor", lambda h: h.weight.detach())
 head("that is a convolution", lambda h: nn.Conv2d(6, 3, 1))
 head("that is none", lambda h: None)
 head("on the meta device", lambda h: h.to("meta"))
-head("of a subclass", lambda h: OwnLinear.__new__(OwnLinear) if False else _subclassed(h))
+head("of a subclass", lambda h: _subclassed(h))
 head("under weight normalisation", lambda h: nn.utils.parametrizations.weight_norm(h))
 
 
@@ -326,7 +326,7 @@ def setting(get: Callable[[], Any], put: Callable[[Any], Any], value: Any) -> It
 
 
 everywhere("deterministic algorithms", lambda: setting(
-    torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True))
+    torch.are_deterministic_algorithms_enabled, torch._C._set_deterministic_algorithms, True))  # without its imports
 everywhere("a default precision of float64", lambda: setting(
     torch.get_default_dtype, torch.set_default_dtype, torch.float64))
 everywhere("a default precision of bfloat16", lambda: setting(

@@ -84,6 +84,8 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        if torch.get_default_device().type == "meta":
+            raise ValueError(self._on_meta())
         self.register_buffer("fitted", torch.tensor(not self.needs_fit))
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
@@ -131,10 +133,10 @@ class Detector(nn.Module):
             ValueError: a field is missing, empty, holds NaN or infinity, or is of another width than when the detector
                 was fitted or calibrated.
         """
+        self._require_memory()
         return self._scores(features, self.widths.tolist())
 
     def _scores(self, features: Features, widths: list[int]) -> Tensor:
-        self._require_memory()
         with self._full_precision():
             return self._scores_of(features, widths)
 
@@ -244,10 +246,11 @@ class Detector(nn.Module):
 
     def _require_memory(self) -> None:
         if self.threshold.is_meta:
-            raise ValueError(
-                f"{type(self).__name__} lies on the meta device, where nothing can be learnt: make it on the CPU or a "
-                'GPU, not under torch.device("meta")'
-            )
+            raise ValueError(self._on_meta())
+
+    def _on_meta(self) -> str:
+        name = type(self).__name__
+        return f"{name} lies on the meta device, where nothing can be learnt: make it, or move it, to the CPU or a GPU"
 
     def _require_fit(self) -> None:
         if not self.fitted:

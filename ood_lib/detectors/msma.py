@@ -70,7 +70,7 @@ def score_norms(
     scales = checked_scales(sigmas)
     check("integer [1, inf)", batch_size=batch_size)
     check_eval(network)
-    check_floats("(N, ...)", images=images)
+    check_floats("(N, D, ...)", images=images)
     if not extrapolate:
         _check_trained(network, scales)
     if images.ndim == 4:

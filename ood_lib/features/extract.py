@@ -3,17 +3,16 @@
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ood_lib.data.fingerprint import collate_labelled, data_identity
+from ood_lib.data.fingerprint import check_dataset, collate_labelled, data_identity
 from ood_lib.features.blocks import BlockFile, map_tensors
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
@@ -113,13 +112,7 @@ def extract(
 
 
 def _check(dataset: Any, batch_size: int, precisions: Iterable[torch.dtype | None], *places: object) -> None:
-    if isinstance(dataset, DataLoader | IterableDataset) or not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"a {type(dataset).__name__} was given; expected a data set with a length: of a DataLoader pass "
-            "loader.dataset, and batch_size and num_workers to extract; put a stream into a list first"
-        )
-    if len(dataset) == 0:
-        raise ValueError("the data set is empty: expected at least one (image, label) item to extract from")
+    check_dataset(dataset)
     for given in precisions:
         if given is not None and not given.is_floating_point:
             raise ValueError(f"{given} was given as a precision; expected a floating-point one, such as torch.float16")
@@ -182,7 +175,7 @@ def forward(network: Any, dataset: Dataset, how: Pass, blocks: Sequence[range]) 
     )
 
     def look(images: Tensor, labels: Tensor) -> Seen:
-        with torch.autocast(how.device.type, how.autocast) if how.autocast else nullcontext():
+        with torch.autocast(how.device.type, how.autocast, enabled=how.autocast is not None):  # not that of the caller
             seen = represent(_floating(images).to(**form))._asdict()
         kept = {name: value.to(how.dtype or value.dtype) for name, value in seen.items() if value is not None}
         return {**kept, "labels": labels}

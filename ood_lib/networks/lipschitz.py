@@ -17,6 +17,7 @@ from torch.nn.grad import conv2d_input
 from ood_lib.data.benchmark import Normalize
 from ood_lib.extras import need
 from ood_lib.networks.modes import in_eval
+from ood_lib.networks.network import pick_device
 from ood_lib.tensors import check_floats
 from ood_lib.warn import warn
 
@@ -264,6 +265,7 @@ def lipschitz_report(network: nn.Module, images: Tensor, tolerance: float = 1e-6
     import pandas as pd
 
     check_floats("(N, channels, H, W)", images=images)
+    pick_device()  # refuses the meta device
     rows: list[dict[str, Any]] = []
     made: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # the output is held, so that its id stays its own
 

@@ -60,6 +60,8 @@ def check_eval(network: Any) -> None:
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The device asked for; ``"auto"`` takes CUDA, then Apple's MPS, then the CPU."""
+    if torch.get_default_device().type == "meta":
+        raise ValueError("the default device is meta, where nothing is computed: expected to run outside of it")
     if str(device) != "auto":
         return torch.device(device)
     if torch.cuda.is_available():

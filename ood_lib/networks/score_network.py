@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ood_lib.checks import check
+from ood_lib.networks.network import check_images
 from ood_lib.tensors import check_floats
 
 __all__ = [
@@ -66,6 +67,7 @@ def checked_images(images: Tensor) -> Tensor:
     Raises:
         ValueError: a pixel lies outside [0, 1], or is NaN.
     """
+    check_floats("(N, C, H, W)", images=images)
     if not ((images >= 0) & (images <= 1)).all():
         low, high = images.amin().item(), images.amax().item()
         raise ValueError(
@@ -181,7 +183,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         """Images (N, channels, H, W), scales (N,) or (1,) to (N, channels, H, W)."""
-        check_floats("(N, channels, H, W)", images=x)
+        check_images(x, self.channels, self.stem.weight)
         if x.ndim != 4 or x.shape[1] != self.channels or any(side % self.multiple for side in x.shape[2:]):
             raise ValueError(
                 f"images of shape {tuple(x.shape)} were given; expected (N, {self.channels}, H, W) with sides that "
@@ -278,7 +280,7 @@ class ScoreNetwork(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Scores of images (N, channels, H, W) at one noise scale, or one each (N,), in the shape of the images."""
         check_floats("(N, channels, H, W)", images=x)
-        sigma = torch.as_tensor(sigma).to(x).reshape(-1)
+        sigma = torch.as_tensor(sigma, device=sigma.device if isinstance(sigma, Tensor) else "cpu").to(x).reshape(-1)
         log_sigma, sigma = sigma.log(), sigma[:, None, None, None]
         if not self.precondition:
             return self.body(x - 0.5, log_sigma) / sigma
@@ -326,7 +328,7 @@ class GaussianScore(nn.Module):
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
-        check_floats("(N, ...)", images=images)
+        check_floats("(N, D, ...)", images=images)
         check("integer [2, inf)", "how many images there are", images=len(images))
         if not images.isfinite().all():
             raise ValueError("the images hold NaN or infinity; expected finite numbers, of which there is a covariance")
@@ -339,7 +341,12 @@ class GaussianScore(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Scores of images (N, ...) at one noise scale, or one each (N,), in the shape of the images."""
-        check_floats("(N, ...)", images=x)
-        sigma = torch.as_tensor(sigma).to(x).reshape(-1, 1)
+        check_floats("(N, D, ...)", images=x)
+        sigma = torch.as_tensor(sigma, device=sigma.device if isinstance(sigma, Tensor) else "cpu").to(x).reshape(-1, 1)
         y = (x.flatten(1) - self.mean.to(x)) @ self.axes.to(x)
+        if y.numel() and 100 * torch.finfo(y.dtype).eps * y.abs().amax() > sigma.min():
+            raise ValueError(
+                f"points up to {y.abs().amax().item():.3g} from the mean were given with sigma={sigma.min().item():.3g}, "
+                f"which {y.dtype} rounds away: expected images in [0, 1], or larger noise scales"
+            )
         return -((y / (self.variances.to(x) + sigma**2)) @ self.axes.to(x).T).reshape(x.shape)

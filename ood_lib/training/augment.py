@@ -35,7 +35,8 @@ def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator, device="cpu").to(images.device)
     rows = top[:, None] + torch.arange(height, device=images.device)  # (N, H)
     columns = left[:, None] + torch.arange(width, device=images.device)  # (N, W)
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(n, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    own = torch.arange(n, device=images.device)[:, None, None]
+    picked = padded.permute(0, 2, 3, 1)[own, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 

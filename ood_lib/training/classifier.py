@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ood_lib.checks import check
+from ood_lib.data.fingerprint import check_dataset, collate_items
 from ood_lib.data.labels import average_precision, class_indices, count_labels, label_matrix
 from ood_lib.networks.network import pick_device
 from ood_lib.networks.precision import autocast_dtype
@@ -22,6 +23,8 @@ from ood_lib.warn import warn
 __all__ = ["accuracy", "mean_average_precision", "train_classifier", "train_multilabel"]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_classifier(
     network: nn.Module,
     train: Dataset,
@@ -89,6 +92,8 @@ def _check_recipe(
     check("integer (-inf, inf)", seed=seed)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_multilabel(
     network: nn.Module,
     train: Dataset,
@@ -180,7 +185,7 @@ def _evaluated(
 ) -> Iterator[tuple[Tensor, Any]]:
     """Finite logits (n, C) on the CPU, in single precision at least, and labels as they come, batch by batch."""
     network.to(where).eval()
-    for batch in DataLoader(dataset, batch_size):
+    for batch in DataLoader(dataset, batch_size, collate_fn=collate_items):
         images, labels = split_batch(batch)
         logits = single(logits_of(network, images, where)).cpu()
         if bad := int((~logits.isfinite()).any(1).sum()):
@@ -201,8 +206,7 @@ def accuracy(
         ValueError: the data set is empty; labels that are no class indices of the network; logits that are NaN or
             infinite, or a single one.
     """
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("the data set is empty: expected at least one (image, label) item to measure the accuracy on")
+    check_dataset(dataset)
     pairs = _evaluated(network, dataset, batch_size, pick_device(device))
     hits = sum(int((logits.argmax(1) == _class_labels(labels, logits)).sum()) for logits, labels in pairs)
     return hits / len(dataset)  # type: ignore[arg-type]
@@ -223,8 +227,7 @@ def mean_average_precision(
     Raises:
         ValueError: the data set is empty; its labels are not 0/1 for each logit; logits that are NaN or infinite.
     """
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("the data set is empty: expected at least one (image, labels) item to measure the mAP on")
+    check_dataset(dataset)
     pairs = [
         (logits, label_matrix(labels, *logits.shape))
         for logits, labels in _evaluated(network, dataset, batch_size, pick_device(device))

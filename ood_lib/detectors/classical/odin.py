@@ -72,7 +72,7 @@ def odin_images(
         loss = F.cross_entropy(logits / temperature, logits.detach().argmax(1), reduction="sum")
     (gradient,) = torch.autograd.grad(loss, images)
     step = epsilon if std is None else epsilon / images.new_tensor(std)[:, None, None]
-    return images.detach() - step * (2.0 * (gradient >= 0) - 1)
+    return images.detach() - step * (2 * (gradient >= 0).to(images.dtype) - 1)
 
 
 def odin(
