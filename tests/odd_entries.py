@@ -39,7 +39,7 @@ class Entry(NamedTuple):
     unit: float = 0.0  # size of what is summed up in a score: its rounding is allowed where the sum is near zero
 
 
-# -- plain inputs -----------------------------------------------------------------------------------------------------
+# -- plain inputs
 
 LABELS = torch.arange(36) % 3
 HEAD = nn.Linear(6, 3, dtype=torch.float64)
@@ -66,7 +66,7 @@ PAIRED = SCORES | {
     "test_b_scores": 0.7 * SCORES["test_scores"] + 0.7 * normal(30, seed=9),
 }
 
-# -- detectors --------------------------------------------------------------------------------------------------------
+# -- detectors
 
 
 def detect(make: Callable[[Any], Any]) -> Callable[..., Tensor]:
@@ -115,7 +115,9 @@ def gradnorm_(z: np.ndarray, x: np.ndarray) -> np.ndarray:
 def kl_(p_train: np.ndarray, x: np.ndarray) -> np.ndarray:
     p, q = softmax(p_train, 1), softmax(x, 1)
     first = p.argmax(1)
-    templates = np.stack([p[first == c].mean(0) if (first == c).any() else np.eye(p.shape[1])[c] for c in range(p.shape[1])])
+    templates = np.stack(
+        [p[first == c].mean(0) if (first == c).any() else np.eye(p.shape[1])[c] for c in range(p.shape[1])]
+    )
     templates = np.maximum(templates, np.finfo(float).tiny)
     own = np.where(q > 0, q * (x - logsumexp(x, axis=1, keepdims=True)), 0).sum(1)
     return np.min([own - (q * np.log(t)).sum(1) for t in templates], 0)
@@ -147,7 +149,9 @@ def knn_(bank: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     return np.stack([np.sort(norm(bank - q))[k - 1] for q in queries])
 
 
-def nnguide_(z: np.ndarray, logits: np.ndarray, labels: np.ndarray, test: np.ndarray, test_logits: np.ndarray) -> np.ndarray:
+def nnguide_(
+    z: np.ndarray, logits: np.ndarray, labels: np.ndarray, test: np.ndarray, test_logits: np.ndarray
+) -> np.ndarray:
     bank = -energy_(logits)[:, None] * unit(z)
     return np.sort(unit(test) @ bank.T, 1)[:, -3:].mean(1) * energy_(test_logits)
 
@@ -177,7 +181,7 @@ def fdbd_(z: np.ndarray, test: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.n
 def vim_(z: np.ndarray, test: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     u = -np.linalg.pinv(w) @ b
     s = scale_of(z - u)
-    values, vectors = np.linalg.eigh(((z - u) / s).T @ ((z - u) / s))
+    _, vectors = np.linalg.eigh(((z - u) / s).T @ ((z - u) / s))
     rest = vectors[:, : z.shape[1] - z.shape[1] // 2]
     alpha = (z @ w.T + b).max(1).mean() / norm((z - u) @ rest).mean()
     return alpha * norm((test - u) @ rest) + energy_(test @ w.T + b)
@@ -245,7 +249,9 @@ def rmds_(z: Any, logits: Any, labels: Any, test_z: Any, test_logits: Any) -> np
     return nearest_(rows, means, away.T @ away / len(rows), test_z / s) - nearest_(rows, mean[None], whole, test_z / s)
 
 
-def gmm_(covariance: str, single: bool = False, make: Callable[[np.ndarray], np.ndarray] = lambda z: z) -> Callable[..., np.ndarray]:
+def gmm_(
+    covariance: str, single: bool = False, make: Callable[[np.ndarray], np.ndarray] = lambda z: z
+) -> Callable[..., np.ndarray]:
     def score(z: Any, logits: Any, labels: Any, test_z: Any, test_logits: Any) -> np.ndarray:
         z, test = make(z), make(test_z)
         s, width = scale_of(z), z.shape[1]
@@ -372,11 +378,22 @@ DETECTORS: dict[str, tuple[Callable[[Any], Any], Callable[..., np.ndarray], bool
     "JointEnergy": (lambda h: ood.JointEnergy(), of_logits(joint_), False),
     "SumProb": (lambda h: ood.SumProb(), of_logits(lambda x: -scipy.special.expit(x).sum(1)), False),
     "SumLogit": (lambda h: ood.SumLogit(), of_logits(lambda x: -x.sum(1)), False),
-    "KLMatching": (lambda h: ood.KLMatching(), lambda z, logits, labels, test_z, test_logits: kl_(logits, test_logits), False),
-    "GradNorm": (lambda h: ood.GradNorm(), lambda z, logits, labels, test_z, test_logits: gradnorm_(test_z, test_logits), False),
+    "KLMatching": (
+        lambda h: ood.KLMatching(),
+        lambda z, logits, labels, test_z, test_logits: kl_(logits, test_logits),
+        False,
+    ),
+    "GradNorm": (
+        lambda h: ood.GradNorm(),
+        lambda z, logits, labels, test_z, test_logits: gradnorm_(test_z, test_logits),
+        False,
+    ),
     "KNN": (lambda h: ood.KNN(5), lambda z, logits, labels, test_z, test_logits: knn_(unit(z), unit(test_z), 5), False),
-    "KNN raw": (lambda h: ood.KNN(5, normalize=False),
-                lambda z, logits, labels, test_z, test_logits: knn_(z, test_z, 5), False),
+    "KNN raw": (
+        lambda h: ood.KNN(5, normalize=False),
+        lambda z, logits, labels, test_z, test_logits: knn_(z, test_z, 5),
+        False,
+    ),
     "NNGuide": (lambda h: ood.NNGuide(3, 1.0), nnguide_, False),
     "SHE": (lambda h: ood.SHE(), she_("inner"), False),
     "SHE euclidean": (lambda h: ood.SHE("euclidean"), she_("euclidean"), False),
@@ -396,25 +413,61 @@ DETECTORS: dict[str, tuple[Callable[[Any], Any], Callable[..., np.ndarray], bool
     "GMM of one": (lambda h: ood.GMM(1), gmm_("tied", single=True), False),
     "GMMPrior": (lambda h: ood.GMMPrior(), gmm_("tied", make=unit), False),
     "LogitPrior": (ood.LogitPrior, of_head(lambda z, test, w, b: energy_(test @ w.T + b)), True),
-    "Composed": (lambda h: ood.compose([ood.Energy(), ood.KNN(5)]),
-                 together(of_logits(energy_), lambda z, logits, labels, t, u: knn_(unit(z), unit(t), 5)), False),
-    "HEAT": (lambda h: ood.HEAT([ood.GMMPrior(), ood.LogitPrior(h)], **QUIET),
-             together(without_head(gmm_("tied", make=unit)), of_head(lambda z, test, w, b: energy_(test @ w.T + b))), True),
-    "ResidualEBM": (lambda h: ood.ResidualEBM(ood.GMM(1), prior_temperature=1.0, **QUIET), gmm_("tied", single=True), False),
+    "Composed": (
+        lambda h: ood.compose([ood.Energy(), ood.KNN(5)]),
+        together(of_logits(energy_), lambda z, logits, labels, t, u: knn_(unit(z), unit(t), 5)),
+        False,
+    ),
+    "HEAT": (
+        lambda h: ood.HEAT([ood.GMMPrior(), ood.LogitPrior(h)], **QUIET),
+        together(without_head(gmm_("tied", make=unit)), of_head(lambda z, test, w, b: energy_(test @ w.T + b))),
+        True,
+    ),
+    "ResidualEBM": (
+        lambda h: ood.ResidualEBM(ood.GMM(1), prior_temperature=1.0, **QUIET),
+        gmm_("tied", single=True),
+        False,
+    ),
     "FeatureFlow": (lambda h: ood.FeatureFlow(updates=0), flow_, False),
     "SklearnDetector": (lambda h: ood.SklearnDetector(LocalOutlierFactor(n_neighbors=5, novelty=True)), lof_, False),
     "MSMA": (lambda h: ood.MSMA(None, ood.GMM(1, "full"), ood.noise_scales(count=6)), msma_, False),
     "WeiPer": (lambda h: ood.WeiPer(h, "msp", 8), of_head(weiper_), True),
     "WeiPer in the limit": (lambda h: ood.WeiPer(h, **LIMIT), of_head(weiper_limit_), True),
-}  # fmt: skip
+}
 ENTRIES: dict[str, Entry] = {
     name: Entry(WITH_HEAD if head else FIT, detect(make), reference)
     for name, (make, reference, head) in DETECTORS.items()
 }
 for name in (
-    "MSP", "Energy", "GEN", "ODIN", "KLMatching", "KNN", "NNGuide", "SHE cosine", "LogitPrior", "Composed", "WeiPer",
-    "ViM", "ReAct", "ASH-P", "ASH-B", "ASH-S", "SCALE", "Mahalanobis", "RMDS", "FDBD", "GMMPrior", "GMM", "GMM full", "GMM diagonal", "GMM of one", "SklearnDetector", "MSMA", "WeiPer in the limit",
-):  # fmt: skip
+    "MSP",
+    "Energy",
+    "GEN",
+    "ODIN",
+    "KLMatching",
+    "KNN",
+    "NNGuide",
+    "SHE cosine",
+    "LogitPrior",
+    "Composed",
+    "WeiPer",
+    "ViM",
+    "ReAct",
+    "ASH-P",
+    "ASH-B",
+    "ASH-S",
+    "SCALE",
+    "Mahalanobis",
+    "RMDS",
+    "FDBD",
+    "GMMPrior",
+    "GMM",
+    "GMM full",
+    "GMM diagonal",
+    "GMM of one",
+    "SklearnDetector",
+    "MSMA",
+    "WeiPer in the limit",
+):
     ENTRIES[name] = ENTRIES[name]._replace(unit=1.0)
 ENTRIES["Composed"] = ENTRIES["Composed"]._replace(single=1e-2)
 ENTRIES["HEAT"] = ENTRIES["HEAT"]._replace(rtol=1e-3, single=2e-2)  # fitted in single precision
@@ -440,7 +493,7 @@ def calibrated_(z: Any, logits: Any, labels: Any, test_z: Any, test_logits: Any)
 
 ENTRIES["Detector.calibrate"] = Entry(FIT, calibrated, calibrated_)
 
-# -- functions of logits, features, scores ------------------------------------------------------------------------------
+# -- functions of logits, features, scores
 
 L = {"logits": LOGITS}
 ENTRIES |= {
@@ -456,7 +509,11 @@ ENTRIES |= {
 
 def temperature_(logits: np.ndarray, labels: np.ndarray) -> float:
     labels = labels.astype(int)
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not (0 <= labels.min() <= labels.max() < logits.shape[1]):
+    if (
+        logits.ndim != 2
+        or labels.shape != logits.shape[:1]
+        or not (0 <= labels.min() <= labels.max() < logits.shape[1])
+    ):
         raise NoReference
     s = scale_of(logits)
     x, rows = logits / s, np.arange(len(labels))
@@ -494,7 +551,9 @@ def counts_(matrix: np.ndarray) -> Any:
 
 ENTRIES |= {
     "average_precision": Entry({"logits": LOGITS, "matrix": MATRIX}, ood.average_precision, precision_),
-    "count_labels": Entry({"matrix": MATRIX}, lambda matrix: (*(x := ood.count_labels(matrix))[:3], *x.per_class), counts_),
+    "count_labels": Entry(
+        {"matrix": MATRIX}, lambda matrix: (*(x := ood.count_labels(matrix))[:3], *x.per_class), counts_
+    ),
 }
 
 
@@ -570,16 +629,26 @@ def kld_(points: np.ndarray, test_points: np.ndarray, confidence_scores: np.ndar
 
 def kld(points: Any, test_points: Any, confidence_scores: Any) -> Tensor:
     width = points.shape[1] if isinstance(points, Tensor) and not points.is_nested and points.ndim > 1 else 4
-    first, second = torch.full((width,), 0.1, dtype=torch.float64, device="cpu"), torch.linspace(0.1, 0.3, width, dtype=torch.float64, device="cpu")
-    like = (x.to(points.dtype) if isinstance(points, Tensor) and points.is_floating_point() else x for x in (first, second))
+    first, second = (
+        torch.full((width,), 0.1, dtype=torch.float64, device="cpu"),
+        torch.linspace(0.1, 0.3, width, dtype=torch.float64, device="cpu"),
+    )
+    like = (
+        x.to(points.dtype) if isinstance(points, Tensor) and points.is_floating_point() else x for x in (first, second)
+    )
     return ood.weiper_kld(points, test_points, confidence_scores, *like, smooth_penultimate=1, smooth_weiper=1)
 
 
 HISTOGRAMS = normal(9, 4, seed=10).softmax(1)
 ENTRIES["weiper_kld"] = Entry(
-    {"points": HISTOGRAMS, "test_points": normal(9, 4, seed=11).softmax(1), "confidence_scores": normal(9, seed=12).sigmoid()},
-    kld, kld_,
-)  # fmt: skip
+    {
+        "points": HISTOGRAMS,
+        "test_points": normal(9, 4, seed=11).softmax(1),
+        "confidence_scores": normal(9, seed=12).sigmoid(),
+    },
+    kld,
+    kld_,
+)
 
 
 def descent_(points: np.ndarray) -> np.ndarray:
@@ -590,10 +659,11 @@ def descent_(points: np.ndarray) -> np.ndarray:
 
 ENTRIES["sgld"] = Entry(
     {"points": normal(7, 3, seed=13)},
-    lambda points: ood.sgld(lambda z: z.square().sum(1) / 2, points, 5, 0.1, temperature=0.0), descent_,
-)  # fmt: skip
+    lambda points: ood.sgld(lambda z: z.square().sum(1) / 2, points, 5, 0.1, temperature=0.0),
+    descent_,
+)
 
-# -- images and networks --------------------------------------------------------------------------------------------------
+# -- images and networks
 
 WEIGHT = normal(3, 16, seed=14)
 
@@ -711,7 +781,13 @@ def fields(found: Features) -> Any:
 def accuracy_(images: np.ndarray, labels: np.ndarray) -> float:
     with torch.no_grad():
         logits = tiny()(torch.from_numpy(images).float()).numpy()
-    if labels.ndim != 1 or labels.min() < 0 or labels.max() > 2 or len(images) != len(labels) or not np.isfinite(logits).all():
+    if (
+        labels.ndim != 1
+        or labels.min() < 0
+        or labels.max() > 2
+        or len(images) != len(labels)
+        or not np.isfinite(logits).all()
+    ):
         raise NoReference
     return (logits.argmax(1) == labels).mean()
 
@@ -721,43 +797,89 @@ ENTRIES |= {
     "odin": Entry({"images": IMAGES}, lambda images: ood.odin(Flat(), images), odin_),
     "ODINNetwork": Entry({"images": IMAGES}, lambda images: ood.ODINNetwork(tiny().double().eval())(images), ITSELF),
     "score_norms": Entry({"images": IMAGES}, lambda images: ood.score_norms(shrink, images, SIGMAS), norms_),
-    "ScoreNorms": Entry({"images": IMAGES}, lambda images: ood.ScoreNorms(shrink, SIGMAS).represent(images).penultimate, norms_),
-    "dsm_loss": Entry({"images": IMAGES}, lambda images: ood.dsm_loss(shrink, images, torch.tensor([0.5], dtype=torch.float64, device="cpu"), images), dsm_),
+    "ScoreNorms": Entry(
+        {"images": IMAGES}, lambda images: ood.ScoreNorms(shrink, SIGMAS).represent(images).penultimate, norms_
+    ),
+    "dsm_loss": Entry(
+        {"images": IMAGES},
+        lambda images: ood.dsm_loss(shrink, images, torch.tensor([0.5], dtype=torch.float64, device="cpu"), images),
+        dsm_,
+    ),
     "denoising_error": Entry({"images": IMAGES}, lambda images: ood.denoising_error(shrink, images, SIGMAS), ITSELF),
-    "GaussianScore": Entry({"images": IMAGES}, lambda images: ood.GaussianScore(images)(images, 1.0), gaussian_, unit=1e3),
+    "GaussianScore": Entry(
+        {"images": IMAGES}, lambda images: ood.GaussianScore(images)(images, 1.0), gaussian_, unit=1e3
+    ),
     "ScoreNetwork": Entry({"images": IMAGES}, lambda images: copy_of("score").double()(images, 0.5), ITSELF),
-    "UNet": Entry({"images": IMAGES}, lambda images: copy_of("body")(images, torch.zeros(1, dtype=torch.float64, device="cpu")), ITSELF),
+    "UNet": Entry(
+        {"images": IMAGES},
+        lambda images: copy_of("body")(images, torch.zeros(1, dtype=torch.float64, device="cpu")),
+        ITSELF,
+    ),
     "ResNet": Entry({"images": IMAGES}, lambda images: copy_of("residual")(images), ITSELF),
-    "adapt": Entry({"images": IMAGES}, lambda images: fields(Features(*ood.adapt(tiny().double()).represent(images)[:2])), ITSELF),
-    "Normalize": Entry({"images": IMAGES}, lambda images: copy_of("normalize")(images), lambda images: (images - 0.5) / 0.25),
+    "adapt": Entry(
+        {"images": IMAGES}, lambda images: fields(Features(*ood.adapt(tiny().double()).represent(images)[:2])), ITSELF
+    ),
+    "Normalize": Entry(
+        {"images": IMAGES}, lambda images: copy_of("normalize")(images), lambda images: (images - 0.5) / 0.25
+    ),
     "ImageFormat": Entry({"images": IMAGES}, lambda images: ood.ImageFormat(3, 4)(images), ITSELF),
-    "ImageArray": Entry(PICTURES, lambda images, labels: [*(x := ImageArray(images, labels)).images, x.labels.double()],
-                        lambda images, labels: [*np.float32(images), labels], single=1e-6),
+    "ImageArray": Entry(
+        PICTURES,
+        lambda images, labels: [*(x := ImageArray(images, labels)).images, x.labels.double()],
+        lambda images, labels: [*np.float32(images), labels],
+        single=1e-6,
+    ),
     "flip": Entry({"images": IMAGES}, lambda images: ood.flip(images, seeded()), ITSELF),
     "shift": Entry({"images": IMAGES}, lambda images: ood.shift(images, 1, seeded()), ITSELF),
     "cutout": Entry({"images": IMAGES}, lambda images: ood.cutout(images, 2, seeded()), ITSELF),
     "augmented": Entry({"images": IMAGES}, lambda images: ood.augmented(1)(images, seeded()), ITSELF),
-    "lipschitz_report": Entry({"images": IMAGES}, lambda images: numbers_of(
-        ood.lipschitz_report(copy_of("convolution"), images)), ITSELF),
-    "extract": Entry(PICTURES, lambda images, labels: fields(
-        ood.extract(tiny(), batches(images, labels), device="cpu", progress=False)), ITSELF),
-    "extract_benchmark": Entry(PICTURES, lambda images, labels: fields(
-        ood.extract_benchmark(tiny(), bench(images, labels), device="cpu", progress=False).near["a"]), ITSELF),
-    "accuracy": Entry(PICTURES, lambda images, labels: ood.accuracy(tiny(), batches(images, labels), device="cpu"), accuracy_),
-    "mean_average_precision": Entry({"images": IMAGES, "matrix": MATRIX[:12]}, lambda images, matrix: ood.mean_average_precision(
-        tiny(), batches(images, matrix), device="cpu"), ITSELF),
+    "lipschitz_report": Entry(
+        {"images": IMAGES}, lambda images: numbers_of(ood.lipschitz_report(copy_of("convolution"), images)), ITSELF
+    ),
+    "extract": Entry(
+        PICTURES,
+        lambda images, labels: fields(ood.extract(tiny(), batches(images, labels), device="cpu", progress=False)),
+        ITSELF,
+    ),
+    "extract_benchmark": Entry(
+        PICTURES,
+        lambda images, labels: fields(
+            ood.extract_benchmark(tiny(), bench(images, labels), device="cpu", progress=False).near["a"]
+        ),
+        ITSELF,
+    ),
+    "accuracy": Entry(
+        PICTURES, lambda images, labels: ood.accuracy(tiny(), batches(images, labels), device="cpu"), accuracy_
+    ),
+    "mean_average_precision": Entry(
+        {"images": IMAGES, "matrix": MATRIX[:12]},
+        lambda images, matrix: ood.mean_average_precision(tiny(), batches(images, matrix), device="cpu"),
+        ITSELF,
+    ),
     "train_classifier": Entry(PICTURES, trained, ITSELF),
     "train_multilabel": Entry({"images": IMAGES, "matrix": MATRIX[:12]}, trained_multilabel, ITSELF),
     "train_score_network": Entry({"images": IMAGES}, score_trained, ITSELF),
-}  # fmt: skip
+}
 
 for name in (
-    "ResNet", "UNet", "ScoreNetwork", "train_score_network", "odin", "ODINNetwork", "adapt", "lipschitz_report", "extract", "extract_benchmark", "accuracy", "mean_average_precision",
-    "train_classifier", "train_multilabel",
-):  # fmt: skip
+    "ResNet",
+    "UNet",
+    "ScoreNetwork",
+    "train_score_network",
+    "odin",
+    "ODINNetwork",
+    "adapt",
+    "lipschitz_report",
+    "extract",
+    "extract_benchmark",
+    "accuracy",
+    "mean_average_precision",
+    "train_classifier",
+    "train_multilabel",
+):
     ENTRIES[name] = ENTRIES[name]._replace(network=True)
 
-# -- tables and verdicts ----------------------------------------------------------------------------------------------
+# -- tables and verdicts
 
 TABLE = pd.DataFrame(
     [
@@ -779,11 +901,17 @@ def means_(t: Any) -> dict[tuple[str, str], np.ndarray]:
     rows: dict[Any, float] = {}
     for r in t.to_dict("records"):
         try:
-            key, value = (r["detector"], r["group"], r["seed"], r["ood_set"]), float("nan" if r["value"] is None else r["value"])
+            key, value = (
+                (r["detector"], r["group"], r["seed"], r["ood_set"]),
+                float("nan" if r["value"] is None else r["value"]),
+            )
         except (KeyError, TypeError, ValueError):
             raise NoReference from None
-        if key in rows or any(k is None or k != k for k in key) or isinstance(r["value"], str) or not (
-            0 <= value <= 1 or value != value
+        if (
+            key in rows
+            or any(k is None or k != k for k in key)
+            or isinstance(r["value"], str)
+            or not (0 <= value <= 1 or value != value)
         ):
             raise NoReference
         if value != value:  # not there
@@ -791,9 +919,14 @@ def means_(t: Any) -> dict[tuple[str, str], np.ndarray]:
         rows[key] = value
     found: dict[tuple[str, str], np.ndarray] = {}
     for d, g in dict.fromkeys((d, g) for d, g, _, _ in rows):
-        if len({(e, n, frozenset(s for a, b, c, s in rows if (a, b, c) == (e, g, n))) for e, h, n, _ in rows if h == g}) != len(
-            {(e, n) for e, h, n, _ in rows if h == g}
-        ) or len({frozenset(s for a, b, c, s in rows if (a, b, c) == (e, g, n)) for e, h, n, _ in rows if h == g}) != 1:
+        if (
+            len(
+                {(e, n, frozenset(s for a, b, c, s in rows if (a, b, c) == (e, g, n))) for e, h, n, _ in rows if h == g}
+            )
+            != len({(e, n) for e, h, n, _ in rows if h == g})
+            or len({frozenset(s for a, b, c, s in rows if (a, b, c) == (e, g, n)) for e, h, n, _ in rows if h == g})
+            != 1
+        ):
             raise NoReference
         seeds = dict.fromkeys(n for a, b, n, _ in rows if (a, b) == (d, g))
         found[d, g] = np.array([np.mean([v for k, v in rows.items() if k[:3] == (d, g, n)]) for n in seeds])
@@ -839,8 +972,13 @@ def led(table: Any) -> np.ndarray:
     if isinstance(table, pd.DataFrame):
         table = pd.concat([table, table.assign(metric="fpr95")])
     with tempfile.TemporaryDirectory() as folder:
-        ood.save_results(Path(folder) / "r.json", table, benchmark="own", network="n", origin=dict.fromkeys(
-            ("command", "weights", "commit", "device", "versions", "data", "sets"), ""))
+        ood.save_results(
+            Path(folder) / "r.json",
+            table,
+            benchmark="own",
+            network="n",
+            origin=dict.fromkeys(("command", "weights", "commit", "device", "versions", "data", "sets"), ""),
+        )
         return numbers_of(ood.leaderboard(ood.load_results(folder)))
 
 
@@ -854,13 +992,21 @@ def group_(logits: np.ndarray, test_logits: np.ndarray) -> float:
 
 
 def verdict_(logits: np.ndarray, test_logits: np.ndarray) -> Any:
-    a, b, gap, p = delong_(-logits.max(1), -test_logits.max(1), -logits.sum(1), -test_logits.sum(1))
+    a, b, _, _ = delong_(-logits.max(1), -test_logits.max(1), -logits.sum(1), -test_logits.sum(1))
     return a, b
 
 
 LISTED = ("a generator", "nested")  # lists of items are made of both
 THROUGH = ("pandas, with a gap", "labels with a fraction", "labels of NaN")  # labels that `extract` only hands through
-for name in ("train_score_network", "extract", "extract_benchmark", "accuracy", "mean_average_precision", "train_classifier", "train_multilabel"):
+for name in (
+    "train_score_network",
+    "extract",
+    "extract_benchmark",
+    "accuracy",
+    "mean_average_precision",
+    "train_classifier",
+    "train_multilabel",
+):
     ENTRIES[name] = ENTRIES[name]._replace(without=LISTED)
 for name in ("extract", "extract_benchmark"):
     ENTRIES[name] = ENTRIES[name]._replace(without=LISTED + THROUGH)
@@ -870,18 +1016,44 @@ ENTRIES |= {
     "compare_over_seeds": Entry({"table": TABLE}, over_seeds, seeds_, rtol=1e-6),
     "save_results": Entry({"table": TABLE}, kept, summary_, rtol=1e-5),
     "leaderboard": Entry({"table": TABLE}, led, ITSELF, rtol=1e-5),
-    "group_auroc": Entry(JUDGED, lambda logits, test_logits: ood.group_auroc(ood.MaxLogit(), judged(logits, test_logits))["near"], group_),
-    "run_benchmark": Entry(JUDGED, lambda logits, test_logits: ood.run_benchmark(
-        {"m": ood.MaxLogit()}, judged(logits, test_logits))["value"].iloc[0], group_),
-    "verdicts": Entry(JUDGED, lambda logits, test_logits: ood.verdicts(
-        [(judged(logits, test_logits), ood.MaxLogit(), ood.SumLogit())])["near"][:2], verdict_),
-    "Features": Entry({"z": Z, "logits": LOGITS}, lambda z, logits: fields(
-        Features(penultimate=z, logits=logits)), lambda z, logits: [z, logits]),
-    "BenchmarkFeatures": Entry({"logits": LOGITS, "labels": LABELS}, lambda logits, labels: (lambda x: ood.BenchmarkFeatures(
-        x, x, x, {}, {}).accuracy)(Features(logits=logits, labels=labels)),
-        lambda logits, labels: (logits.argmax(1) == labels).mean()),
+    "group_auroc": Entry(
+        JUDGED, lambda logits, test_logits: ood.group_auroc(ood.MaxLogit(), judged(logits, test_logits))["near"], group_
+    ),
+    "run_benchmark": Entry(
+        JUDGED,
+        lambda logits, test_logits: ood.run_benchmark({"m": ood.MaxLogit()}, judged(logits, test_logits))["value"].iloc[
+            0
+        ],
+        group_,
+    ),
+    "verdicts": Entry(
+        JUDGED,
+        lambda logits, test_logits: ood.verdicts([(judged(logits, test_logits), ood.MaxLogit(), ood.SumLogit())])[
+            "near"
+        ][:2],
+        verdict_,
+    ),
+    "Features": Entry(
+        {"z": Z, "logits": LOGITS},
+        lambda z, logits: fields(Features(penultimate=z, logits=logits)),
+        lambda z, logits: [z, logits],
+    ),
+    "BenchmarkFeatures": Entry(
+        {"logits": LOGITS, "labels": LABELS},
+        lambda logits, labels: (lambda x: ood.BenchmarkFeatures(x, x, x, {}, {}).accuracy)(
+            Features(logits=logits, labels=labels)
+        ),
+        lambda logits, labels: (logits.argmax(1) == labels).mean(),
+    ),
     "select_gmm": Entry({"z": Z}, lambda z: ood.select_gmm(Features(penultimate=z), [1]).components, lambda z: 1),
-    "classical_detectors": Entry(WITH_HEAD, lambda z, logits, labels, test_z, test_logits, head: ood.classical_detectors(
-        head, Features(penultimate=z, logits=logits, labels=labels))["KNN"].fit(Features(penultimate=z)).score(Features(penultimate=test_z)),
-        of_head(lambda z, test, w, b: knn_(unit(z), unit(test), min(50, max(1, max(1, len(z) // len(w)) // 5)))), unit=1.0),
-}  # fmt: skip
+    "classical_detectors": Entry(
+        WITH_HEAD,
+        lambda z, logits, labels, test_z, test_logits, head: (
+            ood.classical_detectors(head, Features(penultimate=z, logits=logits, labels=labels))["KNN"]
+            .fit(Features(penultimate=z))
+            .score(Features(penultimate=test_z))
+        ),
+        of_head(lambda z, test, w, b: knn_(unit(z), unit(test), min(50, max(1, max(1, len(z) // len(w)) // 5)))),
+        unit=1.0,
+    ),
+}

@@ -142,7 +142,9 @@ kind("transposed", ROWS - {"labels", "scores"}, lambda x: x.transpose(0, 1))
 kind("one row repeated without memory", ROWS, lambda x: x[:1].expand_as(x))
 kind("one column repeated without memory", ROWS - {"labels", "scores"}, lambda x: x[:, :1].expand_as(x))
 kind("one row too few in the second half", ROWS, lambda x: x[:-1], only="test")
-kind("one column too many in the second half", ROWS - {"labels", "scores"}, lambda x: torch.cat([x, x[:, :1]], 1), "test")
+kind(
+    "one column too many in the second half", ROWS - {"labels", "scores"}, lambda x: torch.cat([x, x[:, :1]], 1), "test"
+)
 kind("other lengths", {"scores", "labels", "matrix"}, lambda x: x[: len(x) // 2], only="test")
 kind("labels of other length", {"labels", "matrix"}, lambda x: x[:-1])
 kind("labels twice", {"labels", "matrix"}, lambda x: torch.cat([x, x]))
@@ -192,7 +194,9 @@ COLUMNS: dict[str, Callable[[Tensor], Tensor]] = {
     "a constant column": copied(lambda x: x[:, 0].fill_(0.5)),
     "a column of zeros": copied(lambda x: x[:, 0].zero_()),
     "two equal columns": copied(lambda x: x[:, 0].copy_(x[:, -1])),
-    "columns of other size": lambda x: x * torch.logspace(-4, 4, x.shape[1], dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 2)),
+    "columns of other size": lambda x: (
+        x * torch.logspace(-4, 4, x.shape[1], dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 2))
+    ),
     "rows of other size": lambda x: x * torch.logspace(-6, 6, len(x), dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1)),
 }
 for name, change in COLUMNS.items():
@@ -325,19 +329,27 @@ def setting(get: Callable[[], Any], put: Callable[[Any], Any], value: Any) -> It
         put(before)
 
 
-everywhere("deterministic algorithms", lambda: setting(
-    torch.are_deterministic_algorithms_enabled, torch._C._set_deterministic_algorithms, True))  # without its imports
-everywhere("a default precision of float64", lambda: setting(
-    torch.get_default_dtype, torch.set_default_dtype, torch.float64))
-everywhere("a default precision of bfloat16", lambda: setting(
-    torch.get_default_dtype, torch.set_default_dtype, torch.bfloat16))
+everywhere(
+    "deterministic algorithms",
+    lambda: setting(torch.are_deterministic_algorithms_enabled, torch._C._set_deterministic_algorithms, True),
+)  # without its imports
+everywhere(
+    "a default precision of float64", lambda: setting(torch.get_default_dtype, torch.set_default_dtype, torch.float64)
+)
+everywhere(
+    "a default precision of bfloat16", lambda: setting(torch.get_default_dtype, torch.set_default_dtype, torch.bfloat16)
+)
 everywhere("autocast", lambda: torch.autocast("cpu", torch.bfloat16))
 everywhere("inference_mode", torch.inference_mode)
 everywhere("no_grad", torch.no_grad)
 everywhere("a default device of meta", lambda: torch.device("meta"))
 everywhere("anomaly detection", lambda: torch.autograd.detect_anomaly(check_nan=True))
 everywhere("numpy raises", lambda: np.errstate(all="raise"))
-everywhere("torch prints three digits", lambda: setting(lambda: "default", lambda p: torch.set_printoptions(
-    profile=p if p == "default" else "short"), "short"))
+everywhere(
+    "torch prints three digits",
+    lambda: setting(
+        lambda: "default", lambda p: torch.set_printoptions(profile=p if p == "default" else "short"), "short"
+    ),
+)
 everywhere("one thread", lambda: setting(torch.get_num_threads, torch.set_num_threads, 1))
 everywhere("pandas raises on chains", lambda: pd.option_context("mode.copy_on_write", True))

@@ -37,7 +37,8 @@ NO_DATA = {
     "Comparison": "a record of numbers", "Detector": "the base of the detectors, which are all here",
     "DiffusersBody": "hands its arguments to a foreign module", "DivergedError": "an error", "History": "a record",
     "ImageFiles": "names of files; pictures are in tests/data", "Metrics": "a record of numbers",
-    "MissingDataError": "an error", "NotFittedError": "an error", "Scorer": "a record", "Verdict": "a record of numbers",
+    "MissingDataError": "an error", "NotFittedError": "an error", "Scorer": "a record",
+    "Verdict": "a record of numbers",
     "benchmark_features": "a name", "half_precision": "a device", "load": "a path", "load_bank": "a name",
     "load_benchmark": "a name", "load_ood_set": "a name", "load_results": "paths", "load_score_norms": "a path",
     "load_verdicts": "paths", "measure_cost": "a device", "network_for": "a benchmark's shape",
@@ -46,6 +47,7 @@ NO_DATA = {
     "spectral_normalize": "a network", "split_folder": "a path", "tally": "verdicts, which are records",
     "Benchmark": "a record of data sets, which extract_benchmark takes",
 }  # fmt: skip
+
 
 class NoPlain(Exception):
     """The argument stands for no numbers."""
@@ -57,10 +59,7 @@ def plain(name: str, x: Any) -> Any:
     if role == "table":
         return x
     if role == "head":
-        if not isinstance(x, nn.Linear) or x.weight.is_meta:
-            raise NoPlain
-        weight = x.weight.detach().double().numpy()
-        return weight, (np.zeros(len(weight)) if x.bias is None else x.bias.detach().double().numpy())
+        return weight_and_bias(x)
     if isinstance(x, Tensor):
         x = tensor(x).numpy()
     if isinstance(x, np.ma.MaskedArray) and np.ma.getmaskarray(x).any():
@@ -73,6 +72,13 @@ def plain(name: str, x: Any) -> Any:
             raise NoPlain
         return found.astype(int)
     return found
+
+
+def weight_and_bias(head: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(head, nn.Linear) or head.weight.is_meta:
+        raise NoPlain
+    weight = head.weight.detach().double().numpy()
+    return weight, (np.zeros(len(weight)) if head.bias is None else head.bias.detach().double().numpy())
 
 
 def said(name: str, x: Any) -> Any:
@@ -150,7 +156,7 @@ def of_the_network(error: Exception) -> bool:
 
 
 def verdict(entry: Entry, kind: Kind) -> str:
-    """"One of `FINE`, or what is wrong."""
+    """ "One of `FINE`, or what is wrong."""
     torch.manual_seed(0)
     given = {}
     for name, x in entry.inputs.items():
@@ -190,9 +196,12 @@ def is_meta(given: dict[str, Any]) -> bool:
 def kinds_of(entry: Entry) -> list[str]:
     """Those that change one of its arguments, or the world around it."""
     return [
-        name for name, kind in KINDS.items()
+        name
+        for name, kind in KINDS.items()
         if name not in entry.without
-        and (not kind.roles or any(n.rsplit("_", 1)[-1] in kind.roles and n.startswith(kind.only) for n in entry.inputs))
+        and (
+            not kind.roles or any(n.rsplit("_", 1)[-1] in kind.roles and n.startswith(kind.only) for n in entry.inputs)
+        )
     ]
 
 

@@ -14,7 +14,15 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from ood_lib.data.images import ImageArray, ImageFiles
 from ood_lib.tensors import as_tensor, strange
 
-__all__ = ["DataIdentity", "check_dataset", "collate_items", "collate_labelled", "data_identity", "dataset_hash", "known_marks"]
+__all__ = [
+    "DataIdentity",
+    "check_dataset",
+    "collate_items",
+    "collate_labelled",
+    "data_identity",
+    "dataset_hash",
+    "known_marks",
+]
 
 LOOKS = 16  # items that are read twice where a data set may change them on the way
 

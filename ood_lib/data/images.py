@@ -93,7 +93,9 @@ class _Images(Dataset[tuple[Tensor, int | Tensor]]):
     """What both kinds of set share: labels (N,) or (N, C), a frame, fetching by batch."""
 
     def __init__(self, count: int, labels: Any, frame: ImageFormat | None, classes: Sequence[str]) -> None:
-        self.labels = _checked_labels(torch.full((count,), -1, device="cpu") if labels is None else _tensor(labels), count)
+        self.labels = _checked_labels(
+            torch.full((count,), -1, device="cpu") if labels is None else _tensor(labels), count
+        )
         self.frame, self.classes = frame, tuple(classes)
 
     def __len__(self) -> int:

@@ -142,7 +142,9 @@ def _check_bins(low: float, high: float, bins: int, overflow: str) -> None:
     check("(-inf, inf)", "an end of the range of the bins", low=low, high=high)
     check(("clamp", "drop"), overflow=overflow)
     if not low < high or not math.isfinite(bins / (high - low)):
-        raise ValueError(f"low={low}, high={high} were given; expected a range for the bins, low < high, not of denormal width")
+        raise ValueError(
+            f"low={low}, high={high} were given; expected a range for the bins, low < high, not of denormal width"
+        )
 
 
 def gaussian_histogram(

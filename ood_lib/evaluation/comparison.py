@@ -30,7 +30,16 @@ from ood_lib.evaluation.metrics import (
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "SeedComparison", "checked_table", "compare", "compare_over_seeds", "counted_once", "same_sets", "wins"]
+__all__ = [
+    "Comparison",
+    "SeedComparison",
+    "checked_table",
+    "compare",
+    "compare_over_seeds",
+    "counted_once",
+    "same_sets",
+    "wins",
+]
 
 Interval = tuple[float, float]
 
@@ -317,7 +326,9 @@ def _bootstrap(pairs: Sequence[Scores], draws: int) -> Variances:
 def _times(n: int, draws: int, generator: torch.Generator) -> Tensor:
     """How often each of n images comes in each bootstrap draw, (draws, n)."""
     drawn = torch.randint(n, (draws, n), generator=generator, device="cpu")
-    return torch.zeros(draws, n, dtype=torch.int32, device="cpu").scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
+    return torch.zeros(draws, n, dtype=torch.int32, device="cpu").scatter_add_(
+        1, drawn, torch.ones_like(drawn, dtype=torch.int32)
+    )
 
 
 def _resampled_rate(known: Tensor, unknown: Tensor, known_times: Tensor, unknown_times: Tensor) -> Tensor:

@@ -37,8 +37,8 @@ def check_images(images: Tensor, channels: int, weight: Tensor) -> None:
     cast = torch.is_autocast_enabled(images.device.type)
     if images.shape[1] != channels or 0 in images.shape[2:] or (images.dtype != weight.dtype and not cast):
         raise ValueError(
-            f"images are {images.dtype} of shape {tuple(images.shape)}; expected (N, {channels}, H, W) in the precision "
-            f"of the network, {weight.dtype}: convert them with images.to(...)"
+            f"images are {images.dtype} of shape {tuple(images.shape)}; expected (N, {channels}, H, W) in the "
+            f"precision of the network, {weight.dtype}: convert them with images.to(...)"
         )
 
 

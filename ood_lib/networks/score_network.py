@@ -344,9 +344,9 @@ class GaussianScore(nn.Module):
         check_floats("(N, D, ...)", images=x)
         sigma = torch.as_tensor(sigma, device=sigma.device if isinstance(sigma, Tensor) else "cpu").to(x).reshape(-1, 1)
         y = (x.flatten(1) - self.mean.to(x)) @ self.axes.to(x)
-        if y.numel() and 100 * torch.finfo(y.dtype).eps * y.abs().amax() > sigma.min():
+        if y.numel() and 100 * torch.finfo(y.dtype).eps * (far := y.abs().amax().item()) > sigma.min():
             raise ValueError(
-                f"points up to {y.abs().amax().item():.3g} from the mean were given with sigma={sigma.min().item():.3g}, "
+                f"points up to {far:.3g} from the mean were given with sigma={sigma.min().item():.3g}, "
                 f"which {y.dtype} rounds away: expected images in [0, 1], or larger noise scales"
             )
         return -((y / (self.variances.to(x) + sigma**2)) @ self.axes.to(x).T).reshape(x.shape)

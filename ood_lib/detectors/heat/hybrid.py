@@ -270,7 +270,9 @@ class ResidualEBM(Detector):
     def _negatives(self, batch: Tensor, pool: Tensor | None, draw: torch.Generator) -> Tensor:
         if pool is not None:
             rows = torch.randperm(len(pool), generator=draw, device="cpu")[: len(batch)].to(pool.device)
-            renewed = (torch.rand(len(batch), 1, generator=draw, dtype=torch.float32, device="cpu") < RENEWED).to(pool.device)
+            renewed = (torch.rand(len(batch), 1, generator=draw, dtype=torch.float32, device="cpu") < RENEWED).to(
+                pool.device
+            )
             start = torch.where(renewed, self._fresh(len(batch), draw), pool[rows])
             pool[rows] = ends = self._chain(start, draw)
         else:
