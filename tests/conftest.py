@@ -21,11 +21,15 @@ UNITS, CLASSES = 32, 4
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a CUDA device, so that `tests/gpu/run.sh` can choose it."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs a CUDA device, for `tests/gpu/run.sh` to choose; what is odd runs when `-m` names it."""
     for item in items:
         if any("no CUDA device" in mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")):
             item.add_marker("cuda")
+    if "odd" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("odd")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ood_lib.data.images import ImageArray, ImageFormat, ImageSet, divide, pictu
 from ood_lib.data.locate import Shelf
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
 from ood_lib.shipped import BANKS, FORMER_NAMES
+from ood_lib.tensors import check_floats
 from ood_lib.warn import warn
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set", "benchmark_hash"]
@@ -45,6 +46,7 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, C, H, W) in [0, 1]."""
+        check_floats("(..., C, H, W)", images=images)
         return (images - self.mean) / self.std
 
     @classmethod

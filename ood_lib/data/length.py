@@ -1,11 +1,13 @@
 """How many images a data set holds: what every function that goes through one asks first."""
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from typing import Any
+
+from torch.utils.data import DataLoader, IterableDataset
 
 __all__ = ["length"]
 
 
-def length(dataset: Dataset | DataLoader, purpose: str) -> int:
+def length(dataset: Any, purpose: str) -> int:
     """Number of items, of which there is one at least.
 
     Args:
@@ -16,11 +18,16 @@ def length(dataset: Dataset | DataLoader, purpose: str) -> int:
         TypeError: a loader or a stream, which has no length.
         ValueError: there is no item.
     """
-    if isinstance(dataset, DataLoader | IterableDataset) or not hasattr(dataset, "__len__"):
+    known = not isinstance(dataset, DataLoader | IterableDataset) and hasattr(dataset, "__getitem__")
+    try:
+        items = len(dataset) if known else -1
+    except TypeError:  # of a tensor without a dimension, for instance
+        items = -1
+    if items < 0:
         raise TypeError(
             f"a {type(dataset).__name__} was given; expected a data set with a length: of a DataLoader pass "
-            "loader.dataset, and batch_size and num_workers to extract; put a stream into a list first"
+            "loader.dataset, and batch_size where the function takes it; put a stream into a list first"
         )
-    if not (items := len(dataset)):
+    if items == 0:
         raise ValueError(f"the data set is empty: expected at least one (image, label) item {purpose}")
     return items

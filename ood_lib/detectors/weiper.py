@@ -27,7 +27,7 @@ from ood_lib.detectors.classical.msp import msp
 from ood_lib.detectors.detector import Detector, check_pairs, check_width
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
-from ood_lib.tensors import lengths
+from ood_lib.tensors import check_floats, lengths
 
 __all__ = [
     "WeiPer",
@@ -143,8 +143,10 @@ def _check_bins(low: float, high: float, bins: int, overflow: str) -> None:
     check("integer [1, inf)", bins=bins)
     check("(-inf, inf)", "an end of the range of the bins", low=low, high=high)
     check(("clamp", "drop"), overflow=overflow)
-    if not low < high:
-        raise ValueError(f"low={low}, high={high} were given; expected a range for the bins, low < high")
+    if not low < high or not math.isfinite(bins / (high - low)):
+        raise ValueError(
+            f"low={low}, high={high} were given; expected a range for the bins, low < high, not of denormal width"
+        )
 
 
 def gaussian_histogram(
@@ -247,7 +249,12 @@ def weiper_kld(
         Granz et al. 2024, section on the KL divergence score; released code ``weiper_kldiv``.
     """
     check("(-inf, inf)", "a finite weight", lambda1=lambda1, lambda2=lambda2)
+    check_floats("(N, B)", density=density, density_weiper=density_weiper)
+    check_floats("(N,)", confidence=confidence)
+    check("integer [1, inf)", "bins", reference=reference.shape[-1], reference_weiper=reference_weiper.shape[-1])
     check_pairs(density=density, density_weiper=density_weiper, confidence=confidence)
+    check_width(density, reference.shape[-1], "the reference is", "histograms")
+    check_width(density_weiper, reference_weiper.shape[-1], "the reference is", "histograms")
     if smooth_reference:
         reference = smooth(reference[None], smooth_penultimate)[0]
         reference_weiper = smooth(reference_weiper[None], smooth_weiper)[0]

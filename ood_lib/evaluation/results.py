@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ood_lib.evaluation.benchmark import summarize
+from ood_lib.evaluation.comparison import checked_table
 from ood_lib.evaluation.verdict import Verdict
 from ood_lib.files import write_text
 from ood_lib.warn import warn
@@ -104,6 +105,7 @@ def save_results(
         accuracy: share of ID test images that the networks classify correctly, mean over seeds.
         positive: convention of the fpr95 in the table.
     """
+    checked_table(table)
     kind, _, place = benchmark.partition(":")
     rounded = table.round({c: 6 for c in ("value", "low", "high", "seconds", "seconds_per_1000", "memory_mb")})
     rows = rounded.astype(object).where(rounded.notna(), None).to_dict("records")

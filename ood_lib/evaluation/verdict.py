@@ -179,7 +179,7 @@ def score_verdicts(compared: Sequence[tuple[SetScores, SetScores]]) -> dict[str,
     named = [(group, name) for group, name, _ in next(iter(sets))]
     if not named:
         raise ValueError("the benchmark has no OOD set; expected one at least, near or far")
-    areas = torch.tensor([[0.0, 0.0]] * len(named), dtype=torch.float64)
+    areas = torch.zeros(len(named), 2, dtype=torch.float64, device="cpu")
     gains: list[dict[OodSet, tuple[Tensor, Tensor]]] = []
     for pair in compared:
         gain = {}

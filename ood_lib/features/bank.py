@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ood_lib.data.benchmark import Benchmark
+from ood_lib.data.labels import class_indices
 from ood_lib.features.extract import extract
 from ood_lib.features.features import Features
 from ood_lib.files import draft_folder, read_json, sha256_of, write_text
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Network
 from ood_lib.shipped import FORMER_NAMES, SHIPPED
-from ood_lib.tensors import dequantized, quantized, save_tensors
+from ood_lib.tensors import dequantized, quantized, save_tensors, single
 from ood_lib.training.loop import History
 
 __all__ = [
@@ -78,7 +79,9 @@ class BenchmarkFeatures:
         logits, labels = self.test.logits, self.test.labels
         if logits is None or labels is None or labels.shape != (len(logits),):
             raise ValueError(f"accuracy needs logits (N, C) and one class index per image, given {self.test}")
-        return (logits.argmax(1) == labels).double().mean().item()
+        if bad := int((~single(logits).isfinite()).any(1).sum()):
+            raise ValueError(f"{bad} of {len(logits)} rows of logits hold NaN or infinity; expected numbers")
+        return (single(logits).argmax(1) == class_indices(labels, len(logits))).double().mean().item()
 
     def __repr__(self) -> str:
         roles = {"train": self.train, "val": self.val, "test": self.test} | self.near | self.far
@@ -326,7 +329,7 @@ def balanced_rows(labels: Tensor, rows: int, seed: int = 0) -> Tensor:
     Returns:
         Indices, increasing.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     rank = torch.empty(len(labels), dtype=torch.long)  # of each row among those of its label
     for label in labels.unique():
         mine = order[labels[order] == label]

@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -189,7 +188,7 @@ def forward(network: Any, dataset: Dataset, how: Pass, blocks: Sequence[range]) 
     )
 
     def look(images: Tensor, labels: Tensor) -> Seen:
-        with torch.autocast(how.device.type, how.autocast) if how.autocast else nullcontext():
+        with torch.autocast(how.device.type, how.autocast, enabled=how.autocast is not None):  # not that of the caller
             seen = represent(_floating(images).to(**form))._asdict()
         kept = {name: value.to(how.dtype or value.dtype) for name, value in seen.items() if value is not None}
         return {**kept, "labels": labels}

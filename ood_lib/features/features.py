@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ood_lib.features.blocks import map_tensors, seal, unsealed
 from ood_lib.files import atomic
-from ood_lib.tensors import save_tensors, single
+from ood_lib.tensors import save_tensors, single, strange
 
 __all__ = ["Features"]
 
@@ -48,10 +48,14 @@ class Features:
         for name, value in self.tensors().items():
             if not isinstance(value, Tensor) or value.ndim == 0:
                 raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor with one row per image")
-            if name != "labels" and (value.ndim != 2 or not value.is_floating_point()):
+            if what := strange(value):
+                raise ValueError(f"{name} is {what}; expected a dense tensor with one row per image")
+            if name != "labels" and (value.ndim != 2 or not value.is_floating_point() or value.shape[1] == 0):
                 raise ValueError(
                     f"{name} is {value.dtype} of shape {tuple(value.shape)}; expected floating-point numbers (N, width)"
                 )
+            if value.is_neg():  # a minus that torch has put off, and that some of its functions forget
+                object.__setattr__(self, name, value.resolve_neg())
         lengths = {name: len(value) for name, value in self.tensors().items()}
         if not lengths:
             raise ValueError("Features needs at least one of penultimate, logits, labels, style")

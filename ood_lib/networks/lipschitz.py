@@ -17,6 +17,8 @@ from torch.nn.grad import conv2d_input
 from ood_lib.data.benchmark import Normalize
 from ood_lib.extras import need
 from ood_lib.networks.modes import in_eval
+from ood_lib.networks.network import pick_device
+from ood_lib.tensors import check_floats
 from ood_lib.warn import warn
 
 if TYPE_CHECKING:
@@ -173,7 +175,7 @@ def exact_norm(layer: nn.Module, shape: Sequence[int], tolerance: float = 1e-6) 
 
     sparse = need("scipy.sparse.linalg")
     operator = sparse.LinearOperator((height, width), matvec=forward, rmatvec=adjoint, dtype=str(precision)[6:])
-    start = torch.randn(min(width, height), generator=torch.Generator().manual_seed(0), dtype=precision)
+    start = torch.randn(min(width, height), generator=torch.Generator().manual_seed(0), dtype=precision, device="cpu")
     found = sparse.svds(operator, k=1, tol=tolerance, v0=start.numpy(), return_singular_vectors=False)
     return float(found[0])
 
@@ -263,6 +265,8 @@ def lipschitz_report(network: nn.Module, images: Tensor, tolerance: float = 1e-6
     """
     import pandas as pd
 
+    check_floats("(N, channels, H, W)", images=images)
+    pick_device()  # refuses the meta device
     rows: list[dict[str, Any]] = []
     made: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # the output is held, so that its id stays its own
 

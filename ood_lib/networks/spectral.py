@@ -62,7 +62,7 @@ def _unit(x: Tensor) -> Tensor:
 
 def _start(shape: Sequence[int], like: Tensor) -> Tensor:
     """A random direction, always the same."""
-    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0), device="cpu")
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     return _unit(drawn.to(like.device, like.dtype))
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ood_lib.checks import check
+from ood_lib.data.fingerprint import collate_items
 from ood_lib.data.labels import average_precision, class_indices, count_labels, label_matrix
 from ood_lib.data.length import length
 from ood_lib.networks.network import pick_device
@@ -23,6 +24,8 @@ from ood_lib.warn import warn
 __all__ = ["accuracy", "mean_average_precision", "train_classifier", "train_multilabel"]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_classifier(
     network: nn.Module,
     train: Dataset,
@@ -90,6 +93,8 @@ def _check_recipe(
     check("integer (-inf, inf)", seed=seed)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_multilabel(
     network: nn.Module,
     train: Dataset,
@@ -181,7 +186,7 @@ def _evaluated(
 ) -> Iterator[tuple[Tensor, Any]]:
     """Finite logits (n, C) on the CPU, in single precision at least, and labels as they come, batch by batch."""
     network.to(where).eval()
-    for batch in DataLoader(dataset, batch_size):
+    for batch in DataLoader(dataset, batch_size, collate_fn=collate_items):
         images, labels = split_batch(batch)
         logits = single(logits_of(network, images, where)).cpu()
         if bad := int((~logits.isfinite()).any(1).sum()):

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ood_lib.data.fingerprint import dataset_hash
+from ood_lib.data.fingerprint import collate_items, dataset_hash
 from ood_lib.data.length import length
 from ood_lib.training.augment import Augment, Augmented
 from ood_lib.training.checkpoint import Checkpoint
@@ -36,7 +36,7 @@ def split_batch(batch: Any) -> tuple[Tensor, Any]:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"the data set gives images of type {kind}; expected floating-point tensors, pixels in [0, 1]")
-    return images, labels
+    return images.detach(), labels
 
 
 def logits_of(network: nn.Module, images: Tensor, where: torch.device, **form: Any) -> Tensor:
@@ -187,7 +187,9 @@ class _Run(Descent):
 
     def __init__(self, network: nn.Module, task: Task, data: Dataset) -> None:
         self.task, self.generator = task, torch.Generator().manual_seed(task.seed)  # of the order and the augmentation
-        self.loader = DataLoader(data, task.batch_size, shuffle=True, generator=self.generator)
+        self.loader = DataLoader(
+            data, task.batch_size, shuffle=True, generator=self.generator, collate_fn=collate_items
+        )
         super().__init__(network, task.optimizer, task.epochs * len(self.loader), task.average)
         self.where = next(network.parameters()).device
         self.layout = _layout(task)

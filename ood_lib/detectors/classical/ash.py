@@ -15,6 +15,8 @@ __all__ = ["ASH", "ash_b", "ash_p", "ash_s"]
 def ash_p(z: Tensor, percentile: float = 0.9) -> Tensor:
     """Pruned features: the largest entries of each row stay, the others become zero; p = 0 changes nothing.
 
+    Of entries that are equal those that come first stay.
+
     Args:
         z: (N, K).
         percentile: p, share of the entries that is pruned, see `kept`.

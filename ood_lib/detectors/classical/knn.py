@@ -138,4 +138,6 @@ class KNN(Detector):
 
     def _score(self, features: Features) -> Tensor:
         check_width(features.penultimate, self.bank.shape[1])
-        return knn_distance(self._place(features.penultimate), self.bank, self.k)
+        found = knn_distance(self._place(features.penultimate), self.bank, self.k)
+        rounded = 4 * torch.finfo(found.dtype).eps  # of two directions that are one, rounding makes two
+        return found.masked_fill(found < rounded, 0) if self.normalize else found

@@ -35,11 +35,11 @@ def kept(width: int, percentile: float) -> int:
 
 
 def kept_mask(z: Tensor, percentile: float) -> Tensor:
-    """Which k entries of each row are the largest, (N, K) of booleans; of equal ones some, so that it is always k."""
+    """Which k entries of each row are the largest, (N, K) of booleans; of equal ones those that come first."""
     z, count = z.detach(), kept(z.shape[1], percentile)
     mask = z >= largest(z, count)[:, :1]
-    if (tied := mask.sum(1) > count).any():
-        places = z[tied].topk(count, dim=1).indices
+    if (tied := mask.sum(1) > count).any():  # topk would choose by the machine and by the size of the batch
+        places = z[tied].sort(dim=1, descending=True, stable=True).indices[:, :count]
         mask[tied] = torch.zeros_like(mask[tied]).scatter_(1, places, True)
     return mask
 

@@ -93,7 +93,9 @@ class FlowTraining:
         z = self.z[rows].to(self.like)
         z = directions(z) if self.normalize else z
         if self.noise:
-            z = z + self.noise * torch.randn(z.shape, generator=self._generator(use, index), device="cpu").to(z)
+            z = z + self.noise * torch.randn(
+                z.shape, generator=self._generator(use, index), dtype=torch.float32, device="cpu"
+            ).to(z)
         return z, None if self.labels is None else self.labels[rows].to(z.device)
 
     def _generator(self, use: str, index: int) -> torch.Generator:
