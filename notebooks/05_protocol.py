@@ -68,7 +68,7 @@ explorables.show(
 #
 # These are stored runs of [the leaderboard](06_leaderboard), whatever this page is run with.
 #
-# **It takes** 41 minutes to read, without exercises and what is folded, and 3 minutes to run. No GPU, no download.
+# **It takes** 29 minutes to read, without exercises and what is folded, and 3 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use** paired intervals on your own network and your own images to choose between detectors.
@@ -443,7 +443,7 @@ assert torch.equal(detector.is_ood(as_features(new)), new > tau)
 # All detectors of this page read networks that know nothing of OOD. Train a few, from different seeds, so that the
 # variance between networks can be separated from the variance between test sets.
 
-# %%
+# %% tags=["hide-input"]
 features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
@@ -465,7 +465,7 @@ if bench:
     plots.training_curves([x.history for x in features])
     plt.show()
 
-# %%
+# %% tags=["hide-input"]
 odin_networks = [ood.ODINNetwork(x.network) for x in features if bench]  # on a bank none
 moved = [ood.extract_benchmark(n, bench, device=device) for n in odin_networks]
 accuracies = [x.accuracy for x in features]
@@ -539,7 +539,7 @@ display(pd.DataFrame(rows).T.style.format("{:.0f}").set_caption("Share of images
 # **Should a blurred digit raise the alarm?** Only if the network no longer reads it. So corrupt the ID test images step
 # by step, and watch two curves: the share that the network misclassifies, and the share that is rejected.
 
-# %%
+# %% tags=["hide-input"]
 digits = {"seed": seed, "device": device, "epochs": epochs}  # a bank has no pixels
 P = f if bench else ood.benchmark_features("digits", **digits)[0]
 pair_P = {"MSP": ood.MSP(), "Mahalanobis": ood.Mahalanobis()}
@@ -548,7 +548,7 @@ for detector in pair_P.values():
 network = P.network.cpu()
 some = P.images.test.subset(torch.arange(min(500, len(P.images.test))))
 
-# %%
+# %% tags=["hide-input"]
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -614,7 +614,7 @@ display(Markdown("\n".join(
 # the known classes, split them at random into as many for calibration as the validation set has and the rest, many times over,
 # and count the rejected share of the rest each time.
 
-# %%
+# %% tags=["hide-input"]
 pooled = torch.cat([pair["Mahalanobis"](x) for x in (f.val, f.test)]).double()
 n, m = len(f.val), len(f.test)
 k = math.ceil(round((n + 1) * tpr, 9))
@@ -721,11 +721,11 @@ for family, members in FAMILIES.items():
     start += len(members)
 plt.show()
 
-# %%
+# %% tags=["hide-input"]
 caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
-# %%
+# %% tags=["hide-input"]
 caption = 'FPR at 95 % ID recall (positive="id") in %; lower is better'
 plots.benchmark_table(table, "fpr95", caption=caption)
 
@@ -811,7 +811,7 @@ def suspects(n, x):
     runs = [ood.run_benchmark(one[k], through(views[k], x), seed=n) for k in views]
     return pd.concat(runs)
 
-# %%
+# %% tags=["hide-input"]
 asked = pd.concat([suspects(seed + n, x) for n, x in enumerate(features)])
 asked = pd.concat([table[table["detector"].isin(["MSP", "Energy"])], asked])
 plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} networks")
@@ -958,7 +958,7 @@ display(Markdown(
 # and the grids of their knobs; let it choose the best by the AUROC of ID *validation* images against one OOD set; test
 # the choice on every other.
 
-# %%
+# %% tags=["hide-input"]
 def candidates(head, train):
     """Every detector, and the knobs that OpenOOD turns, scaled to this training set."""
     found = ood.classical_detectors(head, train)
@@ -971,7 +971,7 @@ def candidates(head, train):
     return found | {f"ViM, D={n}": ood.ViM(head, n) for n in widths}
 
 
-# %%
+# %% tags=["hide-input"]
 def areas(x):
     """AUROC of each candidate on each OOD set, against ID validation and ID test images."""
     rows = {}
@@ -986,7 +986,7 @@ def areas(x):
     return pd.DataFrame(rows).T
 
 
-# %%
+# %% tags=["hide-input"]
 by_network = [areas(x) for x in features]
 names = list(sets_of)
 regret = np.zeros((len(names), len(names)))
@@ -1030,7 +1030,7 @@ display(Markdown(
 # Even without hyperparameters there is a choice: you run seventeen detectors and report the best. Its number is biased upwards, because
 # it was selected on the same images. By how much? Split the test images into two halves, select the best detector on one, and judge it on the other.
 
-# %%
+# %% tags=["hide-input"]
 def table_of_wins(own, strange, most=1000):  # as in section 2.1, (M, N)
     own, strange = own[:most], strange[:most, None]
     return (strange > own).float() + 0.5 * (strange == own)

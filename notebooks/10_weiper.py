@@ -95,7 +95,7 @@ explorables.show(
 #
 # This is the stored run `ood-book run 10_weiper` of 2026-11-29, whatever this page is run with.
 #
-# **It takes** 40 minutes to read, without exercises and what is folded, and 4 minutes to run. No GPU, no download.
+# **It takes** 29 minutes to read, without exercises and what is folded, and 4 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when you have the last layer, the training features, and a validation OOD set on which to choose its hyperparameters. Nothing is
@@ -519,7 +519,7 @@ plt.show()
 # WeiPer itself trains nothing. It needs a classifier, so train one: a small residual network on the images of the
 # benchmark. To put intervals on what follows you train several, from different seeds.
 
-# %%
+# %% tags=["hide-input"]
 features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
@@ -546,7 +546,7 @@ if bench:
     plots.training_curves([x.history for x in features])
     plt.show()
 
-# %%
+# %% tags=["hide-input"]
 heads = [x.head.cpu() for x in features]
 accuracies = [100 * x.accuracy for x in features]
 head = f.head
@@ -713,7 +713,7 @@ published.rename(columns=symbols).style.hide(axis="index").format(precision=2).s
 # network, as on `digits`, also of other seeds. Heads are infinitely many, so no result hangs on a draw. At $\delta=0$
 # WeiPer+ReAct is ReAct, with the same clip.
 
-# %%
+# %% tags=["hide-input"]
 data_sets = {10: published.loc[0], 100: published.loc[1]}  # by number of classes
 judged = {}  # name -> features of its networks, settings
 for name, found in networks.items():
@@ -793,7 +793,7 @@ areas(dict(zip(named, claims.values()))).set_caption("AUROC in %, published sett
 # the test images against each OOD set. AUROC is the chance that an OOD image gets a larger score than an ID image. The
 # whole is repeated for every network.
 
-# %%
+# %% tags=["hide-input"]
 def contestants(head):
     """The detectors of this page for one network; WeiPer as on top of the page."""
     common = {"repeats": repeats, "delta": delta, "seed": seed}
@@ -811,7 +811,7 @@ def contestants(head):
     }
 
 
-# %%
+# %% tags=["hide-input"]
 def over_networks(make):
     """One benchmark table for the detectors that make(head) returns, over all networks."""
     runs = enumerate(zip(heads, features))
@@ -905,7 +905,7 @@ cells.style.set_caption(f"AUROC in %, in brackets its range over {draws} draws")
 # At $\delta=0$ nothing is perturbed, and WeiPer MSP is MSP. Plot the change from there, for the three scores in the limit, on
 # all networks. (Read off test sets: it shows what $\delta$ does, and is no way to choose it.)
 
-# %%
+# %% tags=["hide-input"]
 def change(score, **changes):
     """Mean AUROC by network and group, with other settings than the published ones."""
     found = {}
@@ -946,7 +946,7 @@ plt.show()
 # WeiPer+KLD has more hyperparameters than its rivals; the authors name this as a limitation. Turn each alone on the
 # networks trained here, and leave the others where the top of the page put them.
 
-# %%
+# %% tags=["hide-input"]
 knobs = {
     "bins": [20, 40, 60, 80, 100, 150],
     "lambda1": [0, 0.1, 1, 2.5, 4],
@@ -1038,13 +1038,13 @@ def best_of(candidates, x, half):
     return max(fitted, key=lambda d: auroc(d.score(x.val), d.score(half))[0])
 
 
-# %%
+# %% tags=["hide-input"]
 tuned_deltas = (0, 0.5, 1.0, 1.8, 2.4)
 grid = {"lambda1": (0.1, 1, 2.5), "lambda2": (0, 0.1, 1, 5)}
 grid |= {"smooth_penultimate": (1, 4, 20), "smooth_weiper": (4, 15, 40)}
 
 
-# %%
+# %% tags=["hide-input"]
 def tuned_kld(x, half, choices):
     """WeiPer+KLD with what is best on the validation images, δ being one of the choices."""
     best, options = -1.0, {}
@@ -1059,7 +1059,7 @@ def tuned_kld(x, half, choices):
     return ood.WeiPer(x.head, repeats=None, bins=bins, **options)
 
 
-# %%
+# %% tags=["hide-input"]
 def tuned(x, half):
     """Each method at its best on the validation images of one network."""
     react = [(d, c) for d in tuned_deltas for c in (0.8, 0.9, 0.95, 0.99, 1.0)]
@@ -1122,7 +1122,7 @@ areas(tuned_claims).set_caption("AUROC in %, all tuned alike, without the valida
 # closer to $\bar p$ than an ordinary ID image. So the kernel misleads where OOD images have a few more inactive units than ID
 # images, and helps where they have fewer. `smooth_reference=True` smooths both densities.
 
-# %%
+# %% tags=["hide-input"]
 only_d1 = {"lambda1": 0, "lambda2": 0}
 only_d2 = {"lambda1": 1e6, "lambda2": 0}  # one divergence a million times the other
 parts = {

@@ -61,7 +61,7 @@ if importlib.util.find_spec("ood_lib") is None:
 #
 # This is the stored run `ood-book run 30_flow` of 2026-11-29, whatever this page is run with.
 #
-# **It takes** 44 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
+# **It takes** 28 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when you need a density of features that you can evaluate exactly, and have no labels.
@@ -242,7 +242,7 @@ explorables.show(
 # $e^{-E_\theta}$. Its constant $Z$ is the mass that the grid finds. In the plane you can afford that; in 64 dimensions
 # nobody can.
 
-# %%
+# %% tags=["hide-input"]
 def away(points):  # distance to the nearest training point
     return torch.cdist(points, toy.points).amin(1)
 
@@ -255,7 +255,7 @@ weights = (-hybrid.residual(drawn["HEAT"])).softmax(0).detach()
 drawn["HEAT"] = drawn["HEAT"][weights.multinomial(8000, True, generator=generator)]
 held = ring_and_arcs(seed=seed + 1).points  # fresh ID points
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for name, model in models.items():
     with torch.no_grad():
@@ -478,7 +478,7 @@ plt.show()
 # The flow needs features, and features need a network. Train the same small residual networks as in the other
 # chapters, several of them, from different seeds.
 
-# %%
+# %% tags=["hide-input"]
 features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
@@ -497,7 +497,7 @@ if bench:
     plots.benchmark_images(bench)
     plt.show()
 
-# %%
+# %% tags=["hide-input"]
 F1.test
 
 # %% [markdown]
@@ -511,7 +511,7 @@ F1.test
 #   AUROC of ID validation images against *validation OOD images*: every second image of Tiny ImageNet. Only the other half
 #   is judged.
 
-# %%
+# %% tags=["hide-input"]
 def halved(f):
     """A network without every second image of Tiny ImageNet, and these images."""
     tiny = f.near["tiny_imagenet"]
@@ -541,7 +541,7 @@ def watch(f, valid, **options):
     return flow, pd.DataFrame(rows).assign(kept=lambda t: t.index == t["val"].idxmax())
 
 
-# %%
+# %% tags=["hide-input"]
 PAPER, OURS = "no noise", f"noise {noise:g}"
 ways = {PAPER: {"noise": 0.0, "whiten": False}}
 ways |= {f"noise {level:g}": {"noise": level} for level in sorted({noise, *noises})}
@@ -715,7 +715,7 @@ display(Markdown(
 # made to be *bland*: ID test images half-way to the average image, and the average of two test images. They were chosen for
 # this purpose: the far sets of `digits` show no paradox in pixels, so we built images that should.
 
-# %%
+# %% tags=["hide-input"]
 def stack(data):
     return torch.stack([data[i][0] for i in range(min(len(data), 5000))])
 
@@ -731,7 +731,7 @@ if not bench:  # a bank has no pixels: digits stand in for them
     flow_P = ood.FeatureFlow(updates=updates, noise=noise, seed=seed).fit(P.train)
 near_P = next(iter(P.near))
 
-# %%
+# %% tags=["hide-input"]
 images = stack(P.images.test)
 average = stack(P.images.train).mean(0)
 bland = {"half-way to the average": (images + average) / 2}
@@ -743,7 +743,7 @@ with torch.no_grad():
     eye = P.network.to("cpu")
     seen = {n: ood.Features(eye.represent(x).penultimate) for n, x in asked.items()}
 
-# %%
+# %% tags=["hide-input"]
 own = {"pixels": in_pixels.score(pixels(images)), "features": flow_P.score(P.test)}
 rows = {
     name: [100 * auroc(own["pixels"], in_pixels.score(pixels(x)))[0],
@@ -794,7 +794,7 @@ display(Markdown(
 # row stand the small networks trained on this page, always with noise. A real network is one network, so its interval speaks
 # of other images only.
 
-# %%
+# %% tags=["hide-input"]
 def start_of(flow):
     """The same flow before training."""
     same = "whiten", "noise", "holdout", "class_base", "layers", "hidden", "seed"
@@ -832,7 +832,7 @@ table = pd.concat([
     for n, (detectors, f) in enumerate(zip(fitted, features))
 ])  # fmt: skip
 
-# %%
+# %% tags=["hide-input"]
 def fits_of(name, way):
     """The flows of a network, each with the features that it was fitted on."""
     seen, found = real[name], flows[name, way]
@@ -894,7 +894,7 @@ display(pd.DataFrame(per_network).style.set_caption("AUROC in %, near / far, by 
 # Every detector on every set of `digits`, where the flow appears in steps: one Gaussian (untrained), trained; a Gaussian
 # per class (untrained), trained; and the paper's architecture with as many updates.
 
-# %%
+# %% tags=["hide-input"]
 caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
@@ -931,7 +931,7 @@ display(Markdown("Two more differences in points of AUROC, paired over networks,
 # **Is dividing by the length worth it?** It throws information away: section 7 of the WeiPer chapter used lengths. Try both, on
 # the untrained Gaussian and on the trained flow.
 
-# %%
+# %% tags=["hide-input"]
 def over_networks(values, **options):
     """Mean of shares over networks and its 95 % interval, in percent."""
     return metrics.as_percent(*metrics.mean_interval(values), **options)
@@ -966,7 +966,7 @@ display(Markdown(
 # Section 2.6 warned of images that are *too* likely. The two-sided score $\lvert\log p(z)-\text{mean over ID}\rvert$ catches
 # them. Does it pay?
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for name, make, see in (("pixels", in_pixels, pixels), ("features", flow_P, None)):
     usual = make.usual.item()
@@ -1023,7 +1023,7 @@ pd.DataFrame(rows).T.style.format("{:.1f}", ["accuracy (%)", "near AUROC (%)", "
 # while volumes stay in full precision. `FeatureFlow(autocast="auto")` does so where the processor is faster in bfloat16;
 # one that lacks it would emulate it, several times as slowly.
 
-# %%
+# %% tags=["hide-input"]
 def cost(flow, autocast=False, few=2):
     """Millions of weights; ms an update, s for 50,000 rows, minutes for 5,125 updates."""
     made_up = torch.randn(250 * (few + 1), 512)
@@ -1099,7 +1099,7 @@ display(Markdown(
 # One more test, from the WeiPer chapter: forge the part of a feature that the {term}`head` does not read, keeping
 # logits and length. Every score on logits is blind to it. The flow?
 
-# %%
+# %% tags=["hide-input"]
 z, W = F1.test.penultimate, heads[0].weight.detach()
 inside = z @ torch.linalg.pinv(W) @ W  # what the head reads
 rest = z - inside

@@ -67,7 +67,7 @@ explorables.show(
 #
 # This is the stored run `ood-book run msma` of 2026-11-29, whatever this page is run with.
 #
-# **It takes** 52 minutes to read, without exercises and what is folded, and 6 minutes to run. No GPU, no download.
+# **It takes** 30 minutes to read, without exercises and what is folded, and 6 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when there are no labels and no classifier, and OOD images differ in texture, noise or contrast.
@@ -292,7 +292,7 @@ plt.show()
 # So read several scales at once, and ask of the *vector* of lengths how usual it is. That is the whole method: a density
 # on the vectors of inliers, whose negative logarithm is the {term}`energy`. `MSMA` is that density on these vectors.
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for sigmas in ([0.1], [10.0], [20.0], [10.0, 0.1], [20.0, 10.0, 0.1]):
     detector = ood.MSMA(line, ood.GMM(2, "full"), sigmas)
@@ -344,7 +344,7 @@ bar = figure.colorbar(picture, ax=axes, label="$\\sigma\\|s_\\sigma\\|$", ticks=
 bar.ax.set_yticklabels(["0.01", "0.1", "1", "10"])
 plt.show()
 
-# %%
+# %% tags=["hide-input"]
 clouds = {"ring": on_ring} | off_ring
 eta = {name: ood.score_norms(ring, points, ruler) for name, points in clouds.items()}
 mean = {f"mean norm, {name}": norms.mean(0) for name, norms in eta.items()}
@@ -530,7 +530,7 @@ assert torch.allclose(library - library[0], energy - energy[0])
 #
 # ### 3.1 The data and the network
 
-# %%
+# %% tags=["hide-input"]
 bench  # which set plays which role, and how many images it has
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The benchmark: one row per data set. The score network learns from the first row's kind of image, and nobody tells it a class.", "name": "fig-msma-images"}, "image": {"alt": "Rows of small pictures. ID images of the known classes first, then the near-OOD set with unseen classes of the same kind, then the far-OOD sets."}}
@@ -549,7 +549,7 @@ plt.show()
 # This is the preconditioning of {cite:t}`karras2022edm`: what goes into $F_\theta$ and what it has to put out is of size one
 # at every scale. Its last layer begins at zero, so the untrained network *is* that Gaussian:
 
-# %%
+# %% tags=["hide-input"]
 fresh = ood.ScoreNetwork(channels=bench.image_shape[0])
 x = bench.test.subset(torch.arange(5)).images
 with torch.no_grad():
@@ -596,7 +596,7 @@ networks, histories = zip(*[train_one(s) for s in range(seed, seed + seeds)])
 # One loss per update tells little, because every update draws its own noise scales. Measure the error $\ell(\sigma)$ scale
 # by scale, on training images and on images it has not seen.
 
-# %%
+# %% tags=["hide-input"]
 def noised(network, epsilon):  # a score network of noised input; section 6.1 uses it again
     return lambda x, sigma: network(x + sigma * epsilon[: len(x)].to(x), sigma)
 
@@ -613,7 +613,7 @@ error = {  # (seeds, L)
     for k, x in sides.items()
 }
 
-# %%
+# %% tags=["hide-input"]
 x, D = sides["test"], math.prod(bench.image_shape)
 epsilon = torch.randn(x.shape, generator=g)
 lengths = norms_of(noised(networks[0], epsilon), x)
@@ -741,7 +741,7 @@ plt.show()
 # contrast, the mean of two images, a slight blur, one white pixel. Then ask each scale alone, "longer means OOD", and
 # compare with the plain sum of all norms and with the density on the vector.
 
-# %%
+# %% tags=["hide-input"]
 x = bench.test.images
 order = torch.randperm(len(x), generator=g)
 pixel = F.one_hot(torch.randint(x[0, 0].numel(), (len(x),), generator=g), x[0, 0].numel())
@@ -773,7 +773,7 @@ def seen(network, data):
 
 milder = [{name: seen(n, data) for name, data in made.items()} for n in networks]
 
-# %%
+# %% tags=["hide-input"]
 judges = {f"{s:.2g}": Norm(column) for column, s in enumerate(sigmas.tolist())}
 judges |= {"sum": Norm(), "joint": ood.MSMA(network, ood.GMM(1, "full"), sigmas)}
 sets = f.near | f.far | milder[0]
@@ -861,7 +861,7 @@ plt.show()
 # which directions vary much, and photographs vary most in smooth ones. (`python -m ood_lib cifar10-score-norms` makes all of them
 # again.) **How much better is a network than that?**
 
-# %%
+# %% tags=["hide-input"]
 caption = "AUROC in %; where there is one network, the interval is over test images"
 plots.benchmark_table(photographs, caption=caption)
 
@@ -978,7 +978,7 @@ display(Markdown(
 # alone. The density of the norms is fitted on the images named by `fit_on` on top of the page, so on held-out ones by
 # default; all others on the training images.
 
-# %%
+# %% tags=["hide-input"]
 def train_classifier(s):
     torch.manual_seed(s)
     network = ood.ResNet(
@@ -1001,7 +1001,7 @@ class Pixels(torch.nn.Module):
         return Representation(images.flatten(1), None, None)
 
 
-# %%
+# %% tags=["hide-input"]
 classifiers = [train_classifier(s) for s in range(seed, seed + seeds)]
 learned = [ood.extract_benchmark(c, bench, device=device) for c in classifiers]
 raw = ood.extract_benchmark(Pixels(), bench, device="cpu")
@@ -1020,7 +1020,7 @@ def auxiliaries(network):
     return {name: ood.MSMA(network, d, sigmas) for name, d in densities.items()} | log
 
 
-# %%
+# %% tags=["hide-input"]
 def contestants(n):
     """For run n: what is read, and who reads it."""
     middle = f"norm at σ = {sigmas[scales // 2]:.2g}"
@@ -1144,7 +1144,7 @@ frame.style.format("{:.1f}").background_gradient("PuOr_r", vmin=-40, vmax=140, t
 #
 # The network was trained on noised images, and MSMA shows it clean ones. Would it not be safer to ask it what it knows?
 
-# %%
+# %% tags=["hide-input"]
 def area(detector, own, sets):
     """Mean AUROC over sets of features, against the scores of ID images."""
     return np.mean([auroc(own, detector(x))[0] for x in sets])
@@ -1164,7 +1164,7 @@ def groups_of(network, sigmas, density, wrap=None, n=0):
 
 groups = {"near": bench.near, "far": bench.far, "made to order": made}
 
-# %%
+# %% tags=["hide-input"]
 def clean_input(network, x):
     return network
 
@@ -1191,7 +1191,7 @@ inputs.style.format("{:.1f}").set_caption("AUROC in %, mean over networks")
 # A network that knows all scales can be asked for any number of them. (The paper trains anew for each.) Take the columns
 # from a finer ruler, once, and choose among them.
 
-# %%
+# %% tags=["hide-input"]
 fine = ood.noise_scales(largest, smallest, 19) if levels is None else sigmas
 count = len(fine)
 
@@ -1204,7 +1204,7 @@ def fine_norms(network):
     return {"fit": read(held_out), "test": read(bench.test)} | ood_norms
 
 
-# %%
+# %% tags=["hide-input"]
 def judge_columns(norms, columns, density):
     """Group AUROCs when only some columns are read."""
     def take(x):
@@ -1217,7 +1217,7 @@ def judge_columns(norms, columns, density):
 
 rulers = [fine_norms(n) for n in networks]
 
-# %%
+# %% tags=["hide-input"]
 def sweep(choices, density=lambda: ood.GMM(1, "full")):
     """Group AUROCs of all networks for named choices of columns."""
     rows = [
@@ -1279,7 +1279,7 @@ pd.DataFrame(values, ["mixture", "5th neighbour"]).style.format("{:.1f}").set_ca
 # Gaussian of its rows, and a tenth of the rows, set apart, decides which update is kept. The author's began from nothing, on norms as
 # they are: fitted to 2,000 images of CIFAR-10.1, it came out at 20.6 % on SVHN.
 
-# %%
+# %% tags=["hide-input"]
 densities = {
     "Gaussian": lambda: ood.GMM(1, "full"),
     "2 components": lambda: ood.GMM(2, "full"),
@@ -1289,7 +1289,7 @@ densities = {
     "flow": lambda: ood.FeatureFlow(normalize=False, updates=updates, seed=seed),
 }
 
-# %%
+# %% tags=["hide-input"]
 pieces, kept = [], {"train": [], "val": []}
 for n, (net, x) in enumerate(zip(networks, plain)):
     for side in ("train", "val"):
@@ -1336,7 +1336,7 @@ display(Markdown(
 # not. **Does the network see a strange picture, or a strange number format?** Round every OOD image to the same 17
 # levels, which changes no pixel by more than $\frac1{32}$ and which hardly any eye would notice, and score again at each scale.
 
-# %%
+# %% tags=["hide-input"]
 grey = round(1 / some(learn, 500).images.unique().diff().min().item())  # steps from 0 to 1
 
 
@@ -1401,7 +1401,7 @@ if most:
 # $L$ passes through a U-Net per image, where a classifier needs one pass through something smaller. The norms themselves cost
 # nothing:
 
-# %%
+# %% tags=["hide-input"]
 def clock():
     """Seconds: of this process on a CPU, of the wall on a GPU."""
     if where.type != "cuda":
@@ -1420,7 +1420,7 @@ def fastest(*runs, repeats=7):
     return times.amin(0).tolist()
 
 
-# %%
+# %% tags=["hide-input"]
 x = some(bench.test, 256).images.to(where)
 
 

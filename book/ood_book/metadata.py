@@ -104,7 +104,8 @@ def _minute(name: str, root: Path, entries: dict[str, About]) -> list[str]:
 
     a = entries[name]
     gpu = {"no": "No GPU, no download.", "helps": "A GPU helps.", "needed": "It needs a GPU."}[a.gpu]
-    time = f"**It takes** {_minutes(a.read)} to read, without exercises and what is folded, and {_minutes(a.run)} to run. {gpu}"
+    reading = f"{_minutes(a.read)} to read, without exercises and what is folded"
+    time = f"**It takes** {reading}, and {_minutes(a.run)} to run. {gpu}"
     return [*found(root, a.found), "", time] if a.found else [time]
 
 

@@ -1,4 +1,4 @@
-"""What a chapter found, for the box *In one minute* at its top: from the kept results of the book, before anything runs.
+"""What a chapter found, for the box *In one minute* at its top: from kept results, before anything runs.
 
 `ood-book sync` writes these lines into the chapter, which names in `notebooks/notebooks.yaml` what is shown:
 
@@ -94,7 +94,9 @@ def _sentence(rows: "pd.DataFrame", method: str, baseline: str) -> str:
     for network in dict.fromkeys(rows["network"]):
         words = [(GROUPS[g], wide[g][network].word) for g in GROUPS if g in wide]
         same = len({word for _, word in words}) == 1
-        said = words[0][1] + (" on both" if len(words) > 1 else "") if same else ", ".join(f"{w} on {g}" for g, w in words)
+        said = (
+            words[0][1] + (" on both" if len(words) > 1 else "") if same else ", ".join(f"{w} on {g}" for g, w in words)
+        )
         by_words.setdefault(said, []).append(called(network))
     return f"- *{method}* against *{baseline}*: " + "; ".join(
         f"**{said}** ({', '.join(names)})" for said, names in by_words.items()

@@ -5,7 +5,12 @@ from ood_book.reading import minutes
 
 WORDS = "# " + "word " * 200 + "\n"
 TEXT, SHOWN = "# %% [markdown]\n" + WORDS, "# %%\nx = 1\n"
-EXERCISE = "# %% [markdown]\n# ```{exercise-start} A\n# ```\n" + WORDS + SHOWN + "# %% [markdown]\n# ```{exercise-end}\n# ```\n"
+EXERCISE = (
+    "# %% [markdown]\n# ```{exercise-start} A\n# ```\n"
+    + WORDS
+    + SHOWN
+    + "# %% [markdown]\n# ```{exercise-end}\n# ```\n"
+)
 
 
 def test_two_hundred_words_and_a_cell_of_code_take_a_minute_each():

@@ -347,7 +347,9 @@ def test_a_chart_to_turn_is_a_still_picture_with_its_caption():
     chapter = hard()
     claim = chapter.cells[0].source.replace("# A chapter\n\n", "")
     chapter.cells[0].source = "# A chapter\n\nThe idea."
-    chart = code("show()", {"application/vnd.vegalite.v6+json": spec, "text/html": "<script>1</script>"}, ["remove-input"])
+    chart = code(
+        "show()", {"application/vnd.vegalite.v6+json": spec, "text/html": "<script>1</script>"}, ["remove-input"]
+    )
     chapter.cells[1:1] = [chart, nbformat.v4.new_markdown_cell(claim)]
     deck = slides(chapter)
     assert "The claim is large." in text(deck[0].parts)
