@@ -483,13 +483,36 @@ print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}
 # %% tags=["hide-input"]
 by_group = {"id": f.test.penultimate}
 by_group |= {g: torch.cat([x.penultimate for x in sets.values()]) for g, sets in f.groups().items()}
-picked = {k: v[torch.randperm(len(v), generator=generator)[: umap_points // 3]] for k, v in by_group.items()}
+order = {k: torch.randperm(len(v), generator=generator)[: umap_points // 3] for k, v in by_group.items()}
+picked = {k: by_group[k][own] for k, own in order.items()}
 points = plots.umap(torch.cat(list(picked.values())), seed)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of penultimate features of the first network. Near-OOD hangs on to the islands of the known classes; far-OOD forms places of its own, and yet the classifier names a class for it.", "name": "fig-protocol-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID points gather in islands by class, orange near-OOD triangles lie at their rims and between them, pink far-OOD squares form regions of their own."}}
 groups = np.repeat(list(picked), [len(v) for v in picked.values()])
 plots.embedding(points, {k: groups == k for k in ("far", "near", "id")})
 plt.show()
+
+# %% tags=["hide-input"]
+def behind(role, most=250):
+    """Places in the embedding of some points of a role, and the image and the set behind each."""
+    sets = {"ID test": bench.test} if role == "id" else getattr(bench, role)
+    images = torch.cat([torch.stack([image for image, _ in data]) for data in sets.values()])
+    names = np.repeat([*sets], [len(data) for data in sets.values()])
+    return points[groups == role][:most], images[order[role][:most]], names[order[role][:most]]
+
+
+if bench and bench.image_shape[-1] <= 32:  # the chart holds the images; larger ones would be too much for a page
+    shown = {role: behind(role) for role in picked}
+    places, images, names = (np.concatenate(parts) for parts in zip(*shown.values()))
+    explorables.show(
+        explorables.pictures_of_an_embedding(
+            places, torch.as_tensor(images), np.repeat([*shown], [len(own[0]) for own in shown.values()]), names
+        ),
+        caption="Part of the same embedding with the images behind its points. Rest the pointer on a point, or move the slider: "
+        "which digits does an OOD image lie beside?",
+        alt_text="The embedding again, ID points in islands, near-OOD points at their rims, far-OOD points in regions of their own. "
+        "Beside it the image behind one point and the name of its set; a slider goes through the points.",
+    )
 
 # %% [markdown]
 # ### 4.2 Two questions at once

@@ -78,7 +78,7 @@ from IPython.display import HTML, Markdown, display
 
 import ood_lib as ood
 from ood_lib.data.benchmark import benchmark_hash
-from ood_lib.evaluation import metrics, plots
+from ood_lib.evaluation import explorables, metrics, plots
 from ood_lib.evaluation.results import origins
 
 plots.theme()
@@ -158,6 +158,16 @@ def show(rows):
 # %% tags=["hide-input"]
 everything = ood.load_results(file, archive)
 everything["seeds"] = everything.groupby("run")["seed"].transform("nunique")
+boards = ood.leaderboard(everything)
+explorables.show(
+    explorables.near_against_far(boards, follow="KNN"),
+    caption="Far-OOD against near-OOD, a mark for each detector; up and to the right is better. Choose another network and watch "
+    "the detector that you follow change its place.",
+    alt_text="Scatter plot of the detectors on one network: near-OOD AUROC on the horizontal axis, far-OOD AUROC on the vertical "
+    "axis. One detector is marked, with its name and its intervals. Two menus choose the network and the detector.",
+)
+
+# %% tags=["hide-input"]
 for _, rows in everything.groupby("run", sort=False):
     show(rows)
 

@@ -38,6 +38,23 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["remove-input"]
+from pathlib import Path
+
+import ood_lib as ood
+from ood_lib.evaluation import explorables
+from ood_lib.shipped import BANKS
+
+if (stored := Path("../book/results")).is_dir():  # a notebook alone, as in Colab, has no results of earlier runs
+    board = ood.leaderboard(ood.load_results(*(file for name in BANKS if (file := stored / f"{name}.json").is_file())))
+    explorables.show(
+        explorables.near_against_far(board, follow="Mahalanobis"),
+        caption="Far-OOD against near-OOD AUROC on four networks, from stored runs; up and to the right is better. Follow one "
+        "detector from network to network: which of them keep their place?",
+        alt_text="Scatter plot of the detectors on one network: near-OOD AUROC on the horizontal axis, far-OOD AUROC on the vertical "
+        "axis. One detector is marked, with its name and its intervals. Two menus choose the network and the detector.",
+    )
+
 # %% [markdown]
 # ```{admonition} In one minute
 # :class: tip

@@ -7,7 +7,7 @@
     leaders  files of `book/results`, with the best detector of each
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ def found(root: Path, asked: Mapping[str, Any]) -> list[str]:
     Raises:
         Refused: something is asked for that the results do not have.
     """
-    kinds = {"duels": _duels, "values": _values, "leaders": _leaders}
+    kinds: dict[str, Callable[[Path, Any], list[str]]] = {"duels": _duels, "values": _values, "leaders": _leaders}
     if unknown := set(asked) - set(kinds):
         raise Refused(f"notebooks.yaml asks for {sorted(unknown)} of the results; expected some of {sorted(kinds)}")
     return [line for kind, what in asked.items() for line in kinds[kind](root / "book/results", what)]
