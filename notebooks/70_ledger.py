@@ -209,7 +209,7 @@ def show(rows, caption):
         "claim": rows["claim"].where(first, ""), "setting of the claim": (rows["setting"] + " (" + rows["source"] + ")").where(first, ""),
         "paper": paper.where(first, ""), "our network": rows["network"], "ours": rows["ours"], "verdict": word,
     })  # fmt: skip
-    display(cells.style.hide(axis="index").set_caption(caption))
+    display(cells.style.hide(axis="index").set_caption(caption).set_table_attributes('class="ledger"'))
     for text in rows.loc[first, "elsewhere"].dropna().unique():
         display(Markdown(f"*Another setting:* {text}"))
 
