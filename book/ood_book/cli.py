@@ -184,14 +184,16 @@ def _teach(args: argparse.Namespace) -> int:
 
 def _sync(args: argparse.Namespace) -> int:
     from ood_book.metadata import generated
-    from ood_book.percent import as_ipynb, load
+    from ood_book.percent import as_ipynb, parse
     from ood_book.teach.editions import reader
     from ood_book.teach.plain import read_book
 
     root = find_root(args.root)
     book = read_book(root)
-    made = {s.with_suffix(".ipynb"): reader(load(s), book, name) for name, s in sources(root).items()}
-    wanted = {path: as_ipynb(notebook) for path, notebook in made.items()} | generated(root)
+    parts = generated(root)
+    texts = {s: parts.get(s) or s.read_text(encoding="utf-8") for s in sources(root).values()}
+    made = {s.with_suffix(".ipynb"): reader(parse(text), book, s.stem) for s, text in texts.items()}
+    wanted = {path: as_ipynb(notebook) for path, notebook in made.items()} | parts
     differing = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
     if not args.check:
         _spare_edited(root, differing)

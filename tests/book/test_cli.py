@@ -641,8 +641,8 @@ def test_sync_never_writes_over_a_notebook_that_somebody_edited(book, capsys):
 
 
 ASKS = """
-10_alpha: {title: A, goal: g, needs: n, representation: r, energy: e, read: 5, run: 2, memory: 900, gpu: "no", data: d}
-20_beta: {title: B, goal: h, needs: m, representation: s, energy: f, read: 6, run: 3, memory: 800, gpu: "no", data: d}
+10_alpha: {title: A, goal: g, needs: n, representation: r, energy: e, run: 2, memory: 900, gpu: "no", data: d}
+20_beta: {title: B, goal: h, needs: m, representation: s, energy: f, run: 3, memory: 800, gpu: "no", data: d}
 """
 
 
@@ -655,6 +655,9 @@ def asking(book):
     for name, mark in [*((page, "<!-- {} -->") for page in pages), *((job, "  # {}") for job in jobs)]:
         lines = ["before", mark.format("made by ood-book sync"), "old", mark.format("end"), "after"]
         (book / name).write_text("\n".join(lines) + "\n")
+    for name, text, code in (("10_alpha", ALPHA, ALPHA_CODE), ("20_beta", BETA, BETA_CODE)):
+        marks = "# <!-- made by ood-book sync -->\n# old\n# <!-- end -->\n"
+        write_notebook(book, name, text, f"{code}\n# %% [markdown]\n{marks}\n# {'word ' * 1000}\n")
     with (book / "_config.yml").open("a") as config:
         config.write("repository: {url: https://github.com/somebody/book, branch: trunk}\n")
     return book
@@ -667,13 +670,20 @@ def test_sync_writes_what_other_files_say_of_the_notebooks_and_nothing_around_it
     assert cli.main(["sync"]) == 0 and cli.main(["sync", "--check"]) == 0
     readme, workflow = ((asking / name).read_text() for name in ("README.md", WORKFLOW))
     assert readme.startswith("before\n<!-- made") and readme.endswith("<!-- end -->\nafter\n") and "old" not in readme
-    assert "| [A](notebooks/10_alpha.ipynb) | r | e | 5 min | 2 min |" in readme
+    assert "| [A](notebooks/10_alpha.ipynb) | r | e | 7 min | 2 min |" in readme  # a thousand words, two cells
+    for kind in ("py", "ipynb"):  # the second is made of what the first becomes
+        notebook = (asking / f"notebooks/10_alpha.{kind}").read_text()
+        assert (
+            "**It takes** 7 minutes to read" in notebook
+            and "and 2 minutes to run. No GPU" in notebook
+            and not re.search(r"\bold\b", notebook)
+        )
     assert "https://colab.research.google.com/github/somebody/book/blob/trunk/notebooks/20_beta.ipynb" in readme
     assert "  - { notebook: 10_alpha, minutes: 16 }\n  - { notebook: 20_beta, minutes: 19 }\n  # end" in workflow
     (asking / "notebooks/notebooks.yaml").write_text(ASKS.replace("run: 3", "run: 30"))
     assert cli.main(["sync", "--check"]) == 1
     assert "README.md: differs from notebooks/notebooks.yaml" in capsys.readouterr().out
-    assert cli.main(["list"]) == 0 and "6 min to read, 30 min to run; 0.8 GB" in capsys.readouterr().out
+    assert cli.main(["list"]) == 0 and "min to read, 30 min to run; 0.8 GB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
