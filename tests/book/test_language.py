@@ -1,0 +1,124 @@
+"""The words of the book: the field's own in place of coined ones, and sentences that can be read in one breath.
+
+Held over the pages, the prose, captions and generated sentences of the chapters, and the docstrings of public functions.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+jupytext = pytest.importorskip("jupytext")
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
+PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+MODULES = sorted(p for folder in ("ood_lib", "book/ood_book") for p in (ROOT / folder).rglob("*.py"))
+LONG = 35  # words of a sentence at most
+
+# What readers of the first edition stumbled over, and what the field says.
+COINED = {
+    r"\bstrangers?\b(?! (?:in|than)\b)": "OOD images, OOD set",
+    r"\b(?:un)?told\b(?! (?:apart|you|us|me|them|that|to)\b)": "known, validation set, measured",
+    r"\bspoil(?:s|t|ed|ing)?\b": "corrupt, distort",
+    r"\bluck(?:y|ily)?\b": "chance, variance of the draw",
+    r"\b(?:the|many|more|other|new|random|disturbed|different|several|two|three|these|those|its|of|\d+) looks\b": "projections",
+    r"\bof (?:yours|ours)\b": "your own, our own",
+    r"\bgoes on\b": "continues, resumes",
+    r"\brivals?\b": "baseline, other methods",
+    r"\bcontestants?\b": "method, detector",
+    r"\bduels?\b": "paired comparison",
+    r"\b(?:what|that|which|where it|it|they|where they) (?:is|are) there\b(?! [a-z])": "exists, is present, was found",
+    r"\bby right\b|\buntouched ground\b|\bsame street\b": "say it plainly",
+}
+
+
+def pieces(text):
+    """Paragraphs, items and table cells of a Markdown text as plain words; code and displayed formulas left out."""
+    text = re.sub(r"\A---\n.*?\n---\n|^%.*$|<!--.*?-->", "", text, flags=re.S | re.M if text[:3] == "---" else re.M)
+    text = re.sub(r"^(`{3,})(?:\{(?:code-block|math|bibliography|glue:\w+|altair-plot|raw)\}.*|[a-z]*)\n.*?^\1$", "\n", text, flags=re.S | re.M)
+    text = re.sub(r"^ *(?:`{3,}.*|:{3,}.*|:[\w-]+:.*|</?\w[^>]*>|\([\w-]+\)=)$", "\n", text, flags=re.M)  # directives, their options
+    text = re.sub(r"\$\$.*?\$\$", " formula ", text, flags=re.S)
+    text = re.sub(r"\$[^$]*\$|``.+?``", "x", text)
+    text = re.sub(r"\{[\w:]+\}`([^`<]*?)(?: ?<[^`]*>)?`", r"\1", text)  # roles
+    text = re.sub(r"`[^`]*`", "code", text)
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|<[^>]*>", r"\1", text)  # links, tags
+    parts = re.split(r"\n\s*\n|\n\s*(?:[*+-]|\d+\.|#+|>) +|\n?\|", text)
+    return [" ".join(re.sub(r"\*\*|__|^#+ |^[*-] ", "", p).split()) for p in parts if p and p.strip(" -|:\n")]
+
+
+def sentences(text):
+    """The sentences of a Markdown text."""
+    end = r"(?<!\bal\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<=[.?!])[\"”')*_]*\s+(?=[\"“'(*_]*[A-Z0-9$δλσατβ])"
+    return [s for piece in pieces(text) for s in re.split(end, piece) if s]
+
+
+def words(sentence):
+    return re.findall(r"[^\W_]+(?:['’.,-][^\W_]+)*", sentence)
+
+
+def long_sentences(text):
+    return [f"{len(words(s))} words: {s}" for s in sentences(text) if len(words(s)) > LONG]
+
+
+def coined(text):
+    """Coined words of a text, with what to write in their place."""
+    found = ((re.search(word, s, re.I), better, s) for s in sentences(text) for word, better in COINED.items())
+    return [f"{match[0]!r} ({better}): {s}" for match, better, s in found if match]
+
+
+def spoken(code):
+    """What a cell of code says to a reader: its string constants with at least three words, pieces of f-strings joined."""
+    made = ast.parse(code)
+    within = {id(v) for n in ast.walk(made) if isinstance(n, ast.JoinedStr) for v in ast.walk(n) if v is not n}
+    texts = []
+    for node in ast.walk(made):
+        if isinstance(node, ast.JoinedStr):
+            texts.append("".join(v.value if isinstance(v, ast.Constant) else "0" for v in node.values))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in within:
+            texts.append(node.value)
+    return [t for t in texts if len(t.split()) > 2]
+
+
+def said(path):
+    """All that a page says: (prose, held to both laws) and (strings of its code, held to the words)."""
+    if path.suffix == ".md":
+        return [path.read_text(encoding="utf-8")], []
+    prose, strings = [], []
+    for cell in jupytext.read(path).cells:
+        if cell.cell_type == "markdown":
+            prose.append(cell.source)
+        else:
+            figure, image = (cell.metadata.get("mystnb", {}).get(k, {}) for k in ("figure", "image"))
+            prose += [figure.get("caption", ""), image.get("alt", "")]
+            strings += spoken(cell.source)
+    return prose, strings
+
+
+def docstrings(path):
+    """First paragraphs of the docstrings of a module and of what is public in it."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, kinds)]
+    public = [n for n in nodes if not getattr(n, "name", "").startswith("_")]
+    return [text.split("\n\n    ")[0] for n in public if (text := ast.get_docstring(n))]
+
+
+def each(paths):
+    return pytest.mark.parametrize("path", paths, ids=[str(p.relative_to(ROOT)) for p in paths])
+
+
+@each([*PAGES, *NOTEBOOKS])
+def test_a_page_uses_the_words_of_the_field(path):
+    prose, strings = said(path)
+    assert [found for text in prose + strings for found in coined(text)] == []
+
+
+@each([*PAGES, *NOTEBOOKS])
+def test_no_sentence_of_a_page_is_long(path):
+    assert [found for text in said(path)[0] for found in long_sentences(text)] == []
+
+
+def test_docstrings_of_public_names_are_short_and_use_the_words_of_the_field():
+    said_there = [(path.name, text) for path in MODULES for text in docstrings(path)]
+    assert [(name, found) for name, text in said_there for found in coined(text) + long_sentences(text)] == []
