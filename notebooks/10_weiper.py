@@ -13,7 +13,8 @@
 # :class: tip
 # **You will learn** why a classifier's {term}`logits <logit>` hide most of what its features hold, what happens when
 # you project the features with many disturbed copies of the last layer, how to turn these projections into an OOD
-# {term}`score`, and on which of several real networks that helps. You will also see that the randomness can be integrated
+# {term}`score`, and on which of several real networks that helps. You will also see that the randomness can be
+# integrated
 # out, up to an error of order $1/K$.
 #
 # **You need** softmax, the normal distribution, and enough PyTorch to read a matrix product.
@@ -22,7 +23,8 @@
 # No GPU, no download.
 #
 # **The claim** of {cite:t}`granz2024weiper` in one sentence: perturb the class projections of the last layer, and a
-# variety of scores improves, near-OOD above all; best of all, compare the distribution of the perturbed logits with that
+# variety of scores improves, near-OOD above all; best of all, compare the distribution of the perturbed logits with
+# that
 # of the training set. It costs nothing but a matrix product.
 # ```
 
@@ -307,10 +309,12 @@ plt.show()
 # $$\boxed{\;\tilde\ell_{ij} \approx \ell_j + \sigma_j(z)\,\xi_{ij},\qquad
 # \sigma_j(z) = \frac{\delta\,\lVert w_j\rVert\,\lVert z\rVert}{\sqrt K},\qquad \xi_{ij}\sim N(0,1)\;}$$
 #
-# **WeiPer adds noise to the logits, and longer features get more of it.** This reading is ours, not the paper's, and the
+# **WeiPer adds noise to the logits, and longer features get more of it.** This reading is ours, not the paper's, and
+# the
 # rest of the chapter builds on it.
 #
-# The noise is random over {term}`heads <head>`, for one fixed image; the $\xi_{ij}$ are independent because the $e_{ij}$
+# The noise is random over {term}`heads <head>`, for one fixed image; the $\xi_{ij}$ are independent because the
+# $e_{ij}$
 # are. Once the head is drawn, $\xi_{ij}$ is a fixed function of $z$, and two parallel features get the same noise up to
 # their length. Check the law:
 
@@ -1324,7 +1328,8 @@ display(Markdown(
 #
 # <details><summary>D. A test on the length of the feature.</summary>
 #
-# **Right.** Without $w_j$ and $b_j$ the law is a mixture of $N(0,\sigma_j^2(z))$, which contains $z$ only through its length.
+# **Right.** Without $w_j$ and $b_j$ the law is a mixture of $N(0,\sigma_j^2(z))$, which contains $z$ only through its
+# length.
 # (How long an image's feature is can be a strong hint or none.)
 #
 # </details>
@@ -1698,7 +1703,8 @@ check_unusual(unusual)
 # * Settings published for one network need not suit another: read section 5.2 beside section 6.4.
 # * Smoothing only the image's histogram, and not the training mean, distorts the divergence (section 6.5).
 #
-# **In the library:** {py:class}`~ood_lib.detectors.weiper.WeiPer`, and the functions of {py:mod}`ood_lib.detectors.weiper` that this page
+# **In the library:** {py:class}`~ood_lib.detectors.weiper.WeiPer`, and the functions of
+# {py:mod}`ood_lib.detectors.weiper` that this page
 # built from scratch.
 #
 # **Read on:** the paper {cite:p}`granz2024weiper`; ReAct {cite:p}`sun2021react`, whose clipping WeiPer can average;

@@ -18,10 +18,12 @@
 # **You need** densities, gradients, and enough PyTorch to read `autograd.grad`. The chapter stands alone; of WeiPer it
 # uses only the benchmark.
 #
-# **It takes** 70 minutes to read, and 45 more for the exercises. The last lines of the page say how long this very run took, and how much memory.
+# **It takes** 70 minutes to read, and 45 more for the exercises. The last lines of the page say how long this very run
+# took, and how much memory.
 # No GPU, no download.
 #
-# **The claim** of {cite:t}`lafon2023heat` in one sentence: take simple densities of a frozen network's features, correct
+# **The claim** of {cite:t}`lafon2023heat` in one sentence: take simple densities of a frozen network's features,
+# correct
 # each with a small energy network that learns only the residual, compose the results, and you detect
 # out-of-distribution (OOD) images better than either the simple densities or an energy network alone.
 # ```
@@ -272,7 +274,8 @@ display(Markdown(
 # 3. *Exchange derivative and integral* (allowed when $e^{-E_h}\lVert\nabla_\theta E_\theta\rVert$ stays below an
 #    integrable function near $\theta$; this fails for a prior that is no density, see section 7):
 #    $\nabla Z = \int -\nabla_\theta E_\theta(z)\, e^{-E_h(z)}\,dz$.
-# 4. *Recognise the density*: $e^{-E_h}/Z$ is $p_\theta$ itself, so $\nabla Z/Z=-\mathbb E_{p_\theta}[\nabla_\theta E_\theta]$.
+# 4. *Recognise the density*: $e^{-E_h}/Z$ is $p_\theta$ itself, so
+#    $\nabla Z/Z=-\mathbb E_{p_\theta}[\nabla_\theta E_\theta]$.
 #
 # Averaged over the data,
 #
@@ -307,7 +310,8 @@ assert torch.allclose(exact, two_forces, atol=1e-9)
 #
 # ### 2.3 What the residual learns
 #
-# Suppose the network can be any function. The hybrid then fits the data exactly, $p_\theta=p_{\text{data}}$. Take logarithms,
+# Suppose the network can be any function. The hybrid then fits the data exactly, $p_\theta=p_{\text{data}}$. Take
+# logarithms,
 # and write $q\propto e^{-E_{\text{prior}}/T_p}$ for the density of the prior:
 #
 # $$E_\theta^*(z) = \log\frac{q(z)}{p_{\text{data}}(z)} + \text{const}.$$
@@ -333,8 +337,10 @@ L = L + lambda_ * ((e_data**2).mean() + (e_negatives**2).mean())
 assert torch.allclose(L, residual_loss(e_data, e_negatives, lambda_))
 
 # %% [markdown]
-# **What does the penalty do to the log-ratio?** Write $p$ for the density of the data. Freeze the negatives, with density $q$ (the
-# prior, if no step moves them), and let $e=E_\theta(z)$ be free at each point. The loss is an integral of $p\,e - q\,e + \lambda(p+q)e^2$ over $z$, so it is minimised point by point. That is a
+# **What does the penalty do to the log-ratio?** Write $p$ for the density of the data. Freeze the negatives, with
+# density $q$ (the
+# prior, if no step moves them), and let $e=E_\theta(z)$ be free at each point. The loss is an integral of
+# $p\,e - q\,e + \lambda(p+q)e^2$ over $z$, so it is minimised point by point. That is a
 # parabola in $e$. Set its derivative $p-q+2\lambda(p+q)e$ to zero, and divide numerator and denominator by
 # $2\sqrt{pq}$ to see the hyperbolic functions:
 #
@@ -738,7 +744,8 @@ display(Markdown("\n".join(
 # ## 4. Looking inside
 #
 # **Where do the three priors disagree, and what did the residuals learn?** One UMAP of the penultimate features
-# {cite:p}`mcinnes2018umap`, coloured by one energy per panel. Colours are ranks, so that panels can be compared; distances between
+# {cite:p}`mcinnes2018umap`, coloured by one energy per panel. Colours are ranks, so that panels can be compared;
+# distances between
 # clusters, and their sizes, mean little.
 
 # %% tags=["hide-input"]
@@ -1591,7 +1598,8 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 # ```{exercise-start} Predict
 # :label: ex-heat-nats
 # ```
-# A recipe says $\lambda=5$ and $T_p=200$. By how many nats of the prior's log-density can the residual move a point? *Hint: section 2.5.*
+# A recipe says $\lambda=5$ and $T_p=200$. By how many nats of the prior's log-density can the residual move a point?
+# *Hint: section 2.5.*
 
 # %% tags=["exercise"]
 nats = ...
@@ -1769,8 +1777,10 @@ check_ratio(ratio)
 # ```{exercise-start} Derive
 # :label: ex-heat-kept
 # ```
-# The released code keeps the starts: half of the negatives come from the prior $q$, half from the chain ends $r$. Let the chain be perfect, $r=p$. What does the law of
-# section 2.4 become? Store $2\lambda e^*$ at a point where $p=3q$. *Hint: the density of the negatives is $\frac12(p+q)$.*
+# The released code keeps the starts: half of the negatives come from the prior $q$, half from the chain ends $r$. Let
+# the chain be perfect, $r=p$. What does the law of
+# section 2.4 become? Store $2\lambda e^*$ at a point where $p=3q$. *Hint: the density of the negatives is
+# $\frac12(p+q)$.*
 
 # %% tags=["exercise"]
 kept = ...
@@ -1864,7 +1874,8 @@ check_better(better)
 #
 # * The gradient of a log-likelihood needs samples, not the constant: it lowers the energy of the data and raises that
 #   of the model's own samples.
-# * A residual learns a log density ratio, squashed to $\pm1/(2\lambda)$. $\lambda$ and $T_p$ together say how far it may overrule the prior.
+# * A residual learns a log density ratio, squashed to $\pm1/(2\lambda)$. $\lambda$ and $T_p$ together say how far it
+#   may overrule the prior.
 # * On the toy, prior and residual fail in different places: the prior in holes of the data, the residual far outside.
 #   Their sum is right in both.
 # * Short chains are biased; where they start decides which region the network learns about. Noise and step size
@@ -1878,10 +1889,12 @@ check_better(better)
 #   closes the gap to the mixture.
 # * If a prior is no density, its hybrid is none either: the hybrid on logits rates a stretched feature as more typical.
 #
-# **In the library:** {py:class}`~ood_lib.detectors.heat.heat.HEAT` and {py:class}`~ood_lib.detectors.heat.hybrid.ResidualEBM`, the priors of {py:mod}`ood_lib.detectors.heat.priors`,
+# **In the library:** {py:class}`~ood_lib.detectors.heat.heat.HEAT` and
+# {py:class}`~ood_lib.detectors.heat.hybrid.ResidualEBM`, the priors of {py:mod}`ood_lib.detectors.heat.priors`,
 # {py:func}`~ood_lib.detectors.heat.langevin.sgld`, and {py:func}`~ood_lib.detectors.compose.compose` for any detectors.
 #
-# **Read on:** the paper {cite:p}`lafon2023heat`; how to train energies {cite:p}`song2021ebm`; what short chains learn instead of a density
+# **Read on:** the paper {cite:p}`lafon2023heat`; how to train energies {cite:p}`song2021ebm`; what short chains learn
+# instead of a density
 # {cite:p}`nijkamp2019shortrun`; noise-contrastive estimation {cite:p}`gutmann2010nce`.
 
 # %% tags=["hide-input"]

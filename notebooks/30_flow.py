@@ -11,8 +11,10 @@
 #
 # ```{admonition} Before you start
 # :class: tip
-# **You will learn** to build a density that you can evaluate exactly, from layers that you can invert; why such a density
-# can fail on pixels and work on features; what it does when the data lie on a sphere; and whether training longer helps or
+# **You will learn** to build a density that you can evaluate exactly, from layers that you can invert; why such a
+# density
+# can fail on pixels and work on features; what it does when the data lie on a sphere; and whether training longer helps
+# or
 # hurts, measured instead of assumed.
 #
 # **You need** the normal distribution, the determinant of a matrix, and enough PyTorch to read a small network.
@@ -21,7 +23,8 @@
 # No GPU, no download.
 #
 # **The claim** of {cite:t}`cook2024flow` in one sentence: fit a normalizing flow to the normalised features of any
-# pretrained network for one epoch, without labels and without OOD data, and minus its log-density detects far-OOD images
+# pretrained network for one epoch, without labels and without OOD data, and minus its log-density detects far-OOD
+# images
 # better than what came before.
 # ```
 
@@ -766,13 +769,17 @@ display(Markdown(
 # %% [markdown]
 # ## 5. Benchmark
 #
-# **Does training help, and is the flow better than simpler detectors?** On each real network, take the flow that was chosen on the validation OOD images in section 3.1. The tables compare it
+# **Does training help, and is the flow better than simpler detectors?** On each real network, take the flow that was
+# chosen on the validation OOD images in section 3.1. The tables compare it
 #
 # * with its *own start*, to see what training added;
-# * with *Mahalanobis*, a closed formula that uses labels: without a ridge, and as a tied mixture on features of length one with a ridge of the size of the noise;
+# * with *Mahalanobis*, a closed formula that uses labels: without a ridge, and as a tied mixture on features of length
+#   one with a ridge of the size of the noise;
 # * with *KNN*.
 #
-# A further table tests the paper's claim: its way to train, against a logit score on far-OOD. The last table shows the effect of noise and whitening. The last row of each table is for the small networks trained on this page, always with noise. Each of the others is a single network, so its interval covers only the choice of test images.
+# A further table tests the paper's claim: its way to train, against a logit score on far-OOD. The last table shows the
+# effect of noise and whitening. The last row of each table is for the small networks trained on this page, always with
+# noise. Each of the others is a single network, so its interval covers only the choice of test images.
 
 # %%
 def start_of(flow):
@@ -1289,7 +1296,8 @@ check_units(difference)
 # ```{exercise-start} Compute
 # :label: ex-flow-inverse
 # ```
-# Undo the function `couple` of section 2.2 by hand: write `uncouple(y)` with the same net, and store the largest error of
+# Undo the function `couple` of section 2.2 by hand: write `uncouple(y)` with the same net, and store the largest error
+# of
 # `uncouple(couple(toy_z)[0])`. *Hint: $a$ is still in $y$.*
 
 # %% tags=["exercise"]
@@ -1387,7 +1395,8 @@ check_noise(too_much)
 # ```{exercise-start} Derive the ceiling of a sphere
 # :label: ex-flow-ceiling
 # ```
-# Section 2.5 gives the ceiling for a circle. Derive it for a $d$-dimensional surface of area $A$ in $K$ dimensions, blurred
+# Section 2.5 gives the ceiling for a circle. Derive it for a $d$-dimensional surface of area $A$ in $K$ dimensions,
+# blurred
 # by a small $\sigma$, and store its value for the unit sphere in three dimensions ($d=2$) with $\sigma=0.05$.
 # *Hint: near the surface the blurred density is uniform along it and Gaussian across it; entropies of independent parts
 # add.*
@@ -1565,12 +1574,15 @@ check_together(together)
 #   representation makes the difference.
 # * A flow needs no labels. It cannot separate images that the network maps to the same features.
 #
-# **In the library:** {py:class}`~ood_lib.detectors.flow.feature_flow.FeatureFlow`, the layers in {py:mod}`ood_lib.detectors.flow.bijections`, the flow in
-# {py:mod}`ood_lib.detectors.flow.flow`, its training in {py:mod}`ood_lib.detectors.flow.training`. `FeatureFlow(flow=...)` takes any module with
+# **In the library:** {py:class}`~ood_lib.detectors.flow.feature_flow.FeatureFlow`, the layers in
+# {py:mod}`ood_lib.detectors.flow.bijections`, the flow in
+# {py:mod}`ood_lib.detectors.flow.flow`, its training in {py:mod}`ood_lib.detectors.flow.training`.
+# `FeatureFlow(flow=...)` takes any module with
 # `log_prob`, a flow of the package `zuko` for instance.
 #
 # **Read on:** the paper {cite:p}`cook2024flow`; a review of flows {cite:p}`papamakarios2021flows`; why they fail on
-# images {cite:p}`kirichenko2020why`; a flow that starts from the Gaussian, class by class {cite:p}`zisselman2020residual`.
+# images {cite:p}`kirichenko2020why`; a flow that starts from the Gaussian, class by class
+# {cite:p}`zisselman2020residual`.
 
 # %% tags=["hide-input"]
 # What other pages show of this run: one small table, all numbers.
