@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # WeiPer: many looks through one head
+# # WeiPer: many perturbed copies of one head
 #
 # ```{admonition} Before you start
 # :class: tip
@@ -173,7 +173,7 @@ ends = seen["id"].min().item(), seen["id"].max().item()
 pooled = {role: histogram(v, *ends, bins) for role, v in seen.items()}  # one per point
 reference = histogram(id_toy[:1000] @ looks.T, *ends, bins).mean(0)  # of training points
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "From left to right: ID and OOD features that agree along w and differ across it, with w (black), twelve perturbed copies (green) and the direction of the best of them (red, w*). Along w both sets coincide. Along w* the OOD set is wider. The last panel shows what WeiPer compares: it pools all copies into one histogram per point. Drawn is the mean over each set minus the training mean, in % of all values per bin.", "name": "fig-weiper-toy"}, "image": {"alt": "Four panels. A scatter plot where blue ID points form a round cloud and pink OOD points a tall ellipse through it, with arrows from the origin; the density of both along w, two equal curves; the density along the best perturbed direction, where the OOD curve is wider; and two step curves, the blue one flat at zero, the pink one positive below zero, deeply negative around zero, and swinging around it further right."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "From left to right: ID and OOD features that agree along w and differ across it, with w (black), twelve perturbed copies (green) and the direction of the best of them (red, w*). Along w both sets coincide. Along w* the OOD set is wider. The last panel shows what WeiPer compares: it pools all copies into one histogram per point. Drawn is the mean over each set minus the training mean, in % of all values per bin.", "name": "fig-weiper-toy"}, "image": {"alt": "Four panels. A scatter plot where blue ID points form a round cloud and pink OOD points a tall ellipse through it, with arrows from the origin. The density of both along w, two equal curves. The density along the best perturbed direction, where the OOD curve is wider. Two step curves, the blue one flat at zero, the pink one positive below zero, deeply negative around zero, and oscillating further right."}}
 figure, (plane, same, other, whole) = plt.subplots(1, 4, figsize=(plots.FULL, 2.3))
 for points, role in ((ood_toy, "far"), (id_toy, "id")):
     plane.plot(*points[:400].T, plots.MARKERS[role], color=plots.COLORS[role], ms=2, alpha=0.6, mew=0)
@@ -445,9 +445,9 @@ assert torch.allclose(library.score(ood.Features(penultimate=z)), kld, atol=2e-3
 #
 # This is a kernel density estimate of the $C$ logits whose bandwidth grows with $\lVert z\rVert$. The mass of a bin is
 # a difference of normal distribution functions, so the histogram has a closed form and needs no draw. In the library
-# this is `repeats=None`, with two details. $\mathrm{MSP}_W$ and the energy have no closed form and are averaged over
-# 128 fixed quasi-random points, deterministic but numerical; so this page speaks of the *limit* of infinitely many
-# heads where they take part. And the histogram covers the training logits $\pm3\sigma$, whereas with random heads it
+# this is `repeats=None`, with two details. First, $\mathrm{MSP}_W$ and the energy have no closed form. They are
+# averaged over 128 fixed quasi-random points, which is deterministic but numerical, so this page speaks of the *limit*
+# of infinitely many heads. Second, the histogram covers the training logits $\pm3\sigma$, whereas with random heads it
 # covers the range of the logits that were drawn.
 
 # %%
@@ -683,8 +683,8 @@ published.rename(columns=symbols).style.hide(axis="index").format(precision=2).s
 
 # %% [markdown]
 # The authors submitted these entries themselves {cite:p}`zhang2023openood`. They show WeiPer+KLD among the best on
-# CIFAR-100 near-OOD but weak on its far-OOD, level with KNN on CIFAR-10, strong on ImageNet with a ResNet but behind
-# SCALE, and clearly behind Mahalanobis variants on a ViT. Each row has settings of its own.
+# CIFAR-100 near-OOD but weak on its far-OOD, and close to KNN on CIFAR-10. On ImageNet it is strong with a ResNet but
+# behind SCALE, and clearly behind Mahalanobis variants with a ViT. Each row has settings of its own.
 #
 # ### 5.2 On real networks
 #

@@ -248,7 +248,7 @@ toy_table = pd.DataFrame(rows, columns).T
 assert toy_table["mass"].drop("HEAT").sub(1).abs().max() < 0.01
 toy_table.style.format("{:.3f}", "mass").format("{:.2f}", columns[1]).format("{:.1f}", columns[2:])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy −log p of each model over the plane (dark = low = like the data), with training points. The mixture fills the ring and the arcs. HEAT raises the energy in the holes but remains broad. The flows follow the shapes. They assign little density to the opening of the arcs and somewhat more to the hole of the ring, and bridges of low energy remain between the shapes.", "name": "fig-flow-landscapes"}, "image": {"alt": "Four panels of the plane, coloured by energy. For the Gaussian mixture, three broad dark ellipses cover the ring and the arcs with their holes. For HEAT, the ring and the arcs are dark and their holes lighter, but low energy reaches beyond the data. For both flows, dark bands follow the ring and the arcs; the hole of the ring stays of middle energy, the opening of the arcs is partly light, and dark bridges join the ring to the arcs."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy −log p of each model over the plane (dark = low = like the data), with training points. The mixture fills the ring and the arcs. HEAT raises the energy in the holes but remains broad. The flows follow the shapes. They assign little density to the opening of the arcs and somewhat more to the hole of the ring, and bridges of low energy remain between the shapes.", "name": "fig-flow-landscapes"}, "image": {"alt": "Four panels of the plane, coloured by energy. For the Gaussian mixture, three broad dark ellipses cover the ring and the arcs with their holes. For HEAT, the ring and the arcs are dark and their holes lighter, but low energy reaches beyond the data. For both flows, dark bands follow the ring and the arcs. The hole of the ring has a medium energy, the opening of the arcs is partly light, and dark bridges join the ring to the arcs."}}
 zoom = torch.cartesian_prod(torch.linspace(-7, 6.5, 271), torch.linspace(-4.5, 4.5, 181))
 figure, axes = plt.subplots(2, 2, figsize=(plots.FULL, 4.4), sharex=True, sharey=True)
 for ax, (name, model) in zip(axes.flat, models.items()):
@@ -911,8 +911,8 @@ display(Markdown("Two more differences in points of AUROC, paired over networks,
 # others use 5,640). Only the claim can be compared: *strong on far-OOD, no labels needed*. Two details of the released
 # code matter. Before it computes the AUROC, it fits a logistic regression to the scores and the test labels, which can
 # reverse the sign of a score that ranks the wrong way. And *lightweight* depends on the width: at $K=2048$ the ten
-# blocks have 252 million weights, ten times as many as the ResNet-50 whose features they read, and half of the weights
-# in their nets are multiplied by zero.
+# blocks have 252 million weights, ten times as many as the ResNet-50 whose features they read. Half of the weights in
+# their nets are multiplied by zero.
 
 # %% [markdown]
 # ## 6. Turn the knobs

@@ -249,7 +249,7 @@ assert abs(low - 30.2974) < 1e-4
 display(Markdown(f"All 27 entries agree with an independent computation to four digits. There is a blind spot even in the middle: "
                  f"the unblurred score is zero at $x={low:.4f}$, where the density has its minimum."))  # fmt: skip
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The toy of the paper with exact scores. Left: the density at three noise levels. Middle: length of the score; every curve has zeros, at different places. Right: two scales as coordinates. Along either axis alone the small mode overlaps with the inliers; in the plane they lie on different lines.", "name": "fig-msma-line"}, "image": {"alt": "Left, three densities over x from 0 to 60 on a logarithmic axis: two hills at 10 and 50 for the smallest blur, one hill for the largest. Middle, length of the score times sigma over x for the three blurs, with zeros at the hills. Right, scatter plot of the lengths at sigma 0.1 and 10: inliers lie on a steep straight line from the origin, points of the small mode on two other lines, one just above it and one below."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The toy of the paper with exact scores. Left: the density at three noise levels. Middle: length of the score; every curve has zeros, at different places. Right: two scales as coordinates. Along either axis alone the small mode overlaps with the inliers; in the plane they lie on different lines.", "name": "fig-msma-line"}, "image": {"alt": "Left, three densities over x from 0 to 60 on a logarithmic axis: two hills at 10 and 50 for the smallest blur, one hill for the largest. Middle, length of the score times sigma over x for the three blurs, with zeros at the hills. Right, scatter plot of the lengths at sigma 0.1 and 10. Inliers lie on a steep straight line from the origin, points of the small mode on two other lines, one just above it and one below."}}
 figure, (density, length, plane) = plt.subplots(1, 3, figsize=(plots.FULL, 2.7))
 x = torch.linspace(0, 60, 601).double()[:, None]
 for sigma, (role, style) in zip((0.1, 10.0, 20.0), list(plots.LINES.items())):
@@ -476,7 +476,7 @@ for x_noised, sigma in ((30.0, 10.0), (50.0, 20.0), (12.0, 0.5)):
 #   $\lVert x-\bar x\rVert/\sigma$. In that limit it measures the distance to the mean image, which is mainly a
 #   difference in contrast.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Norm against noise scale with exact scores. Left: a point at distance 1 from the mean of a Gaussian, for three widths τ of the data; each curve peaks at σ = τ. Right: points at four distances from a ring of radius 3 and width 0.15; each profile has its own shape.", "name": "fig-msma-ruler"}, "image": {"alt": "Two panels with logarithmic sigma axis. Left, three bell-shaped curves that peak where sigma equals the width of the data. Right, profiles of a point on the ring, points at radius 2 and 4.5 and the centre: the on-ring profile is low and rises with sigma, the others begin high at small sigma and fall, the centre falls to zero."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Norm against noise scale with exact scores. Left: a point at distance 1 from the mean of a Gaussian, for three widths τ of the data; each curve peaks at σ = τ. Right: points at four distances from a ring of radius 3 and width 0.15; each profile has its own shape.", "name": "fig-msma-ruler"}, "image": {"alt": "Two panels with logarithmic sigma axis. Left, three bell-shaped curves that peak where sigma equals the width of the data. Right, profiles of a point on the ring, points at radius 2 and 4.5 and the centre. The on-ring profile is low and rises with sigma, the others begin high at small sigma and fall, the centre falls to zero."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.7))
 sigma = torch.logspace(-1.5, 1, 60).double()
 for tau, (role, style) in zip((0.1, 0.5, 2.0), plots.LINES.items()):
@@ -610,7 +610,7 @@ epsilon = torch.randn(x.shape, generator=g)
 lengths = norms_of(noised(networks[0], epsilon), x)
 found = (lengths**2).mean(0) / D  # must be 1 - ℓ
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: training loss, mean of 50 updates, one line per seed. Middle: share of the noise that remains unexplained, per scale; a gap between training and test images would mean memorisation. Right: the identity of section 2.5 on held-out images; the marks should lie on the diagonal.", "name": "fig-msma-training"}, "image": {"alt": "Left, training loss as a share of D/2 falling over the updates. Middle, the error against sigma on a logarithmic axis for training and test images: it falls from about one half at small sigma to a few percent at sigma one, and the test curve lies slightly above the training curve. Right, mean squared norm per pixel against one minus the error, with marks along the diagonal."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: training loss, mean of 50 updates, one line per seed. Middle: share of the noise that remains unexplained, per scale; a gap between training and test images would mean memorisation. Right: the identity of section 2.5 on held-out images; the marks should lie on the diagonal.", "name": "fig-msma-training"}, "image": {"alt": "Left, training loss as a share of D/2 falling over the updates. Middle, the error against sigma on a logarithmic axis for training and test images. It falls from about one half at small sigma to a few percent at sigma one. The test curve lies slightly above the training curve. Right, mean squared norm per pixel against one minus the error, with marks along the diagonal."}}
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(plots.FULL, 2.6))
 for history in histories:
     left.plot(pd.Series(history.loss).rolling(50, min_periods=10).mean(), color=plots.COLORS["id"], lw=1)
@@ -1091,9 +1091,9 @@ published.style.format("{:.6g}", subset=published.columns[2:], na_rep="").hide(a
 
 # %% [markdown]
 # Two warnings about the source. Its "FPR95" is the share of *ID* flagged when 95 % of OOD are caught (`positive="ood"`
-# here), and its "AUPR-in" has OOD as the class to be found; do not compare them directly with the table of ODIN. And
-# look at rows two and three: the same recipe, trained twice, gives 99.9998 and 94.4. **If a result depends so much on
-# the checkpoint, a single number says little; its distribution over trainings was not published.**
+# here), and its "AUPR-in" has OOD as the class to be found. Do not compare them directly with the table of ODIN.
+# Second, look at rows two and three: the same recipe, trained twice, gives 99.9998 and 94.4. **If a result depends so
+# much on the checkpoint, a single number says little; its distribution over trainings was not published.**
 #
 # The author also published the score norms themselves, ten numbers per image. How can a detector reach 99.9998 on five
 # sets? We evaluated the published norms again, with our own detectors:
@@ -1184,7 +1184,7 @@ inputs.style.format("{:.1f}").set_caption("AUROC in %, mean over networks")
 
 # %% [markdown]
 # Where clean input is better, section 2.5 gives the reason. On noisy input the mean squared norm of ID images is
-# $D(1-\ell)$, and at large $\sigma$ that of other images is close to it, because the noise dominates and has the same
+# $D(1-\ell)$. At large $\sigma$ that of other images is close to it, because the noise dominates and has the same
 # distribution for all images. Only the small scales then separate the far sets. The clean image is an extrapolation for
 # the network, and a useful one. But this also means that the training loss does not say how good the norms are for
 # detection.

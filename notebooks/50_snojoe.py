@@ -173,7 +173,7 @@ scores = {
 }
 pd.DataFrame({name: S(toy) + 0.0 for name, S in scores.items()}, index=list(seen)).round(2)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Four scores on the plane of two logits; darker = more OOD, each on its own scale. The joint energy is bright wherever one label is sure; the softmax is dark along the whole diagonal; in the sum of logits an absent dog cancels a present cat.", "name": "fig-snojoe-toy"}, "image": {"alt": "Four maps over the logits of two labels, with the same four marked images. Joint energy and largest logit are dark in the lower left quadrant only; the softmax is dark along the diagonal, where both labels agree; the sum of logits darkens towards the lower left in straight diagonal bands."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Four scores on the plane of two logits; darker = more OOD, each on its own scale. The joint energy is bright wherever one label is sure; the softmax is dark along the whole diagonal; in the sum of logits an absent dog cancels a present cat.", "name": "fig-snojoe-toy"}, "image": {"alt": "Four maps over the logits of two labels, with the same four marked images. Joint energy and largest logit are dark in the lower left quadrant only. The softmax is dark along the diagonal, where both labels agree. The sum of logits darkens towards the lower left in straight diagonal bands."}}
 figure, axes = plt.subplots(1, 4, figsize=(plots.FULL, 2.2), sharey=True)
 line = torch.linspace(-8, 8, 121)
 plane = torch.cartesian_prod(line, line)
@@ -784,7 +784,7 @@ def finish(heat, bars, edge):
     bars.set(xlabel="$-S$ (smaller = more OOD)", xlim=(0, 1.15 * edge), ylim=(rows - 0.5, -0.5), yticks=[])
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "By how much each label lowers the score. Darker = lower energy of that label; dots mark labels that are truly present. The bar is the sum, minus the joint energy; an image whose bar ends left of the line −τ counts as OOD. One dark cell is enough to be accepted.", "name": "fig-snojoe-vouch"}, "image": {"alt": "A heat map with one row per example image, its picture at the left, and one column per label. In the ID rows exactly the present labels are dark and dotted. In the background row all cells are pale and its bar ends left of the threshold; in several other OOD rows a cell of a digit that is not there is dark and the bar crosses the threshold."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "By how much each label lowers the score. Darker = lower energy of that label; dots mark labels that are truly present. The bar is the sum, minus the joint energy; an image whose bar ends left of the line −τ counts as OOD. One dark cell is enough to be accepted.", "name": "fig-snojoe-vouch"}, "image": {"alt": "A heat map with one row per example image, its picture at the left, and one column per label. In the ID rows exactly the present labels are dark and dotted. In the background row all cells are pale and its bar ends left of the threshold. In several other OOD rows a cell of an absent digit is dark and the bar crosses the threshold."}}
 energies = torch.stack([-ood.label_energies(x.logits[i]) for _, x, i, _ in vouching.values()])
 tau = -ood.JointEnergy().calibrate(f.val).threshold.item()
 top = energies[[role == "id" for *_, role in vouching.values()]].max().item()
@@ -817,7 +817,7 @@ plt.show()
 #
 # ### 5.4 Which norms are bounded, and which are not
 #
-# The library's report passes an image through a network and lists, layer by layer, the reshaped norm, the exact norm at
+# The library's report passes an image through a network. It lists, layer by layer, the reshaped norm, the exact norm at
 # the layer's input size, the gain of the BatchNorm behind it, and norm times gain.
 
 # %%
@@ -1305,7 +1305,7 @@ comparison.style.hide(axis="index").set_caption("FPR95 / AUROC in %, ID recalled
 #   code, little else. This difference is larger than the claimed improvement from 32.0 to 28.5.
 # * **The order of the logit scores is clear there:** joint energy before the largest logit before the softmax, in every
 #   published row. The first gap is 1.5 to 10 points of FPR95. Section 6.1 shows the order on our photographs.
-# * **ODIN equals MaxLogit** in FPR95 and AUROC in both sources, so this table leaves it out: presumably their search
+# * **ODIN equals MaxLogit** in FPR95 and AUROC in both sources, so this table leaves it out. Presumably their search
 #   chose a step of zero and a temperature of one, and then the largest sigmoid gives the same ranking as the largest
 #   logit. Section 6.3 uses a step.
 # * **A difference of single runs has no interval.** Section 6.4 shows how much seeds can differ.
@@ -1714,9 +1714,9 @@ check_norms(reshaped_and_exact)
 # :label: ex-snojoe-alarm
 # ```
 # The joint energy does not detect too much evidence. Write a function that takes the features of a network, fits what
-# it needs on ID validation images, and returns a score of logits that is high for images with *too little* and with
-# *too much* evidence. It is tested on the gratings of section 5.5 at full contrast. How does it change the AUROC on the
-# other sets? *Hint: how far is $S$ from the values it has on ID images?*
+# it needs on ID validation images, and returns a score of logits. The score should be high for images with *too little*
+# and with *too much* evidence. It is tested on the gratings of section 5.5 at full contrast. How does it change the
+# AUROC on the other sets? *Hint: how far is $S$ from the values it has on ID images?*
 
 # %% tags=["exercise"]
 alarm = ...  # features -> (logits -> score)
