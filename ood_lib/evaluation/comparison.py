@@ -42,9 +42,9 @@ Variances = tuple[float, float, float]  # of a, of b, of a - b
 class Comparison:
     """A metric of detector a minus that of detector b on the same images.
 
-    ``low`` and ``high`` are the ends of the confidence interval of the difference.  ``p_value`` is how often a
-    difference at least as large, of either sign, comes about where there is none; ``correlation`` is that of the two
-    estimates: the larger, the more the pairing helps.
+    ``low`` and ``high`` are the ends of the confidence interval of the difference. ``p_value`` is the probability of a
+    difference at least as large, of either sign, if there is none. ``correlation`` is that of the two estimates: the
+    larger it is, the more the pairing helps.
     """
 
     metric: str

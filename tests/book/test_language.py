@@ -1,6 +1,6 @@
 """The words of the book: the field's own in place of coined ones, and sentences that can be read in one breath.
 
-Held over the pages, the prose, captions and generated sentences of the chapters, and the docstrings of public functions.
+Held over the pages, the prose, captions and generated sentences of the chapters, and the docstrings of what is public.
 """
 
 import ast
@@ -23,7 +23,7 @@ COINED = {
     r"\b(?:un)?told\b(?! (?:apart|you|us|me|them|that|to)\b)": "known, validation set, measured",
     r"\bspoil(?:s|t|ed|ing)?\b": "corrupt, distort",
     r"\bluck(?:y|ily)?\b": "chance, variance of the draw",
-    r"\b(?:the|many|more|other|new|random|disturbed|different|several|two|three|these|those|its|of|\d+) looks\b": "projections",
+    r"\b(?:the|many|more|other|new|random|several|two|three|these|those|its|of|\d+) looks\b": "projections, checks",
     r"\bof (?:yours|ours)\b": "your own, our own",
     r"\bgoes on\b": "continues, resumes",
     r"\brivals?\b": "baseline, other methods",
@@ -34,15 +34,18 @@ COINED = {
 }
 
 
+FENCED = re.compile(r"^(`{3,})(?:\{(?:code-block|math|bibliography|glue:\w+|raw)\}.*|[a-z]*)\n.*?^\1$", re.S | re.M)
+MARKS = re.compile(r"^ *(?:`{3,}.*|:{3,}.*|:[\w-]+:.*|</?\w[^>]*>|\([\w-]+\)=)$", re.M)  # of directives, tags
+
+
 def pieces(text):
-    """Paragraphs, items and table cells of a Markdown text as plain words; code and displayed formulas left out."""
-    text = re.sub(r"\A---\n.*?\n---\n|^%.*$|<!--.*?-->", "", text, flags=re.S | re.M if text[:3] == "---" else re.M)
-    text = re.sub(r"^(`{3,})(?:\{(?:code-block|math|bibliography|glue:\w+|altair-plot|raw)\}.*|[a-z]*)\n.*?^\1$", "\n", text, flags=re.S | re.M)
-    text = re.sub(r"^ *(?:`{3,}.*|:{3,}.*|:[\w-]+:.*|</?\w[^>]*>|\([\w-]+\)=)$", "\n", text, flags=re.M)  # directives, their options
+    """Paragraphs, items and table cells of a Markdown text as plain words, without code and displayed formulas."""
+    text = re.sub(r"\A---\n.*?\n---\n|<!--.*?-->", "", text, flags=re.S)
+    text = MARKS.sub("\n", FENCED.sub("\n", text))
     text = re.sub(r"\$\$.*?\$\$", " formula ", text, flags=re.S)
-    text = re.sub(r"\$[^$]*\$|``.+?``", "x", text)
+    text = re.sub(r"\$[^$]*\$", "x", text)
     text = re.sub(r"\{[\w:]+\}`([^`<]*?)(?: ?<[^`]*>)?`", r"\1", text)  # roles
-    text = re.sub(r"`[^`]*`", "Code", text)
+    text = re.sub(r"``.+?``|`[^`]*`", "Code", text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)|<[^>]*>", r"\1", text)  # links, tags
     parts = re.split(r"\n\s*\n|\n\s*(?:[*+-]|\d+\.|#+|>) +|\n?\|", text)
     return [" ".join(re.sub(r"\*\*|__|^#+ |^[*-] ", "", p).split()) for p in parts if p and p.strip(" -|:\n")]
@@ -69,7 +72,7 @@ def coined(text):
 
 
 def spoken(code):
-    """What a cell of code says to a reader: its string constants with at least three words, pieces of f-strings joined."""
+    """What a cell of code says to a reader: its strings of at least three words, pieces of f-strings joined."""
     made = ast.parse(code)
     within = {id(v) for n in ast.walk(made) if isinstance(n, ast.JoinedStr) for v in ast.walk(n) if v is not n}
     texts = []
@@ -102,7 +105,8 @@ def docstrings(path):
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
     nodes = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, kinds)]
     public = [n for n in nodes if not getattr(n, "name", "").startswith("_")]
-    return [re.split(r"\n\n(?:Args|Returns|Raises|Example|References)", text)[0] for n in public if (text := ast.get_docstring(n))]
+    texts = [text for n in public if (text := ast.get_docstring(n))]
+    return [re.split(r"\n\n(?:Args|Returns|Raises|Example|References)", text)[0] for text in texts]
 
 
 def each(paths):
