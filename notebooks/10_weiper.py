@@ -533,7 +533,7 @@ f.test
 
 # %% tags=["hide-input"]
 display(Markdown(
-    f"Test accuracy over {seeds} networks: **{np.mean(accuracies):.1f} %** (from {min(accuracies):.1f} to "
+    f"Test accuracy over {seeds} network{'s' * (seeds > 1)}: **{np.mean(accuracies):.1f} %** (from {min(accuracies):.1f} to "
     f"{max(accuracies):.1f} %). From here on, each of the {len(f.train)} training and {len(f.test)} test images is represented "
     f"by its feature, $K={head.in_features}$ numbers, and its $C={head.out_features}$ logits."
 ))  # fmt: skip
@@ -801,7 +801,7 @@ def over_networks(make):
 
 
 table = over_networks(contestants)
-caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1. Where a bar is wide, look at the single networks.", "name": "fig-weiper-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1."}}

@@ -644,7 +644,7 @@ bench or f  # which set plays which role, and how many images it has
 
 # %% tags=["hide-input"]
 display(Markdown(
-    f"Test accuracy over {seeds} networks: **{np.mean(accuracies):.1f} %** (from {min(accuracies):.1f} to {max(accuracies):.1f} %). "
+    f"Test accuracy over {seeds} network{'s' * (seeds > 1)}: **{np.mean(accuracies):.1f} %** (from {min(accuracies):.1f} to {max(accuracies):.1f} %). "
     f"From here on the network represents an image by a feature of {head.in_features} numbers, the standard deviation of each of them over the "
     f"last feature map (its *style*), and {head.out_features} logits. There are {len(f.train)} training images."
 ))  # fmt: skip
@@ -920,7 +920,7 @@ if by_step:
     most = max(set(largest), key=largest.count)
     display(Markdown(
         "From the mixture alone to HEAT, in points of AUROC (mean of near and far):\n\n" + "\n".join(lines)
-        + f"\n\nThe largest gain comes most often from **{most}** ({largest.count(most)} of {len(largest)} networks)."
+        + f"\n\nThe largest gain comes most often from **{most}** ({largest.count(most)} of {len(largest)} network{'s' * (len(largest) > 1)})."
     ))  # fmt: skip
 display(Markdown("Claim by claim, on the mean of near and far:\n\n" + "\n".join(f"* {c}: **{outcome(c)}**." for c in duels if judged[c])))
 
@@ -1022,7 +1022,7 @@ tables = [  # the hybrids are trained already
     for n, (h, fitted, x) in enumerate(zip(heads, heats, features))
 ]
 table = pd.concat(tables)
-caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1.", "name": "fig-heat-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1. Mixtures, their hybrids and the compositions lie closest to 1; MSP, the energy and the hybrid on logits have long far-OOD intervals."}}
@@ -1212,7 +1212,7 @@ by_start = {
     s: 100 * pd.DataFrame([hybrid_auroc(style, n, start=s) for n in nets]).mean()
     for s in starts
 }
-caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} networks"
+caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} network{'s' * (len(nets) > 1)}"
 pd.DataFrame(by_start).T.style.format("{:.2f}").set_caption(caption)
 
 # %% tags=["hide-input"]
@@ -1343,7 +1343,7 @@ rows = {}
 for name, change in changes.items():
     rows[name] = 100 * pd.DataFrame([hybrid_auroc(style, n, **change) for n in nets]).mean()
 rows["prior alone"] = 100 * alone["GMM style"]
-caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} networks"
+caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} network{'s' * (len(nets) > 1)}"
 pd.DataFrame(rows).T.style.format("{:.2f}", na_rep="").set_caption(caption)
 
 # %% tags=["hide-input"]

@@ -691,7 +691,7 @@ table = pd.DataFrame({
 }).T  # fmt: skip
 worst = precision["plain"].nanmean(0).nan_to_num(1).argmin().item()
 reached, chance = 100 * precision["plain"].nanmean().item(), 100 * bench.test.labels.float().mean().item()
-display(table.style.set_caption(f"ID test images, mean over {seeds} networks of each kind"))
+display(table.style.set_caption(f"ID test images, mean over {seeds} network{'s' * (seeds > 1)} of each kind"))
 display(Markdown(
     f"A random ranking has a mAP of about {chance:.1f} %, the share of images that carry a label, on average. "
     + ("**The plain networks are not far above it. They have hardly learned what is in these images, so the results below "
@@ -888,7 +888,7 @@ def lipschitz_row(kind):
 kept = pd.DataFrame({kind: lipschitz_row(kind) for kind in KINDS})
 bare = [name for name, gain in after["plain"][0][["layer", "gain"]].to_numpy() if gain == 1]
 kept.style.set_caption(
-    f"{seeds} networks of each kind, mean and range. The products run over the convolutions with a BatchNorm behind them; "
+    f"{seeds} network{'s' * (seeds > 1)} of each kind, mean and range. The products run over the convolutions with a BatchNorm behind them; "
     f"the last but one row over the layers without: {', '.join(bare)}"
 )
 
@@ -1133,7 +1133,7 @@ for n in range(seeds):
     seen_by_odin = moved(networks["plain"][n])
     tables.append(ood.run_benchmark({"ODIN": ood.MaxLogit()}, seen_by_odin, seed=seed + n))
 table = pd.concat(tables)
-caption = f"AUROC in %, mean over {seeds} plain networks; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} plain network{'s' * (seeds > 1)}; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %%
@@ -1211,7 +1211,7 @@ rows = [
     for n in range(seeds)
 ]
 by_kind = pd.concat(rows)
-caption = f"Joint energy, AUROC in %, mean over {seeds} networks of each kind"
+caption = f"Joint energy, AUROC in %, mean over {seeds} network{'s' * (seeds > 1)} of each kind"
 plots.benchmark_table(by_kind, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Network by network: AUROC of the joint energy, one mark per network and kind. Compare the distance between kinds with the spread inside one.", "name": "fig-snojoe-strip"}, "image": {"alt": "Strip plot with one column per OOD set and, in each, five groups of marks for the five kinds of network. A horizontal line marks one half, the value of guessing."}}
@@ -1803,7 +1803,7 @@ check_alarm(alarm)
 # %% tags=["hide-input"]
 camps = f"the energy detects {listing(A[ahead])} better, the Mahalanobis distance {listing(A[~ahead])}"
 display(Markdown(
-    f"* In this run ({benchmark}, {seeds} networks of each kind; AUROC in %), {camps}.\n"
+    f"* In this run ({benchmark}, {seeds} network{'s' * (seeds > 1)} of each kind; AUROC in %), {camps}.\n"
     f"* Spectral normalisation, hard against plain in eval mode, with the joint energy: {claim}. This run {verdict}."
 ))  # fmt: skip
 

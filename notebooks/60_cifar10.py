@@ -202,15 +202,21 @@ def agreement(group):
     table = ranks[group].drop(index="OpenOOD", columns="OpenOOD")
     pairs = table.to_numpy()[np.triu_indices(len(table), 1)]
     outside = ranks[group].loc["OpenOOD"].drop("OpenOOD")
-    return pairs, outside
+        return pairs, outside
+
+
+def span(values):
+    """From the least to the largest; one number where both are the same."""
+    ends = dict.fromkeys(f"{value:.2f}" for value in (min(values), max(values)))
+    return " to ".join(ends)
 
 
 lines = []
 for group in ("near", "far"):
     pairs, outside = agreement(group)
     leaders = ", ".join(f"{means[group][n].idxmax()} ({n})" for n in networks)
-    among = f"The rank correlation of two networks is {pairs.min():.2f} to {pairs.max():.2f}" if len(pairs) else "There is one network"
-    lines.append(f"* **{group}-OOD**: best are {leaders}. {among}; with OpenOOD it is {outside.min():.2f} to {outside.max():.2f}.")
+    among = f"The rank correlation of two networks is {span(pairs)}, that" if len(pairs) else "The rank correlation"
+    lines.append(f"* **{group}-OOD**: the best detector is {leaders}. {among} with OpenOOD's leaderboard is {span(outside)}.")
 spread = (means.max(axis=1) - means.min(axis=1)).sort_values()
 lines.append(f"* Over all columns, **{spread.index[0]}** varies least ({spread.iloc[0]:.0f} points) and **{spread.index[-1]}** most ({spread.iloc[-1]:.0f} points).")
 display(Markdown("\n".join(lines)))
@@ -243,7 +249,6 @@ caption = "Mean length of OOD features in units of that of ID features, and AURO
 display(by_length.style.format("{:.2f}", subset=list(by_length)[:2]).format("{:.1f}", subset=list(by_length)[2:]).set_caption(caption))
 
 # %% tags=["hide-input"]
-better = {n: [d for d in ("Mahalanobis", "GMM, length 1")] for n in networks}
 gained = {n: ood.verdicts([(f, ood.GMMPrior(), ood.Mahalanobis())])["mean"] for n, f in networks.items()}
 display(Markdown(
     "Dividing the features by their length, judged on the mean of near and far against Mahalanobis: "
@@ -283,7 +288,9 @@ by_share.style.format("{:.1f}").set_caption(caption)
 # %% tags=["hide-input"]
 mean_share = by_share.mean(axis=1)
 display(Markdown(
-    f"The means over the sets are **{mean_share.iloc[0]:.1f}** and **{mean_share.iloc[1]:.1f}**; only the share differs. `ood.RMDS` drops directions of both "
+    f"The means over the sets are **{mean_share.iloc[0]:.1f}** and **{mean_share.iloc[1]:.1f}**; only the share differs. "
+    + ("On this network it makes no difference. " if (by_share.iloc[0] - by_share.iloc[1]).abs().max() < 0.05 else "")
+    + "`ood.RMDS` drops directions of both "
     "covariances at the rounding error of float32 for features of their length, far below either share of the first row."
 ))  # fmt: skip
 
@@ -589,12 +596,12 @@ check_pair(pair)
 
 # %% tags=["hide-input"]
 best = {g: means[g].idxmax() for g in ("near", "far")}
+alike = ", ".join(f"{span(p)} ({g})" for g, p in ((g, agreement(g)[0]) for g in ranks) if len(p))
 display(Markdown(
     "* Best on near-OOD: " + ", ".join(f"**{d}** ({n})" for n, d in best["near"].items())
     + "; on far-OOD: " + ", ".join(f"**{d}** ({n})" for n, d in best["far"].items()) + ".\n"
-    "* The rank correlation of the order of the detectors on two networks is "
-    + ", ".join(f"{p.min():.2f} to {p.max():.2f} ({g})" for g, p in ((g, agreement(g)[0]) for g in ranks) if len(p)) + ".\n"
-    "* Dividing features by their length, against Mahalanobis: " + ood.tally(gained) + "."
+    + (f"* The rank correlation of the detectors on two networks is {alike}.\n" if alike else "")
+    + "* Dividing features by their length, against Mahalanobis: " + ood.tally(gained) + "."
 ))  # fmt: skip
 
 # %% [markdown]

@@ -150,7 +150,8 @@ class SeedComparison(NamedTuple):
     def __str__(self) -> str:
         gap, _, interval = as_percent(*self._shares(), signed=True).partition(" ")
         gap = f"{gap} {interval}" if interval.startswith("[") else gap  # else the word says why there is none
-        return f"**{gap}** ({self.word}; ahead on {self.ahead} of {self.networks} networks)"
+        ahead = f"; ahead on {self.ahead} of {self.networks} networks" if self.networks > 1 else ""
+        return f"**{gap}** ({self.word}{ahead})"
 
 
 def compare_over_seeds(
