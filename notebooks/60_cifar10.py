@@ -202,7 +202,7 @@ def agreement(group):
     table = ranks[group].drop(index="OpenOOD", columns="OpenOOD")
     pairs = table.to_numpy()[np.triu_indices(len(table), 1)]
     outside = ranks[group].loc["OpenOOD"].drop("OpenOOD")
-        return pairs, outside
+    return pairs, outside
 
 
 def span(values):
