@@ -1,9 +1,10 @@
-"""What a run says agrees with what it shows: generated sentences are held against the numbers and tables beside them."""
+"""What a run says agrees with what it shows: its sentences are held against the numbers and tables beside them."""
 
 import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,7 +90,9 @@ def verdicts_shown(texts):
     for text in texts:
         caption = re.search(r"<caption>(.*?); difference of the AUROC", text, re.S)
         if caption:
-            rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr>.*?</tr>", text, re.S)]
+            rows = [
+                re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in re.findall(r"<tr>.*?</tr>", text, re.S)
+            ]
             header = [c.split("-")[0].split()[0] if c.split() else "" for c in map(html.unescape, rows[0][1:])]
             words = {r[0]: {g: re.search(rf"{WORD}\s*$", c.strip()) for g, c in zip(header, r[1:])} for r in rows[1:]}
             words = {n: {g: m[1] for g, m in row.items() if m} for n, row in words.items()}
@@ -125,3 +128,82 @@ def contradictions(path):
 @pytest.mark.parametrize("path", RUNS, ids=[f"{p.parent.name}-{p.stem}" for p in RUNS])
 def test_no_sentence_of_a_run_contradicts_its_numbers(path):
     assert contradictions(path) == []
+
+
+# ------------------------------------------------------------------------------------------------ other networks
+
+ELSEWHERE = {  # chapter: what is given in place of its defaults; BANK has one near and one far set
+    "05_protocol": {"benchmark": "BANK", "seeds": "1"},
+    "10_weiper": {"benchmark": "BANK", "benchmarks": '["cifar100-densenet"]', "seeds": "1"},
+    "20_heat": {"benchmark": "cifar10-densenet", "benchmarks": '["BANK"]', "seeds": "1"},
+    "30_flow": {"benchmark": "cifar10-densenet", "benchmarks": '["cifar10-resnet56"]', "seeds": "1"},
+    "40_msma": {"seeds": "1", "fit_on": "train"},
+    "50_snojoe": {"seeds": "1"},
+    "60_cifar10": {"benchmarks": '["cifar100-densenet"]'},
+}
+
+
+def small_bank(folder):
+    """A shipped bank with one near and one far set."""
+    shutil.copytree(ROOT / "ood_lib/shipped/cifar10-resnet56", folder)
+    about = json.loads((folder / "benchmark.json").read_text(encoding="utf-8"))
+    for name in ("near/cifar100", "far/mnist", "far/textures"):
+        (folder / f"{name}.safetensors").unlink()
+        del about["sets"][name]
+    (folder / "benchmark.json").write_text(json.dumps(about), encoding="utf-8")
+    return f"bank:{folder}"
+
+
+@pytest.mark.processes
+@pytest.mark.skipif(not os.environ.get("ELSEWHERE"), reason="takes minutes: ELSEWHERE=1 pytest runs it")
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_no_sentence_contradicts_its_numbers_on_other_networks(name, tmp_path):
+    bank = small_bank(tmp_path / "bank")
+    given = [(k, v.replace("BANK", bank)) for k, v in ELSEWHERE[name].items()]
+    words = [w for pair in given for w in ("-p", *pair)]
+    command = [sys.executable, "-m", "ood_book.cli", "run", name, "--profile", "quick", "--out", str(tmp_path), *words]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert contradictions(tmp_path / f"{name}.ipynb") == []
+
+
+# ------------------------------------------------------------------------------------------------ the law can fail
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("+2.0 [+1.0, +3.0] better", "+2.0 [−1.0, +3.0] better"),
+        ("−2.0 [−3.0, −1.0] worse", "+2.0 [+1.0, +3.0] worse"),
+        ("+0.2 [−0.5, +0.9] level", "+0.2 [−0.5, +1.9] level"),
+        ("+0.2 [−4.0, +4.4] cannot tell", "+2.2 [+0.1, +4.4] cannot tell"),
+        ("90.1 [75.7, 100.0]", "90.1 [95.7, 100.0]"),
+        ("90.1 <small>[75.7, 100.0]</small>", "90.1 <small>[nan, nan]</small>"),
+        ("**+1.6 ± 1.2** (better)", "**+1.0 ± 1.2** (better)"),
+        ("the AUROC falls from 91.2 to 80.0", "the AUROC falls from 80.0 to 91.2"),
+        ("norms lie between 0.20 and 0.40", "norms lie between 0.40 and 0.20"),
+        ("the networks are behind, **−4.0 [−5.0, −3.0]** (worse; ahead on 0 of 3 networks)",
+         "the networks are ahead, **−4.0 [−5.0, −3.0]** (worse; ahead on 0 of 3 networks)"),
+        ("The lowest single number is MSP on a: 67.9 %. No score is inverted here.",
+         "The lowest single number is MSP on a: 42.9 %. No score is inverted here."),
+        ("**this run supports the claim.** Hard against plain in eval mode: better on a. In training mode: level",
+         "**this run supports the claim.** Hard against plain in eval mode: worse on a. In training mode: level"),
+        ("better on a and b.", "better on ."),
+        ("mean over 1 network", "mean over 1 networks"),
+        ("finance", "<td>nan</td>"),
+    ],
+)  # fmt: skip
+def test_a_slip_is_found_and_nothing_else(good, bad):
+    assert slips(good) == []
+    assert slips(bad)
+
+
+def test_a_summary_that_names_a_network_under_another_word_is_found():
+    cells = "".join(
+        f"<tr><th>{n}</th><td>+2.0 [+1.0, +3.0] {w}</td></tr>" for n, w in (("net-a", "better"), ("b", "level"))
+    )
+    head = "<caption>A against B; difference of the AUROC in points</caption><tr><th>network</th><th>near-OOD</th></tr>"
+    table = f"<table>{head}{cells}</table>"
+    assert disagreements([table, "* **A against B**, near: better on net-a, level on b."]) == []
+    assert len(disagreements([table, "* **A against B**, near: better on net-a and b."])) == 1
+    assert len(disagreements([table, "* **A against B**, near: level on b."])) == 1
