@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic", "sha256_of", "write_text"]
+__all__ = ["atomic", "sha256_of", "write_bytes", "write_text"]
 
 
 @contextmanager
@@ -39,6 +39,12 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file in UTF-8, whole or not at all."""
     with atomic(path) as fresh:
         fresh.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic(path) as fresh:
+        fresh.write_bytes(data)
 
 
 def sha256_of(path: Path) -> str:
