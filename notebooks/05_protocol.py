@@ -173,10 +173,10 @@ for ax in axes:
 plt.show()
 
 # %% [markdown]
-# The two energies fail in opposite places. The softmax answers *which of the classes is it?* and is undecided only between
-# them. Behind the second class it grows more certain with every step, so the far cloud gets the *smallest* scores of all: its
-# AUROC is near 0, which is worse than guessing, because the order is inverted. The density answers *have I seen data here?* and
-# finds every far point. Between the classes it is undecided, because the gap is not empty.
+# The two energies fail in opposite places. The softmax answers *which of the classes is it?* and is undecided only
+# between them. Behind the second class it grows more certain with every step, so the far cloud gets the *smallest*
+# scores of all. Its AUROC is near 0, which is worse than guessing, because the order is inverted. The density answers
+# *have I seen data here?* and finds every far point. Between the classes it is undecided, because the gap is not empty.
 #
 # No amount of training repairs this, because both energies are exact. A detector asks one question, and each question has a
 # blind spot. The rest of the page compares the questions that seventeen detectors ask.
@@ -234,10 +234,10 @@ Phi = stats.norm.cdf
 # $$\hat A = \frac{1}{MN}\sum_{m=1}^{M}\sum_{n=1}^{N}
 # \Bigl(\mathbb 1[S_m > S_n] + \tfrac12\,\mathbb 1[S_m = S_n]\Bigr).$$
 #
-# This is the area under the ROC curve: moving the {term}`threshold` past one ID score raises the false-positive rate by $1/N$,
-# and the strip that this adds is as high as the share of OOD scores above it. (Which class is called positive does not matter
-# here; swapping the roles mirrors the curve.) For two normals the difference of the scores is normal, with mean $d$ and
-# variance $1+s^2$, so $A=\Phi(d/\sqrt{1+s^2})$.
+# This is the area under the ROC curve. Moving the {term}`threshold` past one ID score raises the false-positive rate by
+# $1/N$, and the strip that this adds is as high as the share of OOD scores above it. (Which class is called positive
+# does not matter here; swapping the roles mirrors the curve.) For two normals the difference of the scores is normal,
+# with mean $d$ and variance $1+s^2$, so $A=\Phi(d/\sqrt{1+s^2})$.
 
 # %%
 wins = (ood_scores[:, None] > id_scores).double()  # (M, N)
@@ -632,10 +632,10 @@ display(Markdown("\n".join(
 # %% [markdown]
 # ### 4.4 The threshold at work
 #
-# Section 2.4 derived a law for the rejection rate. The pooled images below are exchangeable because they are split at random, so the law
-# must hold here up to ties; what the picture adds is how wide it is for real scores. Pool the validation and test images of
-# the known classes, split them at random into as many for calibration as the validation set has and the rest, many times over,
-# and count the rejected share of the rest each time.
+# Section 2.4 derived a law for the rejection rate. The pooled images below are exchangeable because they are split at
+# random, so the law must hold here up to ties; what the picture adds is how wide it is for real scores. Pool the
+# validation and test images of the known classes. Split them at random, with as many images for calibration as the
+# validation set has, and count the share of the other images that is rejected. Repeat this many times.
 
 # %% tags=["hide-input"]
 pooled = torch.cat([pair["Mahalanobis"](x) for x in (f.val, f.test)]).double()
@@ -733,7 +733,7 @@ order = [name for name in order if bench or name != "ODIN"]
 table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="stable")
 summary = ood.summarize(table)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Seventeen detectors, sorted by what they look at: mean AUROC over the near and the far sets with the 95 % interval over networks. Compare the families from top to bottom, once for the near and once for the far dots.", "name": "fig-protocol-seventeen"}, "image": {"alt": "Dot plot with one row per detector, grouped into logits, gradients, reshaped features, distances and densities. Orange near dots lie close together except for ASH and SCALE, further left with wide intervals; pink far dots lie near 1 for Mahalanobis, ViM, the Gaussian mixture, RMDS, KNN and fDBD, and much lower with wide intervals for logits and reshaped features."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Seventeen detectors, sorted by what they look at: mean AUROC over the near and the far sets with the 95 % interval over networks. Compare the families from top to bottom, once for the near and once for the far dots.", "name": "fig-protocol-seventeen"}, "image": {"alt": "Dot plot with one row per detector, grouped into logits, gradients, reshaped features, distances and densities. Orange near dots lie close together except for ASH and SCALE, further left with wide intervals. Pink far dots lie near 1 for Mahalanobis, ViM, the Gaussian mixture, RMDS, KNN and fDBD, and much lower with wide intervals for logits and reshaped features."}}
 figure, ax = plt.subplots(figsize=(plots.FULL, 5.6))
 plots.dots(summary, ax=ax)
 ax.set_xlim(max(0.0, float(summary["low"].fillna(summary["value"]).min()) - 0.02), 1.005)
@@ -745,7 +745,7 @@ for family, members in FAMILIES.items():
 plt.show()
 
 # %% tags=["hide-input"]
-caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"]
@@ -766,10 +766,11 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# Compare families rather than single names. A detector that measures how far a feature lies from the training features, and one
-# that reads logits, ask the two questions of the toy, so their near and far columns can differ in opposite ways. ASH, SCALE and ReAct reshape
-# features with settings that were chosen for wide networks; how well they fit depends on the network, and neither the width nor
-# the number of classes predicts it. [The page on photographs](60_cifar10) repeats this comparison on four larger networks, where the order is another.
+# Compare families rather than single names. A distance to the training features and a score on logits ask the two
+# questions of the toy, so their near and far columns can differ in opposite ways. ASH, SCALE and ReAct reshape features
+# with settings that were chosen for wide networks; how well they fit depends on the network, and neither the width nor
+# the number of classes predicts it. [The page on photographs](60_cifar10) repeats this comparison on four larger
+# networks, where the order is another.
 #
 # Mahalanobis and the Gaussian mixture are nearly the same detector here: both have one mean per class and one shared covariance, and differ in
 # whether the nearest class counts or the sum over all classes.
@@ -812,10 +813,10 @@ display(Markdown(
 #
 # ### 5.2 Representation or energy?
 #
-# **Why do logits fail on far-OOD?** There are two explanations. Either the logits have lost what distinguishes these images
-# (the {term}`representation`), or the information is still there and MSP does not use it (the energy). Ask the same question
-# of both representations, with the same energy: the Mahalanobis distance, once of the $C$ logits, once of the part of
-# the feature that the {term}`head` cannot see, $z_\perp$ with $Wz_\perp=0$, once of the whole feature.
+# **Why do logits fail on far-OOD?** There are two explanations. Either the logits have lost what distinguishes these
+# images (the {term}`representation`), or the information is still there and MSP does not use it (the energy). Compare
+# the representations with the same energy, the Mahalanobis distance. Use it three times: once of the $C$ logits, once
+# of the part of the feature that the {term}`head` cannot see, $z_\perp$ with $Wz_\perp=0$, once of the whole feature.
 
 # %%
 def through(view, x):
@@ -837,7 +838,7 @@ def suspects(n, x):
 # %% tags=["hide-input"]
 asked = pd.concat([suspects(seed + n, x) for n, x in enumerate(features)])
 asked = pd.concat([table[table["detector"].isin(["MSP", "Energy"])], asked])
-plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} networks")
+plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}")
 
 # %% tags=["hide-input"]
 blame = 100 * ood.summarize(asked).pivot(index="detector", columns="group", values="value")
@@ -1175,8 +1176,8 @@ display(Markdown(
 #
 # <details><summary>C. The one with the higher AUROC is better, the interval is a formality.</summary>
 #
-# **No.** Without an interval of the difference you cannot tell a better detector from a lucky sample. With many
-# comparisons some look decided by chance.
+# **No.** Without an interval of the difference you cannot distinguish a better detector from a difference by chance.
+# With many comparisons, some are significant by chance.
 #
 # </details>
 #
@@ -1498,9 +1499,9 @@ check_gap(gap)
 # ```{exercise-start} Open: two opinions are better than one
 # :label: ex-protocol-open
 # ```
-# The heat map shows groups that disagree. Build one detector of two, MSP and Mahalanobis, that is at least as good as MSP on the near set *and*
-# within a point of Mahalanobis on the far sets, without a look at any OOD image. Is it better than both? Store its two AUROCs. *Hint: what puts two
-# scores on one scale?*
+# The heat map shows groups that disagree. Combine MSP and Mahalanobis to one detector, without using any OOD image. It
+# should be at least as good as MSP on the near set *and* within a point of Mahalanobis on the far sets. Is it better
+# than both? Store its two AUROCs. *Hint: what puts two scores on one scale?*
 
 # %% tags=["exercise"]
 near_far = ...

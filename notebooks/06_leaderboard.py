@@ -205,7 +205,7 @@ for run, rows in everything[everything["benchmark"] == "cifar10"].groupby("run",
         agree[run] = {**own.loc[both].corrwith(published.loc[both], method="spearman"), "detectors": len(both)}
 if agree:
     caption = "Spearman's rank correlation with OpenOOD's leaderboard (three ResNet-18 trained on all of CIFAR-10)"
-    display(pd.DataFrame(agree).T.style.format({"near": "{:.2f}", "far": "{:.2f}", "detectors": "{:.0f}"}).set_caption(caption))
+    display(pd.DataFrame(agree).T.style.format({"near": "{:.2f}", "far": "{:.2f}", "detectors": "{:.0f}"}, na_rep="").set_caption(caption))
 
 # %% [markdown]
 # A low value is no error in either table: [the page on photographs](60_cifar10) compares four networks in the same way and shows what moves

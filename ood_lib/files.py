@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "FORGOTTEN", "FULL", "UNWRITABLE", "atomic", "clock", "draft", "draft_folder", "explained", "locked", "read_json", "sha256_of",
-    "sweep", "write_text",
+    "FORGOTTEN", "FULL", "UNWRITABLE", "atomic", "clock", "draft", "draft_folder", "explained", "locked", "read_json",
+    "sha256_of", "sweep", "write_bytes", "write_text",
 ]  # fmt: skip
 
 DRAFT = re.compile(r"\..*?(?:\.([0-9a-f]{8})\.(\d+))?\.[0-9a-f]{8}\.partial")  # of machine and process; once of neither
@@ -225,6 +225,12 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}; expected an object {{...}}: {mend}")
     return found
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    with atomic(path) as fresh:
+        fresh.write_bytes(data)
 
 
 def sha256_of(path: Path) -> str:

@@ -218,10 +218,11 @@ def load_benchmark(
 ) -> Benchmark:
     """All sets of a benchmark, in their roles.
 
-    A set NAME is looked for under `root`: by OpenOOD's lists (`benchmark_imglist/`, `images_classic/` and
-    `images_largescale/`); as arrays `NAME/SPLIT.npz` (`images` uint8 (N, H, W) or (N, H, W, 3), `labels`); as pictures
-    `NAME/SPLIT/<class>/`, or several labels to a picture in `NAME/SPLIT/labels.csv` (OOD sets also in `NAME/`, with or
-    without classes); as what torchvision unpacks.  At last it may be fetched.
+    A set NAME is searched under `root` in this order. First by OpenOOD's lists (`benchmark_imglist/`,
+    `images_classic/` and `images_largescale/`). Then as arrays `NAME/SPLIT.npz` (`images` uint8 (N, H, W) or (N, H, W,
+    3), `labels`). Then as pictures `NAME/SPLIT/<class>/`, or with several labels per picture in
+    `NAME/SPLIT/labels.csv` (OOD sets also in `NAME/`, with or without classes). Then in the folders that torchvision
+    unpacks. Otherwise it may be downloaded.
 
     Args:
         name: one of `BENCHMARKS`; or `folder:PATH` for pictures of your own in `PATH/train|val|test/<class>/` or

@@ -142,7 +142,7 @@ def data_identity(dataset: Dataset, num_workers: int = 0) -> DataIdentity:
 
 
 def known_marks(dataset: Any) -> list[bytes] | None:
-    """A mark of each item where they can be told without reading them; None where they cannot.
+    """A mark of each item if it can be computed without reading the items; else None.
 
     Only of the very classes that are known: one that inherits from them may give other items.
     """

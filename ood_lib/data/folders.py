@@ -100,10 +100,11 @@ def split_folder(
 ) -> Path:
     """Divide `source/<class>/<picture>` into train, val and test below a new folder, for `load_benchmark`.
 
-    Each class is divided alike, at random.  Files that are the same byte by byte come into one split and count as one
-    picture.  With a `source/labels.csv` (several classes to a picture) the pictures are divided as a whole.  OOD sets
-    in `source/near/` and `source/far/` are taken over.  The original stays as it is: the new folder holds hard links,
-    which take no disk space, or copies where there can be none; so do not edit a picture in place in one of the two.
+    Each class is divided alike, at random. Files that are the same byte by byte come into one split and count as one
+    picture. With a `source/labels.csv` (several classes to a picture) the pictures are divided as a whole. OOD sets in
+    `source/near/` and `source/far/` are taken over. The original folder is not changed. The new folder holds hard
+    links, which take no disk space, or copies where links are not possible. So do not edit a picture in place in one
+    of the two.
 
     Args:
         source: the folder as it is.

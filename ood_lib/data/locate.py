@@ -72,7 +72,7 @@ class Shelf:
         return next((data for data in found if (data.base / data.names[0]).is_file()), None)
 
     def unknown(self, names: Sequence[str], frame: ImageFormat, lists: Mapping[str, str] = {}) -> dict[str, ImageSet]:
-        """OOD sets by name, by OpenOOD's `lists` where they are there; with `skip`, absent ones are left out with one
+        """OOD sets by name, by OpenOOD's `lists` if these exist; with `skip`, absent sets are left out with one
         warning."""
         found, absent = {}, []
         for name in names:

@@ -70,8 +70,8 @@ class Detector(nn.Module):
     and the same hyperparameters takes it.  ``save`` writes a file of which `ood_lib.load` makes the detector again.
 
     Scores come back on the device of the features, in their precision (half precision is computed, and returned, as
-    float32), under ``torch.autocast`` too.  ``.half()`` and the like change nothing: what was learnt, and the threshold
-    above all, keeps its digits.
+    float32), under ``torch.autocast`` too. ``.half()`` and similar calls change nothing: fitted values, and above all
+    the threshold, keep their precision.
     """
 
     reads: tuple[str, ...] = ("penultimate",)  # fields of Features that must be there; some objects have their own
@@ -173,11 +173,11 @@ class Detector(nn.Module):
         r"""Set the threshold from n held-out ID features, so that a new ID image is accepted with probability >= tpr.
 
         The threshold is the k-th smallest score, :math:`k = \lceil (n + 1)\,\mathrm{tpr} \rceil` (split conformal
-        prediction; the k-th of n, n tpr rounded up, would keep the promise on the held-out images only).  A new image
-        is one more draw: each rank among n + 1 scores is as likely as any other, so the promise holds for every n,
-        network and detector, as long as new ID images are like the held-out ones.  It is an average over calibration
-        sets: what one threshold accepts is, for scores without ties, distributed as Beta(k, n + 1 - k).  The n scores
-        are kept, 8 bytes each, for `p_values`.
+        prediction; the k-th of n with n tpr rounded up would reach the rate on the held-out images only). A new image
+        is one more draw, so each rank among n + 1 scores is equally likely. Hence the guarantee holds for every n,
+        network and detector, as long as new ID images are exchangeable with the held-out ones. It is an average over
+        calibration sets: for scores without ties, what one threshold accepts is distributed as Beta(k, n + 1 - k). The
+        n scores are kept, 8 bytes each, for `p_values`.
 
         Raises:
             ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr); scores that are infinite,

@@ -1,8 +1,8 @@
 """Score norms of CIFAR-10 and of its OOD sets under several score networks: made once, and shipped without the images.
 
-One file holds the norms under one network, ten numbers an image: small U-Nets after so many updates, with GroupNorm or
-InstanceNorm++, and the Gaussian of the pixels, which is no network at all.  ``python -m ood_lib cifar10-score-norms``
-makes them again.
+One file holds the norms of one score network, ten numbers per image. There are small U-Nets after different numbers of
+updates, with GroupNorm or InstanceNorm++, and the Gaussian of the pixels, which is no network.
+``python -m ood_lib cifar10-score-norms`` computes them again.
 """
 
 import json

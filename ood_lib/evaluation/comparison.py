@@ -52,9 +52,9 @@ Variances = tuple[float, float, float]  # of a, of b, of a - b
 class Comparison:
     """A metric of detector a minus that of detector b on the same images.
 
-    ``low`` and ``high`` are the ends of the confidence interval of the difference.  ``p_value`` is how often a
-    difference at least as large, of either sign, comes about where there is none; ``correlation`` is that of the two
-    estimates: the larger, the more the pairing helps.
+    ``low`` and ``high`` are the ends of the confidence interval of the difference. ``p_value`` is the probability of a
+    difference at least as large, of either sign, if there is none. ``correlation`` is that of the two estimates: the
+    larger it is, the more the pairing helps.
     """
 
     metric: str
@@ -160,7 +160,8 @@ class SeedComparison(NamedTuple):
     def __str__(self) -> str:
         gap, _, interval = as_percent(*self._shares(), signed=True).partition(" ")
         gap = f"{gap} {interval}" if interval.startswith("[") else gap  # else the word says why there is none
-        return f"**{gap}** ({self.word}; ahead on {self.ahead} of {self.networks} networks)"
+        ahead = f"; ahead on {self.ahead} of {self.networks} networks" if self.networks > 1 else ""
+        return f"**{gap}** ({self.word}{ahead})"
 
 
 def compare_over_seeds(

@@ -45,8 +45,8 @@ _Estimate = tuple[float, tuple[float, float]]  # value and interval
 class Metrics:
     """Four numbers in [0, 1] and, for each, the ends of its confidence interval.
 
-    ``fpr95`` follows the convention named by ``positive``: with ``"id"``, the share of OOD accepted when 95 % of ID
-    are accepted (ODIN and most papers); with ``"ood"``, the share of ID rejected when 95 % of OOD are rejected
+    ``fpr95`` follows the convention named by ``positive``. With ``"id"`` it is the share of OOD accepted when 95 % of
+    ID are accepted (ODIN and most papers); with ``"ood"``, the share of ID rejected when 95 % of OOD are rejected
     (OpenOOD v1.5).
     """
 
@@ -348,8 +348,9 @@ def as_percent(
 ) -> str:
     """A share and its interval in percent, as every page shows them: ``90.1 [75.7, 100.0]``.
 
-    The ends are cut to the scale, [0, 1], or [-1, 1] of a difference.  A number of one network has no interval, and an
-    interval of which nothing can be told is not shown (see `too_wide`): ``90.1 (one network)``, ``45.2 (cannot tell)``.
+    The ends are cut to the scale, [0, 1], or [-1, 1] of a difference. A number of one network has no interval, and an
+    interval that is too wide to be useful is not shown (see `too_wide`): ``90.1 (one network)``,
+    ``45.2 (cannot tell)``.
 
     Args:
         value: a share; "" is what is shown of NaN.

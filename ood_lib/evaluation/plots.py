@@ -1,8 +1,8 @@
 """One look for every figure: roles have colours, markers and line styles, everywhere the same.
 
 ID is a blue filled circle with solid lines, near-OOD an orange triangle, dashed, far-OOD a pink square, dotted, and a
-second model or a baseline green.  The palette is Okabe & Ito's, which stays apart for colour-blind readers; nothing is
-told by colour alone.
+second model or a baseline green. The palette is Okabe & Ito's, whose colours colour-blind readers can distinguish;
+nothing is encoded by colour alone.
 """
 
 import html
@@ -227,9 +227,8 @@ def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) 
 def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str = "") -> Any:
     """A `run_benchmark` table as a page shows it: detectors x OOD sets, in percent, with intervals, best in bold.
 
-    The interval is that of Student's t over seeds; of a single seed, that of its test set.  Bold are the best value of
-    a column and all those within its interval.  The caption goes on with what the intervals are, and says why one is
-    missing.
+    The interval is that of Student's t over seeds; of a single seed, that of its test set. Bold are the best value of
+    a column and all those within its interval. The caption also says what the intervals are, and why one is missing.
 
     Raises:
         ValueError: the table does not hold the metric, or holds a value twice (see `counted_once`).

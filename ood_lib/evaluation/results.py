@@ -231,8 +231,9 @@ def origins(results: "pd.DataFrame") -> str:
 def leaderboard(results: "pd.DataFrame") -> "pd.DataFrame":
     """One line per run and detector: near and far AUROC and FPR95 with intervals, seconds per 1000 images, memory.
 
-    The interval is Student's t over seeds.  A single network has none; the mean of the intervals of its sets then says
-    what other test images of the same kind might have given (it is too wide if anything: errors of sets cancel).
+    The interval is Student's t over seeds. A single network has no such interval. Instead, the mean of the intervals
+    of its sets says how much other test images of the same kind could change the result (it is rather too wide,
+    because errors of sets cancel).
 
     Args:
         results: from `load_results`.

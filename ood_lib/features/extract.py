@@ -60,9 +60,9 @@ def extract(
 ) -> Features:
     """Run a frozen network once over a data set and keep what it computes.
 
-    With ``out`` or ``cache`` the result is a file.  It is made block by block, so that a run that was killed is taken
-    up again, and by all processes that ``torchrun`` starts (or an initialised process group holds) together: each calls
-    this, runs the network over its share, and gets the whole.
+    With ``out`` or ``cache`` the result is a file. It is computed block by block, so that a killed run can be resumed.
+    All processes that ``torchrun`` starts (or an initialised process group contains) share the work: each calls this
+    function, runs the network over its share, and gets the whole result.
 
     Args:
         network: answers ``represent`` (see `ood_lib.networks.resnet`); any other classifier goes through `adapt`.

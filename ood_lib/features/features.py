@@ -63,7 +63,7 @@ class Features:
             raise ValueError(f"the fields of Features must have one row per image, but their lengths are {lengths}")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields that are there, by name."""
+        """The fields that are not None, by name."""
         pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: value for name, value in pairs if value is not None}
 

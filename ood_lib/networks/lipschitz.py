@@ -1,7 +1,7 @@
 r"""How much a layer stretches: norms of its weight, the gain of its BatchNorm, and a report over a network.
 
-The norm of a convolution is not that of its weight reshaped to a matrix, and what a layer does is not told by its norm
-alone where a BatchNorm follows.  The report sets all of them side by side.
+The norm of a convolution is not that of its weight reshaped to a matrix, and where a BatchNorm follows, the norm alone
+does not bound the pair. The report lists all of these numbers side by side.
 """
 
 import math

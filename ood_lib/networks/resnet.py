@@ -93,8 +93,8 @@ class ResNet(nn.Module):
 class PooledResNet(ResNet):
     """A residual classifier that learns more in an hour: one convolution and a pooling, then the residual blocks.
 
-    With widths (64, 128, 256, 512) and blocks (0, 1, 0, 1) it is the ResNet-9 of Page, How to train your ResNet, 2018,
-    but for the last pooling, which here is the spatial mean, as in `ResNet`.
+    With widths (64, 128, 256, 512) and blocks (0, 1, 0, 1) it is the ResNet-9 of Page, How to train your ResNet, 2018.
+    Only the last pooling differs: here it is the spatial mean, as in `ResNet`.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A file from which an interrupted training goes on: written whole or not at all, read without pickle."""
+"""A file from which an interrupted training resumes: written whole or not at all, read without pickle."""
 
 import os
 from pathlib import Path

@@ -114,7 +114,7 @@ def train_recipe(
     name: str, bench: Benchmark, folder: str | os.PathLike[str], *, seed: int = 0,
     origin: Mapping[str, str] | None = None, **options: Any,
 ) -> tuple[ResNet, History]:  # fmt: skip
-    """Train a network by its recipe and write its two files; an interrupted training goes on where it was.
+    """Train a network by its recipe and write its two files; an interrupted training resumes where it stopped.
 
     Epochs and seconds on the card include those of the recipe that it starts from.  Of a training that was interrupted
     the seconds are those of its rest.

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import tomllib
+import zipfile
 from contextlib import suppress
 from itertools import pairwise
 
@@ -267,9 +268,12 @@ def test_the_solution_of_a_question_runs_before_its_check_and_after_what_is_give
 def test_the_command_writes_the_chosen_notebooks_and_refuses_others(tmp_path, capsys):
     out = ["--out", str(tmp_path), "--root", str(ROOT)]
     assert cli.main(["teach", "weiper", *out]) == 0
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")) == [
-        f"{edition}/10_weiper.ipynb" for edition in sorted(EDITIONS)
-    ]
+    written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
+    quiz = {"quiz/10_weiper-canvas.zip", "quiz/10_weiper-moodle.xml"}
+    assert written == {f"{edition}/10_weiper.ipynb" for edition in EDITIONS} | {"student.zip"} | quiz
+    with zipfile.ZipFile(tmp_path / "student.zip") as bundle:
+        assert bundle.namelist() == ["10_weiper.ipynb"]
+        assert bundle.read("10_weiper.ipynb") == (tmp_path / "student/10_weiper.ipynb").read_bytes()
     assert cli.main(["teach", "wieper", *out]) == 2 and "did you mean 'weiper'" in capsys.readouterr().err
 
 

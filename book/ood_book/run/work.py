@@ -1,7 +1,8 @@
 """The process of one notebook: runs it with papermill and keeps only what is complete.
 
 A run is written into a hidden draft folder of its own and moved to its place at the end, with a record of how it was
-made: whatever is interrupted leaves the last complete run as it was, and two runs of one notebook never meet.
+made. So an interruption leaves the last complete run as it was, and two runs of one notebook never write to the same
+folder.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """The slides of a chapter, made by rules of its executed notebook.
 
-What is short goes on slides: bold questions and sentences, formulas, figures, tables, exercises, the quiz.  The full
-prose goes into the speaker's notes.  `deck.py` makes a file of them.
+Slides contain what is short: bold questions and sentences, formulas, figures, tables, exercises, the quiz. The full
+prose goes into the speaker's notes. `deck.py` makes a file of them.
 """
 
 import re

@@ -18,9 +18,9 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block
     r"""Euclidean distance to the k-th nearest row of the bank; larger = more OOD.
 
     Neighbours are found by :math:`\langle q, x \rangle - \lVert x \rVert^2 / 2`, one matrix product per tile of
-    ``block`` queries and ``chunk`` bank rows, and the k best are carried along: memory is O(chunk x block + N k) beside
-    input and result, whatever the size of the bank.  The distance itself is that of the rows, so it keeps its digits
-    also near zero.
+    ``block`` queries and ``chunk`` bank rows, and the k best are kept. So the memory beside input and result is
+    O(chunk x block + N k), whatever the size of the bank. The distance itself is computed from the rows, so it is
+    precise also near zero.
 
     Args:
         queries: (N, K).

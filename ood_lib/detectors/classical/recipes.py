@@ -36,9 +36,10 @@ FAMILIES = {
 def classical_detectors(head: nn.Linear, train: Features) -> dict[str, Detector]:
     """The detectors of `FAMILIES` with their published settings, unfitted, in that order; larger score = more OOD.
 
-    ODIN is not among them: it scores other features than the rest, those of ``extract(ODINNetwork(network), dataset)``.
-    Numbers of neighbours are lowered where the training set is small: KNN looks at neighbour 50, or at a fifth of a
-    class; NNGuide keeps 1 % of the training features, or as many as make 10 neighbours per class.
+    ODIN is not among them: it scores other features than the rest, those of
+    ``extract(ODINNetwork(network), dataset)``. The numbers of neighbours are lowered for a small training set. KNN
+    uses neighbour 50, or as many as a fifth of a class; NNGuide keeps 1 % of the training features, or as many as make
+    10 neighbours per class.
 
     Args:
         head: the network's last linear layer.

@@ -1,8 +1,8 @@
 """Base of the detectors that reshape the penultimate feature before the head reads it: ReAct, ASH, SCALE.
 
-OOD images tend to excite a few units wildly (ReAct clips them) and to spread the rest of their activation over many
-units (ASH and SCALE compare the sum of the largest entries with the sum of all).  What comes out of the head is judged
-by any score of logits, the energy unless you say otherwise.  Larger score = more OOD.
+OOD images tend to excite a few units strongly (ReAct clips them). The rest of their activation is spread over many
+units (ASH and SCALE compare the sum of the largest entries with the sum of all). The resulting logits are scored by
+any score of logits, by default the energy. Larger score = more OOD.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Maximum likelihood for a normalizing flow: an Adam that reads features from where they lie, and can stop anywhere.
 
-What is fed to update n follows from the seed and n alone, so a training that was interrupted goes on as if nothing had
-happened, and the same seed gives the same batches on every device.  Which update is kept is decided by the likelihood
-of held-out rows; no OOD data has a part in it.
+The batch of update n depends on the seed and n alone. So an interrupted training resumes exactly where it stopped, and
+the same seed gives the same batches on every device. The update that is kept is chosen by the likelihood of held-out
+rows, without OOD data.
 """
 
 import math
