@@ -70,7 +70,7 @@ if (stored := Path("../book/results")).is_dir():  # a notebook alone, as in Cola
 # | ResNet-56 on CIFAR-10 | KNN, 87.9 | GMM, length 1, 97.6 |
 # | DenseNet on CIFAR-100 | FDBD, 78.4 | KNN, 96.0 |
 #
-# These are stored runs of [the leaderboard](06_leaderboard), whatever this page is run with.
+# The numbers are those of stored runs, as on [the leaderboard](06_leaderboard), whatever this page is run with.
 #
 # **It takes** 9 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
 # <!-- end -->
