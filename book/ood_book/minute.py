@@ -94,9 +94,8 @@ def _sentence(rows: "pd.DataFrame", method: str, baseline: str) -> str:
     for network in dict.fromkeys(rows["network"]):
         words = {g: wide[g][network].word for g in GROUPS if g in wide}
         same = len(set(words.values())) == 1
-        said = (
-            f"{[*words.values()][0]} {' and '.join(words)}" if same else ", ".join(f"{w} {g}" for g, w in words.items())
-        )
+        everywhere = f"{next(iter(words.values()))} {' and '.join(words)}"
+        said = everywhere if same else ", ".join(f"{w} {g}" for g, w in words.items())
         by_words.setdefault(said, []).append(called(network))
     return f"- *{method}* against *{baseline}*: " + "; ".join(
         f"**{said}** ({', '.join(names)})" for said, names in by_words.items()
@@ -145,7 +144,7 @@ def _leaders(results: Path, asked: Sequence[str]) -> list[str]:
     return [
         *lines,
         "",
-        "The numbers are those of stored runs, as on [the leaderboard](06_leaderboard), whatever this page is run with.",
+        "The numbers are those of stored runs, as on [the leaderboard](06_leaderboard), not of this page's.",
     ]
 
 
