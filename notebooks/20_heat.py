@@ -76,8 +76,7 @@ explorables.show(
 # **It takes** 30 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
 #
-# **Use it** when a Gaussian mixture describes the features roughly and you can train for some minutes per network; the composition also pays
-# off without training.
+# **Use it** when a Gaussian mixture describes the features roughly and you can train for some minutes per network.
 #
 # **Do not** report it without its two controls, the mixture with a ridge and the same priors composed without training.
 # ```
