@@ -68,7 +68,7 @@ explorables.show(
 # | ResNet-56 on CIFAR-10 | KNN, 87.9 | GMM, length 1, 97.6 |
 # | DenseNet on CIFAR-100 | FDBD, 78.4 | KNN, 96.0 |
 #
-# These are stored runs of [the leaderboard](06_leaderboard), whatever this page is run with.
+# The numbers are those of stored runs, as on [the leaderboard](06_leaderboard), not of this page's.
 #
 # **It takes** 29 minutes to read, without exercises and what is folded, and 3 minutes to run. No GPU, no download.
 # <!-- end -->

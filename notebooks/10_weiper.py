@@ -92,10 +92,10 @@ explorables.show(
 # | DenseNet on CIFAR-100 | **better** +2.1 [+1.1, +3.2] | **better** +9.4 [+8.5, +10.4] |
 # | small networks on digits | **level** +0.2 [−0.5, +0.9] | **cannot tell** +6.1 [−6.6, +18.7] |
 #
-# - *WeiPer+KLD, tuned* against *KNN, tuned in the same way*: **level on near-OOD, worse on far-OOD** (our ResNet-9 on CIFAR-10); **better on near-OOD, worse on far-OOD** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **cannot tell on near-OOD, worse on far-OOD** (ResNet-56 on CIFAR-10, small networks on digits)
-# - *WeiPer+KLD* against *the same score without perturbation, both with the published settings*: **better on both** (our ResNet-9 on CIFAR-10, DenseNet on CIFAR-10); **worse on both** (ResNet-56 on CIFAR-10); **worse on near-OOD, better on far-OOD** (DenseNet on CIFAR-100); **cannot tell on both** (small networks on digits)
+# - *WeiPer+KLD, tuned* against *KNN, tuned in the same way*: **level near, worse far** (our ResNet-9 on CIFAR-10); **better near, worse far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **cannot tell near, worse far** (ResNet-56 on CIFAR-10, small networks on digits)
+# - *WeiPer+KLD* against *the same score without perturbation, both with the published settings*: **better near and far** (our ResNet-9 on CIFAR-10, DenseNet on CIFAR-10); **worse near and far** (ResNet-56 on CIFAR-10); **worse near, better far** (DenseNet on CIFAR-100); **cannot tell near and far** (small networks on digits)
 #
-# This is the stored run `ood-book run 10_weiper` of 2026-11-29, whatever this page is run with.
+# The numbers are those of `ood-book run 10_weiper` on 2026-11-29, also where this page is run with other values.
 #
 # **It takes** 30 minutes to read, without exercises and what is folded, and 4 minutes to run. No GPU, no download.
 # <!-- end -->

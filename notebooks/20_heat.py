@@ -70,16 +70,15 @@ explorables.show(
 # | DenseNet on CIFAR-100 | **worse** −3.0 [−3.9, −2.0] | **better** +15.1 [+13.9, +16.2] |
 # | small networks on digits | **better** +2.5 [+1.6, +3.3] | **cannot tell** +14.3 [−1.1, +29.7] |
 #
-# - *HEAT* against *its Gaussian mixture with a ridge*: **better on both** (our ResNet-9 on CIFAR-10); **better on near-OOD, level on far-OOD** (DenseNet on CIFAR-10, ResNet-56 on CIFAR-10, small networks on digits); **better on near-OOD, worse on far-OOD** (DenseNet on CIFAR-100)
-# - *HEAT* against *the same priors composed without training*: **better on near-OOD, level on far-OOD** (our ResNet-9 on CIFAR-10); **level on near-OOD, worse on far-OOD** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **level on near-OOD, cannot tell on far-OOD** (ResNet-56 on CIFAR-10); **level on both** (small networks on digits)
+# - *HEAT* against *its Gaussian mixture with a ridge*: **better near and far** (our ResNet-9 on CIFAR-10); **better near, level far** (DenseNet on CIFAR-10, ResNet-56 on CIFAR-10, small networks on digits); **better near, worse far** (DenseNet on CIFAR-100)
+# - *HEAT* against *the same priors composed without training*: **better near, level far** (our ResNet-9 on CIFAR-10); **level near, worse far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **level near, cannot tell far** (ResNet-56 on CIFAR-10); **level near and far** (small networks on digits)
 #
-# This is the stored run `ood-book run 20_heat` of 2026-11-29, whatever this page is run with.
+# The numbers are those of `ood-book run 20_heat` on 2026-11-29, also where this page is run with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
 #
-# **Use it** when a Gaussian mixture describes the features roughly and you can train for some minutes per network; the composition also pays
-# off without training.
+# **Use it** when a Gaussian mixture describes the features roughly and you can train for some minutes per network.
 #
 # **Do not** report it without its two controls, the mixture with a ridge and the same priors composed without training.
 # ```

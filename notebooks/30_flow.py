@@ -58,10 +58,10 @@ if importlib.util.find_spec("ood_lib") is None:
 # | DenseNet on CIFAR-100 | **worse** −20.5 [−22.8, −18.2] | **better** +12.1 [+10.5, +13.6] |
 # | small networks on digits | **cannot tell** +1.1 [−0.5, +2.7] | **cannot tell** +14.3 [−1.1, +29.8] |
 #
-# - *the flow* against *the Mahalanobis distance with a ridge*: **level on near-OOD, better on far-OOD** (our ResNet-9 on CIFAR-10); **worse on both** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **better on near-OOD, worse on far-OOD** (ResNet-56 on CIFAR-10); **level on near-OOD, worse on far-OOD** (small networks on digits)
-# - *the flow* against *KNN*: **worse on near-OOD, better on far-OOD** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10); **worse on near-OOD, level on far-OOD** (DenseNet on CIFAR-10); **worse on both** (DenseNet on CIFAR-100); **better on both** (small networks on digits)
+# - *the flow* against *the Mahalanobis distance with a ridge*: **level near, better far** (our ResNet-9 on CIFAR-10); **worse near and far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **better near, worse far** (ResNet-56 on CIFAR-10); **level near, worse far** (small networks on digits)
+# - *the flow* against *KNN*: **worse near, better far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10); **worse near, level far** (DenseNet on CIFAR-10); **worse near and far** (DenseNet on CIFAR-100); **better near and far** (small networks on digits)
 #
-# This is the stored run `ood-book run 30_flow` of 2026-11-29, whatever this page is run with.
+# The numbers are those of `ood-book run 30_flow` on 2026-11-29, also where this page is run with other values.
 #
 # **It takes** 28 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->

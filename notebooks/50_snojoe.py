@@ -65,9 +65,9 @@ explorables.show(
 # |---|---|---|
 # | MobileNetV2 on PASCAL VOC | **better** +1.6 [+0.4, +2.8] | **better** +1.8 [+0.7, +2.9] |
 #
-# - *MaxLogit* against *MSP over labels*: **better on both** (MobileNetV2 on PASCAL VOC)
+# - *MaxLogit* against *MSP over labels*: **better near and far** (MobileNetV2 on PASCAL VOC)
 #
-# This is the stored run `ood-book run 50_snojoe -p seeds 2 -p umap_points 300 -p images_per_set 160` of 2026-11-29, whatever this page is run with.
+# The numbers are those of `ood-book run 50_snojoe -p seeds 2 -p umap_points 300 -p images_per_set 160` on 2026-11-29, also where this page is run with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 11 minutes to run. No GPU, no download.
 # <!-- end -->

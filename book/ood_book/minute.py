@@ -92,11 +92,10 @@ def _sentence(rows: "pd.DataFrame", method: str, baseline: str) -> str:
     wide = rows.pivot(index="network", columns="group", values="verdict")
     by_words: dict[str, list[str]] = {}
     for network in dict.fromkeys(rows["network"]):
-        words = [(GROUPS[g], wide[g][network].word) for g in GROUPS if g in wide]
-        same = len({word for _, word in words}) == 1
-        said = (
-            words[0][1] + (" on both" if len(words) > 1 else "") if same else ", ".join(f"{w} on {g}" for g, w in words)
-        )
+        words = {g: wide[g][network].word for g in GROUPS if g in wide}
+        same = len(set(words.values())) == 1
+        everywhere = f"{next(iter(words.values()))} {' and '.join(words)}"
+        said = everywhere if same else ", ".join(f"{w} {g}" for g, w in words.items())
         by_words.setdefault(said, []).append(called(network))
     return f"- *{method}* against *{baseline}*: " + "; ".join(
         f"**{said}** ({', '.join(names)})" for said, names in by_words.items()
@@ -142,9 +141,15 @@ def _leaders(results: Path, asked: Sequence[str]) -> list[str]:
         board = ood.leaderboard(ood.load_results(results / f"{run}.json")).set_index("detector")
         best = [f"{board[g].idxmax()}, {100 * board[g].max():.1f}" for g in GROUPS]
         lines.append(f"| {called(run)} | {' | '.join(best)} |")
-    return [*lines, "", "These are stored runs of [the leaderboard](06_leaderboard), whatever this page is run with."]
+    return [
+        *lines,
+        "",
+        "The numbers are those of stored runs, as on [the leaderboard](06_leaderboard), not of this page's.",
+    ]
 
 
 def _origin(row: "pd.Series") -> str:
     """Which run is shown: a page that is run with other values shows the same box."""
-    return f"This is the stored run `{row['command']}` of {row['date']}, whatever this page is run with."
+    return (
+        f"The numbers are those of `{row['command']}` on {row['date']}, also where this page is run with other values."
+    )

@@ -8,14 +8,14 @@ import math
 import re
 from collections.abc import Iterator
 
-__all__ = ["minutes"]
+__all__ = ["SYNCED", "minutes"]
 
 PACE = 200  # words a minute
 FOLDS = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 CELL = re.compile(r"^# %%([^\n]*)\n(.*?)(?=^# %%|\Z)", re.M | re.S)
 BOX = re.compile(r"^(`{3,}|:{3,})\{([\w:-]+)\}[^\n]*\n(.*?)^\1$", re.M | re.S)
 ASIDE = re.compile(r"^(`{3,})\{(exercise|solution)-start\}.*?^\1\{\2-end\}", re.M | re.S)
-MADE = re.compile(r"<!-- made by ood-book sync.*?<!-- end -->", re.S)  # else a sync would change what it counts
+SYNCED = re.compile(r"<!-- made by ood-book sync.*?<!-- end -->", re.S)  # else a sync would change what it counts
 CHOICE = re.compile(r"<details>.*?</details>", re.S)
 
 
@@ -36,7 +36,7 @@ def minutes(source: str) -> int:
             text += f"{body}\n"
         elif not folded and not _inside(text):
             shown += 1
-    words = len(CHOICE.sub("", BOX.sub(_main, ASIDE.sub("", MADE.sub("", text)))).split())
+    words = len(CHOICE.sub("", BOX.sub(_main, ASIDE.sub("", SYNCED.sub("", text)))).split())
     return max(1, math.floor(words / PACE + shown + 0.5))
 
 

@@ -686,6 +686,17 @@ def test_sync_writes_what_other_files_say_of_the_notebooks_and_nothing_around_it
     assert cli.main(["list"]) == 0 and "min to read, 30 min to run; 0.8 GB" in capsys.readouterr().out
 
 
+def test_a_new_box_of_what_was_found_asks_for_no_new_run_and_any_other_word_does(asking):
+    def key():
+        return plan.plan(asking, "default", {})[1][0].key
+
+    source, before = asking / "notebooks/10_alpha.py", key()
+    source.write_text(source.read_text().replace("# old\n", "# new\n# lines\n"))
+    assert key() == before
+    source.write_text(source.read_text().replace("word ", "other ", 1))
+    assert key() != before
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [

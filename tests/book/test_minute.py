@@ -44,9 +44,9 @@ def test_the_first_pair_is_a_table_and_the_others_a_sentence_that_names_where_it
     assert any(re.match(r"\| mine \| \*\*level\*\* .* \| \*\*level\*\*", line) for line in lines)
     (sentence,) = [line for line in lines if line.startswith("- ")]
     assert sentence == (
-        "- *A* against *the old one*: **better on both** (DenseNet on CIFAR-10, DenseNet on CIFAR-100, mine)"
+        "- *A* against *the old one*: **better near and far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100, mine)"
     )
-    assert "`ood-book run 10_weiper` of 2026-01-02" in lines[-1]
+    assert "`ood-book run 10_weiper` on 2026-01-02" in lines[-1]
 
 
 def test_values_and_leaders_are_those_of_the_result_files(root):

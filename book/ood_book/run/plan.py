@@ -18,6 +18,7 @@ import yaml
 import ood_lib
 from ood_book.metadata import budgets
 from ood_book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
+from ood_book.reading import SYNCED
 from ood_book.run.budget import PROMISED
 from ood_book.run.limits import check_value, read_text
 from ood_lib.data import NAMES
@@ -252,7 +253,8 @@ def make_task(
         del parameters["results"]  # a path of this machine says nothing about the numbers
     text = source.read_text(encoding="utf-8")
     given_values = json.dumps(parameters, sort_keys=True, default=str)
-    key = content_hash(source.read_bytes(), library, given_values, _files(source, parameters.values()))
+    own = SYNCED.sub("", text)  # the box of what was found is made of the results of runs: a new one asks for none
+    key = content_hash(own, library, given_values, _files(source, parameters.values()))
     return Task(source, text, target, given, parameters, fills_results, key, library, label or source.stem, budget)
 
 

@@ -18,6 +18,8 @@ import nbformat
 
 from ood_book.metadata import about
 from ood_book.notebooks import Refused, content_hash
+from ood_book.percent import load
+from ood_book.reading import SYNCED
 from ood_book.run.plan import Task, hash_files, library_hash
 from ood_book.site import front, scale
 from ood_book.site.explorables import add_scripts, as_html
@@ -189,7 +191,10 @@ def _page(task: Task, uses: Sequence[str]) -> Any:
     """The executed notebook as it is shown: what the run left in it out, how it was made in."""
     notebook = nbformat.read(task.target, as_version=4)
     notebook.metadata.pop("papermill", None)
+    box = next((found[0] for cell in load(task.source).cells if (found := SYNCED.search(cell.source))), "")
     for cell in list(notebook.cells):
+        if cell.cell_type == "markdown":
+            cell.source = SYNCED.sub(lambda _: box, cell.source)  # it may be newer than the run
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
