@@ -320,7 +320,7 @@ def rmds(size: Size) -> Case:
 def vim(size: Size) -> Case:
     """Residual outside the main directions, against the energy.
 
-    The cut lies between eigenvalues that are nearly equal here, so the float32 of the peers turns the subspace a little.
+    The cut lies between eigenvalues that are nearly equal, so the float32 of the peers turns the subspace a little.
     """
     train, test = sets(size)
     layer, dim = head(size), size.width // 2
