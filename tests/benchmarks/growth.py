@@ -25,10 +25,10 @@ OUT = Path(__file__).parents[2] / "book/results/speed/growth.json"
 
 BASE = {"train": 5000, "test": 1000, "width": 128, "classes": 10}  # images to fit to and to score
 STEPS: dict[str, tuple[int, ...]] = {
-    "train": (5000, 10_000, 20_000, 40_000), "test": (1000, 2000, 4000, 8000), "width": (128, 256, 512),
-    "classes": (10, 30, 100),
+    "train": (5000, 10_000, 20_000, 40_000), "test": (1000, 2000, 4000), "width": (128, 256, 512),
+    "classes": (10, 20, 40),
 }  # fmt: skip
-TOGETHER = {"train": 40_000, "test": 4000, "width": 512, "classes": 100}
+TOGETHER = {"train": 20_000, "test": 2000, "width": 256, "classes": 20}
 HEADS, SETS = (25, 50, 100, 200), (1, 2, 4, 8)
 
 DETECTORS: dict[str, Callable[[nn.Linear], ood.Detector]] = {

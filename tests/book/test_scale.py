@@ -31,7 +31,10 @@ def row() -> dict:
 
 def growth() -> dict:
     sets = [{"sets": n, "score": [0.1 * n]} for n in (1, 8)]
-    return {"rows": {"KNN": row(), "Mahalanobis": row(), "OOD sets": {"sets": sets}}}
+    return {
+        "machine": {"rates": {"single": 1e15, "double": 1e15}},
+        "rows": {"KNN": row(), "Mahalanobis": row(), "OOD sets": {"sets": sets}},
+    }
 
 
 def test_slopes_are_the_exponents_of_a_law_and_the_prediction_is_the_law():
@@ -40,6 +43,17 @@ def test_slopes_are_the_exponents_of_a_law_and_the_prediction_is_the_law():
     assert found == pytest.approx([1, 1, 2, 0])
     assert scale.predicted(measured, wanted, "fit") == pytest.approx(law(wanted)["fit"][1])
     assert scale.predicted(measured, wanted, "score") == pytest.approx(law(wanted)["score"][0])
+
+
+def test_no_extrapolation_is_below_the_time_of_the_matrix_products():
+    content = growth()
+    by_slopes = scale.extrapolated(content, "KNN", scale.IMAGENET, "score")
+    assert by_slopes == pytest.approx(law(scale.IMAGENET)["score"][0])
+    content["machine"]["rates"]["single"] = 1e9
+    products = 2 * 1_281_167 * 50_000 * 2048 / 1e9
+    assert (
+        scale.extrapolated(content, "KNN", scale.IMAGENET, "score") == pytest.approx(products) and products > by_slopes
+    )
 
 
 def test_the_table_shows_that_a_law_is_predicted_and_the_text_names_memory_and_sets():

@@ -8,11 +8,12 @@
 set -u
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python}
-out=${1:-book/results/speed/gpu.json}
 export PYTHONPATH="$PWD:$PWD/book${PYTHONPATH:+:$PYTHONPATH}"
 
 laws=skipped
+out=${1:-_build/gpu-tiny.json}
 if "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+  out=${1:-book/results/speed/gpu.json}
   if timeout 240 "$python" -m pytest -q -p no:cacheprovider -m cuda tests; then laws=passed; else laws=failed; fi
 fi
 "$python" -m tests.gpu.recipes --out "$out" --laws "$laws" --minutes "${MINUTES:-5}" || exit 1
