@@ -699,7 +699,7 @@ for family, members in FAMILIES.items():
 plt.show()
 
 # %%
-caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
+caption = f"AUROC in %, mean over networks ({seeds}); bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %%
@@ -792,7 +792,7 @@ def suspects(n, x):
 # %%
 asked = pd.concat([suspects(seed + n, x) for n, x in enumerate(features)])
 asked = pd.concat([table[table["detector"].isin(["MSP", "Energy"])], asked])
-plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}")
+plots.benchmark_table(asked, caption=f"AUROC in %, mean over networks ({seeds})")
 
 # %% tags=["hide-input"]
 blame = 100 * ood.summarize(asked).pivot(index="detector", columns="group", values="value")

@@ -1022,7 +1022,7 @@ tables = [  # the hybrids are trained already
     for n, (h, fitted, x) in enumerate(zip(heads, heats, features))
 ]
 table = pd.concat(tables)
-caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
+caption = f"AUROC in %, mean over networks ({seeds}); bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1.", "name": "fig-heat-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1. Mixtures, their hybrids and the compositions lie closest to 1; MSP, the energy and the hybrid on logits have long far-OOD intervals."}}
@@ -1212,7 +1212,7 @@ by_start = {
     s: 100 * pd.DataFrame([hybrid_auroc(style, n, start=s) for n in nets]).mean()
     for s in starts
 }
-caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} network{'s' * (len(nets) > 1)}"
+caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over networks ({len(nets)})"
 pd.DataFrame(by_start).T.style.format("{:.2f}").set_caption(caption)
 
 # %% tags=["hide-input"]
@@ -1343,7 +1343,7 @@ rows = {}
 for name, change in changes.items():
     rows[name] = 100 * pd.DataFrame([hybrid_auroc(style, n, **change) for n in nets]).mean()
 rows["prior alone"] = 100 * alone["GMM style"]
-caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} network{'s' * (len(nets) > 1)}"
+caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over networks ({len(nets)})"
 pd.DataFrame(rows).T.style.format("{:.2f}", na_rep="").set_caption(caption)
 
 # %% tags=["hide-input"]
