@@ -1212,7 +1212,7 @@ by_start = {
     s: 100 * pd.DataFrame([hybrid_auroc(style, n, start=s) for n in nets]).mean()
     for s in starts
 }
-caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over networks ({len(nets)})"
+caption = f"Hybrid on style: AUROC, gap in % of 1/λ, mean over networks ({len(nets)})"
 pd.DataFrame(by_start).T.style.format("{:.2f}").set_caption(caption)
 
 # %% tags=["hide-input"]
@@ -1343,7 +1343,7 @@ rows = {}
 for name, change in changes.items():
     rows[name] = 100 * pd.DataFrame([hybrid_auroc(style, n, **change) for n in nets]).mean()
 rows["prior alone"] = 100 * alone["GMM style"]
-caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over networks ({len(nets)})"
+caption = f"Hybrid on style: AUROC, gap in % of 1/λ, mean over networks ({len(nets)})"
 pd.DataFrame(rows).T.style.format("{:.2f}", na_rep="").set_caption(caption)
 
 # %% tags=["hide-input"]

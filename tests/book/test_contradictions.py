@@ -112,9 +112,10 @@ def disagreements(texts):
         parts = GROUP.split(summary)
         for group, clause in (dict(zip(parts[1::2], parts[2::2])) or {"mean": summary}).items():
             pieces = ON.split(clause)
-            named = [(word, re.findall(r"[\w-]+", names)) for word, names in zip(pieces[1::2], pieces[2::2])]
+            named = list(zip(pieces[1::2], pieces[2::2]))
             for network, row in tables[claim].items():
-                said = [word for word, names in named if network.split(",")[0] in names]
+                alone = re.compile(rf"(?<![\w-]){re.escape(network)}(?![\w-])")
+                said = [word for word, names in named if alone.search(names)]
                 if said != [row[group]]:
                     bad.append(f"{claim}, {group}: {network} is {row[group]}, said is {said}")
     return bad
