@@ -922,7 +922,7 @@ display(Markdown(
     f"In this run, among {len(place)} detectors: "
     + "; ".join(f"{n} has rank {place.loc[n, 'near']} near and {place.loc[n, 'far']} far" for n in named)
     + ". No detector wins everywhere: a covariance of 2048 dimensions estimated from a thousand classes behaves differently from one of "
-    "64 dimensions and seven classes."
+    f"{head.in_features} dimensions and {head.out_features} classes."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -994,8 +994,8 @@ blind = {n: 100 * np.mean([(g["test"].max() - g.loc[n, "test"])[names].mean() fo
 worst = np.unravel_index(regret.argmax(), regret.shape)
 display(Markdown(
     f"Choosing on one set and testing on another loses {outside:.1f} points on average, choosing on the test set itself {np.diag(regret).mean():.1f}. "
-    f"Without any choice, MSP loses {blind['MSP']:.1f} and Mahalanobis {blind['Mahalanobis']:.1f}. The worst advice was {names[worst[0]]} for "
-    f"{names[worst[1]]}: {regret.max():.1f} points.\n\nChosen, network by network:\n\n"
+    f"Without any choice, MSP loses {blind['MSP']:.1f} and Mahalanobis {blind['Mahalanobis']:.1f}. The largest loss, {regret.max():.1f} points, is "
+    f"that of choosing on {names[worst[0]]} for {names[worst[1]]}.\n\nChosen, network by network:\n\n"
     + "\n".join(f"* on {shown}: {', '.join(dict.fromkeys(c))}" for shown, c in choices.items())
 ))  # fmt: skip
 

@@ -920,7 +920,8 @@ if by_step:
     most = max(set(largest), key=largest.count)
     display(Markdown(
         "From the mixture alone to HEAT, in points of AUROC (mean of near and far):\n\n" + "\n".join(lines)
-        + f"\n\nThe largest gain comes most often from **{most}** ({largest.count(most)} of {len(largest)} network{'s' * (len(largest) > 1)})."
+        + (f"\n\nOn {largest.count(most)} of {len(largest)} networks the largest gain comes from **{most}**."
+           if 2 * largest.count(most) > len(largest) else "\n\nNo single step has the largest gain on most networks.")
     ))  # fmt: skip
 display(Markdown("Claim by claim, on the mean of near and far:\n\n" + "\n".join(f"* {c}: **{outcome(c)}**." for c in duels if judged[c])))
 

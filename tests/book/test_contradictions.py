@@ -19,7 +19,7 @@ INTERVAL = re.compile(rf"{NUMBER} (?:<small>)?\[{NUMBER}, {NUMBER}\](?:</small>)
 HALF = re.compile(rf"{NUMBER} ± {NUMBER}\*\* \({WORD}")
 COURSE = re.compile(rf"(rises|falls) from {NUMBER}(?: %)? to {NUMBER}")
 BETWEEN = re.compile(rf"between {NUMBER} and {NUMBER}")
-EMPTY = re.compile(r"(?:\b(?:on|are|than|of)|:) ?[.;](?=\s|$)|\(\)(?!`)|, ,|: ;")
+EMPTY = re.compile(r"(?:\b(?:on|are|than|of)|:) ?[.;](?=\s|$)|\(\)(?!`)|, ,|: ;|:\s*\Z")
 MANY = re.compile(r"(?<![\d.,])1 (?:networks|seeds|sets|splits|draws|flows|trainings)\b")
 SAID = re.compile(r"(ahead|behind|helps on far sets|hurts on far sets), \*\*[^*]*\*\* \((better|worse|no|cannot|one)")
 MEANS = {"ahead": "better", "behind": "worse", "helps on far sets": "better", "hurts on far sets": "worse"}
@@ -190,6 +190,7 @@ def test_no_sentence_contradicts_its_numbers_on_other_networks(name, tmp_path):
         ("**this run supports the claim.** Hard against plain in eval mode: better on a. In training mode: level",
          "**this run supports the claim.** Hard against plain in eval mode: worse on a. In training mode: level"),
         ("better on a and b.", "better on ."),
+        ("The differences:\n\n* a", "The differences:\n\n"),
         ("mean over 1 network", "mean over 1 networks"),
         ("finance", "<td>nan</td>"),
     ],
