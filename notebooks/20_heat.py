@@ -9,26 +9,10 @@
 # %% [markdown]
 # # HEAT: a simple density, and a small network that corrects it
 #
-# ```{admonition} Before you start
-# :class: tip
-# **You will learn** what an energy-based model is and how one trains a density without knowing its constant, why
-# contrastive divergence is biased, how Langevin dynamics draws samples, why a learned {term}`energy` alone cannot be
-# trusted far from the data, and how a hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
-#
-# **You need** densities, gradients, and enough PyTorch to read `autograd.grad`. The chapter stands alone; of WeiPer it
-# uses only the benchmark.
-#
-# **It takes** 70 minutes to read, and 45 more for the exercises. The last lines of the page say how long this very run
-# took, and how much memory.
-# No GPU, no download.
-#
-# **The claim** of {cite:t}`lafon2023heat` in one sentence: take simple densities of a frozen network's features,
-# correct
-# each with a small energy network that learns only the residual, compose the results, and you detect
-# out-of-distribution (OOD) images better than either the simple densities or an energy network alone.
-# ```
+# Take a simple density of a network's features, train a small {term}`energy` network to correct it, and compose several of these
+# corrected densities into one score.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-cell"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
 import re
@@ -54,7 +38,7 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from ood_lib.evaluation import explorables
 
 explorables.show(
@@ -67,12 +51,53 @@ explorables.show(
 )
 
 # %% [markdown]
+# ```{admonition} In one minute
+# :class: tip
+# **The claim** of {cite:t}`lafon2023heat`: take simple densities of a frozen network's features, correct
+# each with a small energy network that learns only the residual, compose the results, and you detect
+# out-of-distribution (OOD) images better than either the simple densities or an energy network alone.
+#
+# <!-- made by ood-book sync -->
+# **What we found.** AUROC of *HEAT* minus that of *the energy of the logits*, in points, with the 95 % interval:
+#
+# | network | near-OOD | far-OOD |
+# |---|---|---|
+# | our ResNet-9 on CIFAR-10 | **level** −0.2 [−0.8, +0.3] | **cannot tell** −0.5 [−1.0, +0.1] |
+# | DenseNet on CIFAR-10 | **level** +0.1 [−0.5, +0.6] | **better** +5.0 [+4.4, +5.6] |
+# | ResNet-56 on CIFAR-10 | **level** +0.4 [−0.2, +1.0] | **better** +3.4 [+2.6, +4.2] |
+# | DenseNet on CIFAR-100 | **worse** −3.0 [−3.9, −2.0] | **better** +15.1 [+13.9, +16.2] |
+# | small networks on digits | **better** +2.5 [+1.6, +3.3] | **cannot tell** +14.3 [−1.1, +29.7] |
+#
+# - *HEAT* against *its Gaussian mixture with a ridge*: **better on both** (our ResNet-9 on CIFAR-10); **better on near-OOD, level on far-OOD** (DenseNet on CIFAR-10, ResNet-56 on CIFAR-10, small networks on digits); **better on near-OOD, worse on far-OOD** (DenseNet on CIFAR-100)
+# - *HEAT* against *the same priors composed without training*: **better on near-OOD, level on far-OOD** (our ResNet-9 on CIFAR-10); **level on near-OOD, worse on far-OOD** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **level on near-OOD, cannot tell on far-OOD** (ResNet-56 on CIFAR-10); **level on both** (small networks on digits)
+#
+# This is the stored run `ood-book run 20_heat` of 2026-11-29, whatever this page is run with.
+#
+# **It takes** 31 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
+# <!-- end -->
+#
+# **Use it** when a Gaussian mixture describes the features roughly and you can train for some minutes per network; the composition also pays
+# off without training.
+#
+# **Do not** report it without its two controls, the mixture with a ridge and the same priors composed without training.
+# ```
+#
+# ```{admonition} Before you start
+# :class: dropdown
+# **You will learn** what an energy-based model is and how one trains a density without knowing its constant, why
+# contrastive divergence is biased, how Langevin dynamics draws samples, why a learned {term}`energy` alone cannot be
+# trusted far from the data, and how a hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
+#
+# **You need** densities, gradients, and enough PyTorch to read `autograd.grad`. The chapter stands alone; of WeiPer it
+# uses only the benchmark. The exercises take 45 minutes more.
+# ```
+#
 # These are the parameters of the page. Lists of three belong to the three priors: Gaussian mixture, Gaussian mixture on
 # style, energy of the logits. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run heat -p seeds 3`. The {term}`profiles <profile>` `heat-cifar10`, `heat-cifar100` and `heat-imagenet`
 # hold the recipes of the released code.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
@@ -148,7 +173,7 @@ warnings.filterwarnings("ignore", message=".*ranks almost as its prior")
 # one Gaussian per class, with one covariance for all. The energy of this mixture, minus its log-density, is a valley
 # around each class mean, and the mean of a ring lies in its hole.
 
-# %%
+# %% tags=["hide-input"]
 def ring_and_arcs(seed, n=700):
     draw = torch.Generator().manual_seed(seed)
     turn = math.pi * torch.rand(3, n, generator=draw) * torch.tensor([[2.0], [1.0], [1.0]])
@@ -167,7 +192,7 @@ prior = ood.GMM().fit(toy)
 # Two kinds of OOD points test it. *Blind* points are samples of the mixture itself that are not near any training
 # point: the mixture rates them as typical although it was fitted on no such point. *Far* points lie far from all data.
 
-# %%
+# %% tags=["hide-input"]
 def away(points, distance):
     nearest = torch.cdist(points, toy.penultimate).amin(1)
     return points[nearest > distance]
@@ -534,7 +559,7 @@ display(Markdown(
 # recognise {term}`score <score (Stein)>` matching.) For the chain lengths in between, discretise the chain on a grid:
 # it becomes a matrix $P$, and its power $P^K$ gives $p_K$ without any sampling.
 
-# %%
+# %% tags=["hide-input"]
 points = torch.linspace(-6, 6, 201, dtype=torch.float64)
 weight = torch.exp(-(points**2) / 2)
 p_data, fourth, s = weight / weight.sum(), points**4, 0.02
@@ -553,7 +578,7 @@ def drift_of_moment(theta, doublings):
 # %% [markdown]
 # Training stops where the moment no longer drifts. Find that θ by bisection, for each length of the chain.
 
-# %%
+# %% tags=["hide-input"]
 def where_cd_stops(doublings, low=0.1, high=0.6):
     for _ in range(18):
         theta = (low + high) / 2
@@ -581,7 +606,7 @@ plt.show()
 # Gaussian of the same length as the features. The gap is the mean residual of the negatives minus that of the data, in
 # the last batch:
 
-# %%
+# %% tags=["hide-input"]
 by_start = {}
 for start in ("data", "persistent", "noise", "prior"):
     trained = ood.ResidualEBM(
@@ -628,7 +653,7 @@ for beta_ in (-9.0, -1.0, 0.0, 1.0, 9.0):
 # First train the classifiers, several from different seeds, exactly as in the WeiPer chapter. Their features stay fixed
 # from here on.
 
-# %%
+# %% tags=["hide-input"]
 features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
@@ -655,7 +680,7 @@ display(Markdown(
 # detector Energy.) The third prior is no density: along any row of the {term}`head` it decreases without bound. It
 # cannot be sampled, so its chains start from noise, or from the samples of another detector (`start=ood.GMM()`).
 
-# %%
+# %% tags=["hide-input"]
 names = ["GMM", "GMM style", "logits"]
 
 
@@ -811,7 +836,7 @@ display(Markdown("AUROC on the points of this picture, near / far, first network
 # * the *start* of the chains, samples of a mixture or noise;
 # * the *factor* $c$ on the trained residual, $E_{\text{prior}}/T_p+c\,E_\theta$. With $c=0$ the hybrid is its prior.
 
-# %%
+# %% tags=["hide-input"]
 def halved(x):
     """Features that keep half of the last near set for judging, and the other half."""
     name, last = list(x.near.items())[-1]  # Tiny-ImageNet on all four networks
@@ -825,7 +850,7 @@ def validated(detector, x, held):
     return auroc(detector.score(x.val), detector.score(held))[0]
 
 
-# %%
+# %% tags=["hide-input"]
 real = {name: halved(ood.benchmark_features(name)[0]) for name in benchmarks}
 
 
@@ -843,7 +868,7 @@ def chosen_hybrid(prior, starts, updates, x, held, seed):
     return best
 
 
-# %%
+# %% tags=["hide-input"]
 def ladder(x, held, seed, starts):
     """From the mixture alone to HEAT: detectors that are fitted, by name."""
     wide = [ood.GMMPrior(ridge=r).fit(x.train) for r in ridges]
@@ -861,7 +886,7 @@ def ladder(x, held, seed, starts):
     }  # fmt: skip
 
 
-# %%
+# %% tags=["hide-input"]
 ladders = {}
 for name, (x, held) in real.items():  # the first training chooses the starts of the others
     first = ladder(x, held, seed, [["prior", "noise"], [ood.GMM(), "noise"]])
@@ -1002,7 +1027,7 @@ plt.show()
 # fitted on the ID training features of one network and never see an OOD image. This is repeated for every network. All
 # three priors take part, and no setting is chosen on OOD images.
 
-# %%
+# %% tags=["hide-input"]
 def contestants(head, heat):
     own, fitted = priors(head), heat.hybrids
     return {
@@ -1017,7 +1042,7 @@ def contestants(head, heat):
     }
 
 
-# %%
+# %% tags=["hide-input"]
 tables = [  # the hybrids are trained already
     ood.run_benchmark(contestants(h, fitted), x, seed=seed + n, refit=False)
     for n, (h, fitted, x) in enumerate(zip(heads, heats, features))
@@ -1077,7 +1102,7 @@ pd.DataFrame([(setting, cell["near"], cell["far"], others)], columns=["setting",
 # is their full range. Each experiment trains one hybrid for `sweep_updates` updates; all other parameters are those of
 # the parameters cell.
 
-# %%
+# %% tags=["hide-input"]
 def hybrid_auroc(k, n, **changes):
     """Train hybrid k of network n with changed options, and judge it; diverged is a gap."""
     chosen = options(k, **{"updates": sweep_updates, **changes})
@@ -1089,7 +1114,7 @@ def hybrid_auroc(k, n, **changes):
         return dict.fromkeys(("near", "far", "gap"), math.nan)
 
 
-# %%
+# %% tags=["hide-input"]
 nets = range(min(sweep_networks, seeds))
 
 
@@ -1110,7 +1135,7 @@ def sweep(knob, values, k):
 # negatives and the residual is a plain density ratio; a chain of five steps; and such a chain on a mixture with a
 # ridge.
 
-# %%
+# %% tags=["hide-input"]
 subject = min(
     [x for x, _ in real.values()] or [f], key=lambda x: x.test.penultimate.shape[1]
 )
@@ -1162,7 +1187,7 @@ display(Markdown(f"From {longer_updates[0]} to {longer_updates[-1]} updates on {
 # **Does the chain help, and how strong should the penalty be?** The next figure varies both on the networks trained
 # here, for style and logits.
 
-# %%
+# %% tags=["hide-input"]
 style, logits = 1, 2
 swept = {
     ("steps", "GMM style"): sweep("steps", [0, 3, 10], style),
@@ -1207,7 +1232,7 @@ display(Markdown("\n".join(lines)))
 #
 # ### 6.2 Where do the chains start?
 
-# %%
+# %% tags=["hide-input"]
 starts = ["prior", "noise", "data", "persistent"]
 by_start = {
     s: 100 * pd.DataFrame([hybrid_auroc(style, n, start=s) for n in nets]).mean()
@@ -1229,7 +1254,7 @@ display(Markdown(
 # The paper's second argument for a hybrid is that it needs little data. Keep a few images per class and fit every
 # detector on them.
 
-# %%
+# %% tags=["hide-input"]
 def subset(x, per_class, draw):
     order = torch.randperm(len(x.train), generator=draw)
     labels = x.train.labels[order]
@@ -1237,7 +1262,7 @@ def subset(x, per_class, draw):
     return ood.BenchmarkFeatures(x.train[torch.cat(rows)], x.val, x.test, x.near, x.far)
 
 
-# %%
+# %% tags=["hide-input"]
 sizes, low_data = [5, 10, 20, 50], []
 without_chain = {"steps": 0, "updates": sweep_updates}
 for size in sizes:
@@ -1284,7 +1309,7 @@ display(Markdown(
 #
 # ### 6.4 Which β?
 
-# %%
+# %% tags=["hide-input"]
 betas = [-math.inf, -10, -3, -1, 0, 1, 3, 10, math.inf]
 by_beta = []
 for value in betas:
@@ -1324,7 +1349,7 @@ display(Markdown("Mean AUROC, near / far: " + "; ".join(
 # * *hot target*: the chain runs at temperature 1 on an energy whose prior is divided by $T_p$;
 # * *last weights*, no average.
 
-# %%
+# %% tags=["hide-input"]
 plain = {"precondition": False, "step_size": 1e-4, "noise": 5e-3, "decay": 0.1}
 changes = {
     "this page": {},
@@ -1339,7 +1364,7 @@ changes = {
     },
 }  # fmt: skip
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for name, change in changes.items():
     rows[name] = 100 * pd.DataFrame([hybrid_auroc(style, n, **change) for n in nets]).mean()
@@ -1361,7 +1386,7 @@ display(Markdown(
 # before it composes them. How much does the result depend on that batch? Draw it many times, on the first network. (At
 # $\beta=0$ the batch only changes the weights of the hybrids.)
 
-# %%
+# %% tags=["hide-input"]
 u_of = {g: [heat.standardized(x) for x in sets] for g, sets in everything.items()}
 train_u = heat.standardized(f.train)
 drawn = {"near": [], "far": []}
@@ -1383,7 +1408,7 @@ print("AUROC in % over 50 batches:", spread)
 # infinite. Then step 3 of section 2.2 is not allowed, and a long chain diverges. Only short chains, the projection and
 # the penalty keep the training stable. Here is a chain without a residual:
 
-# %%
+# %% tags=["hide-input"]
 wild = ood.ResidualEBM(ood.LogitPrior(head), updates=0).fit(f.train)
 lengths = {}
 ood.sgld(
@@ -1405,7 +1430,7 @@ print({t: round(lengths[t], 1) for t in (0, 100, 200, 400, 800, 1600)})
 # including errors and memorised images, has a larger effect. Compare training with held-out images, and the hybrid with
 # its prior:
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for lam_ in (0.02, 0.1, 0.25, 1.0):
     chosen = options(style, lam=lam_, steps=0, updates=300)
@@ -1429,7 +1454,7 @@ display(Markdown(
 # %% [markdown]
 # **Divergence.** The library detects it. Here is a learning rate that is far too large:
 
-# %%
+# %% tags=["hide-input"]
 try:
     ood.ResidualEBM(ood.GMMPrior(), **options(0, learning_rate=100.0)).fit(f.train)
 except ood.DivergedError as error:
@@ -1440,7 +1465,7 @@ except ood.DivergedError as error:
 # the mixtures use only the *direction* of a feature: an OOD image with the direction of a class and an unusual length
 # looks normal to two of the three priors. Test this on constructed features, the test features made shorter or longer:
 
-# %%
+# %% tags=["hide-input"]
 forged, judges = {}, dict(zip(names, heat.hybrids))
 judges |= {"HEAT": heat, "KNN": ood.KNN(k=10).fit(f.train)}
 for factor in (0.25, 0.5, 2.0, 4.0):

@@ -1,6 +1,10 @@
-"""Make a bank: train one of the networks that ship, or read one that others published: ``python -m ood_lib NAME``."""
+"""Make a bank: train one of the networks that ship, or read one that others published: ``python -m ood_lib NAME``.
+
+``python -m ood_lib score`` is another command, which scores pictures by a saved detector.
+"""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +19,12 @@ from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.norm_bank import NORM_BANK, make_score_norms
 from ood_lib.evaluation.benchmark import run_benchmark
 from ood_lib.evaluation.results import provenance
+from ood_lib.evaluation.score_files import main as score_pictures
 from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
 from ood_lib.features.features import Features
+from ood_lib.files import draft_folder
 from ood_lib.networks.network import Network, pick_device
+from ood_lib.terminal import terminal
 from ood_lib.training.published import PUBLISHED, published
 from ood_lib.training.recipes import RECIPES, seeded, train_recipe
 
@@ -26,7 +33,12 @@ __all__ = ["main"]
 
 def main() -> None:
     """Write NAME.safetensors and NAME.json where the network is trained here, and the bank, a folder NAME."""
-    parser = argparse.ArgumentParser(prog="python -m ood_lib", description=main.__doc__)
+    if sys.argv[1:2] == ["score"]:
+        sys.exit(score_pictures(sys.argv[2:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m ood_lib", description=main.__doc__,
+        epilog="To score pictures by a saved detector: python -m ood_lib score --help",
+    )  # fmt: skip
     parser.add_argument("name", choices=[*RECIPES, *PUBLISHED, NORM_BANK])
     parser.add_argument("--root", help="folder of the images; see the page on data")
     parser.add_argument("--missing", choices=["raise", "skip"], default="raise", help="what to do without an OOD set")
@@ -38,6 +50,8 @@ def main() -> None:
     given = parser.parse_args()
     if (given.name in PUBLISHED) != bool(given.weights):
         parser.error(f"--weights FILE goes with {', '.join(PUBLISHED)}, and with no other name")
+    with draft_folder(given.out / given.name):  # a folder that cannot be written is refused before the work
+        pass
     if given.name == NORM_BANK:
         return _score_norms(given)
     ours = RECIPES.get(given.name)
@@ -109,4 +123,5 @@ def _rounding(exact: BenchmarkFeatures, rounded: BenchmarkFeatures) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with terminal():
+        main()

@@ -25,6 +25,7 @@ from ood_lib.data.images import ImageArray, ImageFormat, ImageSet, divide, pictu
 from ood_lib.data.locate import Shelf
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
 from ood_lib.shipped import BANKS, FORMER_NAMES
+from ood_lib.tensors import check_floats
 from ood_lib.warn import warn
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set", "benchmark_hash"]
@@ -45,6 +46,7 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, C, H, W) in [0, 1]."""
+        check_floats("(..., C, H, W)", images=images)
         return (images - self.mean) / self.std
 
     @classmethod
@@ -142,7 +144,7 @@ def _usual_shape(data: ImageSet) -> tuple[int, int]:
     rows = torch.linspace(0, len(data) - 1, 200, dtype=torch.float64).long().unique().tolist()
     found = [shape for row in rows if (shape := picture_shape(data.base / data.names[row]))]
     if not found:
-        found = [tuple(data[0][0].shape)]  # type: ignore[list-item]  # which names what cannot be read
+        found = [(int(c), int(h), int(w)) for c, h, w in [data[0][0].shape]]  # which names what cannot be read
     side = statistics.median_low([min(height, width) for _, height, width in found])
     return max(channels for channels, *_ in found), side
 

@@ -134,8 +134,8 @@ class Shelf:
             if self.download and PUBLISHED[name].fetched:
                 return fetch_published(own, name, split, wanted.frame), tried
         except Exception as error:
-            kept = "nothing partial was kept: running again starts afresh"
-            tried.append(f"a download ({type(error).__name__}: {error}; {kept})")
+            kept = "" if hasattr(error, "explained") else "; nothing partial was kept: running again starts afresh"
+            tried.append(f"a download ({type(error).__name__}: {error}{kept})")
         return None, tried
 
     def _tiny_imagenet(self, wanted: _Wanted) -> _Search:

@@ -10,17 +10,20 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from ood_lib.checks import check
+from ood_lib.data.images import ImageFormat
 from ood_lib.data.labels import class_indices
 from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknown
 from ood_lib.features.features import Features
-from ood_lib.tensors import save_tensors
+from ood_lib.features.identity import network_hash
+from ood_lib.tensors import check_floats, save_tensors
 
 __all__ = ["HEADER", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
 
@@ -50,9 +53,7 @@ def check_pairs(**rows: Tensor) -> None:
 
 def check_logits(logits: Tensor, least: int = 1) -> None:
     """Raise ValueError when logits (..., C) are no floating-point numbers, or too few classes for a score of them."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
-        kind = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"logits are {kind}; expected floating-point numbers (N, C), for instance logits.float()")
+    check_floats("(..., C)", logits=logits)
     if logits.shape[-1] < least:
         raise ValueError(
             f"there is {logits.shape[-1]} logit per image; expected {least} at least: the softmax of a single logit is "
@@ -86,6 +87,8 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        if torch.get_default_device().type == "meta":
+            raise ValueError(self._on_meta())
         self.register_buffer("fitted", torch.tensor(not self.needs_fit))
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
@@ -133,6 +136,7 @@ class Detector(nn.Module):
             ValueError: a field is missing, empty, holds NaN or infinity, or is of another width than when the detector
                 was fitted or calibrated.
         """
+        self._require_memory()
         return self._scores(features, self.widths.tolist())
 
     def _scores(self, features: Features, widths: list[int]) -> Tensor:
@@ -236,12 +240,23 @@ class Detector(nn.Module):
         References:
             Bates et al., Testing for Outliers with Conformal p-Values, Annals of Statistics 2023.
         """
+        return self.p_values_of(self.score(features))
+
+    def p_values_of(self, scores: Tensor) -> Tensor:
+        """`p_values` of scores (N,) that `score` gave."""
         self._require_threshold()
-        scores = self.score(features)
         known = self.calibration.to(scores.device, scores.dtype)
         return (1 + len(known) - torch.searchsorted(known, scores)).to(scores.dtype) / (len(known) + 1)
 
     # -- checks, devices, saving ------------------------------------------------------------------------------
+
+    def _require_memory(self) -> None:
+        if self.threshold.is_meta:
+            raise ValueError(self._on_meta())
+
+    def _on_meta(self) -> str:
+        name = type(self).__name__
+        return f"{name} lies on the meta device, where nothing can be learnt: make it, or move it, to the CPU or a GPU"
 
     def _require_fit(self) -> None:
         if not self.fitted:
@@ -280,6 +295,7 @@ class Detector(nn.Module):
         name = type(self).__name__
         if not isinstance(features, Features):
             raise TypeError(f"{name} was given a {type(features).__name__}; expected Features(penultimate=..., ...)")
+        self._require_memory()
         missing = [field for field in self.reads if getattr(features, field) is None]
         if missing:
             raise ValueError(f"{name} reads {missing}, which {features} does not hold: extract them first")
@@ -337,15 +353,29 @@ class Detector(nn.Module):
         names, own = inspect.signature(type(self)).parameters, self.__dict__ | self._modules
         return {name: own[name] for name in names if name in own}
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        network: Any = None,
+        frame: ImageFormat | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
         """Write the detector, with all that it has learnt, its threshold and its calibration scores, to one file.
 
         A safetensors file (no pickle), which appears whole or not at all; `ood_lib.load` reads it.  Its header names
         the class, the hyperparameters and the version of the library.
 
+        Args:
+            path: the file.
+            network: what its features are extracted with: the file keeps `network_hash`, so that ``python -m ood_lib
+                score`` refuses any other network, other weights or another standardisation.
+            frame: size and crop of its pictures, ``bench.test.frame`` of a benchmark; it goes with the network.
+            classes: the names of the outputs, in their order.
+
         Raises:
             ValueError: the class, or a function or module that it was made with, is none that `ood_lib` exports, so
-                that nothing could make it again.
+                that nothing could make it again; a network without a frame, or the other way round.
         """
         made = describe(self)
         if foreign := ", ".join(dict.fromkeys(unknown(made))):
@@ -354,6 +384,14 @@ class Detector(nn.Module):
                 "only what is can be; keep detector.state_dict(), and build the object yourself"
             )
         about = {"detector": made, "version": sys.modules["ood_lib"].__version__}
+        if (network is None) != (frame is None):
+            raise ValueError(
+                f"network={type(network).__name__} and frame={frame} were given; expected both of them, what features "
+                "are extracted with and the size and crop of its pictures, or neither"
+            )
+        if frame is not None:
+            shape = (frame.channels, frame.size, frame.size)
+            about["network"] = {"hash": network_hash(network, shape), "frame": asdict(frame), "classes": [*classes]}
         save_tensors(self.state_dict(), path, {HEADER: json.dumps(about)})
 
     def get_extra_state(self) -> Tensor:

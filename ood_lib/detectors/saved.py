@@ -3,14 +3,39 @@
 import json
 import os
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from ood_lib.data.images import ImageFormat
 from ood_lib.detectors.description import rebuild
 from ood_lib.detectors.detector import HEADER, Detector
+from ood_lib.features.identity import network_hash
 
-__all__ = ["load"]
+__all__ = ["MadeFor", "load", "made_for"]
+
+
+class MadeFor(NamedTuple):
+    """What a detector's features are extracted with."""
+
+    hash: str  # `network_hash` of the network, for images of the frame
+    frame: ImageFormat
+    classes: tuple[str, ...]  # names of the outputs; none = not said
+
+    def check(self, network: Any) -> None:
+        """Refuse a network that the detector was not fitted with.
+
+        Raises:
+            ValueError: its architecture, weights or standardisation differ.
+        """
+        if network_hash(network, (self.frame.channels, self.frame.size, self.frame.size)) != self.hash:
+            raise ValueError(
+                "the detector was fitted with another network: architecture, weights, mean or standard deviation "
+                "differ, and its scores and threshold would mean nothing; give the one it was fitted with, or fit, "
+                "calibrate and save it again"
+            )
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Detector:
@@ -38,16 +63,8 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> De
         >>> again, torch.equal(again.is_ood(Features(penultimate=z)), knn.is_ood(Features(penultimate=z)))
         (KNN(k=5, normalize=True), True)
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        with safe_open(path, "pt", device="cpu") as file:
-            about = json.loads((file.metadata() or {})[HEADER])
-            state = {name: file.get_tensor(name) for name in file.keys()}
-        made = about["detector"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no detector ({error}); expected what detector.save() has written") from error
+    about, state = _read(Path(path))
+    made = about["detector"]
     with torch.random.fork_rng(devices=[]):  # the weights that are drawn here are replaced
         try:
             detector = rebuild(made)
@@ -57,3 +74,29 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> De
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"{path}, saved by ood_lib {about.get('version')}: {error}") from error
     return detector.to(device)
+
+
+def made_for(path: str | os.PathLike[str]) -> MadeFor | None:
+    """The network of a saved detector; None where `Detector.save` was not given one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no detector.
+    """
+    about, _ = _read(Path(path), tensors=False)
+    if (said := about.get("network")) is None:
+        return None
+    return MadeFor(said["hash"], ImageFormat(**said["frame"]), tuple(said["classes"]))
+
+
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        with safe_open(path, "pt", device="cpu") as file:
+            about = json.loads((file.metadata() or {})[HEADER])
+            state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}
+        about["detector"]
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no detector ({error}); expected what detector.save() has written") from error
+    return about, state

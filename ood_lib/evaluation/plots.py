@@ -8,6 +8,7 @@ nothing is encoded by colour alone.
 import html
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ood_lib.data.benchmark import Benchmark
+from ood_lib.data.length import length
 from ood_lib.evaluation.comparison import counted_once
 from ood_lib.evaluation.metrics import DIRECTIONS, as_percent, mean_interval, too_wide
 from ood_lib.evaluation.verdict import Verdict
@@ -146,8 +148,11 @@ def umap(rows: Tensor, seed: int, **options: Any) -> np.ndarray:
     """
     threads = torch.get_num_threads()
     with warnings.catch_warnings(action="ignore"):  # that a fixed seed means one thread, that a progress bar is absent
-        from umap import UMAP
+        from umap import UMAP, umap_
 
+        with suppress(RuntimeError):  # nowhere to keep it: a read-only home
+            for function in (umap_.fast_knn_indices, umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+                function.enable_caching()  # compiled once for all notebooks, not 15 seconds in each
         points = UMAP(**{"n_neighbors": 20, "min_dist": 0.2} | options, random_state=seed).fit_transform(rows.cpu())
     torch.set_num_threads(threads)  # its own threading raises it, and small operations then wait for each other
     return points
@@ -157,7 +162,7 @@ def images(sets: Mapping[str, Dataset], columns: int = 10, roles: Mapping[str, s
     """A row of pictures per data set, evenly spread over the set; the row's name takes the colour of its role."""
     figure, axes = plt.subplots(len(sets), columns, figsize=(FULL, 0.62 * len(sets)), squeeze=False)
     for row, (name, data) in zip(axes, sets.items()):
-        for ax, index in zip(row, np.linspace(0, len(data) - 1, columns).astype(int)):  # type: ignore[arg-type]
+        for ax, index in zip(row, np.linspace(0, length(data, "to show") - 1, columns).astype(int)):
             picture = np.asarray(data[index][0]).transpose(1, 2, 0)
             ax.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.axis("off")

@@ -4,8 +4,9 @@ Larger score = more OOD.  What is compared is the AUROC, paired image by image a
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ood_lib.evaluation.metrics import as_percent, variance_of_mean
 from ood_lib.extras import need
 from ood_lib.features.bank import BenchmarkFeatures
 
-__all__ = ["Verdict", "tally", "verdicts"]
+__all__ = ["SetScores", "Verdict", "score_verdicts", "tally", "verdicts"]
 
 OodSet = tuple[str, str]  # group and name
 
@@ -56,6 +57,62 @@ class Verdict(NamedTuple):
         return f"{as_percent(self.difference, self.low, self.high, signed=True)} {self.word}"
 
 
+@dataclass(frozen=True, eq=False)
+class SetScores:
+    """Scores of one detector on the images of a benchmark, larger = more OOD.
+
+    Args:
+        test: (N,) of the ID test images.
+        near, far: (M,) of each OOD set, by name.
+
+    Example:
+        >>> a, b = SetScores(torch.arange(6.0), {"letters": torch.arange(9.0)}, {}).halves(seed=0)
+        >>> len(a.test), len(b.near["letters"])
+        (3, 4)
+    """
+
+    test: Tensor
+    near: dict[str, Tensor]
+    far: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, detector: Detector, features: BenchmarkFeatures) -> Self:
+        """The scores of a detector; one that is not fitted is fitted on the features, `Detector.fits`."""
+        if not detector.fitted:
+            detector.fit(getattr(features, detector.fits))
+        near, far = ({n: detector.score(x) for n, x in sets.items()} for sets in features.groups().values())
+        return cls(detector.score(features.test), near, far)
+
+    def groups(self) -> dict[str, dict[str, Tensor]]:
+        """The OOD sets by group name."""
+        return {"near": self.near, "far": self.far}
+
+    def only(self, kept: Collection[OodSet]) -> Self:
+        """The same ID images, and those OOD sets whose (group, name) are kept."""
+        near, far = ({n: x for n, x in sets.items() if (g, n) in kept} for g, sets in self.groups().items())
+        return type(self)(self.test, near, far)
+
+    def halves(self, seed: int = 0) -> tuple[Self, Self]:
+        """Two with half of the images of each set, drawn at random: the same images for each detector.
+
+        Args:
+            seed: of the draw.
+
+        Raises:
+            ValueError: a set has a single image.
+        """
+
+        def drawn(x: Tensor, part: int) -> Tensor:
+            if len(x) < 2:
+                raise ValueError("a set of a single image was given; expected two at least, one for each half")
+            order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+            return x[order[: (len(x) + 1) // 2] if part == 0 else order[(len(x) + 1) // 2 :]]
+
+        near, far = ([{n: drawn(x, i) for n, x in sets.items()} for i in (0, 1)] for sets in self.groups().values())
+        first, second = (type(self)(drawn(self.test, i), near[i], far[i]) for i in (0, 1))
+        return first, second
+
+
 def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -> dict[str, Verdict]:
     r"""A method against its baseline on one or several networks: on near sets, far sets, and the mean of both.
 
@@ -92,9 +149,29 @@ def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -
         >>> print(found["near"])
         +0.0 [+0.0, +0.0] level
     """
-    compared = list(compared)
-    sets = {tuple((g, s, len(x)) for g, own in f.groups().items() for s, x in own.items()) for f, _, _ in compared}
-    if len(sets | {(len(f.test),) for f, _, _ in compared}) != 2:  # one list of OOD sets and one number of ID images
+    return score_verdicts([(SetScores.of(a, features), SetScores.of(b, features)) for features, a, b in compared])
+
+
+def score_verdicts(compared: Sequence[tuple[SetScores, SetScores]]) -> dict[str, Verdict]:
+    """`verdicts` of scores that are there already: those of the method and of its baseline, for each network.
+
+    Args:
+        compared: pairs of the scores of two detectors on the same images, in the same order.
+
+    Returns:
+        As of `verdicts`.
+
+    Raises:
+        ValueError: nothing to compare; pairs that were shown different images; no OOD set.
+
+    Example:
+        >>> a = SetScores(torch.tensor([0.0, 0.1, 0.2]), {}, {"noise": torch.tensor([0.5, 0.6, 0.7])})
+        >>> score_verdicts([(a, a)])["far"].word
+        'level'
+    """
+    scored = [s for pair in compared for s in pair]
+    sets = {tuple((g, n, len(x)) for g, own in s.groups().items() for n, x in own.items()) for s in scored}
+    if len(sets | {(len(s.test),) for s in scored}) != 2:  # one list of OOD sets and one number of ID images
         raise ValueError(
             f"{len(compared)} networks with OOD sets {sorted(sets)} were given; expected one at least, and all of them "
             "shown the same images: make one verdict for each benchmark"
@@ -102,18 +179,14 @@ def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -
     named = [(group, name) for group, name, _ in next(iter(sets))]
     if not named:
         raise ValueError("the benchmark has no OOD set; expected one at least, near or far")
-    areas = torch.tensor([[0.0, 0.0]] * len(named), dtype=torch.float64)
+    areas = torch.zeros(len(named), 2, dtype=torch.float64, device="cpu")
     gains: list[dict[OodSet, tuple[Tensor, Tensor]]] = []
-    for features, *pair in compared:
-        for detector in pair:
-            if not detector.fitted:
-                detector.fit(getattr(features, detector.fits))
-        own = [detector.score(features.test) for detector in pair]
+    for pair in compared:
         gain = {}
         for row, (group, name) in enumerate(named):
-            other = [detector.score(features.groups()[group][name]) for detector in pair]
-            above = [wins(o, k) for k, o in zip(own, other)]  # of each OOD image: the share of ID images below it
-            below = [1 - wins(k, o) for k, o in zip(own, other)]  # of each ID image: the share of OOD images above it
+            both = [(s.test, s.groups()[group][name]) for s in pair]
+            above = [wins(o, k) for k, o in both]  # of each OOD image: the share of ID images below it
+            below = [1 - wins(k, o) for k, o in both]  # of each ID image: the share of OOD images above it
             areas[row] += torch.stack([x.mean() for x in above]).cpu() / len(compared)
             gain[group, name] = (below[0] - below[1]).cpu(), (above[0] - above[1]).cpu()
         gains.append(gain)

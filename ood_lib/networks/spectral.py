@@ -10,7 +10,7 @@ weight as without normalisation, up to BatchNorm's epsilon, and every step of th
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def _unit(x: Tensor) -> Tensor:
 
 def _start(shape: Sequence[int], like: Tensor) -> Tensor:
     """A random direction, always the same."""
-    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0), device="cpu")
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     return _unit(drawn.to(like.device, like.dtype))
 
 
@@ -84,7 +84,8 @@ class SpectralNorm(nn.Module):
         self.register_buffer("u", torch.empty(0))
         self.register_buffer("v", torch.empty(0))
         if norm == "reshaped" or isinstance(layer, nn.Linear):
-            self.begin(layer.weight, layer.weight[0].numel())  # type: ignore[arg-type, index]
+            weight = cast(Tensor, layer.weight)
+            self.begin(weight, weight[0].numel())
 
     @torch.inference_mode(False)  # `power_iteration` takes gradients, also when it is an accuracy that is measured
     def begin(self, weight: Tensor, *shape: int) -> None:

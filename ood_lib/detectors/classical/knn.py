@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
-from ood_lib.tensors import directions, lengths
+from ood_lib.tensors import directions, largest, lengths
 
 __all__ = ["KNN", "knn_distance"]
 
@@ -132,9 +132,12 @@ class KNN(Detector):
         if len(features) < self.k:
             raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
         z = self._prepare(Features(penultimate=features.penultimate)).penultimate
-        self.centre = z.median(0).values  # unlike the mean, it stays among the rows when one of them lies far away
+        if not self.normalize:  # unlike the mean, the median stays among the rows when one of them lies far away
+            self.centre = largest(z.T, len(z) // 2 + 1)[:, 0].clone()
         self.bank = self._place(z)
 
     def _score(self, features: Features) -> Tensor:
         check_width(features.penultimate, self.bank.shape[1])
-        return knn_distance(self._place(features.penultimate), self.bank, self.k)
+        found = knn_distance(self._place(features.penultimate), self.bank, self.k)
+        rounded = 4 * torch.finfo(found.dtype).eps  # of two directions that are one, rounding makes two
+        return found.masked_fill(found < rounded, 0) if self.normalize else found

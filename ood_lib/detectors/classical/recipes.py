@@ -19,6 +19,7 @@ from ood_lib.detectors.classical.scale import SCALE
 from ood_lib.detectors.classical.she import SHE
 from ood_lib.detectors.classical.vim import ViM
 from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
 
 __all__ = ["FAMILIES", "classical_detectors"]
@@ -44,6 +45,7 @@ def classical_detectors(head: nn.Linear, train: Features) -> dict[str, Detector]
         head: the network's last linear layer.
         train: ID training features; only their number counts.
     """
+    FrozenHead(head)  # refuses what is no head
     per_class = max(1, len(train) // head.out_features)
     k = min(50, max(1, per_class // 5))
     fraction = min(1.0, max(0.01, 10 / per_class))

@@ -35,7 +35,7 @@ class StandardNormal(nn.Module):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw (n, K) on the CPU."""
-        return torch.randn(n, self.dim, generator=generator, device="cpu")
+        return torch.randn(n, self.dim, generator=generator, dtype=torch.float32, device="cpu")
 
 
 class ClassNormals(StandardNormal):
