@@ -2,7 +2,7 @@
 
 `ood-book sync` writes these lines into the chapter, which names in `notebooks/notebooks.yaml` what is shown:
 
-    - `duels`: method, baseline and the words for the baseline, of a file of `book/results/verdicts` (the first: a table)
+    - `duels`: method, baseline and its name, of a file of `book/results/verdicts` (the first: a table)
     - `values`: detectors of a file of `book/results` and what to call them, with near and far AUROC
     - `leaders`: files of `book/results`, with the best detector of each
 """
