@@ -26,10 +26,12 @@
 # %% tags=["hide-input"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads without work leave the core to others
 SOURCE = "ood_lib[plots] @ git+https://github.com/ood-book/ood-book@main"
 
 
