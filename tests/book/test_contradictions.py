@@ -19,7 +19,7 @@ INTERVAL = re.compile(rf"{NUMBER} (?:<small>)?\[{NUMBER}, {NUMBER}\](?:</small>)
 HALF = re.compile(rf"{NUMBER} ± {NUMBER}\*\* \({WORD}")
 COURSE = re.compile(rf"(rises|falls) from {NUMBER}(?: %)? to {NUMBER}")
 BETWEEN = re.compile(rf"between {NUMBER} and {NUMBER}")
-EMPTY = re.compile(r"(?:\b(?:on|are|than|of)|:) ?[.;](?=\s|$)|\(\)(?!`)|, ,|: ;|:\s*\Z")
+EMPTY = re.compile(r"(?:\b(?:on|than|of)|:) ?[.;](?=\s|$)|\(\)(?!`)|, ,|: ;|:\s*\Z")
 MANY = re.compile(r"(?<![\d.,])1 (?:networks|seeds|sets|splits|draws|flows|trainings)\b")
 SAID = re.compile(r"(ahead|behind|helps on far sets|hurts on far sets), \*\*[^*]*\*\* \((better|worse|no|cannot|one)")
 MEANS = {"ahead": "better", "behind": "worse", "helps on far sets": "better", "hurts on far sets": "worse"}
