@@ -747,7 +747,7 @@ for family, members in FAMILIES.items():
 plt.show()
 
 # %% tags=["hide-input"]
-caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
+caption = f"AUROC in %, mean over networks ({seeds}); bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"]
@@ -840,7 +840,7 @@ def suspects(n, x):
 # %% tags=["hide-input"]
 asked = pd.concat([suspects(seed + n, x) for n, x in enumerate(features)])
 asked = pd.concat([table[table["detector"].isin(["MSP", "Energy"])], asked])
-plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}")
+plots.benchmark_table(asked, caption=f"AUROC in %, mean over networks ({seeds})")
 
 # %% tags=["hide-input"]
 blame = 100 * ood.summarize(asked).pivot(index="detector", columns="group", values="value")
@@ -970,7 +970,7 @@ display(Markdown(
     f"In this run, among {len(place)} detectors: "
     + "; ".join(f"{n} has rank {place.loc[n, 'near']} near and {place.loc[n, 'far']} far" for n in named)
     + ". No detector wins everywhere: a covariance of 2048 dimensions estimated from a thousand classes behaves differently from one of "
-    "64 dimensions and seven classes."
+    f"{head.in_features} dimensions and {head.out_features} classes."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -1042,8 +1042,8 @@ blind = {n: 100 * np.mean([(g["test"].max() - g.loc[n, "test"])[names].mean() fo
 worst = np.unravel_index(regret.argmax(), regret.shape)
 display(Markdown(
     f"Choosing on one set and testing on another loses {outside:.1f} points on average, choosing on the test set itself {np.diag(regret).mean():.1f}. "
-    f"Without any choice, MSP loses {blind['MSP']:.1f} and Mahalanobis {blind['Mahalanobis']:.1f}. The worst advice was {names[worst[0]]} for "
-    f"{names[worst[1]]}: {regret.max():.1f} points.\n\nChosen, network by network:\n\n"
+    f"Without any choice, MSP loses {blind['MSP']:.1f} and Mahalanobis {blind['Mahalanobis']:.1f}. The largest loss, {regret.max():.1f} points, is "
+    f"that of choosing on {names[worst[0]]} for {names[worst[1]]}.\n\nChosen, network by network:\n\n"
     + "\n".join(f"* on {shown}: {', '.join(dict.fromkeys(c))}" for shown, c in choices.items())
 ))  # fmt: skip
 

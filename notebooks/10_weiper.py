@@ -828,7 +828,7 @@ def over_networks(make):
 
 
 table = over_networks(contestants)
-caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
+caption = f"AUROC in %, mean over networks ({seeds}); bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1. Where a bar is wide, look at the single networks.", "name": "fig-weiper-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1."}}

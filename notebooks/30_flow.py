@@ -907,7 +907,7 @@ display(pd.DataFrame(per_network).style.set_caption("AUROC in %, near / far, by 
 # many updates.
 
 # %% tags=["hide-input"]
-caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
+caption = f"AUROC in %, mean over networks ({seeds}); bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1.", "name": "fig-flow-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1. Densities and flows lie to the right of logit scores."}}

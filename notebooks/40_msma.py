@@ -1054,7 +1054,7 @@ def contestants(n):
 
 runs = [(n, x, judges) for n in range(seeds) for x, judges in contestants(n)]
 table = pd.concat([ood.run_benchmark(judges, x, seed=seed + n) for n, x, judges in runs])
-caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
+caption = f"AUROC in %, mean over networks ({seeds}); bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1. Upper rows read score norms, the next two pixels, the last four a classifier.", "name": "fig-msma-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1. MSMA is at the far end for far-OOD; for near-OOD classifier distances lie to its right."}}

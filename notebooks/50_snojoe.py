@@ -713,7 +713,7 @@ table = pd.DataFrame({
 }).T  # fmt: skip
 worst = precision["plain"].nanmean(0).nan_to_num(1).argmin().item()
 reached, chance = 100 * precision["plain"].nanmean().item(), 100 * bench.test.labels.float().mean().item()
-display(table.style.set_caption(f"ID test images, mean over {seeds} network{'s' * (seeds > 1)} of each kind"))
+display(table.style.set_caption(f"ID test images, mean over the networks of each kind ({seeds})"))
 display(Markdown(
     f"A random ranking has a mAP of about {chance:.1f} %, the share of images that carry a label, on average. "
     + ("**The plain networks are not far above it. They have hardly learned what is in these images, so the results below "
@@ -1155,7 +1155,7 @@ for n in range(seeds):
     seen_by_odin = moved(networks["plain"][n])
     tables.append(ood.run_benchmark({"ODIN": ood.MaxLogit()}, seen_by_odin, seed=seed + n))
 table = pd.concat(tables)
-caption = f"AUROC in %, mean over {seeds} plain network{'s' * (seeds > 1)}; bold: best and its equals"
+caption = f"AUROC in %, mean over plain networks ({seeds}); bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"]
@@ -1233,7 +1233,7 @@ rows = [
     for n in range(seeds)
 ]
 by_kind = pd.concat(rows)
-caption = f"Joint energy, AUROC in %, mean over {seeds} network{'s' * (seeds > 1)} of each kind"
+caption = f"Joint energy, AUROC in %, mean over the networks of each kind ({seeds})"
 plots.benchmark_table(by_kind, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Network by network: AUROC of the joint energy, one mark per network and kind. Compare the distance between kinds with the spread inside one.", "name": "fig-snojoe-strip"}, "image": {"alt": "Strip plot with one column per OOD set and, in each, five groups of marks for the five kinds of network. A horizontal line marks one half, the value of guessing."}}

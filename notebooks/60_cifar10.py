@@ -362,7 +362,9 @@ if kept.empty:
 cifar10 = [n for n, f in networks.items() if f.about.get("benchmark") == "cifar10"]
 beside = pd.concat({g: means[g][cifar10].assign(published=published[g]) for g in ("near", "far")}, axis=1)
 shared = beside.dropna().sort_values(("far", "published"), ascending=False)
-display(shared.style.format("{:.1f}").set_caption("Networks of CIFAR-10, mean AUROC in %, beside the published means"))
+if cifar10:
+    caption = "Networks of CIFAR-10, mean AUROC in %, beside the published means"
+    display(shared.style.format("{:.1f}").set_caption(caption))
 lines = []
 for name in cifar10:
     gaps = {g: shared[g][name] - shared[g]["published"] for g in ("near", "far")}
@@ -370,7 +372,8 @@ for name in cifar10:
     lines.append(f"* {name}: " + "; ".join(
         f"{g} median {gap.median():+z.1f} points, at most {gap[worst[g]]:+z.1f} ({worst[g]})" for g, gap in gaps.items()
     ) + ".")
-display(Markdown("Differences from the published values:\n\n" + "\n".join(lines)))
+none = "None of these networks is one of CIFAR-10, so there is nothing to compare."
+display(Markdown("Differences from the published values:\n\n" + "\n".join(lines) if lines else none))
 
 # %% [markdown]
 # These differences have several possible causes, which this table cannot separate: other networks, other far sets,

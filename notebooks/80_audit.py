@@ -72,7 +72,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # ```
 #
 # The folder is laid out as on [Bring your own data and model](../book/own-data). A model is `torchvision:NAME`, `timm:NAME`,
-# `hf:NAME` for an image classifier of Hugging Face, `package.module:function` for a function of yours that returns the network, or
+# `hf:NAME` for an image classifier of Hugging Face, `package.module:function` for your own function that returns the network, or
 # the name of a network that comes with the library, `cifar10-resnet9`. A {term}`bank` needs no model: `-p benchmark
 # cifar10-densenet`, or `bank:PATH`.
 
@@ -218,7 +218,7 @@ def train_here(bench, place):
 
 where = f"folder:{place / 'pictures'}" if benchmark == "digits" else benchmark
 bench, network, spec, file = None, None, model, weights
-sys.path[:0] = [str(place), os.environ.get("OOD_FOLDER", ".")]  # where a module of yours may lie
+sys.path[:0] = [str(place), os.environ.get("OOD_FOLDER", ".")]  # where your own module may lie
 if not is_bank and not model:
     bench = ood.load_benchmark(where, image_size=image_size or None)
     spec, file = train_here(bench, place)
@@ -380,7 +380,7 @@ if calibration is not None and calibration.word != "calibrated":
 
 # %%
 def detectors_for(x):
-    """Detectors for what is there: with several labels, without a head, or a classifier."""
+    """Detectors that fit the model: with several labels, without a head, or a classifier."""
     features = {"KNN": ood.KNN(min(50, max(1, len(x.train) // 5)))}
     if x.train.labels.ndim == 2:
         sums = {"SumLogit": ood.SumLogit(), "SumProb": ood.SumProb()}
@@ -482,7 +482,7 @@ if has_ood:
     )
     say(f"Take **{pick}**. {reason}\n\nJudged on the other half, {outcome}. Its mean AUROC there is {100 * gap.a:.1f} %.")
 else:
-    say(f"Take **{pick}** until you have OOD images. Nothing measured on this page tells detectors apart: there are no OOD images of yours, and the smoke test must not choose.")
+    say(f"Take **{pick}** until you have OOD images. Nothing measured on this page compares the detectors: you gave no OOD images, and the smoke test must not choose.")
 
 # %% [markdown]
 # The other half has other images of the *same* sets. **What if OOD images come from somewhere else?** Leave each set out in turn, choose on
@@ -573,7 +573,7 @@ else:
     result = ood.evaluate(own[right], own[~right])
     other = ood.compare(own[right], own[~right], softmax[right], softmax[~right])
     low, high = result.auroc_ci
-    verdict = "**It warns of errors**" if low > 0.5 else "**It does not warn of errors**: it ranks them below right answers" if high < 0.5 else "**Whether it warns of errors cannot be told**"
+    verdict = "**It warns of errors**" if low > 0.5 else "**It does not warn of errors**: it ranks them below right answers" if high < 0.5 else "**These images cannot decide whether it warns of errors**"
     word = "surely better" if other.low > 0 else "surely worse" if other.high < 0 else "not surely different"
     versus = "" if pick == "MSP" else f" The softmax alone (MSP) has {100 * other.b:.1f} %; {pick} is {word}, by {as_percent(other.difference, other.low, other.high, signed=True)} points."
     say(f"{verdict}: AUROC for errors {as_percent(result.auroc, low, high)} %, over {errors} errors.{versus}")
@@ -712,7 +712,7 @@ at = np.array([t or "" for t in times]).argsort(kind="stable").argsort(kind="sta
 path, height = (np.concatenate([relative(v, own) for own in rows if own.sum() > 1]) for v in (at, score))
 rho, p = stats.spearmanr(path, height)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of ID test images refused in each tenth of their order, with 95 % intervals; the line is what the threshold promises.", "name": "fig-audit-drift"}, "image": {"alt": "Ten points from the first to the last tenth of the ID test images in their order, each the share of images refused with a vertical bar for its interval, and a horizontal dotted line at the promised share. A trend of the points upwards or downwards would be drift."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of ID test images refused in each tenth of their order, with 95 % intervals; the line is what the threshold promises.", "name": "fig-audit-drift"}, "image": {"alt": "Ten points from the first to the last tenth of the ID test images in their order. Each is the share of images refused, with a vertical bar for its interval. A horizontal dotted line marks the promised share. A trend of the points upwards or downwards would be drift."}}
 out = np.concatenate([(~accepted).numpy()[own] for own in rows if own.sum() > 1])
 tenth = np.minimum((10 * (path - 1e-9)).astype(int), 9)
 counts = np.array([[(out & (tenth == d)).sum(), (~out & (tenth == d)).sum()] for d in range(10) if (tenth == d).any()])
@@ -809,7 +809,7 @@ if len(trials):
     gaps = {r: by_network[r] - by_network["recommended here"] for r in fixed.index}
     first = fixed.index[0]
     mean, low, high = mean_interval(gaps[first])
-    word = "one network: no interval" if np.isnan(low) else "better" if low > 0 else "worse" if high < 0 else "which of the two is better cannot be told"
+    word = "one network: no interval" if np.isnan(low) else "better" if low > 0 else "worse" if high < 0 else "these images cannot decide which of the two is better"
     ends = "" if np.isnan(low) else f" [{low:+z.1f}, {high:+z.1f}]"
     say(
         f"Networks: {ours.index.get_level_values('network').nunique()}; OOD sets left out: {sets}. The recommendation is as good as the best in **{100 * good:.0f} %** of the cases, and within two points of it on {close} of the {sets} sets; it "
@@ -1020,7 +1020,8 @@ print(f"{100 * optimism:+.2f} points, with a standard error of about {100 * spre
 check_optimism(optimism)
 
 # %% [markdown]
-# A small number, and often not told from zero here: with many images the choice is hardly luckier than the detector is good. With fifty images it would be.
+# The number is small, and often its interval contains zero: with many images, hardly anything of the AUROC of the chosen detector is due to chance. With fifty
+# images a larger part would be.
 # ```{solution-end}
 # ```
 #

@@ -162,30 +162,19 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _teach(args: argparse.Namespace) -> int:
-    from ood_book.percent import as_ipynb, load
-    from ood_book.teach.bundle import zipped
     from ood_book.teach.deck import deck_of
     from ood_book.teach.editions import EDITIONS
+    from ood_book.teach.handouts import handouts, together
     from ood_book.teach.plain import read_book
-    from ood_book.teach.quiz import moodle, qti, questions
 
     root = find_root(args.root)
     out = (args.out or root / "_build/teach").resolve()
     # What cannot be is refused before anything is written.
     runs, tasks = _finished(root, args, args.notebooks) if args.slides else (root, [])
     book = replace(read_book(root), site="")  # the pages have the solutions
-    handed_out = {}
-    for source in select(root, args.notebooks):
-        notebook, name = load(source), source.stem
-        texts = {edition: as_ipynb(make(notebook, book)) for edition, make in EDITIONS.items()}
-        handed_out[f"{name}.ipynb"] = texts["student"]
-        for edition, text in texts.items():
-            write_text(out / edition / f"{name}.ipynb", text)
-        if asked := questions(notebook, book):
-            title = title_of(source.read_text(encoding="utf-8"))
-            write_text(out / "quiz" / f"{name}-moodle.xml", moodle(title, asked))
-            write_bytes(out / "quiz" / f"{name}-canvas.zip", qti(name, title, asked))
-    write_bytes(out / "student.zip", zipped(handed_out))
+    made = {path: data for source in select(root, args.notebooks) for path, data in handouts(source, book).items()}
+    for path, data in (made | {"student.zip": together(made, "student")}).items():
+        write_bytes(out / path, data)
     for task in tasks:
         write_text(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
     print(f"editions are in {out}: {', '.join([*EDITIONS, 'student.zip', 'quiz', *['slides'] * args.slides])}")

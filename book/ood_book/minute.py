@@ -2,9 +2,9 @@
 
 `ood-book sync` writes these lines into the chapter, which names in `notebooks/notebooks.yaml` what is shown:
 
-    duels    method, baseline and what to call the baseline, of a file of `book/results/verdicts`; the first as a table
-    values   detectors of a file of `book/results` and what to call them, with near and far AUROC
-    leaders  files of `book/results`, with the best detector of each
+    - `duels`: method, baseline and its name, of a file of `book/results/verdicts` (the first: a table)
+    - `values`: detectors of a file of `book/results` and what to call them, with near and far AUROC
+    - `leaders`: files of `book/results`, with the best detector of each
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """How long a notebook takes to read: the words of its main path, and a minute for each cell of code that it shows.
 
-What a page folds (dropdowns, the choices of a quiz, code behind a bar) and the exercises are not on the main path: a
-reader who wants only the idea and its evidence passes them by.
+What a page folds (dropdowns, the choices of a quiz, code behind a bar) and the exercises are not on the main path. A
+reader who wants only the idea and its evidence can skip them.
 """
 
 import math

@@ -30,7 +30,7 @@ def recommend(
 ) -> Recommendation:
     """The detector to use: the cheapest whose paired interval to the one of the largest mean AUROC holds zero.
 
-    The mean is that of the near and of the far sets, or of the group that is there.  A choice made on images says
+    The mean is that of the near and of the far sets, or of the only group.  A choice made on images says
     little about itself on the same images: choose on one half and judge on the other (`SetScores.halves`), or leave an
     OOD set out (`SetScores.only`).
 

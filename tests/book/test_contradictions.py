@@ -19,7 +19,7 @@ INTERVAL = re.compile(rf"{NUMBER} (?:<small>)?\[{NUMBER}, {NUMBER}\](?:</small>)
 HALF = re.compile(rf"{NUMBER} ± {NUMBER}\*\* \({WORD}")
 COURSE = re.compile(rf"(rises|falls) from {NUMBER}(?: %)? to {NUMBER}")
 BETWEEN = re.compile(rf"between {NUMBER} and {NUMBER}")
-EMPTY = re.compile(r"(?:\b(?:on|are|than|of)|:) ?[.;](?=\s|$)|\(\)(?!`)|, ,|: ;")
+EMPTY = re.compile(r"(?:\b(?:on|than|of)|:) ?[.;](?=\s|$)|\(\)(?!`)|, ,|: ;|:\s*\Z")
 MANY = re.compile(r"(?<![\d.,])1 (?:networks|seeds|sets|splits|draws|flows|trainings)\b")
 SAID = re.compile(r"(ahead|behind|helps on far sets|hurts on far sets), \*\*[^*]*\*\* \((better|worse|no|cannot|one)")
 MEANS = {"ahead": "better", "behind": "worse", "helps on far sets": "better", "hurts on far sets": "worse"}
@@ -112,9 +112,10 @@ def disagreements(texts):
         parts = GROUP.split(summary)
         for group, clause in (dict(zip(parts[1::2], parts[2::2])) or {"mean": summary}).items():
             pieces = ON.split(clause)
-            named = [(word, re.findall(r"[\w-]+", names)) for word, names in zip(pieces[1::2], pieces[2::2])]
+            named = list(zip(pieces[1::2], pieces[2::2]))
             for network, row in tables[claim].items():
-                said = [word for word, names in named if network.split(",")[0] in names]
+                alone = re.compile(rf"(?<![\w-]){re.escape(network)}(?![\w-])")
+                said = [word for word, names in named if alone.search(names)]
                 if said != [row[group]]:
                     bad.append(f"{claim}, {group}: {network} is {row[group]}, said is {said}")
     return bad
@@ -189,6 +190,7 @@ def test_no_sentence_contradicts_its_numbers_on_other_networks(name, tmp_path):
         ("**this run supports the claim.** Hard against plain in eval mode: better on a. In training mode: level",
          "**this run supports the claim.** Hard against plain in eval mode: worse on a. In training mode: level"),
         ("better on a and b.", "better on ."),
+        ("The differences:\n\n* a", "The differences:\n\n"),
         ("mean over 1 network", "mean over 1 networks"),
         ("finance", "<td>nan</td>"),
     ],

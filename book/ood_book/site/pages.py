@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import nbformat
 
 from ood_book.metadata import about
-from ood_book.notebooks import Refused, content_hash
+from ood_book.notebooks import Refused, content_hash, sources
 from ood_book.percent import load
 from ood_book.reading import SYNCED
 from ood_book.run.plan import Task, hash_files, library_hash
@@ -27,6 +28,7 @@ from ood_book.site.links import used_by
 from ood_book.site.missing import Missing
 from ood_book.teach.deck import deck_of
 from ood_book.teach.editions import reader
+from ood_book.teach.handouts import handouts, together
 from ood_book.teach.plain import Book, read_book
 from ood_lib.evaluation.results import code_span
 from ood_lib.files import UNWRITABLE, draft_folder, locked, write_text
@@ -126,6 +128,7 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Mis
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
     _add_figures(tasks, stage / "book")
     _add_slides(root, tasks, stage / "book")
+    _add_handouts(root, stage / "book")
     add_scripts(stage / "book/_static", root / "_build/vega")
     _add_front(root, stage / "book")
     if (stage / "book/results/speed").is_dir():
@@ -152,6 +155,15 @@ def _add_slides(root: Path, tasks: Sequence[Task], book: Path) -> None:
     items = (f'- <a href="../_static/slides/{name}.html">{title}</a>\n' for name, title in names.items())
     (book / "_generated").mkdir(exist_ok=True)
     (book / "_generated/slides.md").write_text("".join(items), encoding="utf-8")
+
+
+def _add_handouts(root: Path, book: Path) -> None:
+    """The notebooks for students, and the quizzes, one zip file of each; the page on teaching links to them."""
+    plain, made = replace(read_book(root), site=""), dict[str, bytes]()
+    for source in sources(root).values():
+        made |= handouts(source, plain)
+    for folder in ("student", "quiz"):
+        (book / f"_static/{folder}.zip").write_bytes(together(made, folder))
 
 
 def _add_figures(tasks: Sequence[Task], book: Path) -> None:

@@ -11,7 +11,6 @@ from xml.etree import ElementTree as Xml
 
 from markdown_it import MarkdownIt
 
-from ood_book.teach.bundle import zipped
 from ood_book.teach.plain import ALONE, Book, plain
 
 __all__ = ["Choice", "Question", "moodle", "qti", "questions"]
@@ -106,8 +105,8 @@ def moodle(title: str, asked: Sequence[Question]) -> str:
     return _written(root)
 
 
-def qti(name: str, title: str, asked: Sequence[Question]) -> bytes:
-    """A zip file of QTI 1.2 with one quiz, as Canvas imports it; the same questions make the same bytes."""
+def qti(name: str, title: str, asked: Sequence[Question]) -> dict[str, bytes]:
+    """One quiz as QTI 1.2: the files, by path, of the zip file that Canvas imports."""
     root = Xml.Element("questestinterop", xmlns=NAMES["questestinterop"])
     assessment = _add(root, "assessment", ident=name, title=title)
     section = _add(assessment, "section", ident="root_section")
@@ -119,7 +118,7 @@ def qti(name: str, title: str, asked: Sequence[Question]) -> bytes:
     _add(manifest, "organizations")
     resource = _add(manifest, "resources/resource", identifier=name, type="imsqti_xmlv1p2")
     _add(resource, "file", href=f"{name}/{name}.xml")
-    return zipped({"imsmanifest.xml": _written(manifest), f"{name}/{name}.xml": _written(root)})
+    return {"imsmanifest.xml": _written(manifest).encode(), f"{name}/{name}.xml": _written(root).encode()}
 
 
 def _item(section: Xml.Element, number: int, question: Question) -> None:
