@@ -19,18 +19,14 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "FORGOTTEN", "FULL", "UNWRITABLE", "atomic", "clock", "draft", "draft_folder", "explained", "locked", "read_json", "sha256_of",
-    "sweep", "write_text",
+    "FULL", "UNWRITABLE", "atomic", "check_writable", "clock", "draft", "draft_folder", "explained", "locked",
+    "read_json", "sha256_of", "sweep", "write_text",
 ]  # fmt: skip
 
 DRAFT = re.compile(r"\..*?(?:\.([0-9a-f]{8})\.(\d+))?\.[0-9a-f]{8}\.partial")  # of machine and process; once of neither
 FORGOTTEN = 7 * 24 * 3600  # seconds after which nobody on another machine writes any more
 
-UNWRITABLE = {  # why nothing can be written into a folder, whatever is tried again
-    errno.EROFS: "it cannot be written",
-    errno.EACCES: "it cannot be written",
-    errno.EPERM: "it cannot be written",
-}
+UNWRITABLE = {number: "it cannot be written" for number in (errno.EROFS, errno.EACCES, errno.EPERM)}  # a folder
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
 
 
@@ -84,6 +80,16 @@ def draft_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder into which nothing can be written before hours of work go there; it is made.
+
+    Raises:
+        OSError: it cannot be written, or is full; the message names it.
+    """
+    with draft_folder(Path(folder, "written")) as place:
+        write_text(place / "written", "a few bytes")
 
 
 def draft(path: Path) -> Path:
