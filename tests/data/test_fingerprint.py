@@ -173,4 +173,4 @@ def test_pictures_whose_names_are_no_utf8_have_an_identity(tmp_path):
         Image.fromarray(np.zeros((6, 6, 3), np.uint8)).save(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     names = sorted(os.listdir(tmp_path))
     first, both = (ImageFiles(tmp_path, names[:n], None, None) for n in (1, 2))
-    assert len({dataset_hash(first), dataset_hash(both), data_identity(both).digest}) == 3
+    assert dataset_hash(first) != dataset_hash(both) and len({*data_identity(both).marks}) == 2
