@@ -181,20 +181,23 @@ def _elsewhere(error: Exception, folder: Path) -> bool:
 
 def _number_of(error: BaseException) -> int:
     """The number of an error of the system: also in the words of a library in Rust, or where torch hides it."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    if found := re.search(r"os error (\d+)", str(error)):
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if found := re.search(r"(?:os error |\[Errno )(\d+)", str(error)):  # the latter of shutil, which collects errors
         return int(found[1])
     return _number_of(error.__context__) if error.__context__ else 0
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str], wait: Callable[[], object]) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], wait: Callable[[], object]) -> Iterator[int]:
     """Let in one process at a time, where the disk has locks; one that is killed holds none.
 
     Args:
         path: of a file that stands for what is locked.
         wait: called when another process is in.
+
+    Returns:
+        The descriptor that holds the lock: a process that inherits it holds it too.
     """
     with open(path, "a") as file:
         with suppress(ImportError, OSError):  # Windows, or a disk without locks
@@ -205,7 +208,7 @@ def locked(path: str | os.PathLike[str], wait: Callable[[], object]) -> Iterator
             except BlockingIOError:
                 wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -109,8 +109,8 @@ def test_a_disk_that_fills_up_leaves_the_old_pages(tmp_path, monkeypatch):
     html = tmp_path / "html"
     pages.publish(made(tmp_path / "made", "old"), html, "the old")
 
-    def full(source, target):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(source, target):  # as shutil says it
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'a' -> 'b'")])
 
     monkeypatch.setattr(pages.shutil, "move", full)
     with pytest.raises(OSError, match="the disk is full"):
@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up_leaves_the_old_pages(tmp_path, monkeypatch):
 def test_a_second_build_waits_for_the_first(tmp_path, monkeypatch, capsys):
     first, go, order = threading.Event(), threading.Event(), []
 
-    def build(root, tasks, html, missing):
+    def build(root, tasks, html, missing, lock):
         first.set()
         assert go.wait(10)
         order.append(html.name)
