@@ -45,7 +45,8 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence
     if html.is_dir() and any(html.iterdir()) and not (html / STAMP).is_file():
         raise Refused(f"{html} holds something else than pages of this book: remove it, or name another folder, --out")
     (root / "_build").mkdir(exist_ok=True)
-    with locked(root / "_build/build.lock", lambda: print("another build is under way; this one waits", flush=True)) as lock:
+    waits = "another build is under way; this one waits"
+    with locked(root / "_build/build.lock", lambda: print(waits, flush=True)) as lock:
         return _build(root, tasks, html, missing, lock)
 
 
