@@ -169,7 +169,7 @@ def test_own_sets_are_known_without_reading_an_item(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are texts elsewhere")
 def test_pictures_whose_names_are_no_utf8_have_an_identity(tmp_path):
-    for name in (b"caf\xe9.png", b"caf\xe8.png"):
+    for name in (b"a\xe9.png", b"a\xe8.png"):
         Image.fromarray(np.zeros((6, 6, 3), np.uint8)).save(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
     names = sorted(os.listdir(tmp_path))
     first, both = (ImageFiles(tmp_path, names[:n], None, None) for n in (1, 2))
