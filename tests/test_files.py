@@ -94,7 +94,7 @@ def test_a_full_disk_is_named_with_its_folder_whoever_says_it(tmp_path, error):
 
 
 def test_what_is_refused_elsewhere_is_not_blamed_on_the_folder(tmp_path):
-    with pytest.raises(PermissionError, match="denied: '/else/where'$"), draft_folder(tmp_path / "a"):
+    with pytest.raises(PermissionError, match=r"denied: '/else/where'$"), draft_folder(tmp_path / "a"):
         raise PermissionError(errno.EACCES, "Permission denied", "/else/where")
 
 
