@@ -22,7 +22,7 @@ from ood_lib.evaluation.results import provenance
 from ood_lib.evaluation.score_files import main as score_pictures
 from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
 from ood_lib.features.features import Features
-from ood_lib.files import draft_folder
+from ood_lib.files import check_writable
 from ood_lib.networks.network import Network, pick_device
 from ood_lib.terminal import terminal
 from ood_lib.training.published import PUBLISHED, published
@@ -50,8 +50,7 @@ def main() -> None:
     given = parser.parse_args()
     if (given.name in PUBLISHED) != bool(given.weights):
         parser.error(f"--weights FILE goes with {', '.join(PUBLISHED)}, and with no other name")
-    with draft_folder(given.out / given.name):  # a folder that cannot be written is refused before the work
-        pass
+    check_writable(given.out)
     if given.name == NORM_BANK:
         return _score_norms(given)
     ours = RECIPES.get(given.name)

@@ -19,18 +19,14 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "FORGOTTEN", "FULL", "UNWRITABLE", "atomic", "clock", "draft", "draft_folder", "explained", "locked", "read_json",
-    "sha256_of", "sweep", "write_bytes", "write_text",
+    "FULL", "UNWRITABLE", "atomic", "check_writable", "clock", "draft", "draft_folder", "explained", "locked",
+    "read_json", "sha256_of", "sweep", "write_bytes", "write_text",
 ]  # fmt: skip
 
 DRAFT = re.compile(r"\..*?(?:\.([0-9a-f]{8})\.(\d+))?\.[0-9a-f]{8}\.partial")  # of machine and process; once of neither
 FORGOTTEN = 7 * 24 * 3600  # seconds after which nobody on another machine writes any more
 
-UNWRITABLE = {  # why nothing can be written into a folder, whatever is tried again
-    errno.EROFS: "it cannot be written",
-    errno.EACCES: "it cannot be written",
-    errno.EPERM: "it cannot be written",
-}
+UNWRITABLE = {number: "it cannot be written" for number in (errno.EROFS, errno.EACCES, errno.EPERM)}  # a folder
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
 
 
@@ -84,6 +80,16 @@ def draft_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_writable(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder into which nothing can be written before hours of work go there; it is made.
+
+    Raises:
+        OSError: it cannot be written, or is full; the message names it.
+    """
+    with draft_folder(Path(folder, "written")) as place:
+        write_text(place / "written", "a few bytes")
 
 
 def draft(path: Path) -> Path:
@@ -175,20 +181,23 @@ def _elsewhere(error: Exception, folder: Path) -> bool:
 
 def _number_of(error: BaseException) -> int:
     """The number of an error of the system: also in the words of a library in Rust, or where torch hides it."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    if found := re.search(r"os error (\d+)", str(error)):
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if found := re.search(r"(?:os error |\[Errno )(\d+)", str(error)):  # the latter of shutil, which collects errors
         return int(found[1])
     return _number_of(error.__context__) if error.__context__ else 0
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str], wait: Callable[[], object]) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], wait: Callable[[], object]) -> Iterator[int]:
     """Let in one process at a time, where the disk has locks; one that is killed holds none.
 
     Args:
         path: of a file that stands for what is locked.
         wait: called when another process is in.
+
+    Returns:
+        The descriptor that holds the lock: a process that inherits it holds it too.
     """
     with open(path, "a") as file:
         with suppress(ImportError, OSError):  # Windows, or a disk without locks
@@ -199,7 +208,7 @@ def locked(path: str | os.PathLike[str], wait: Callable[[], object]) -> Iterator
             except BlockingIOError:
                 wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file.fileno()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a command prints reaches any terminal, and a reader who goes before the end, as in ``... | head``, is no error."""
+"""What a command prints reaches any terminal, and a reader who goes early, as in ``... | head``, is no error."""
 
 import os
 import sys

@@ -13,6 +13,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ood_book.notebooks import Refused, content_hash, find_root, parameters_of, select, sources, title_of
 from ood_book.run.budget import PATIENCE, PROMISED, WARN
 from ood_lib.extras import MissingExtraError
-from ood_lib.files import FULL, UNWRITABLE, read_json, write_bytes, write_text
+from ood_lib.files import FULL, UNWRITABLE, check_writable, read_json, write_bytes, write_text
 from ood_lib.terminal import terminal
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ def _run(args: argparse.Namespace) -> int:
     for task in tasks:
         if task not in todo:
             print(f"{task.name}: up to date")
+    if todo:
+        check_writable(out)
     failures = run_side_by_side(todo, args.jobs)
     for name, message in failures.items():
         print(f"\n{name} {message}", file=sys.stderr)
@@ -69,6 +72,7 @@ def _sweep(args: argparse.Namespace) -> int:
     todo = [] if args.collect else [task for task in sweep.tasks if not task.is_done]
     failures = {}
     if todo:
+        check_writable(sweep.folder)
         reserve(sweep)
         print(f"{len(todo)} of {len(sweep.tasks)} runs to do", flush=True)
         failures = _run_anywhere(todo, args)
@@ -202,7 +206,8 @@ def _sync(args: argparse.Namespace) -> int:
             write_text(path, wanted[path])
     if not args.check:
         digests = {path.name: content_hash(text) for path, text in wanted.items() if path.suffix == ".ipynb"}
-        write_text(root / SYNCED, json.dumps(digests, indent=1))
+        with suppress(*[] if differing else [OSError]):  # where nothing differs, a book that cannot be written is fine
+            write_text(root / SYNCED, json.dumps(digests, indent=1))
     return 1 if differing and args.check else 0
 
 
@@ -224,8 +229,8 @@ def _spare_edited(root: Path, differing: Sequence[Path]) -> None:
     ]  # fmt: skip
     if edited:
         raise Refused(
-            f"nothing is written: newer than their .py, and edited, are {', '.join(map(str, edited))}. To keep a change "
-            "of one, make it in its .py, which is the source; then, or to drop it, remove the .ipynb and sync again"
+            f"nothing is written: edited, and newer than their .py, are {', '.join(map(str, edited))}. To keep a "
+            "change of one, make it in its .py, which is the source; then, or to drop it, remove the .ipynb, sync again"
         )
 
 

@@ -12,7 +12,7 @@ import yaml
 from ood_book.notebooks import Refused, sources, unknown
 from ood_book.reading import minutes
 
-__all__ = ["About", "about", "budgets", "generated"]
+__all__ = ["About", "about", "budgets", "generated", "read_yaml"]
 
 FILE = "notebooks/notebooks.yaml"
 COLAB = "https://colab.research.google.com"
@@ -56,8 +56,23 @@ def about(root: Path) -> dict[str, About]:
     return {name: _read(source, entries.get(name, {})) for name, source in sources(root).items()}
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The `name: value` lines of a YAML file.
+
+    Raises:
+        Refused: it is no YAML, or not such lines; the message names the file.
+    """
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} is not YAML: {error}") from error
+    if not isinstance(found, dict):
+        raise Refused(f"{path} is not a list of `name: value` lines")
+    return found
+
+
 def _entries(root: Path) -> dict[str, Any]:
-    return yaml.safe_load((root / FILE).read_text(encoding="utf-8")) or {}
+    return read_yaml(root / FILE)
 
 
 def budgets(root: Path) -> dict[str, float]:
@@ -67,7 +82,8 @@ def budgets(root: Path) -> dict[str, float]:
     return {name: minutes for name, minutes in asked.items() if isinstance(minutes, int | float)}
 
 
-def _read(source: Path, entry: dict[str, Any]) -> About:
+def _read(source: Path, entry: Any) -> About:
+    entry = entry if isinstance(entry, dict) else {}
     kinds = {f.name: f.type for f in fields(About) if f.name not in ("read", "found")}
     wrong = [k for k, kind in kinds.items() if not isinstance(entry.get(k), kind)]  # type: ignore[arg-type]
     extra = sorted(set(entry) - set(kinds) - {"found"})
@@ -110,7 +126,9 @@ def _minute(name: str, root: Path, entries: dict[str, About]) -> list[str]:
 
 
 def _readme(root: Path, entries: dict[str, About]) -> list[str]:
-    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    config = read_yaml(root / "_config.yml").get("repository")
+    if not (isinstance(config, dict) and {"url", "branch"} <= {*config}):
+        raise Refused(f"{root / '_config.yml'} names no repository with url and branch")
     place = f"{COLAB}/github/{config['url'].removeprefix('https://github.com/')}/blob/{config['branch']}/notebooks"
     badge = f"{COLAB}/assets/colab-badge.svg"
     rows = [

@@ -297,4 +297,4 @@ def benchmark_hash(benchmark: Benchmark) -> str:
     roles: dict[str, Any] = {role: getattr(benchmark, role) for role in ("train", "val", "test")}
     roles |= {f"{g}/{name}": x for g in ("near", "far") for name, x in getattr(benchmark, g).items()}
     prints = "".join(f"{role} {data.fingerprint()}\n" for role, data in roles.items())
-    return hashlib.sha256(prints.encode()).hexdigest()[:12]
+    return hashlib.sha256(prints.encode(errors="surrogateescape")).hexdigest()[:12]

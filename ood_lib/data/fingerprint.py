@@ -134,7 +134,7 @@ def data_identity(dataset: Dataset, num_workers: int = 0) -> DataIdentity:
     if marks is None or not _is_plain(dataset):
         digest.update(b"".join(_looks(dataset)))
     if marks is None and (own := getattr(type(dataset), "fingerprint", None)):  # not one that a wrapper hands through
-        digest.update(own(dataset).encode())
+        digest.update(own(dataset).encode(errors="surrogateescape"))
     else:
         marks = _read_marks(dataset, num_workers) if marks is None else marks
         digest.update(b"".join(marks))
@@ -166,7 +166,7 @@ def _is_plain(dataset: Any) -> bool:
 def _mark(*parts: Any) -> bytes:
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part if isinstance(part, bytes) else str(part).encode())
+        digest.update(part if isinstance(part, bytes) else str(part).encode(errors="surrogateescape"))
         digest.update(b"\n")
     return digest.digest()[:16]
 

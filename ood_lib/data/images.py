@@ -243,11 +243,11 @@ class ImageFiles(_Images):
         return cls(parts[0].base, names, None, parts[0].frame)
 
     def fingerprint(self) -> str:
-        """sha256 of names, sizes, modification times, labels and frame; reads no picture."""
+        """sha256 of names, which may be no UTF-8, sizes, modification times, labels and frame; reads no picture."""
         digest = hashlib.sha256(f"{self.frame}".encode())
         for name, label in zip(self.names, self.labels.tolist(), strict=True):
             stat = (self.base / name).stat()
-            digest.update(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}\n".encode())
+            digest.update(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def marks(self) -> list[bytes]:
@@ -255,7 +255,8 @@ class ImageFiles(_Images):
         form, marks = f"{self.frame}".encode(), []
         for name, label in zip(self.names, self.labels.tolist(), strict=True):
             stat = (self.base / name).stat()
-            marks.append(_mark(form, f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}".encode()))
+            about = f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}"
+            marks.append(_mark(form, about.encode(errors="surrogateescape")))
         return marks
 
     def _fetch(self, indices: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ def load_score_norms(folder: str | os.PathLike[str] | None = None) -> dict[Score
         raise ValueError(f"{folder} holds no {CARD}; make the bank with `python -m ood_lib {NORM_BANK} --root PATH`")
     card = read_json(folder / CARD, "copy it again, or make the bank again")
     if lacking := {"sets", "notes", "provenance"} - {*card}:
-        raise ValueError(f"{folder / CARD} is no card of this bank, it does not say {', '.join(lacking)}: copy it again")
+        raise ValueError(f"{folder / CARD} is no card of this bank, it says no {', '.join(lacking)}: copy it again")
     found = {}
     for scorer in SCORERS:
         file = folder / f"{scorer.name}.safetensors"

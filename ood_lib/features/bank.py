@@ -189,9 +189,9 @@ def _settle(folder: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # moved by another
             os.replace(path, place)
-    for place, _, _ in os.walk(there, topdown=False):
+    for emptied, _, _ in os.walk(there, topdown=False):
         with suppress(OSError):  # the next bank is in it
-            os.rmdir(place)
+            os.rmdir(emptied)
 
 
 def _on_the_way(folder: Path) -> list[Path]:

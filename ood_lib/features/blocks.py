@@ -371,7 +371,7 @@ class BlockFile:
             "and stay, the rest is made"
         )
         manifest = {**self.identity, "block": block}
-        write_text(self.work / "manifest.json", json.dumps(manifest, indent=1))  # what is lost from here on is made anew
+        write_text(self.work / "manifest.json", json.dumps(manifest, indent=1))  # what is lost from now on is made anew
         for record in self.work.glob("[0-9]*"):
             record.unlink()
         os.replace(fresh, self._data)

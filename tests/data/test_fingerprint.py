@@ -1,6 +1,7 @@
 """Laws of what tells data sets apart: whatever a later run would see of one is in it, and reading it costs little."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -164,3 +165,12 @@ def test_own_sets_are_known_without_reading_an_item(tmp_path, monkeypatch):
     os.utime(tmp_path / "3.png", ns=(1, 1))
     again = data_identity(data)
     assert [a == b for a, b in zip(first.marks, again.marks, strict=True)] == [i != 3 for i in range(9)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are texts elsewhere")
+def test_pictures_whose_names_are_no_utf8_have_an_identity(tmp_path):
+    for name in (b"a\xe9.png", b"a\xe8.png"):
+        Image.fromarray(np.zeros((6, 6, 3), np.uint8)).save(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    names = sorted(os.listdir(tmp_path))
+    first, both = (ImageFiles(tmp_path, names[:n], None, None) for n in (1, 2))
+    assert dataset_hash(first) != dataset_hash(both) and len({*data_identity(both).marks}) == 2

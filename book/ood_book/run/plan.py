@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
 import ood_lib
-from ood_book.metadata import budgets
+from ood_book.metadata import budgets, read_yaml
 from ood_book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
 from ood_book.reading import SYNCED
 from ood_book.run.budget import PROMISED
@@ -135,14 +133,8 @@ def read_profile(root: Path, given: str) -> tuple[str, dict[str, Any]]:
     path = Path(given).resolve() if given.endswith((".yaml", ".yml")) else own.get(given)
     if path is None or not path.is_file():
         raise unknown("profile", given, own)
-    text = path.read_text(encoding="utf-8")
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise Refused(f"profile {path} is not YAML: {error}") from error
-    if not isinstance(values, dict):
-        raise Refused(f"profile {path} is not a list of `name: value` lines")
-    return path.stem if path in own.values() else f"{path.stem}-{content_hash(text)[:8]}", values
+    values = read_yaml(path)
+    return path.stem if path in own.values() else f"{path.stem}-{content_hash(path.read_bytes())[:8]}", values
 
 
 def plan(

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import yaml
 
 import ood_lib as ood
+from ood_book.metadata import read_yaml
+from ood_book.notebooks import Refused
 from ood_lib.data.images import ImageFormat
 from ood_lib.training.recipes import card
 
@@ -152,7 +153,9 @@ def _leaders(wide: pd.DataFrame) -> str:
 
 def bibtex(record: Path) -> str:
     """The entry of CITATION.cff for a bibliography, as a block of Markdown."""
-    facts = yaml.safe_load(record.read_text(encoding="utf-8"))
+    facts = read_yaml(record)
+    if lacking := {"title", "authors", "version", "repository-code"} - {*facts}:
+        raise Refused(f"{record} does not say {', '.join(sorted(lacking))}")
     fields = {
         "title": f"{{{facts['title']}}}",
         "author": " and ".join(f"{{{author['name']}}}" for author in facts["authors"]),

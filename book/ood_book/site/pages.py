@@ -49,11 +49,12 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence
     if html.is_dir() and any(html.iterdir()) and not (html / STAMP).is_file():
         raise Refused(f"{html} holds something else than pages of this book: remove it, or name another folder, --out")
     (root / "_build").mkdir(exist_ok=True)
-    with locked(root / "_build/build.lock", lambda: print("another build is under way; this one waits", flush=True)):
-        return _build(root, tasks, html, missing)
+    waits = "another build is under way; this one waits"
+    with locked(root / "_build/build.lock", lambda: print(waits, flush=True)) as lock:
+        return _build(root, tasks, html, missing, lock)
 
 
-def _build(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence[Missing]) -> bool:
+def _build(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence[Missing], lock: int) -> bool:
     stage, work = root / "_build/stage", root / "_build/book"
     _stage(root, tasks, stage, missing)
     digest = content_hash(hash_files(stage), library_hash(), version("jupyter-book"))
@@ -64,7 +65,10 @@ def _build(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence[Miss
     shutil.rmtree(work, ignore_errors=True)
     strict = [] if missing else ["-W", "--keep-going"]
     options = ["-q", "-n", *strict, "--path-output", str(work), str(stage)]
-    if subprocess.run([sys.executable, "-c", JUPYTER_BOOK, "build", *options], stdout=subprocess.DEVNULL).returncode:
+    # Sphinx holds the lock too: if this process is killed, the next one waits until it writes no more.
+    held: dict[str, Any] = {} if os.name == "nt" else {"pass_fds": [lock]}
+    command = [sys.executable, "-c", JUPYTER_BOOK, "build", *options]
+    if subprocess.run(command, stdout=subprocess.DEVNULL, **held).returncode:
         return False
     _offer_plain(read_book(root), work / "_build/html/_sources/notebooks")
     publish(work / "_build/html", html, digest)

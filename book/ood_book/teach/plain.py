@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pybtex.database import parse_file
 
+from ood_book.metadata import read_yaml
 from ood_book.notebooks import Refused
 
 __all__ = ["ALONE", "Book", "Cited", "labels", "plain", "read_book", "references", "summary"]
@@ -52,8 +52,8 @@ ALONE = Book()
 
 def read_book(root: Path) -> Book:
     """The bibliography of a book, and where GitHub Pages shows its repository."""
-    config = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
-    owner, _, name = config.get("repository", {}).get("url", "").removeprefix("https://github.com/").partition("/")
+    repository = read_yaml(root / "_config.yml").get("repository") or {}
+    owner, _, name = str(repository.get("url", "")).removeprefix("https://github.com/").partition("/")
     folder = "" if name.endswith(".github.io") else f"{name}/"
     return Book(f"https://{owner}.github.io/{folder}" if name else "", references(root / "book/references.bib"))
 
