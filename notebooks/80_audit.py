@@ -438,7 +438,7 @@ cells(rows, f"Against {whole.best}: difference of the AUROC in points, 95 % inte
 #
 # **Why not the first row of the table?** Of eighteen equally good detectors one comes first by chance. So the choice is made on one half of
 # the images of each set, drawn at random, and judged on the other half. Taken is the *cheapest* of those that are not surely worse than the
-# best of that half. A cost below 5 % of the network's own pass, or below a tenth of a millisecond an image, counts as none; of equally cheap
+# best of that half, and by estimate at most two points behind it. A cost below 5 % of the network's own pass, or below a tenth of a millisecond an image, counts as none; of equally cheap
 # detectors the one with the largest mean AUROC is taken.
 
 # %%
@@ -702,7 +702,7 @@ out = np.concatenate([(~accepted).numpy()[own] for own in rows if own.sum() > 1]
 tenth = np.minimum((10 * (path - 1e-9)).astype(int), 9)
 counts = np.array([[(out & (tenth == d)).sum(), (~out & (tenth == d)).sum()] for d in range(10) if (tenth == d).any()])
 uneven = stats.chi2_contingency(counts).pvalue if (counts.sum(0) > 0).all() else 1.0
-basis = "the time in the files" if by_time else "the order of the files within each class" if bench else "the order of the bank, which means nothing by itself"
+basis = "the time in the files" if by_time else f"the order of the files{'' if several else ' within each class'}" if bench else "the order of the bank, which means nothing by itself"
 trend = f"The score **{'rises' if rho > 0 else 'falls'} on the way**" if p < 0.025 else "No trend shows"
 parts = "**stretches differ** in how often they are refused" if uneven < 0.025 else "stretches do not surely differ"
 advice = " Ask what changed there, and set the threshold on images of each kind." if min(p, uneven) < 0.025 else ""
