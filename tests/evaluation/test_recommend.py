@@ -30,7 +30,7 @@ def test_of_those_that_may_be_the_best_the_cheapest_is_taken():
 
 
 def test_what_few_images_cannot_tell_is_no_reason_to_give_up_many_points():
-    scored = made(1.5, 1.0, n=20, noise=1.0)
+    scored = made(1.2, 1.0, n=20, noise=1.0)
     found = recommend(scored, {"d0": 2.0, "d1": 1.0})
     gap = found.against_best["d1"].difference
     assert found.best == "d0" and "d1" in found.candidates and gap < -0.02
