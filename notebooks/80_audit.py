@@ -301,7 +301,7 @@ if several:
     quality = ood.average_precision(x.test.logits, known).mean().item()
     verdict = f"Mean average precision **{quality:.3f}**; a network that knows nothing has about {chance:.3f}."
 elif x.test.logits is None:
-    right, answer, quality, verdict = None, None, 1.0, "The network has no head, so it names no class and has no accuracy."
+    right, answer, quality, verdict = None, None, None, "The network has no head, so it names no class and has no accuracy."
 else:
     answer = x.test.logits.argmax(1)
     right, chance = answer == known, known.bincount().max().item() / len(known)
@@ -463,7 +463,7 @@ if has_ood:
     reason += f" Nor surely worse: {listed(others)}." if others else " All others are surely worse there."
     outcome = (
         "it is the best there too" if held_out.best == pick
-        else f"the best there is {held_out.best}; the difference is {gap}" + (", so the recommendation holds" if gap.high >= 0 else f", so the recommendation gives away {-100 * gap.difference:.1f} points")
+        else f"the best there is {held_out.best}; the difference is {gap}" + {"level": ", so the recommendation holds", "cannot tell": ", and more images would be needed to tell"}.get(gap.word, f", so the recommendation gives away {-100 * gap.difference:.1f} points")
     )
     say(f"Take **{pick}**. {reason}\n\nJudged on the other half, {outcome}. Its mean AUROC there is {100 * gap.a:.1f} %.")
 else:
@@ -1108,7 +1108,7 @@ check_most(most)
 
 # %% tags=["hide-input"]
 lines = [
-    f"The network: {quality:.3f} {'mean average precision' if several else 'accuracy'}" + (f", {found_word}" if (found_word := getattr(calibration, 'word', '')) else "") + ".",
+    "The network: " + (f"{quality:.3f} {'mean average precision' if several else 'accuracy'}" if quality is not None else "no head, so no accuracy") + (f", {found_word}" if (found_word := getattr(calibration, 'word', '')) else "") + ".",
     f"The detector: **{pick}**" + (f", {100 * gap.a:.1f} % mean AUROC on images that did not choose it." if has_ood else ", not chosen by OOD images, for there are none."),
     f"The threshold: {100 * accepted.double().mean().item():.1f} % of held-out ID images accepted, {100 * tpr:g} % promised.",
     f"The command: `{command} PICTURES...`",
@@ -1122,4 +1122,4 @@ say("\n".join(f"* {line}" for line in lines))
 # %% tags=["hide-input"]
 if results:
     origin = ood.provenance(data=benchmark if is_bank or benchmark == "digits" else "folder", weights=spec)
-    ood.save_results(Path(results, "audit.json"), table, origin=origin, benchmark=x.name.rpartition("/")[2], network=spec or x.name, accuracy=quality)
+    ood.save_results(Path(results, "audit.json"), table, origin=origin, benchmark=x.name.rpartition("/")[2], network=spec or x.name, **({} if quality is None else {"accuracy": quality}))
