@@ -307,10 +307,10 @@ else:
     right, chance = answer == known, known.bincount().max().item() / len(known)
     quality = right.double().mean().item()
     verdict = f"The network is right on **{percent(right.sum(), len(right))}** of the ID test images; always naming one class gives {100 * chance:.1f} %."
-    confusion = np.zeros((x.test.logits.shape[1],) * 2)
-    np.add.at(confusion, (known.numpy(), answer.numpy()), 1)
-    matched = confusion[optimize.linear_sum_assignment(-confusion)].sum() / len(known)
-    if matched > quality + 0.1:
+    confusion = np.zeros((x.test.logits.shape[1],) * 2)  # of the validation images: which output answers to which class
+    np.add.at(confusion, (x.val.labels.numpy(), x.val.logits.argmax(1).numpy()), 1)
+    matched = (torch.tensor(optimize.linear_sum_assignment(-confusion)[1])[known] == answer).double().mean().item()
+    if matched > max(quality + 0.1, 2 * chance):
         verdict += f" With its outputs in another order it would be {100 * matched:.1f} %: **the classes are not in the order of the folders**; stop here, and mend that first."
     elif quality < 2 * chance:
         verdict += " **That is too close to chance**: the pictures are not prepared as in training, or these are not its weights; stop here, and mend that first."
