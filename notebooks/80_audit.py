@@ -62,13 +62,13 @@ if importlib.util.find_spec("ood_lib") is None:
 # cifar10-densenet`, or `bank:PATH`.
 
 # %% tags=["parameters"]
-benchmark: str = "digits"  # folder:PATH of your pictures; or a bank, features without pictures
-model: str = ""  # torchvision:NAME, timm:NAME, hf:NAME, module:function; empty: trained here
+benchmark: str = "digits"  # folder:PATH of your pictures; or a bank: features alone
+model: str = ""  # torchvision:, timm:, hf:NAME, module:function; empty: trained here
 weights: str = ""  # file with its weights, or default: those that its source publishes
 image_size: int = 0  # pixels; 0: what the network or the pictures say
 images: int = 5000  # look at so many images of a set at most; 0: all
 tpr: float = 0.95  # share of ID images that the threshold is to accept
-margin: float = 0.05  # a detector that costs this share of the network's pass costs nothing
+margin: float = 0.05  # share of the network's pass below which a detector costs nothing
 device: str = "auto"  # where networks run: auto, cpu, cuda
 epochs: int = 6  # of training, where the network is trained here
 seed: int = 0  # of that training, and of the halves in sections 4 and 11
@@ -106,10 +106,11 @@ from ood_lib.evaluation.metrics import as_percent, mean_interval
 from ood_lib.features.bank import balanced_rows, extract_benchmark
 from ood_lib.shipped import BANKS
 
+# %% tags=["hide-input"]
 torch.manual_seed(seed)
 plots.theme()
 
-# %% tags=["hide-input"]
+
 def say(text):
     display(Markdown(text))
 
@@ -153,7 +154,8 @@ def write_pictures(bench, root):
     from PIL import Image
 
     roles = {role: getattr(bench, role) for role in ("train", "val", "test")}
-    roles |= {f"{g}/{name}": x for g in ("near", "far") for name, x in getattr(bench, g).items()}
+    sets = [(g, n, x) for g in ("near", "far") for n, x in getattr(bench, g).items()]
+    roles |= {f"{group}/{name}": data for group, name, data in sets}
     for role, data in roles.items():
         pixels = (255 * data.images[:, 0]).round().byte().numpy()
         for i, (picture, label) in enumerate(zip(pixels, data.labels.tolist())):
@@ -369,12 +371,14 @@ def detectors_for(x):
     features = {"KNN": ood.KNN(min(50, max(1, len(x.train) // 5)))}
     if x.train.labels.ndim == 2:
         sums = {"SumLogit": ood.SumLogit(), "SumProb": ood.SumProb()}
-        return {"JointEnergy": ood.JointEnergy(), "MaxLogit": ood.MaxLogit()} | sums | features
+        own = {"JointEnergy": ood.JointEnergy(), "MaxLogit": ood.MaxLogit()}
+        return own | sums | features
     features |= {"GMM": ood.GMM(), "GMM, length 1": ood.GMMPrior()}
     if x.head is None:
         return features | {"Mahalanobis": ood.Mahalanobis(), "RMDS": ood.RMDS()}
     own = ood.classical_detectors(x.head, x.train)
-    return own | {"WeiPer+KLD": ood.WeiPer(x.head, repeats=None), "GMM, length 1": ood.GMMPrior()}
+    own |= {"WeiPer+KLD": ood.WeiPer(x.head, repeats=None), "GMM, length 1": ood.GMMPrior()}
+    return own
 
 # %% tags=["hide-input"]
 with warnings.catch_warnings(record=True) as caught:
@@ -445,7 +449,7 @@ cells(rows, f"Against {whole.best}: difference of the AUROC in points, 95 % inte
 halves = {name: s.halves(seed) for name, s in scored.items()}
 chosen_on = {name: first for name, (first, _) in halves.items()}
 judged_on = {name: second for name, (_, second) in halves.items()}
-free = max(1e-4, margin * (network_seconds or 0))  # a bank does not tell what its network takes
+free = max(1e-4, margin * (network_seconds or 0))  # a bank has no network
 choice = ood.recommend(chosen_on, seconds, least=free)
 held_out = ood.recommend(judged_on)
 gap = held_out.against_best[choice.detector]
@@ -513,7 +517,7 @@ detector.calibrate(x.val, tpr=tpr)
 accepted = ~detector.is_ood(x.test)
 n, m = len(x.val), len(x.test)
 rank = int(np.ceil(round((n + 1) * tpr, 9)))
-law = stats.betabinom(m, rank, n + 1 - rank)  # test images accepted, where the promise is kept
+law = stats.betabinom(m, rank, n + 1 - rank)  # accepted, if the promise is kept
 likely = law.ppf([0.025, 0.975])
 
 # %% tags=["hide-input"]
@@ -947,7 +951,7 @@ check_worth(worth)
 # %% tags=["solution"]
 true, false = alarms()
 worth = true / (true + false)
-print(f"{true:.0f} true and {false:.0f} false alarms: {100 * worth:.0f} % of the alarms are OOD images")
+print(f"{true:.0f} true, {false:.0f} false: {100 * worth:.0f} % of the alarms are right")
 check_worth(worth)
 
 # %% [markdown]
