@@ -325,7 +325,7 @@ display(pd.Series(facts, name="").to_frame().style.set_caption("The network and 
 #
 # ## 2. Is it as often right as it says?
 #
-# **Which number should you expect above the diagonal?** A network that says *90 % sure* should be right nine times in ten. The images
+# **Where should the points lie?** A network that says *90 % sure* should be right nine times in ten. The images
 # are sorted by the largest softmax probability and divided into bins of equally many; the expected calibration error (ECE) is the mean
 # distance of accuracy and confidence over these bins {cite:p}`guo2017calibration`. It is above zero for a calibrated network too, so it
 # is compared with the one that such a network would have by chance.
@@ -362,8 +362,8 @@ if calibration is not None and calibration.word != "calibrated":
 #
 # ## 3. Which detectors find which images?
 #
-# All detectors that fit in seconds and that this network has what they need for, with their published settings. Nothing is tuned.
-# ODIN is left out, because it needs the gradient of each image.
+# These are all detectors of the book that are fitted in seconds and find in this network what they need, with their published settings. Nothing is
+# tuned. ODIN is left out, because it needs a gradient for each image.
 
 # %%
 def detectors_for(x):
@@ -442,8 +442,8 @@ cells(rows, f"Against {whole.best}: difference of the AUROC in points, 95 % inte
 #
 # **Why not the first row of the table?** Of eighteen equally good detectors one comes first by chance. So the choice is made on one half of
 # the images of each set, drawn at random, and judged on the other half. Taken is the *cheapest* of those that are not surely worse than the
-# best of that half, and by estimate at most two points behind it. A cost below 5 % of the network's own pass, or below a tenth of a millisecond an image, counts as none; of equally cheap
-# detectors the one with the largest mean AUROC is taken.
+# best of that half, and by estimate at most two points behind it. A cost below 5 % of the network's own pass, or below a tenth of a
+# millisecond an image, counts as none; of equally cheap detectors the one with the largest mean AUROC is taken.
 
 # %%
 halves = {name: s.halves(seed) for name, s in scored.items()}
@@ -551,7 +551,7 @@ cells(pd.DataFrame(rows).fillna(""), "Thresholds by the share of ID images that 
 # ## 6. Does it warn before the network is wrong?
 #
 # **Are errors refused more often than right answers?** An ID image that the network misreads is no OOD image. But where the score is high for
-# both, the same alarm stops both. Its AUROC for errors is the probability that a wrong answer has the larger score than a right one.
+# both, the same alarm stops both. The AUROC for errors is the probability that a wrong answer has the larger score than a right one.
 
 # %% tags=["hide-input"]
 errors = 0 if right is None else int((~right).sum())
@@ -630,7 +630,8 @@ ax.invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# Where a class pays, give each class a threshold of its own, set on the validation images that the network assigns to it. The last exercise asks what that costs.
+# Where a class pays, give each class a threshold of its own, set on the validation images that the network assigns to it. The last exercise
+# asks what that costs.
 #
 # ## 8. What do the hardest pictures look like?
 
@@ -811,9 +812,10 @@ else:
     say("No bank was given in `benchmarks`.")
 
 # %% [markdown]
-# The sets of one network share its ID images and its detectors, so they are not independent, and the interval is too narrow rather than too wide. What
-# a recommendation is good for is the second column: it keeps you away from the detectors that fail on *your* network. It does not find the best one
-# for images that nobody has seen. With OOD images from where your network will work, section 4 is the better guide.
+# The first column says how often a rule finds a detector as good as the best, the second and third what is lost where it does not. A rule that loses
+# little keeps you away from the detectors that fail on your network, even where it does not find the best one. The sets of one network share its ID
+# images and its detectors, so they are not independent, and the interval is one over networks. Nobody can choose for OOD images that nobody has
+# seen: with images from where your network will work, section 4 is the better guide.
 #
 # ## 12. Exercises
 #
@@ -1009,7 +1011,7 @@ print(f"{100 * optimism:+.2f} points, with a standard error of about {100 * spre
 check_optimism(optimism)
 
 # %% [markdown]
-# A small number, and often not told from zero here: with many images the choice is hardly luckier than the detector is good. With fifty images it would be.
+# This optimism grows when a half holds fewer images, and when more detectors of nearly the same quality are compared.
 # ```{solution-end}
 # ```
 #
