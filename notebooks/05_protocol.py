@@ -9,22 +9,10 @@
 # %% [markdown]
 # # What counts as out-of-distribution, and how is it measured?
 #
-# ```{admonition} Before you start
-# :class: tip
-# **You will learn** in which ways an image can differ from the training data, what AUROC, FPR95 and AUPR count, why two different numbers
-# carry the name FPR95, how sure you may be of any of them, how a {term}`score` becomes a decision with a guarantee,
-# and what seventeen classical detectors are worth on one benchmark.
-#
-# **You need** softmax, the normal distribution, and the idea of a confidence interval.
-#
-# **It takes** 40 minutes to read. The last lines of the page say how long this very run took, and how much memory.
-# No GPU, no download.
-#
-# **The claim** of {cite:t}`zhang2023openood`, whose protocol the field has settled on, in one sentence: judged side by
-# side, no detector wins everywhere.
-# ```
+# An OOD detector gives each image a {term}`score` and rejects the images above a threshold. How good it looks depends on the OOD images
+# that you test it with, and how sure you may be depends on how many.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-cell"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
 import re
@@ -50,7 +38,7 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from ood_lib.evaluation import explorables
 
 explorables.show(
@@ -63,10 +51,45 @@ explorables.show(
 )
 
 # %% [markdown]
+# ```{admonition} In one minute
+# :class: tip
+# **The claim** of {cite:t}`zhang2023openood`, whose protocol the field has settled on: judged side by side, no detector wins
+# everywhere.
+#
+# <!-- made by ood-book sync -->
+# **What we found.** The detector with the highest mean AUROC, in %, on each network that we measured:
+#
+# | network | near-OOD | far-OOD |
+# |---|---|---|
+# | our ResNet-9 on CIFAR-10 | ReAct, 89.7 | NNGuide, 94.3 |
+# | DenseNet on CIFAR-10 | SCALE, 90.4 | KNN, 98.4 |
+# | ResNet-56 on CIFAR-10 | KNN, 87.9 | GMM, length 1, 97.6 |
+# | DenseNet on CIFAR-100 | FDBD, 78.4 | KNN, 96.0 |
+#
+# These are stored runs of [the leaderboard](06_leaderboard), whatever this page is run with.
+#
+# **It takes** 29 minutes to read, without exercises and what is folded, and 3 minutes to run. No GPU, no download.
+# <!-- end -->
+#
+# **Use** paired intervals on your own network and your own images to choose between detectors.
+#
+# **Do not** conclude from two means in a table that one detector is better, and do not compare two numbers called FPR95 before you know
+# which of its two conventions each of them follows.
+# ```
+#
+# ```{admonition} Before you start
+# :class: dropdown
+# **You will learn** in which ways an image can differ from the training data, what AUROC, FPR95 and AUPR count, why two different numbers
+# carry the name FPR95, how sure you may be of any of them, how a {term}`score` becomes a decision with a guarantee,
+# and what seventeen classical detectors are worth on one benchmark.
+#
+# **You need** softmax, the normal distribution, and the idea of a confidence interval.
+# ```
+#
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run protocol -p tpr 0.99 -p seeds 3`.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
@@ -150,10 +173,10 @@ for ax in axes:
 plt.show()
 
 # %% [markdown]
-# The two energies fail in opposite places. The softmax answers *which of the classes is it?* and is undecided only between
-# them. Behind the second class it grows more certain with every step, so the far cloud gets the *smallest* scores of all: its
-# AUROC is near 0, which is worse than guessing, because the order is inverted. The density answers *have I seen data here?* and
-# finds every far point. Between the classes it is undecided, because the gap is not empty.
+# The two energies fail in opposite places. The softmax answers *which of the classes is it?* and is undecided only
+# between them. Behind the second class it grows more certain with every step, so the far cloud gets the *smallest*
+# scores of all. Its AUROC is near 0, which is worse than guessing, because the order is inverted. The density answers
+# *have I seen data here?* and finds every far point. Between the classes it is undecided, because the gap is not empty.
 #
 # No amount of training repairs this, because both energies are exact. A detector asks one question, and each question has a
 # blind spot. The rest of the page compares the questions that seventeen detectors ask.
@@ -211,10 +234,10 @@ Phi = stats.norm.cdf
 # $$\hat A = \frac{1}{MN}\sum_{m=1}^{M}\sum_{n=1}^{N}
 # \Bigl(\mathbb 1[S_m > S_n] + \tfrac12\,\mathbb 1[S_m = S_n]\Bigr).$$
 #
-# This is the area under the ROC curve: moving the {term}`threshold` past one ID score raises the false-positive rate by $1/N$,
-# and the strip that this adds is as high as the share of OOD scores above it. (Which class is called positive does not matter
-# here; swapping the roles mirrors the curve.) For two normals the difference of the scores is normal, with mean $d$ and
-# variance $1+s^2$, so $A=\Phi(d/\sqrt{1+s^2})$.
+# This is the area under the ROC curve. Moving the {term}`threshold` past one ID score raises the false-positive rate by
+# $1/N$, and the strip that this adds is as high as the share of OOD scores above it. (Which class is called positive
+# does not matter here; swapping the roles mirrors the curve.) For two normals the difference of the scores is normal,
+# with mean $d$ and variance $1+s^2$, so $A=\Phi(d/\sqrt{1+s^2})$.
 
 # %%
 wins = (ood_scores[:, None] > id_scores).double()  # (M, N)
@@ -420,7 +443,7 @@ assert torch.equal(detector.is_ood(as_features(new)), new > tau)
 # All detectors of this page read networks that know nothing of OOD. Train a few, from different seeds, so that the
 # variance between networks can be separated from the variance between test sets.
 
-# %%
+# %% tags=["hide-input"]
 features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
@@ -442,7 +465,7 @@ if bench:
     plots.training_curves([x.history for x in features])
     plt.show()
 
-# %%
+# %% tags=["hide-input"]
 odin_networks = [ood.ODINNetwork(x.network) for x in features if bench]  # on a bank none
 moved = [ood.extract_benchmark(n, bench, device=device) for n in odin_networks]
 accuracies = [x.accuracy for x in features]
@@ -460,13 +483,36 @@ print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}
 # %% tags=["hide-input"]
 by_group = {"id": f.test.penultimate}
 by_group |= {g: torch.cat([x.penultimate for x in sets.values()]) for g, sets in f.groups().items()}
-picked = {k: v[torch.randperm(len(v), generator=generator)[: umap_points // 3]] for k, v in by_group.items()}
+order = {k: torch.randperm(len(v), generator=generator)[: umap_points // 3] for k, v in by_group.items()}
+picked = {k: by_group[k][own] for k, own in order.items()}
 points = plots.umap(torch.cat(list(picked.values())), seed)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of penultimate features of the first network. Near-OOD hangs on to the islands of the known classes; far-OOD forms places of its own, and yet the classifier names a class for it.", "name": "fig-protocol-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID points gather in islands by class, orange near-OOD triangles lie at their rims and between them, pink far-OOD squares form regions of their own."}}
 groups = np.repeat(list(picked), [len(v) for v in picked.values()])
 plots.embedding(points, {k: groups == k for k in ("far", "near", "id")})
 plt.show()
+
+# %% tags=["hide-input"]
+def behind(role, most=250):
+    """Places in the embedding of some points of a role, and the image and the set behind each."""
+    sets = {"ID test": bench.test} if role == "id" else getattr(bench, role)
+    images = torch.cat([torch.stack([image for image, _ in data]) for data in sets.values()])
+    names = np.repeat([*sets], [len(data) for data in sets.values()])
+    return points[groups == role][:most], images[order[role][:most]], names[order[role][:most]]
+
+
+if bench and bench.image_shape[-1] <= 32:  # the chart holds the images; larger ones would be too much for a page
+    shown = {role: behind(role) for role in picked}
+    places, images, names = (np.concatenate(parts) for parts in zip(*shown.values()))
+    explorables.show(
+        explorables.pictures_of_an_embedding(
+            places, torch.as_tensor(images), np.repeat([*shown], [len(own[0]) for own in shown.values()]), names
+        ),
+        caption="Part of the same embedding with the images behind its points. Rest the pointer on a point, or move the slider: "
+        "which digits does an OOD image lie beside?",
+        alt_text="The embedding again, ID points in islands, near-OOD points at their rims, far-OOD points in regions of their own. "
+        "Beside it the image behind one point and the name of its set; a slider goes through the points.",
+    )
 
 # %% [markdown]
 # ### 4.2 Two questions at once
@@ -516,7 +562,7 @@ display(pd.DataFrame(rows).T.style.format("{:.0f}").set_caption("Share of images
 # **Should a blurred digit raise the alarm?** Only if the network no longer reads it. So corrupt the ID test images step
 # by step, and watch two curves: the share that the network misclassifies, and the share that is rejected.
 
-# %%
+# %% tags=["hide-input"]
 digits = {"seed": seed, "device": device, "epochs": epochs}  # a bank has no pixels
 P = f if bench else ood.benchmark_features("digits", **digits)[0]
 pair_P = {"MSP": ood.MSP(), "Mahalanobis": ood.Mahalanobis()}
@@ -525,7 +571,7 @@ for detector in pair_P.values():
 network = P.network.cpu()
 some = P.images.test.subset(torch.arange(min(500, len(P.images.test))))
 
-# %%
+# %% tags=["hide-input"]
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
@@ -586,12 +632,12 @@ display(Markdown("\n".join(
 # %% [markdown]
 # ### 4.4 The threshold at work
 #
-# Section 2.4 derived a law for the rejection rate. The pooled images below are exchangeable because they are split at random, so the law
-# must hold here up to ties; what the picture adds is how wide it is for real scores. Pool the validation and test images of
-# the known classes, split them at random into as many for calibration as the validation set has and the rest, many times over,
-# and count the rejected share of the rest each time.
+# Section 2.4 derived a law for the rejection rate. The pooled images below are exchangeable because they are split at
+# random, so the law must hold here up to ties; what the picture adds is how wide it is for real scores. Pool the
+# validation and test images of the known classes. Split them at random, with as many images for calibration as the
+# validation set has, and count the share of the other images that is rejected. Repeat this many times.
 
-# %%
+# %% tags=["hide-input"]
 pooled = torch.cat([pair["Mahalanobis"](x) for x in (f.val, f.test)]).double()
 n, m = len(f.val), len(f.test)
 k = math.ceil(round((n + 1) * tpr, 9))
@@ -687,7 +733,7 @@ order = [name for name in order if bench or name != "ODIN"]
 table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="stable")
 summary = ood.summarize(table)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Seventeen detectors, sorted by what they look at: mean AUROC over the near and the far sets with the 95 % interval over networks. Compare the families from top to bottom, once for the near and once for the far dots.", "name": "fig-protocol-seventeen"}, "image": {"alt": "Dot plot with one row per detector, grouped into logits, gradients, reshaped features, distances and densities. Orange near dots lie close together except for ASH and SCALE, further left with wide intervals; pink far dots lie near 1 for Mahalanobis, ViM, the Gaussian mixture, RMDS, KNN and fDBD, and much lower with wide intervals for logits and reshaped features."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Seventeen detectors, sorted by what they look at: mean AUROC over the near and the far sets with the 95 % interval over networks. Compare the families from top to bottom, once for the near and once for the far dots.", "name": "fig-protocol-seventeen"}, "image": {"alt": "Dot plot with one row per detector, grouped into logits, gradients, reshaped features, distances and densities. Orange near dots lie close together except for ASH and SCALE, further left with wide intervals. Pink far dots lie near 1 for Mahalanobis, ViM, the Gaussian mixture, RMDS, KNN and fDBD, and much lower with wide intervals for logits and reshaped features."}}
 figure, ax = plt.subplots(figsize=(plots.FULL, 5.6))
 plots.dots(summary, ax=ax)
 ax.set_xlim(max(0.0, float(summary["low"].fillna(summary["value"]).min()) - 0.02), 1.005)
@@ -698,11 +744,11 @@ for family, members in FAMILIES.items():
     start += len(members)
 plt.show()
 
-# %%
-caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
+# %% tags=["hide-input"]
+caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
-# %%
+# %% tags=["hide-input"]
 caption = 'FPR at 95 % ID recall (positive="id") in %; lower is better'
 plots.benchmark_table(table, "fpr95", caption=caption)
 
@@ -720,10 +766,11 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# Compare families rather than single names. A detector that measures how far a feature lies from the training features, and one
-# that reads logits, ask the two questions of the toy, so their near and far columns can differ in opposite ways. ASH, SCALE and ReAct reshape
-# features with settings that were chosen for wide networks; how well they fit depends on the network, and neither the width nor
-# the number of classes predicts it. [The page on photographs](60_cifar10) repeats this comparison on four larger networks, where the order is another.
+# Compare families rather than single names. A distance to the training features and a score on logits ask the two
+# questions of the toy, so their near and far columns can differ in opposite ways. ASH, SCALE and ReAct reshape features
+# with settings that were chosen for wide networks; how well they fit depends on the network, and neither the width nor
+# the number of classes predicts it. [The page on photographs](60_cifar10) repeats this comparison on four larger
+# networks, where the order is another.
 #
 # Mahalanobis and the Gaussian mixture are nearly the same detector here: both have one mean per class and one shared covariance, and differ in
 # whether the nearest class counts or the sum over all classes.
@@ -766,10 +813,10 @@ display(Markdown(
 #
 # ### 5.2 Representation or energy?
 #
-# **Why do logits fail on far-OOD?** There are two explanations. Either the logits have lost what distinguishes these images
-# (the {term}`representation`), or the information is still there and MSP does not use it (the energy). Ask the same question
-# of both representations, with the same energy: the Mahalanobis distance, once of the $C$ logits, once of the part of
-# the feature that the {term}`head` cannot see, $z_\perp$ with $Wz_\perp=0$, once of the whole feature.
+# **Why do logits fail on far-OOD?** There are two explanations. Either the logits have lost what distinguishes these
+# images (the {term}`representation`), or the information is still there and MSP does not use it (the energy). Compare
+# the representations with the same energy, the Mahalanobis distance. Use it three times: once of the $C$ logits, once
+# of the part of the feature that the {term}`head` cannot see, $z_\perp$ with $Wz_\perp=0$, once of the whole feature.
 
 # %%
 def through(view, x):
@@ -788,10 +835,10 @@ def suspects(n, x):
     runs = [ood.run_benchmark(one[k], through(views[k], x), seed=n) for k in views]
     return pd.concat(runs)
 
-# %%
+# %% tags=["hide-input"]
 asked = pd.concat([suspects(seed + n, x) for n, x in enumerate(features)])
 asked = pd.concat([table[table["detector"].isin(["MSP", "Energy"])], asked])
-plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} networks")
+plots.benchmark_table(asked, caption=f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}")
 
 # %% tags=["hide-input"]
 blame = 100 * ood.summarize(asked).pivot(index="detector", columns="group", values="value")
@@ -935,7 +982,7 @@ display(Markdown(
 # and the grids of their knobs; let it choose the best by the AUROC of ID *validation* images against one OOD set; test
 # the choice on every other.
 
-# %%
+# %% tags=["hide-input"]
 def candidates(head, train):
     """Every detector, and the knobs that OpenOOD turns, scaled to this training set."""
     found = ood.classical_detectors(head, train)
@@ -948,7 +995,7 @@ def candidates(head, train):
     return found | {f"ViM, D={n}": ood.ViM(head, n) for n in widths}
 
 
-# %%
+# %% tags=["hide-input"]
 def areas(x):
     """AUROC of each candidate on each OOD set, against ID validation and ID test images."""
     rows = {}
@@ -963,7 +1010,7 @@ def areas(x):
     return pd.DataFrame(rows).T
 
 
-# %%
+# %% tags=["hide-input"]
 by_network = [areas(x) for x in features]
 names = list(sets_of)
 regret = np.zeros((len(names), len(names)))
@@ -1007,7 +1054,7 @@ display(Markdown(
 # Even without hyperparameters there is a choice: you run seventeen detectors and report the best. Its number is biased upwards, because
 # it was selected on the same images. By how much? Split the test images into two halves, select the best detector on one, and judge it on the other.
 
-# %%
+# %% tags=["hide-input"]
 def table_of_wins(own, strange, most=1000):  # as in section 2.1, (M, N)
     own, strange = own[:most], strange[:most, None]
     return (strange > own).float() + 0.5 * (strange == own)
@@ -1129,8 +1176,8 @@ display(Markdown(
 #
 # <details><summary>C. The one with the higher AUROC is better, the interval is a formality.</summary>
 #
-# **No.** Without an interval of the difference you cannot tell a better detector from a lucky sample. With many
-# comparisons some look decided by chance.
+# **No.** Without an interval of the difference you cannot distinguish a better detector from a difference by chance.
+# With many comparisons, some are significant by chance.
 #
 # </details>
 #
@@ -1452,9 +1499,9 @@ check_gap(gap)
 # ```{exercise-start} Open: two opinions are better than one
 # :label: ex-protocol-open
 # ```
-# The heat map shows groups that disagree. Build one detector of two, MSP and Mahalanobis, that is at least as good as MSP on the near set *and*
-# within a point of Mahalanobis on the far sets, without a look at any OOD image. Is it better than both? Store its two AUROCs. *Hint: what puts two
-# scores on one scale?*
+# The heat map shows groups that disagree. Combine MSP and Mahalanobis to one detector, without using any OOD image. It
+# should be at least as good as MSP on the near set *and* within a point of Mahalanobis on the far sets. Is it better
+# than both? Store its two AUROCs. *Hint: what puts two scores on one scale?*
 
 # %% tags=["exercise"]
 near_far = ...

@@ -7,26 +7,12 @@
 # ---
 
 # %% [markdown]
-# # WeiPer: many looks through one head
+# # WeiPer: many perturbed copies of one head
 #
-# ```{admonition} Before you start
-# :class: tip
-# **You will learn** why a classifier's {term}`logits <logit>` hide most of what its features hold, what happens when
-# you project the features with many disturbed copies of the last layer, how to turn these projections into an OOD
-# {term}`score`, and on which of several real networks that helps. You will also see that the randomness can be integrated
-# out, up to an error of order $1/K$.
-#
-# **You need** softmax, the normal distribution, and enough PyTorch to read a matrix product.
-#
-# **It takes** 35 minutes to read. The last lines of the page say how long this very run took, and how much memory.
-# No GPU, no download.
-#
-# **The claim** of {cite:t}`granz2024weiper` in one sentence: perturb the class projections of the last layer, and a
-# variety of scores improves, near-OOD above all; best of all, compare the distribution of the perturbed logits with that
-# of the training set. It costs nothing but a matrix product.
-# ```
+# Perturb the weights of the last layer many times: the {term}`logits <logit>` of one image spread into a histogram, and WeiPer compares
+# this histogram with that of the training set.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-cell"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
 import re
@@ -52,7 +38,7 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import ood_lib as ood
 from ood_lib.detectors.weiper import logit_noise
 from ood_lib.evaluation import explorables
@@ -73,7 +59,7 @@ def typical(x):
     return logits[index], noise[index]
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 sets = {"ID test": shown.test, "near: CIFAR-100": shown.near["cifar100"], "far: SVHN": shown.far["svhn"]}
 explorables.show(
     explorables.perturbed_logits(
@@ -87,10 +73,51 @@ explorables.show(
 )
 
 # %% [markdown]
+# ```{admonition} In one minute
+# :class: tip
+# **The claim** of {cite:t}`granz2024weiper`: perturb the class projections of the last layer, and a
+# variety of scores improves, near-OOD above all; best of all, compare the distribution of the perturbed logits with that
+# of the training set. It costs nothing but a matrix product.
+#
+# <!-- made by ood-book sync -->
+# **What we found.** AUROC of *WeiPer+KLD, tuned* minus that of *MSP*, in points, with the 95 % interval:
+#
+# | network | near-OOD | far-OOD |
+# |---|---|---|
+# | our ResNet-9 on CIFAR-10 | **better** +0.8 [+0.3, +1.3] | **better** +1.5 [+1.1, +2.0] |
+# | DenseNet on CIFAR-10 | **better** +2.6 [+2.0, +3.2] | **better** +5.0 [+4.4, +5.7] |
+# | ResNet-56 on CIFAR-10 | **better** +1.7 [+0.9, +2.5] | **better** +4.0 [+3.2, +4.7] |
+# | DenseNet on CIFAR-100 | **better** +2.1 [+1.1, +3.2] | **better** +9.4 [+8.5, +10.4] |
+# | small networks on digits | **level** +0.2 [−0.5, +0.9] | **cannot tell** +6.1 [−6.6, +18.7] |
+#
+# - *WeiPer+KLD, tuned* against *KNN, tuned in the same way*: **level on near-OOD, worse on far-OOD** (our ResNet-9 on CIFAR-10); **better on near-OOD, worse on far-OOD** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **cannot tell on near-OOD, worse on far-OOD** (ResNet-56 on CIFAR-10, small networks on digits)
+# - *WeiPer+KLD* against *the same score without perturbation, both with the published settings*: **better on both** (our ResNet-9 on CIFAR-10, DenseNet on CIFAR-10); **worse on both** (ResNet-56 on CIFAR-10); **worse on near-OOD, better on far-OOD** (DenseNet on CIFAR-100); **cannot tell on both** (small networks on digits)
+#
+# This is the stored run `ood-book run 10_weiper` of 2026-11-29, whatever this page is run with.
+#
+# **It takes** 30 minutes to read, without exercises and what is folded, and 4 minutes to run. No GPU, no download.
+# <!-- end -->
+#
+# **Use it** when you have the last layer, the training features, and a validation OOD set on which to choose its hyperparameters. Nothing is
+# trained.
+#
+# **Do not** take its published settings to another network untested: compare with KNN and with the same score without perturbation first.
+# ```
+#
+# ```{admonition} Before you start
+# :class: dropdown
+# **You will learn** why a classifier's {term}`logits <logit>` hide most of what its features hold, what happens when
+# you project the features with many disturbed copies of the last layer, how to turn these projections into an OOD
+# {term}`score`, and on which of several real networks that helps. You will also see that the randomness can be integrated
+# out, up to an error of order $1/K$.
+#
+# **You need** softmax, the normal distribution, and enough PyTorch to read a matrix product.
+# ```
+#
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run weiper -p delta 2.4 -p seeds 3`.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
@@ -145,7 +172,7 @@ weiper_options = {
 # ## 1. The idea on a toy
 #
 # A classifier ends in a linear layer. It turns a feature $z \in \mathbb R^K$ into logits $\ell_j = w_j^\top z + b_j$,
-# one number per class, and everything that MSP or the energy score will ever know is in these $C$ numbers.
+# one number per class. MSP and the energy score read these $C$ numbers and nothing else.
 #
 # **Can two features be very different and still have the same logit?** Take $K = 2$ and one class with
 # $w = (1, 0)$. In-distribution features scatter around $(3, 0)$. The OOD features have exactly the same first
@@ -156,7 +183,7 @@ generator = torch.Generator().manual_seed(seed)
 w = torch.tensor([[1.0, 0.0]])
 id_toy = torch.randn(2000, 2, generator=generator) * torch.tensor([0.3, 0.3]) + 3 * w
 ood_toy = torch.randn(2000, 2, generator=generator) * torch.tensor([0.3, 1.5]) + 3 * w
-looks = perturb(w, 1.0, 300, generator)[:, 0]  # copies of w, disturbed by 1.0 ‖w‖
+looks = perturb(w, 1.0, 300, generator)[:, 0]  # copies of w, perturbed by 1.0 ‖w‖
 
 
 def surprise(view: torch.Tensor) -> float:
@@ -171,7 +198,7 @@ ends = seen["id"].min().item(), seen["id"].max().item()
 pooled = {role: histogram(v, *ends, bins) for role, v in seen.items()}  # one per point
 reference = histogram(id_toy[:1000] @ looks.T, *ends, bins).mean(0)  # of training points
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "From left to right: ID and OOD features that agree along w and differ across it, with w (black), twelve disturbed copies (green) and the direction of the best of them (red, w*). Along w both sets coincide. Along w* the OOD set is wider. What WeiPer compares: all copies in one histogram per point; shown is the mean over each set minus the training mean, in % of all values per bin.", "name": "fig-weiper-toy"}, "image": {"alt": "Four panels. A scatter plot where blue ID points form a round cloud and pink OOD points a tall ellipse through it, with arrows from the origin; the density of both along w, two equal curves; the density along the best disturbed direction, where the OOD curve is wider; and two step curves, the blue one flat at zero, the pink one positive below zero, deeply negative around zero, and swinging around it further right."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "From left to right: ID and OOD features that agree along w and differ across it, with w (black), twelve perturbed copies (green) and the direction of the best of them (red, w*). Along w both sets coincide. Along w* the OOD set is wider. The last panel shows what WeiPer compares: it pools all copies into one histogram per point. Drawn is the mean over each set minus the training mean, in % of all values per bin.", "name": "fig-weiper-toy"}, "image": {"alt": "Four panels. A scatter plot where blue ID points form a round cloud and pink OOD points a tall ellipse through it, with arrows from the origin. The density of both along w, two equal curves. The density along the best perturbed direction, where the OOD curve is wider. Two step curves, the blue one flat at zero, the pink one positive below zero, deeply negative around zero, and oscillating further right."}}
 figure, (plane, same, other, whole) = plt.subplots(1, 4, figsize=(plots.FULL, 2.3))
 for points, role in ((ood_toy, "far"), (id_toy, "id")):
     plane.plot(*points[:400].T, plots.MARKERS[role], color=plots.COLORS[role], ms=2, alpha=0.6, mew=0)
@@ -203,21 +230,21 @@ lengths = [(x.norm(dim=1) - id_toy.norm(dim=1).mean()).abs() for x in (id_toy, o
 single = [surprise(v) for v in looks]
 pool, apart, length = (auroc(*pair)[0] for pair in (divergences, kept_apart, lengths))
 display(Markdown(
-    "Along $w$ both sets have the same law, so the exact AUROC of any score on this logit is ½; on these "
-    f"{len(id_toy)} points it comes out as **{surprise(w[0]):.2f}**. Along one disturbed copy it is "
+    "Along $w$ both sets have the same distribution, so the exact AUROC of any score on this logit is ½; on these "
+    f"{len(id_toy)} points it is **{surprise(w[0]):.2f}**. Along one perturbed copy it is "
     f"**{np.mean(single):.2f}** on average over {len(single)} copies, and **{surprise(widest):.2f}** along $w^*$. "
-    "That is not yet WeiPer, which must put the copies together without knowing which is best:\n\n"
+    "WeiPer has to combine the copies without knowing which is best. Here are three ways to do so:\n\n"
     f"* all copies in one histogram per point, compared with the training mean, as WeiPer+KLD does: **{pool:.2f}**;\n"
     f"* the copies kept apart, each judged by its own mean and spread: **{apart:.2f}**;\n"
     f"* no copies, only how unusual the length $\\lVert z\\rVert$ is: **{length:.2f}**.\n\n"
-    + ("So pooling gives away part of what the copies see. " if pool < apart - 0.02 else "")
+    + ("So pooling loses part of the information that the copies hold. " if pool < apart - 0.02 else "")
     + ("It still beats the length alone." if pool > length + 0.02 else "It is no better than the length alone.")
 ))  # fmt: skip
 
 # %% [markdown]
-# The best copy was chosen with the answers at hand, and it is almost at right angles to $w$: it separates OOD well but
-# carries little class information. A detector that has seen no OOD image cannot choose, and how it combines the copies
-# decides the result.
+# The best copy was chosen with knowledge of which points are OOD. It is almost at right angles to $w$, so it separates
+# OOD well but carries little class information. A detector that has seen no OOD image cannot make this choice, and its
+# result depends on how it combines the copies.
 #
 # A projection is a shadow. Objects that cast the same shadow differ in another light, and the theorem of
 # {cite:t}`cramer1936` says that *all* one-dimensional shadows together determine a distribution. WeiPer casts shadows
@@ -252,21 +279,21 @@ assert torch.allclose(W_tilde, library)
 assert torch.allclose((W_tilde - W).norm(dim=-1), delta * W.norm(dim=1).expand(repeats, C))
 
 # %% [markdown]
-# **Where do the disturbed rows lie?** Write $c = \langle e, w_j\rangle/\lVert w_j\rVert$ for the part of the noise
+# **Where do the perturbed rows lie?** Write $c = \langle e, w_j\rangle/\lVert w_j\rVert$ for the part of the noise
 # along the row. Expanding the inner product and the squared length,
 #
 # $$\cos\angle(w_j,\tilde w_{ij}) = \frac{1+\delta c}{\sqrt{1+\delta^2+2\delta c}},\qquad
 # \lVert\tilde w_{ij}\rVert = \lVert w_j\rVert\sqrt{1+\delta^2+2\delta c}.$$
 #
 # By symmetry $c$ has mean 0. The $K$ squared coordinates of $e$ add up to 1 and share it equally on average, so
-# $\mathbb E\,c^2 = 1/K$. In high dimension $c$ vanishes. What is left of the cosine, $1/\sqrt{1+\delta^2}$, is the cosine
-# of $\arctan\delta$, and the length settles at $\lVert w_j\rVert\sqrt{1+\delta^2}$.
+# $\mathbb E\,c^2 = 1/K$. In high dimension $c$ vanishes. The cosine then becomes $1/\sqrt{1+\delta^2}$, which is the
+# cosine of $\arctan\delta$, and the length becomes $\lVert w_j\rVert\sqrt{1+\delta^2}$.
 #
-# For $\delta<1$ every copy lies inside a cone of half-angle $\arcsin\delta$; at $\delta=1$ the cone is a half-space, and
-# only for $\delta>1$ may a copy point backwards. In high dimension angle *and* length settle, so the copies crowd along
-# the rim of a cone of half-angle $\arctan\delta$, whatever $\delta$ is.
+# For $\delta<1$ every copy lies inside a cone of half-angle $\arcsin\delta$; at $\delta=1$ the cone is a half-space,
+# and only for $\delta>1$ may a copy point backwards. In high dimension both the angle and the length concentrate, so
+# the copies lie close to the rim of a cone of half-angle $\arctan\delta$, whatever $\delta$ is.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: in the plane the copies end on a circle around the tip of w; the widest possible angle is arcsin δ. Middle: in space they end on a sphere. Right: the angle to w spreads out for small K and concentrates at arctan δ as K grows.", "name": "fig-weiper-cone"}, "image": {"alt": "Left, an arrow w in the plane with a circle around its tip and green arrows to points on the circle, between two tangents. Middle, the same in three dimensions with a sphere. Right, densities of the angle between w and its disturbed copies for K = 3, 8, 64 and 512; the curves narrow around a vertical line at the arc tangent of delta."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: in the plane the copies end on a circle around the tip of w; the widest possible angle is arcsin δ. Middle: in space they end on a sphere. Right: the angle to w spreads out for small K and concentrates at arctan δ as K grows.", "name": "fig-weiper-cone"}, "image": {"alt": "Left, an arrow w in the plane with a circle around its tip and green arrows to points on the circle, between two tangents. Middle, the same in three dimensions with a sphere. Right, densities of the angle between w and its perturbed copies for K = 3, 8, 64 and 512; the curves narrow around a vertical line at the arc tangent of delta."}}
 figure = plt.figure(figsize=(plots.FULL, 2.7))
 plane, space, angles = figure.add_subplot(1, 3, 1), figure.add_subplot(1, 3, 2, projection="3d"), figure.add_subplot(1, 3, 3)
 row = torch.tensor([[0.0, 0.0, 1.0]])
@@ -296,7 +323,7 @@ plt.show()
 # %% [markdown]
 # ### 2.2 The noise law
 #
-# **What does the disturbance do to a logit?** Put $\tilde w_{ij}$ into the inner product. Linearity gives
+# **What does the perturbation do to a logit?** Put $\tilde w_{ij}$ into the inner product. Linearity gives
 #
 # $$\tilde w_{ij}^\top z + b_j = \ell_j + \delta\,\lVert w_j\rVert\,\langle e_{ij}, z\rangle .$$
 #
@@ -307,14 +334,16 @@ plt.show()
 # $$\boxed{\;\tilde\ell_{ij} \approx \ell_j + \sigma_j(z)\,\xi_{ij},\qquad
 # \sigma_j(z) = \frac{\delta\,\lVert w_j\rVert\,\lVert z\rVert}{\sqrt K},\qquad \xi_{ij}\sim N(0,1)\;}$$
 #
-# **WeiPer adds noise to the logits, and longer features get more of it.** This reading is ours, not the paper's, and the
+# **WeiPer adds noise to the logits, and longer features get more of it.** This reading is ours, not the paper's, and
+# the
 # rest of the chapter builds on it.
 #
-# The noise is random over {term}`heads <head>`, for one fixed image; the $\xi_{ij}$ are independent because the $e_{ij}$
+# The noise is random over {term}`heads <head>`, for one fixed image; the $\xi_{ij}$ are independent because the
+# $e_{ij}$
 # are. Once the head is drawn, $\xi_{ij}$ is a fixed function of $z$, and two parallel features get the same noise up to
 # their length. Check the law:
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Standardised noise on one perturbed logit, for feature widths 3, 8 and 64, against the standard normal density (green). At K = 3 the law is uniform; at K = 64 the eye sees no difference.", "name": "fig-weiper-noise"}, "image": {"alt": "Three histograms of the standardised logit noise with a normal curve on top. For K = 3 the histogram is a flat box, for K = 8 a slightly flat bell, for K = 64 it follows the normal curve."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Standardised noise on one perturbed logit, for feature widths 3, 8 and 64, against the standard normal density (green). At K = 3 the distribution is uniform; at K = 64 no difference is visible.", "name": "fig-weiper-noise"}, "image": {"alt": "Three histograms of the standardised logit noise with a normal curve on top. For K = 3 the histogram is a flat box, for K = 8 a slightly flat bell, for K = 64 it follows the normal curve."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.2), sharey=True)
 for ax, k in zip(axes, (3, 8, 64)):
     z = torch.rand(1, k, generator=generator)
@@ -331,19 +360,19 @@ plt.show()
 # ### 2.3 Average any logit score
 #
 # The first use of the perturbed heads is the simplest. Any score $S$ on a logit vector has a WeiPer version, its mean
-# over the $r$ disturbed logit vectors:
+# over the $r$ perturbed logit vectors:
 #
 # $$S_W(z) = \frac1r\sum_{i=1}^r S(\tilde\ell_i).$$
 #
-# For $S$ the maximum softmax probability this is $\mathrm{MSP}_W$. It is a confidence, larger = more ID; we negate it to
-# get an OOD score. Read it through the noise law, and mind the order: the maximum is taken inside each head, the
-# mean afterwards. Two things happen as $\sigma$ grows. A confident image loses confidence, because some heads now prefer
-# another class. An undecided image *gains*: each head has a favourite, and it does not matter whether the heads agree.
-# With all logits equal, MSP is $1/C$, but $\mathrm{MSP}_W\to1$ as $\sigma\to\infty$.
+# For $S$ the maximum softmax probability this is $\mathrm{MSP}_W$. It is a confidence, larger = more ID; we negate it
+# to get an OOD score. The noise law explains how it behaves. The order matters: the maximum is taken inside each head,
+# and the mean afterwards. Two things happen as $\sigma$ grows. A confident image loses confidence, because some heads
+# now prefer another class. An undecided image *gains*: each head has a favourite, and it does not matter whether the
+# heads agree. With all logits equal, MSP is $1/C$, but $\mathrm{MSP}_W\to1$ as $\sigma\to\infty$.
 #
-# **WeiPer+ReAct** does the same with the energy of clipped features. ReAct {cite:p}`sun2021react` cuts each activation
-# at a value $c$ that 90 % of the training activations do not reach, $\min(z, c)$, and takes the energy of the logits that
-# follow; here the clipped feature goes through the perturbed heads,
+# **WeiPer+ReAct** does the same with the energy of clipped features. ReAct {cite:p}`sun2021react` clips each
+# activation, $\min(z, c)$, at the 90 % quantile $c$ of the training activations, and takes the energy of the resulting
+# logits. WeiPer+ReAct passes the clipped feature through the perturbed heads:
 #
 # $$\mathrm{ReAct}_W(z) = -\frac1r\sum_{i=1}^r \mathrm{logsumexp}_j\big(\tilde w_{ij}^\top\min(z,c)+b_j\big).$$
 
@@ -364,9 +393,9 @@ for sigma in (0, 1, 2, 4, 8):  # an image without any opinion: all logits 0
 
 # %% [markdown]
 # The first number is $\mathrm{MSP}_W$ of an image about which the head knows nothing. A long feature has a large
-# $\sigma$, so $\mathrm{MSP}_W$ can be high for a long feature whatever its direction. Expect WeiPer MSP to fail where OOD
-# features are long. (Taking the mean first and the maximum afterwards, the second number, is randomised smoothing. You
-# try it in the exercises.)
+# $\sigma$, so $\mathrm{MSP}_W$ can be high for a long feature whatever its direction. Expect WeiPer MSP to fail where
+# OOD features are long. (The second number takes the mean first and the maximum afterwards. That is randomised
+# smoothing, and an exercise returns to it.)
 #
 # ### 2.4 Compare densities: WeiPer+KLD
 #
@@ -379,10 +408,11 @@ for sigma in (0, 1, 2, 4, 8):  # an image without any opinion: all logits 0
 # $$D(p,q)=\sum_{t=1}^B (p'_t-q'_t)(\ln p'_t-\ln q'_t).$$
 #
 # $T_s$ is a moving average over $s$ bins with the edges repeated: a sample's histogram holds few numbers and is noisy.
-# The training means stay as they are (`smooth_reference=True` smooths them too; section 6.5 asks what that changes). $D$ is the sum of both Kullback-Leibler divergences; it is never negative, and zero only for equal histograms.
-# Empty bins would make it infinite. So each histogram is lifted by $\varepsilon$ and normalised first,
-# $p'=(p+\varepsilon)/\sum(p+\varepsilon)$. Mind the size of that floor: with $B=100$ bins, $\varepsilon_1=0.01$ makes
-# the activation histogram half uniform, and $\varepsilon_2=0.025$ makes the other one 71 % uniform. Values outside the
+# The training means are not smoothed (`smooth_reference=True` smooths them too; section 6.5 shows what that changes).
+# $D$ is the sum of both Kullback-Leibler divergences; it is never negative, and zero only for equal histograms. Empty
+# bins would make it infinite. So $\varepsilon$ is added to every bin and the histogram is normalised again,
+# $p'=(p+\varepsilon)/\sum(p+\varepsilon)$. This floor is large: with $B=100$ bins, $\varepsilon_1=0.01$ makes the
+# activation histogram half uniform, and $\varepsilon_2=0.025$ makes the other one 71 % uniform. Values outside the
 # training range count in the edge bins here; the released code drops them.
 
 # %%
@@ -405,9 +435,9 @@ def divergence(train, sample, width, eps):
 
 
 # %% [markdown]
-# `divergence` is the heart of the method; the softmax term is one more line. Together they must give what the library
-# gives. (The library counts by computed bin index, in blocks, and never holds the $N\times r\times C$ logits. A value
-# that falls on the edge of a bin may be counted on either side, hence the tolerance.)
+# `divergence` is the core of the method; the softmax term is one more line. Together they must reproduce the library's
+# score. (The library computes bin indices block by block and never holds all $N\times r\times C$ logits. A value on the
+# edge of a bin may be counted on either side, hence the tolerance.)
 
 # %%
 def see(z):
@@ -439,11 +469,11 @@ assert torch.allclose(library.score(ood.Features(penultimate=z)), kld, atol=2e-3
 # $$p_{\tilde\ell}(t) \approx \frac1C\sum_{j=1}^C N\!\left(t;\ \ell_j,\ \sigma_j^2(z)\right).$$
 #
 # This is a kernel density estimate of the $C$ logits whose bandwidth grows with $\lVert z\rVert$. The mass of a bin is
-# a difference of normal distribution functions, so the histogram has a closed form and needs no draw. In the library this
-# is `repeats=None`, with two details. $\mathrm{MSP}_W$ and the energy have no closed form and are averaged over 128
-# fixed quasi-random points, deterministic but numerical; so this page speaks of the *limit* of infinitely many heads where they
-# take part. And the histogram covers the training logits $\pm3\sigma$, where random heads use the extremes that they
-# happen to draw.
+# a difference of normal distribution functions, so the histogram has a closed form and needs no draw. In the library
+# this is `repeats=None`, with two details. First, $\mathrm{MSP}_W$ and the energy have no closed form. They are
+# averaged over 128 fixed quasi-random points, which is deterministic but numerical, so this page speaks of the *limit*
+# of infinitely many heads. Second, the histogram covers the training logits $\pm3\sigma$, whereas with random heads it
+# covers the range of the logits that were drawn.
 
 # %%
 mean, std = F.linear(z, W, b), logit_noise(z, W, delta)  # both (N, C)
@@ -470,29 +500,29 @@ plt.show()
 
 # %% [markdown]
 # The Gaussian shape is an approximation, but one thing is exact for every $K$: by symmetry the law of the perturbed
-# logits contains $z$ only through the $C$ logits and the length $\lVert z\rVert$. **In the limit, every score that pools
-# WeiPer space, or averages over it, depends on $C+1$ numbers of a sample and nothing else.** WeiPer space itself
-# does not lose anything: with $rC\ge K$ directions it determines $z$. Pooling forgets which projection came from
-# which direction, as on the toy. Sections 4 and 7 show it.
+# logits contains $z$ only through the $C$ logits and the length $\lVert z\rVert$. **In the limit, every score that
+# pools WeiPer space, or averages over it, depends on $C+1$ numbers of a sample and nothing else.** WeiPer space itself
+# loses nothing: with $rC\ge K$ directions it determines $z$. Pooling discards which projection came from which
+# direction, as in the toy example. Sections 4 and 7 show the effect.
 #
-# Two more consequences fall out:
+# Two more consequences follow:
 #
-# * **Random projections.** Put 0 in the place of $w_j$ and $b_j$, but keep the noise at its old length $\delta\lVert w_j\rVert$ (the
-#   paper's ablation "RP"). Then
-#   $p(t)=\frac1C\sum_j N(t; 0,\sigma_j^2(z))$ depends on $z$ through its length alone: RP is a feature-norm test.
+# * **Random projections.** Replace $w_j$ and $b_j$ by 0, but keep the length $\delta\lVert w_j\rVert$ of the noise (the
+#   paper's ablation "RP"). Then $p(t)=\frac1C\sum_j N(t; 0,\sigma_j^2(z))$ depends on $z$ through its length alone: RP
+#   is a feature-norm test.
 # * **Energy.** Expanding to second order,
 #   $\mathbb E[\mathrm{logsumexp}(\ell+\sigma\xi)]\approx\mathrm{logsumexp}(\ell)+\tfrac12\sum_j p_j(1-p_j)\sigma_j^2$.
-#   The WeiPer energy is the energy plus a norm term that acts where the softmax is undecided. This needs
-#   $\sigma$ well below 1. At the $\delta$ of this page the noise is several logits wide, and only the direction of the
-#   effect survives.
+#   The WeiPer energy is the energy plus a norm term that acts where the softmax is undecided. This needs $\sigma$ well
+#   below 1. At the $\delta$ of this page the noise is several logits wide, so the expansion only tells the direction of
+#   the effect.
 
 # %% [markdown]
 # ## 3. Training
 #
 # WeiPer itself trains nothing. It needs a classifier, so train one: a small residual network on the images of the
-# benchmark. To put intervals on what follows you train several, from different seeds.
+# benchmark. To obtain confidence intervals, you train several from different seeds.
 
-# %%
+# %% tags=["hide-input"]
 features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
@@ -505,9 +535,9 @@ if not (f.near and f.far):
 bench or f  # which set plays which role, and how many images it has
 
 # %% [markdown]
-# Near-OOD are unknown classes of the same kind of picture. Far-OOD are other pictures. On `digits`, three of the far
-# sets are the ID test digits, corrupted beyond recognition, which some authors would call covariate shift. Ask of every
-# benchmark which of the two it tests.
+# Near-OOD images show unknown classes in the same style. Far-OOD images differ in style as well. On `digits`, three of
+# the far sets are the ID test digits, corrupted beyond recognition; some authors would call that covariate shift. Check
+# for every benchmark whether it tests new classes or changed images.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The benchmark: one row per data set. The network is trained on the first row's classes and never sees the others.", "name": "fig-weiper-images"}, "image": {"alt": "Rows of small pictures. ID images of the known classes first, then the near-OOD set with unseen classes of the same kind, then the far-OOD sets."}}
 if bench:
@@ -519,7 +549,7 @@ if bench:
     plots.training_curves([x.history for x in features])
     plt.show()
 
-# %%
+# %% tags=["hide-input"]
 heads = [x.head.cpu() for x in features]
 accuracies = [100 * x.accuracy for x in features]
 head = f.head
@@ -528,16 +558,16 @@ f.test
 
 # %% tags=["hide-input"]
 display(Markdown(
-    f"Test accuracy over {seeds} networks: **{np.mean(accuracies):.1f} %** (from {min(accuracies):.1f} to "
-    f"{max(accuracies):.1f} %). These {len(f.train)} training and {len(f.test)} test images are seen from here on only "
-    f"through their features: $K={head.in_features}$ numbers each, and $C={head.out_features}$ logits."
+    f"Test accuracy over {seeds} network{'s' * (seeds > 1)}: **{np.mean(accuracies):.1f} %** (from {min(accuracies):.1f} to "
+    f"{max(accuracies):.1f} %). From here on, each of the {len(f.train)} training and {len(f.test)} test images is represented "
+    f"by its feature, $K={head.in_features}$ numbers, and its $C={head.out_features}$ logits."
 ))  # fmt: skip
 
 # %% [markdown]
 # ## 4. Looking inside
 #
-# The digits network is small. The rest of the page judges real networks as well, whose features ship with the book, and
-# looks into the first of them here.
+# The digits network is small. The rest of the page also evaluates networks trained on photographs, whose features ship
+# with the book. This section looks inside the first of them.
 
 # %%
 real = {name: ood.benchmark_features(name) for name in benchmarks}
@@ -546,9 +576,10 @@ look = next(iter(networks.values()))[0]
 weiper = ood.WeiPer(look.head, repeats=repeats, seed=seed, **weiper_options).fit(look.train)
 
 # %% [markdown]
-# **Does WeiPer space separate more than the penultimate space, and what does pooling leave of it?** UMAP lays the images out
-# in the plane {cite:p}`mcinnes2018umap`, once by their penultimate features, once by all $rC$ perturbed logits, and once
-# by the histogram of these. It keeps neighbours together; distances between clusters, and their sizes, mean little.
+# **Does WeiPer space separate better than the penultimate space, and how much of that survives pooling?** UMAP embeds
+# the images in the plane {cite:p}`mcinnes2018umap`: once by their penultimate features, once by all $rC$ perturbed
+# logits, and once by the histogram of these logits. UMAP keeps neighbours together; the distances between clusters, and
+# their sizes, mean little.
 
 # %% tags=["hide-input"]
 ood_all = {g: torch.cat([x.penultimate for x in sets.values()]) for g, sets in look.groups().items()}
@@ -574,11 +605,12 @@ for ax, (name, points) in zip(axes, maps.items()):
 plt.show()
 
 # %% [markdown]
-# WeiPer space looks like the penultimate space: enough random projections keep distances, so it shows the same
-# neighbours. Its histogram does not: the classes are gone, and what is left are the logits as a set, and the length.
+# WeiPer space looks like the penultimate space: enough random projections preserve distances, so the neighbours are the
+# same. The histogram looks different. It no longer separates the classes, because it keeps only the set of logits and
+# the feature length.
 #
-# The histogram of one image is a hump like any other, too noisy to read. Take the mean over all images of a set, and
-# subtract the training mean.
+# The histogram of a single image is too noisy to read. So average the histograms of all images of a set, and subtract
+# the training mean.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "WeiPer space of whole sets. Top: mean histogram of each set minus the training mean, in thousandths of all values per bin; the grey area is the training mean itself, drawn smaller. Bottom: what each bin adds to the symmetrised divergence D₂ between the smoothed mean of the set and the training mean.", "name": "fig-weiper-space"}, "image": {"alt": "Two rows of panels, one column for near-OOD and one for far-OOD sets. Upper panels: step curves around zero, the ID curve close to it, OOD curves above it in some bins and below it in others. Lower panels: non-negative curves, near zero for ID and with peaks in the same bins for OOD."}}
 edges = np.linspace(*weiper.range_weiper.tolist(), bins + 1)
@@ -602,11 +634,12 @@ axes[1, 0].set_ylabel("share of $D_2$")
 plt.show()
 
 # %% [markdown]
-# A confident ID image has one logit far to the right and the others left of zero, each widened by its noise. Read the
-# differences by the noise law. A set with more values in the middle and fewer in both tails has shorter features or
-# smaller logits, a set with heavier tails has longer ones, and a dent on the right means that fewer images have one logit that
-# stands out. The lower panels show where the divergence comes from, and the ID curve how much of it smoothing alone
-# makes. The length decides the noise, so draw it for all sets.
+# A confident ID image has one logit far to the right and the others left of zero, each widened by its noise. The noise
+# law helps to read the differences. A set with more values in the middle and fewer in both tails has shorter features
+# or smaller logits. A set with heavier tails has longer features. A dent on the right means that fewer images have one
+# logit that stands out. The lower panels show which bins contribute to the divergence; the ID curve shows how much
+# smoothing alone contributes. The noise depends on the feature length, so the next figure shows that length for all
+# sets.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Length of the penultimate feature per set: box from the first to the third quartile, whiskers to the 5 % and 95 % points. WeiPer space depends on this length by the noise law.", "name": "fig-weiper-length"}, "image": {"alt": "Horizontal box plots of the feature length, one per data set. The OOD boxes lie below, around or above the ID box."}}
 shown = {"ID": (look.test, "id")}
@@ -623,8 +656,8 @@ plt.show()
 
 # %% [markdown]
 # Features that are too short and features that are too long both raise the divergence; MSP and the energy react only to
-# short ones. How do the scores of whole sets fall? The line is the {term}`threshold` that accepts 95 % of the ID
-# validation images.
+# short ones. How are the scores of each set distributed? The vertical line is the {term}`threshold` that accepts 95 %
+# of the ID validation images.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Densities of four scores on the same network: two on logits, two in WeiPer space (MSP on a logarithmic axis). The more the orange and pink curves lie to the right of the blue one, the better.", "name": "fig-weiper-scores"}, "image": {"alt": "Four panels of smoothed score densities for ID, near-OOD and far-OOD: MSP, energy, MSP averaged over perturbed heads, and WeiPer plus KLD. A vertical line marks the threshold; OOD mass to its left is missed."}}
 detectors = {
@@ -654,12 +687,12 @@ plt.show()
 #
 # ### 5.1 The claim and its settings
 #
-# The paper claims that WeiPer improves a variety of scores, near-OOD above all. Its own numbers stand below with the
-# settings that its authors give for each data set. They chose these settings on OOD validation images
-# (Tiny-ImageNet for CIFAR, OpenImage-O for ImageNet), other images of which are among the test sets. CIFAR rows are means
-# over three checkpoints, ImageNet rows use one torchvision model, and no spread was supplied. These are leaderboard
-# entries of July 2025; the tables of the paper itself were not at hand, and with them the settings of WeiPer MSP
-# and WeiPer+ReAct. Here both take the $\delta$ of WeiPer+KLD.
+# The paper claims that WeiPer improves a variety of scores, near-OOD above all. The table below lists its results with
+# the settings that the authors give for each data set. They chose these settings on OOD validation images
+# (Tiny-ImageNet for CIFAR, OpenImage-O for ImageNet); other images of the same data sets are among the test sets. CIFAR
+# rows are means over three checkpoints, ImageNet rows use one torchvision model, and no spread is published. The
+# numbers are leaderboard entries of July 2025. The tables of the paper itself were not available to us, so we do not
+# know its settings of WeiPer MSP and WeiPer+ReAct. Here both take the $\delta$ of WeiPer+KLD.
 
 # %% tags=["hide-input"]
 hyperparameters = ["delta", "lambda1", "lambda2", "smooth_penultimate", "smooth_weiper", "bins"]
@@ -674,19 +707,20 @@ caption = "WeiPer+KLD as published, r = 100: settings, and AUROC in % near / far
 published.rename(columns=symbols).style.hide(axis="index").format(precision=2).set_caption(caption)
 
 # %% [markdown]
-# The entries were made by the authors {cite:p}`zhang2023openood`. They show WeiPer+KLD among the best on CIFAR-100
-# near-OOD but weak on its far-OOD, level with KNN on CIFAR-10, strong on ImageNet with a ResNet but behind SCALE, and
-# clearly behind Mahalanobis variants on a ViT. Each row has settings of its own.
+# The authors submitted these entries themselves {cite:p}`zhang2023openood`. They show WeiPer+KLD among the best on
+# CIFAR-100 near-OOD but weak on its far-OOD, and close to KNN on CIFAR-10. On ImageNet it is strong with a ResNet but
+# behind SCALE, and clearly behind Mahalanobis variants with a ViT. Each row has settings of its own.
 #
 # ### 5.2 On real networks
 #
-# **Does perturbing help, and is the result better than a simple rival?** Each network below is judged with the published
-# settings of its data set; `digits` is judged with those on top of the page. The method and its baseline see the same
-# images, so their difference is paired. On one network the interval speaks of other images; on several seeds of a
-# network, as on `digits`, also of other seeds. Heads are infinitely many, so no result hangs on a draw. At $\delta=0$
-# WeiPer+ReAct is ReAct, with the same clip.
+# **Does perturbing help, and is the result better than a simple baseline?** Each network below is evaluated with the
+# published settings of its data set, and `digits` with the parameters of this page. The method and its baseline are
+# scored on the same images, so their difference is paired. For a single network, the interval says how much the
+# difference would vary with other test images. For several seeds, as on `digits`, it also covers the training seed. All
+# scores use infinitely many heads, so no result depends on a random draw. At $\delta=0$ WeiPer+ReAct is ReAct, with the
+# same clip.
 
-# %%
+# %% tags=["hide-input"]
 data_sets = {10: published.loc[0], 100: published.loc[1]}  # by number of classes
 judged = {}  # name -> features of its networks, settings
 for name, found in networks.items():
@@ -735,16 +769,16 @@ def outcome(found):
 pairs = [(v["near"], v["far"]) for found in list(claims.values())[:3] for v in found.values()]
 more = [sum(a.low > b.high for a, b in pairs), sum(b.low > a.high for a, b in pairs)]
 display(Markdown("\n".join(f"* **{claim}**, {outcome(found)}." for claim, found in claims.items()) + (
-    f"\n\nThe first claim, that a variety of scores improves, is what the first three lines say. The second, near-OOD above "
-    f"all: of {len(pairs)} comparisons with the unperturbed score, the gain is clearly larger on near-OOD in {more[0]} and clearly "
-    f"larger on far-OOD in {more[1]} (their intervals do not overlap)."
+    f"\n\nThe first three lines test the paper's first claim, that a variety of scores improves. Its second claim is that near-OOD "
+    f"gains most. Of {len(pairs)} comparisons with the unperturbed score, the gain is clearly larger on near-OOD in {more[0]} and "
+    f"clearly larger on far-OOD in {more[1]}. (We call it clearly larger where the two intervals do not overlap.)"
 )))
 
 # %% [markdown]
-# The outcome may differ from network to network for reasons that section 2 names. The noise on a logit is proportional to
-# $\lVert z\rVert/\sqrt K$: compared with the gaps between logits, the same $\delta$ can be too small to matter on one
-# network and cover all differences on another. Where OOD features are long, averaged confidence rises on them. And WeiPer+KLD contains
-# the activation histogram, which has settings of its own (section 6.5).
+# The outcome may differ from network to network for reasons given in section 2. The noise on a logit is proportional to
+# $\lVert z\rVert/\sqrt K$. Compared with the gaps between logits, the same $\delta$ can be too small to matter on one
+# network and large enough to hide all differences on another. Where OOD features are long, averaged confidence rises on
+# them. And WeiPer+KLD contains the activation histogram, which has settings of its own (section 6.5).
 
 # %% tags=["hide-input"]
 def areas(claims):
@@ -762,11 +796,11 @@ areas(dict(zip(named, claims.values()))).set_caption("AUROC in %, published sett
 # %% [markdown]
 # ### 5.3 All detectors on the network trained here
 #
-# Every detector is fitted on the training features of one network, sees no OOD image while it is fitted, and is judged on
-# the test images against each OOD set. AUROC is the chance that an OOD image gets a larger score than an ID image. The
-# whole is repeated for every network.
+# Every detector is fitted on the training features of one network. It sees no OOD image while it is fitted, and is
+# evaluated on the ID test images against each OOD set. AUROC is the probability that an OOD image gets a larger score
+# than an ID image. All of this is repeated for every network.
 
-# %%
+# %% tags=["hide-input"]
 def contestants(head):
     """The detectors of this page for one network; WeiPer as on top of the page."""
     common = {"repeats": repeats, "delta": delta, "seed": seed}
@@ -784,7 +818,7 @@ def contestants(head):
     }
 
 
-# %%
+# %% tags=["hide-input"]
 def over_networks(make):
     """One benchmark table for the detectors that make(head) returns, over all networks."""
     runs = enumerate(zip(heads, features))
@@ -792,10 +826,10 @@ def over_networks(make):
 
 
 table = over_networks(contestants)
-caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1. A wide bar asks you to look at single networks.", "name": "fig-weiper-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1. Where a bar is wide, look at the single networks.", "name": "fig-weiper-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1."}}
 summary = ood.summarize(table)
 ax = plots.dots(summary)
 ax.set_xlim(max(0.0, float(summary["low"].fillna(summary["value"]).min()) - 0.02), 1.005)
@@ -803,8 +837,8 @@ plt.show()
 
 # %% tags=["hide-input"]
 worst = table[table["metric"] == "auroc"].sort_values("value").iloc[0]
-meaning = ("Below 50 a score is *inverted*: it trusts these images more than ID images. Look whether the scores on plain logits "
-           "do the same there; then the perturbation is not to blame.") if worst["value"] < 0.5 else "No score is inverted here."
+meaning = ("Below 50 a score is *inverted*: it takes these images for more typical than ID images. Check whether the scores on unperturbed logits "
+           "are inverted there too; if so, the perturbation is not the cause.") if worst["value"] < 0.5 else "No score is inverted here."
 display(Markdown(
     f"The lowest single number is {worst['detector']} on {worst['ood_set']} with network {worst['seed']}: "
     f"{100 * worst['value']:.1f} %. {meaning}"
@@ -815,7 +849,8 @@ display(Markdown(
 #
 # ### 6.1 How many heads?
 #
-# **Does more randomness help?** Draw several heads for each $r$, score the same images, and watch mean and spread.
+# **Does more randomness help?** For each $r$, draw the heads several times, score the same images, and compare mean and
+# spread.
 
 # %%
 counts = [r for r in (1, 2, 5, 10, 20, 50, 100) if r <= repeats]
@@ -840,7 +875,8 @@ ax.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
-# And the redrawing of the released code? Score each set under a head of its own, several times, beside one head for all.
+# The released code redraws the heads for every set. What does that change? Score each set with heads of its own,
+# several times, and compare with one draw for all sets.
 
 # %% tags=["hide-input"]
 def redrawn(draw):
@@ -868,17 +904,19 @@ cells = pd.DataFrame({n: t.apply(lambda c: metrics.as_percent(*c)) for n, t in r
 cells.style.set_caption(f"AUROC in %, in brackets its range over {draws} draws")
 
 # %% [markdown]
-# Another head shifts the histograms of a whole set against the training mean that an earlier head made. The shift can lift
-# an OOD set above the ID images or lower it, whatever its images are, and it comes anew with each draw. So do not read
-# a larger value in the middle column as an advantage: it is one more source of chance. Compare the widths of the ranges.
+# New heads shift the histograms of a whole set relative to the training mean, which was computed with other heads. The
+# shift can raise or lower the scores of an OOD set, whatever its images are, and it changes with each draw. So a larger
+# value in the middle column is no advantage: redrawing only adds a source of variance. Compare the widths of the
+# ranges.
 
 # %% [markdown]
 # ### 6.2 How far to perturb?
 #
-# At $\delta=0$ nothing is perturbed, and WeiPer MSP is MSP. Plot the change from there, for the three scores in the limit, on
-# all networks. (Read off test sets: it shows what $\delta$ does, and is no way to choose it.)
+# At $\delta=0$ nothing is perturbed, and WeiPer MSP is MSP. The figure shows the change relative to $\delta=0$, for the
+# three scores in the limit, on all networks. (These curves are measured on test sets. They show what $\delta$ does, but
+# $\delta$ must not be chosen by them.)
 
-# %%
+# %% tags=["hide-input"]
 def change(score, **changes):
     """Mean AUROC by network and group, with other settings than the published ones."""
     found = {}
@@ -916,10 +954,10 @@ plt.show()
 # %% [markdown]
 # ### 6.3 One knob at a time
 #
-# WeiPer+KLD has more hyperparameters than its rivals; the authors name this as a limitation. Turn each alone on the
-# networks trained here, and leave the others where the top of the page put them.
+# WeiPer+KLD has more hyperparameters than the other detectors here; the authors name this as a limitation. Vary each of
+# them alone on the networks trained here, and keep the others at the values of the parameters cell.
 
-# %%
+# %% tags=["hide-input"]
 knobs = {
     "bins": [20, 40, 60, 80, 100, 150],
     "lambda1": [0, 0.1, 1, 2.5, 4],
@@ -980,18 +1018,19 @@ figure.supylabel("AUROC", fontsize=11)
 plt.show()
 
 # %% [markdown]
-# Note that `bins` is not one knob: the smoothing widths are counted in bins, and the floor adds the mass $B\varepsilon$.
-# Raising $\lambda_2$ or $\varepsilon_1$ has the same effect: the activation histogram $D_1$ counts less. If that helps, $D_1$
-# hurts.
+# Changing `bins` changes more than the resolution: the smoothing widths are counted in bins, and the floor adds the
+# mass $B\varepsilon$. Raising $\lambda_2$ or $\varepsilon_1$ has the same effect: the activation histogram $D_1$ counts
+# less. If that helps, $D_1$ hurts.
 #
 # ### 6.4 What does tuning buy?
 #
 # The authors choose the hyperparameters on OOD *validation* images. That is a mild form of supervision, and it is the
-# protocol of their published numbers. So do the same on each network, for the method *and its rivals*: on banks, half of
-# Tiny-ImageNet is the validation set, on `digits` half of the set that `ood_val` names. Whatever gives the largest AUROC
-# of ID validation images against that half is kept, and judged on the test images and the other sets; of the
-# validation set only the other half is judged. KNN may choose its $k$, ReAct its clip, and WeiPer+KLD at $\delta=0$ its
-# $\lambda_1,\lambda_2$ and both smoothing widths; the WeiPer versions may choose the same and $\delta$, zero included.
+# protocol of their published numbers. So do the same on each network, for the method *and its baselines*. On banks, one
+# half of Tiny-ImageNet is the OOD validation set; on `digits` it is one half of the set that `ood_val` names. For each
+# method we keep the setting with the largest AUROC of ID validation images against that half. The test uses the ID test
+# images, the other OOD sets, and the other half of the validation set. For KNN the choice is $k$, for ReAct the clip,
+# and for WeiPer+KLD at $\delta=0$ the weights $\lambda_1,\lambda_2$ and both smoothing widths. The WeiPer versions
+# choose the same and also $\delta$, zero included.
 
 # %% tags=["hide-input"]
 def held_out(x):
@@ -1011,13 +1050,13 @@ def best_of(candidates, x, half):
     return max(fitted, key=lambda d: auroc(d.score(x.val), d.score(half))[0])
 
 
-# %%
+# %% tags=["hide-input"]
 tuned_deltas = (0, 0.5, 1.0, 1.8, 2.4)
 grid = {"lambda1": (0.1, 1, 2.5), "lambda2": (0, 0.1, 1, 5)}
 grid |= {"smooth_penultimate": (1, 4, 20), "smooth_weiper": (4, 15, 40)}
 
 
-# %%
+# %% tags=["hide-input"]
 def tuned_kld(x, half, choices):
     """WeiPer+KLD with what is best on the validation images, δ being one of the choices."""
     best, options = -1.0, {}
@@ -1032,7 +1071,7 @@ def tuned_kld(x, half, choices):
     return ood.WeiPer(x.head, repeats=None, bins=bins, **options)
 
 
-# %%
+# %% tags=["hide-input"]
 def tuned(x, half):
     """Each method at its best on the validation images of one network."""
     react = [(d, c) for d in tuned_deltas for c in (0.8, 0.9, 0.95, 0.99, 1.0)]
@@ -1077,25 +1116,27 @@ display(pd.DataFrame.from_dict(rows, orient="index").style.format("{:g}").set_ca
 areas(tuned_claims).set_caption("AUROC in %, all tuned alike, without the validation half; bold: largest")
 
 # %% [markdown]
-# Compare with section 5.2: a set of hyperparameters belongs to a data set and a network, not to a method. Compare
-# methods that were tuned alike, and ask of each published number which OOD images chose its settings. The validation half
-# comes from one of the judged sets, as in the published protocol, so the numbers flatter every tuned method a little.
+# Compare with section 5.2: good hyperparameters belong to a data set and a network, not to a method. Compare only
+# methods that were tuned in the same way, and ask for each published number which OOD images were used to choose its
+# settings. The validation half comes from one of the test sets, as in the published protocol, so the numbers are
+# slightly optimistic for every tuned method.
 
 # %% [markdown]
 # ### 6.5 Which part does the work?
 #
-# Take the method apart: only the activation histogram, only WeiPer space, no softmax term, random projections in
-# place of perturbed class rows, both densities smoothed or none. The library has no switch for $D_1$, so a huge
-# $\lambda_1$ makes it negligible where $D_2$ is to stand alone.
+# This ablation keeps only the activation histogram, or only WeiPer space, drops the softmax term, puts random
+# projections in place of perturbed class rows, and smooths both densities or neither. The library has no switch that
+# turns $D_1$ off; a huge $\lambda_1$ makes it negligible.
 #
-# One part deserves a closer look. **Only the image's histogram is smoothed, not the training mean.** Where many activations
-# are close to zero, the training mean has a spike in the first bin, and the moving average spreads the spike of every image
-# over $s_1$ bins. Even an image that equals the training mean gets $D(\bar p, T_{s_1}\bar p)>0$. That would be harmless
-# if all images got the same. But an image with a somewhat *higher* spike keeps more of it after smoothing, and comes out
-# closer to $\bar p$ than an ordinary ID image. So the kernel misleads where OOD images have a few more inactive units than ID
-# images, and helps where they have fewer. `smooth_reference=True` smooths both densities.
+# One part deserves a closer look. **Only the image's histogram is smoothed, not the training mean.** Where many
+# activations are close to zero, the training mean has a spike in the first bin, and the moving average spreads the
+# spike of every image over $s_1$ bins. Even an image that equals the training mean gets $D(\bar p, T_{s_1}\bar p)>0$.
+# That would be harmless if every image got the same amount. But an image with a somewhat *higher* spike keeps more of
+# it after smoothing, and ends up closer to $\bar p$ than an ordinary ID image. So the smoothing kernel misleads where
+# OOD images have a few more inactive units than ID images, and helps where they have fewer. `smooth_reference=True`
+# smooths both densities.
 
-# %%
+# %% tags=["hide-input"]
 only_d1 = {"lambda1": 0, "lambda2": 0}
 only_d2 = {"lambda1": 1e6, "lambda2": 0}  # one divergence a million times the other
 parts = {
@@ -1133,20 +1174,21 @@ display(found.style.set_caption("Share of activations in the first bin, and what
 display(Markdown(f"Smoothing both densities against the released way, {outcome(like_with_like)}."))
 
 # %% [markdown]
-# Compare the first three columns with $D_1$ alone in the table above: where far images have the higher spike, $D_1$ can fall
-# below 50 %, inverted, and smoothing both densities turns it round; where they have the lower one, the released way
-# gains from the kernel. $D_2$ has a kernel of its own, so the sum can gain even where $D_1$ hardly changes. This is one
-# reason why settings chosen for one network do not suit another. Smoothing both densities is a variant to try on validation
-# images, not a better default for all.
+# Compare the first three columns with $D_1$ alone in the table above: where far images have the higher spike, the AUROC
+# of $D_1$ can fall below 50 %, and smoothing both densities corrects this. Where far images have the lower spike, the
+# released version gains from its kernel. $D_2$ has a kernel of its own, so the sum can gain even where $D_1$ hardly
+# changes. This is one reason why settings chosen for one network do not suit another. Smoothing both densities is a
+# variant to try on validation images, not a better default for all.
 
 # %% [markdown]
 # ## 7. When it fails
 #
-# Section 2.5 claimed that scores pooled over WeiPer space, in the limit, depend on the logits and $\lVert z\rVert$ and on
-# nothing else. Test it with features made for the purpose. Split each test feature into the part that the head reads and the part in its
-# null space, $z = z_\parallel + z_\perp$ with $W z_\perp = 0$. Keep $z_\parallel$ and the length of $z_\perp$, so that
-# logits and feature length stay, and forge the direction of $z_\perp$ in two ways: at random, or *borrowed* from another
-# test image, which is harder to notice. As a third forgery, permute the units of the whole feature.
+# Section 2.5 claimed that scores pooled over WeiPer space, in the limit, depend on the logits and $\lVert z\rVert$ and
+# on nothing else. You can test this with constructed features. Split each test feature into the part that the head
+# reads and the part in its null space, $z = z_\parallel + z_\perp$ with $W z_\perp = 0$. Keep $z_\parallel$ and the
+# length of $z_\perp$, so that the logits and the feature length do not change. Then replace the direction of $z_\perp$
+# in two ways: by a random one, or by one *borrowed* from another test image, which is harder to notice. As a third
+# forgery, permute the units of the whole feature.
 
 # %%
 z, K = f.test.penultimate, head.in_features
@@ -1176,25 +1218,27 @@ display(pd.DataFrame(columns, index=judges).style.set_caption("AUROC in %, forge
 display(Markdown(f"A random null part makes {negative:.0%} of the activations negative, which no rectified feature is."))
 
 # %% [markdown]
-# At fifty a score cannot tell forged from original. No score on logits detects the first two forgeries, and neither does
-# anything that pools WeiPer space. (In the limit exactly so; a finite draw of heads favours some directions by chance, so
-# that single scores move. ReAct clips $z$ first, and so reads more than logits and length.) The activation histogram $D_1$
-# notices them, because it looks at the *values* of $z$; but permute the units and $D_1$ cannot notice. Distances in
-# feature space detect all three.
+# At 50 % a score cannot distinguish forged features from the originals. No score on logits detects the first two
+# forgeries, and neither does any score that pools WeiPer space. (This is exact in the limit. A finite draw of heads
+# favours some directions by chance, so single scores change. ReAct clips $z$ first, and so reads more than logits and
+# length.) The activation histogram $D_1$ can detect the first two, because it depends on the *values* of $z$, but not
+# permuted units, which leave those values as they are. Distances in feature space can detect all three.
 #
-# So WeiPer+KLD has three sources: logits, feature length and the histogram of activations. Where OOD shows in directions
-# that the head ignores, a density on features sees more. The chapters on HEAT and on feature flows build such densities.
+# So WeiPer+KLD uses three sources of information: the logits, the feature length and the histogram of activations.
+# Where OOD images differ in directions that the head ignores, a density on features can detect more. The chapters on
+# HEAT and on feature flows build such densities.
 #
 # Other limits:
 #
-# * **Hyperparameters.** Section 6 moves the result by about as much as the methods differ. Without OOD validation data
-#   there is no principled way to set $\lambda_1$, $\lambda_2$, the floors and the smoothing widths.
-# * **Narrow features.** A histogram of a few dozen activations is mostly empty, and $D_1$ is noisy. The paper's ResNets
-#   have $K=512$ and more. On a ViT its gains shrink; the authors point to the narrower feature, and signed features are
-#   another candidate (our guess).
+# * **Hyperparameters.** Section 6 shows how far they move the result; compare this with the differences between methods
+#   in section 5. Without OOD validation data there is no principled way to set $\lambda_1$, $\lambda_2$, the floors and
+#   the smoothing widths.
+# * **Narrow features.** A histogram of a few dozen activations is mostly empty, which makes $D_1$ noisy. The paper's
+#   ResNets have $K=512$ and more. On a ViT its gains shrink. The authors attribute this to the narrower feature; signed
+#   features are another possible cause (our conjecture).
 # * **Cost.** 100 heads take $100\,CK$ products per image, on ImageNet 205 million. The limit needs $C\cdot B$ normal
-#   distribution functions and, for $\mathrm{MSP}_W$, $128\,C$ exponentials instead, and no perturbed matrix. That is
-#   fewer operations, each of them dearer, so whether the limit is faster depends on $K$.
+#   distribution functions and, for $\mathrm{MSP}_W$, $128\,C$ exponentials instead, and no perturbed matrix. These are
+#   fewer operations, but each costs more, so whether the limit is faster depends on $K$.
 
 # %% tags=["hide-input"]
 limit = ood.WeiPer(head, repeats=None, **weiper_options).fit(f.train)
@@ -1204,7 +1248,7 @@ drawn, exact, plain = (timed[n] for n in ("WeiPer+KLD", "WeiPer+KLD, limit", "En
 display(Markdown(
     f"In this run an ID image leaves {empty:.0%} of its {bins} activation bins empty. At $K={K}$, fitting and scoring all sets "
     f"took {drawn:.2f} s with {repeats} heads, {exact:.2f} s in the limit and {plain:.3f} s for the energy: "
-    f"the limit was {'faster' if exact < drawn else 'slower'} than the draw."
+    f"the limit was {'faster' if exact < drawn else 'slower'} than random heads."
 ))
 
 # %% [markdown]
@@ -1217,21 +1261,22 @@ display(Markdown(
 #
 # <details><summary>A. WeiPer space: infinitely many directions see every move.</summary>
 #
-# **No.** Each single projection sees the move, but the histogram pools them and forgets which came from where. Its law
-# contains only the logits and $\lVert z\rVert$.
+# **No.** Each single projection changes, but the histogram pools them and discards which value came from which
+# direction. Its distribution depends only on the logits and $\lVert z\rVert$.
 #
 # </details>
 #
 # <details><summary>B. The softmax term, because it averages over perturbed heads.</summary>
 #
-# **No.** $\mathrm{MSP}_W$ averages over the same law. The logits and $\lVert z\rVert$ stay, so its mean stays.
+# **No.** $\mathrm{MSP}_W$ averages over the same distribution. The logits and $\lVert z\rVert$ do not change, so the
+# mean does not change either.
 #
 # </details>
 #
 # <details><summary>C. The activation histogram: the values of the units change.</summary>
 #
-# **Right.** $D_1$ reads the values of $z$ themselves. It has another blind side: permute the units, and it sees
-# nothing.
+# **Right.** $D_1$ reads the values of $z$ themselves. It is blind to something else: permuting the units does not
+# change it.
 #
 # </details>
 #
@@ -1252,8 +1297,8 @@ display(Markdown(
 #
 # <details><summary>B. It treats both alike, because the mean of the noise is zero.</summary>
 #
-# **No.** The mean is zero for both, the variance is not. Every score that is not linear in the logits feels the
-# variance.
+# **No.** The mean of the noise is zero for both, but its variance is not the same. Every score that is not linear in
+# the logits depends on the variance.
 #
 # </details>
 #
@@ -1281,8 +1326,8 @@ display(Markdown(
 #
 # <details><summary>C. The confidence falls further, because noise can only add doubt.</summary>
 #
-# **No.** Noise adds doubt where one logit leads. Where none leads, doubt cannot grow and the favourites of single
-# heads can.
+# **No.** Noise lowers the confidence where one logit leads. Where none leads, the confidence is already at its minimum,
+# and each single head becomes more confident in its favourite.
 #
 # </details>
 #
@@ -1290,7 +1335,7 @@ display(Markdown(
 #
 # <details><summary>A. A density of the features, by the theorem of Cramér and Wold.</summary>
 #
-# **No.** The theorem needs the projections kept apart by direction. One histogram pools them all.
+# **No.** The theorem needs the distribution of each projection separately. Here one histogram pools them all.
 #
 # </details>
 #
@@ -1308,7 +1353,8 @@ display(Markdown(
 #
 # <details><summary>D. A test on the length of the feature.</summary>
 #
-# **Right.** Without $w_j$ and $b_j$ the law is a mixture of $N(0,\sigma_j^2(z))$, which contains $z$ only through its length.
+# **Right.** Without $w_j$ and $b_j$ the law is a mixture of $N(0,\sigma_j^2(z))$, which contains $z$ only through its
+# length.
 # (How long an image's feature is can be a strong hint or none.)
 #
 # </details>
@@ -1318,28 +1364,29 @@ display(Markdown(
 #
 # <details><summary>A. The AUROC on that same set, since the score itself was fitted on ID data only.</summary>
 #
-# **No.** The choice has seen these images. A knob is a parameter, whether a gradient or a grid set it.
+# **No.** These images were used to choose the settings. A hyperparameter is fitted to the data on which it was chosen,
+# by a grid search no less than by a gradient.
 #
 # </details>
 #
-# <details><summary>B. The AUROC on the other sets, saying which set chose the knobs, beside rivals that were tuned alike.</summary>
+# <details><summary>B. The AUROC on the other sets, saying which set the settings were chosen on, beside baselines tuned in the same way.</summary>
 #
-# **Right.** Choosing on OOD validation images is a mild supervision. It is a fair protocol when it is named and
-# all methods have it.
+# **Right.** Choosing on OOD validation images is a mild supervision. The protocol is fair when it is stated and applied
+# to all methods.
 #
 # </details>
 #
 # <details><summary>C. The best AUROC over the grid, because it shows what the method can do.</summary>
 #
-# **No.** The best of many is too good, because it won partly by chance. It also cannot be reached without knowing
-# the OOD images.
+# **No.** The best of many results is biased upwards, because it won partly by chance. Nobody can choose this setting
+# without the OOD test images.
 #
 # </details>
 
 # %% [markdown]
 # ## 8. Exercises
 #
-# Each has a hint, and a check that tells you whether you are right, and what is wrong if you are not.
+# Each exercise has a hint and a check. The check says whether your answer is right and, if not, what is wrong.
 
 # %% [markdown]
 # ```{exercise-start} Predict
@@ -1445,9 +1492,9 @@ check_largest(largest)
 # ```{exercise-start} Change one parameter
 # :label: ex-weiper-lambda2
 # ```
-# Find a `lambda2` with which WeiPer+KLD on the network of section 4 beats the published value on *validation* images: the
-# ID validation set against the validation half of section 6.4. Store it, then look what it does on the near test sets.
-# *Hint: section 6.3 shows in which direction to look.*
+# Find a `lambda2` with which WeiPer+KLD on the network of section 4 beats the published value on *validation* images:
+# the ID validation set against the validation half of section 6.4. Store it, then see what it does on the near test
+# sets. *Hint: section 6.3 shows in which direction to search.*
 
 # %% tags=["exercise"]
 strong = ...
@@ -1461,8 +1508,8 @@ def validated(weight):
 
 
 check_strong = ood.Check(
-    (lambda a: a > lambda2, "smaller: the softmax term then has even less to say"),
-    (lambda a: validated(a) > validated(lambda2), "not above this page: more weight still"),
+    (lambda a: a > lambda2, "smaller: the softmax term then has even less influence"),
+    (lambda a: validated(a) > validated(lambda2), "not better than the value of this page; try a larger weight"),
 )
 check_strong(strong)
 
@@ -1488,8 +1535,8 @@ for weight in (lambda2, strong):
 check_strong(strong)
 
 # %% [markdown]
-# The validation images choose, the test images are only reported. The authors report that the term helps on ImageNet and
-# not on CIFAR-10; yet their $\lambda_2$ for CIFAR-10 is not zero.
+# The weight is chosen on validation images; the test result is only reported. The authors report that the term helps on
+# ImageNet and not on CIFAR-10, yet their $\lambda_2$ for CIFAR-10 is not zero.
 # ```{solution-end}
 # ```
 
@@ -1606,13 +1653,14 @@ check_right(right)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Open: open its eyes
+# ```{exercise-start} Open: detect the borrowed part
 # :label: ex-weiper-open
 # ```
 # Section 7 shows what WeiPer is blind to. Design a score that keeps its idea (more projections than the head has) and
-# sees the borrowed null part: for instance, keep one histogram *per direction* instead of pooling them. Store a function of
-# penultimate features that tells these forged ones from the originals. The borrowed part is a real one, so ask what is
-# usual *for the class*. *Hint: fit mean and spread of $e_k^\top z$ for a few hundred directions $e_k$.*
+# detects the borrowed null part: for instance, keep one histogram *per direction* instead of pooling them. Store a
+# function of penultimate features that separates these forged features from the originals. The borrowed part comes from
+# a real image, so compare it with what is usual *for the predicted class*. *Hint: fit mean and spread of $e_k^\top z$
+# for a few hundred directions $e_k$.*
 
 # %% tags=["exercise"]
 unusual = ...  # (N, K) -> (N,)
@@ -1626,7 +1674,7 @@ def seen_by(score):
 
 check_unusual = ood.Check(
     (lambda s: seen_by(s) > 0.55, "chance level: does the score read more than logits and length?"),
-    (lambda s: seen_by(s) > 0.6, "keep mean and spread per direction, and ask by class"),
+    (lambda s: seen_by(s) > 0.6, "keep mean and spread per direction, for each class"),
 )
 check_unusual(unusual)
 
@@ -1662,9 +1710,9 @@ print(f"{seen_by(unusual):.3f}")
 check_unusual(unusual)
 
 # %% [markdown]
-# Kept apart, the shadows carry what the pooled histogram forgets: where the features of each class lie, direction by
-# direction. With the correlations between directions this becomes a Gaussian density per class, and you have met it
-# under the name Mahalanobis.
+# Kept separate, the projections carry what the pooled histogram loses: where the features of each class lie, direction
+# by direction. With the correlations between directions this becomes a Gaussian density per class, which is the
+# Mahalanobis detector.
 # ```{solution-end}
 # ```
 
@@ -1672,15 +1720,16 @@ check_unusual(unusual)
 # ## 9. Take away
 #
 # * Perturbing the head adds noise to each logit whose width is known, $\delta\lVert w_j\rVert\lVert z\rVert/\sqrt K$.
-# * Averaging MSP over the heads lowers confident images and raises undecided ones; comparing histograms reads logits,
-#   length and activations.
-# * The random heads are an integral. `repeats=None` evaluates it without drawing heads.
-# * WeiPer is post-hoc, but it has hyperparameters that belong to a network, and scores that pool its space cannot see
-#   what the head ignores.
+# * Averaging MSP over the heads lowers the confidence of confident images and raises that of undecided ones. WeiPer+KLD
+#   compares histograms, and so uses logits, feature length and activations.
+# * The average over random heads approximates an integral. `repeats=None` evaluates it without drawing heads.
+# * WeiPer is post-hoc, but its hyperparameters depend on the network. Scores that pool WeiPer space cannot detect
+#   changes in directions that the head ignores.
 # * Settings published for one network need not suit another: read section 5.2 beside section 6.4.
-# * Smoothing only the image's histogram makes a distance of its own (section 6.5).
+# * Smoothing only the image's histogram, and not the training mean, distorts the divergence (section 6.5).
 #
-# **In the library:** {py:class}`~ood_lib.detectors.weiper.WeiPer`, and the functions of {py:mod}`ood_lib.detectors.weiper` that this page
+# **In the library:** {py:class}`~ood_lib.detectors.weiper.WeiPer`, and the functions of
+# {py:mod}`ood_lib.detectors.weiper` that this page
 # built from scratch.
 #
 # **Read on:** the paper {cite:p}`granz2024weiper`; ReAct {cite:p}`sun2021react`, whose clipping WeiPer can average;

@@ -9,24 +9,10 @@
 # %% [markdown]
 # # HEAT: a simple density, and a small network that corrects it
 #
-# ```{admonition} Before you start
-# :class: tip
-# **You will learn** what an energy-based model is and how one trains a density without knowing its constant, why
-# contrastive divergence is biased, how Langevin dynamics draws samples, why a learned {term}`energy` alone cannot be
-# trusted far from the data, and how a hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
-#
-# **You need** densities, gradients, and enough PyTorch to read `autograd.grad`. The chapter stands alone; of WeiPer it
-# uses only the benchmark.
-#
-# **It takes** 70 minutes to read, and 45 more for the exercises. The last lines of the page say how long this very run took, and how much memory.
-# No GPU, no download.
-#
-# **The claim** of {cite:t}`lafon2023heat` in one sentence: take simple densities of a frozen network's features, correct
-# each with a small energy network that learns only the residual, compose the results, and you detect
-# out-of-distribution (OOD) images better than either the simple densities or an energy network alone.
-# ```
+# Take a simple density of a network's features, train a small {term}`energy` network to correct it, and compose several of these
+# corrected densities into one score.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-cell"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
 import re
@@ -52,7 +38,7 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 from ood_lib.evaluation import explorables
 
 explorables.show(
@@ -65,12 +51,53 @@ explorables.show(
 )
 
 # %% [markdown]
+# ```{admonition} In one minute
+# :class: tip
+# **The claim** of {cite:t}`lafon2023heat`: take simple densities of a frozen network's features, correct
+# each with a small energy network that learns only the residual, compose the results, and you detect
+# out-of-distribution (OOD) images better than either the simple densities or an energy network alone.
+#
+# <!-- made by ood-book sync -->
+# **What we found.** AUROC of *HEAT* minus that of *the energy of the logits*, in points, with the 95 % interval:
+#
+# | network | near-OOD | far-OOD |
+# |---|---|---|
+# | our ResNet-9 on CIFAR-10 | **level** −0.2 [−0.8, +0.3] | **cannot tell** −0.5 [−1.0, +0.1] |
+# | DenseNet on CIFAR-10 | **level** +0.1 [−0.5, +0.6] | **better** +5.0 [+4.4, +5.6] |
+# | ResNet-56 on CIFAR-10 | **level** +0.4 [−0.2, +1.0] | **better** +3.4 [+2.6, +4.2] |
+# | DenseNet on CIFAR-100 | **worse** −3.0 [−3.9, −2.0] | **better** +15.1 [+13.9, +16.2] |
+# | small networks on digits | **better** +2.5 [+1.6, +3.3] | **cannot tell** +14.3 [−1.1, +29.7] |
+#
+# - *HEAT* against *its Gaussian mixture with a ridge*: **better on both** (our ResNet-9 on CIFAR-10); **better on near-OOD, level on far-OOD** (DenseNet on CIFAR-10, ResNet-56 on CIFAR-10, small networks on digits); **better on near-OOD, worse on far-OOD** (DenseNet on CIFAR-100)
+# - *HEAT* against *the same priors composed without training*: **better on near-OOD, level on far-OOD** (our ResNet-9 on CIFAR-10); **level on near-OOD, worse on far-OOD** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **level on near-OOD, cannot tell on far-OOD** (ResNet-56 on CIFAR-10); **level on both** (small networks on digits)
+#
+# This is the stored run `ood-book run 20_heat` of 2026-11-29, whatever this page is run with.
+#
+# **It takes** 31 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
+# <!-- end -->
+#
+# **Use it** when a Gaussian mixture describes the features roughly and you can train for some minutes per network; the composition also pays
+# off without training.
+#
+# **Do not** report it without its two controls, the mixture with a ridge and the same priors composed without training.
+# ```
+#
+# ```{admonition} Before you start
+# :class: dropdown
+# **You will learn** what an energy-based model is and how one trains a density without knowing its constant, why
+# contrastive divergence is biased, how Langevin dynamics draws samples, why a learned {term}`energy` alone cannot be
+# trusted far from the data, and how a hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
+#
+# **You need** densities, gradients, and enough PyTorch to read `autograd.grad`. The chapter stands alone; of WeiPer it
+# uses only the benchmark. The exercises take 45 minutes more.
+# ```
+#
 # These are the parameters of the page. Lists of three belong to the three priors: Gaussian mixture, Gaussian mixture on
 # style, energy of the logits. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run heat -p seeds 3`. The {term}`profiles <profile>` `heat-cifar10`, `heat-cifar100` and `heat-imagenet`
 # hold the recipes of the released code.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
@@ -142,11 +169,11 @@ warnings.filterwarnings("ignore", message=".*ranks almost as its prior")
 # %% [markdown]
 # ## 1. The idea on a toy
 #
-# **Where would a Gaussian mixture be wrong, and would it know?** Three classes in the plane: a ring, and two
-# half-circles. Fit one Gaussian per class, with one covariance for all. Its energy, minus the log-density, is a valley
+# **Where is a Gaussian mixture wrong?** The toy data are three classes in the plane: a ring and two half-circles. Fit
+# one Gaussian per class, with one covariance for all. The energy of this mixture, minus its log-density, is a valley
 # around each class mean, and the mean of a ring lies in its hole.
 
-# %%
+# %% tags=["hide-input"]
 def ring_and_arcs(seed, n=700):
     draw = torch.Generator().manual_seed(seed)
     turn = math.pi * torch.rand(3, n, generator=draw) * torch.tensor([[2.0], [1.0], [1.0]])
@@ -162,10 +189,10 @@ toy, toy_test = ring_and_arcs(seed), ring_and_arcs(seed + 100).penultimate
 prior = ood.GMM().fit(toy)
 
 # %% [markdown]
-# Two kinds of OOD points put it to the test. *Blind* points are samples of the mixture itself that are not near any
-# training point: what the mixture holds for typical and never saw. *Far* points lie far from all data.
+# Two kinds of OOD points test it. *Blind* points are samples of the mixture itself that are not near any training
+# point: the mixture rates them as typical although it was fitted on no such point. *Far* points lie far from all data.
 
-# %%
+# %% tags=["hide-input"]
 def away(points, distance):
     nearest = torch.cdist(points, toy.penultimate).amin(1)
     return points[nearest > distance]
@@ -179,9 +206,10 @@ far = away(square, 1.5)
 share_blind = len(blind) / len(drawn)
 
 # %% [markdown]
-# Now the remedy of this chapter, as a black box: a hybrid adds to the prior's energy a small network $E_\theta$, which
-# is trained to be low on data and high on samples of the prior. You build it in section 2. To judge all three, use the
-# AUROC: how often an OOD point has a higher energy than a fresh in-distribution (ID) point. One is perfect, a half is chance.
+# Here is the remedy of this chapter, as a black box. A *hybrid* adds to the energy of a simple density, its *prior*, a
+# small network $E_\theta$, which is trained to be low on data and high on samples of the prior. Section 2 derives it.
+# The AUROC compares prior, network and hybrid: it is the probability that an OOD point has a higher energy than a fresh
+# in-distribution (ID) point. One is perfect, a half is chance.
 
 # %%
 as_in_the_paper = {"hidden": (64, 64), "standardize": False}
@@ -202,7 +230,7 @@ three = {
 }
 toy_table = pd.DataFrame({k: toy_scores(e) for k, e in three.items()}, ["blind", "far"]).T
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The argument for a hybrid. Top left: the data, with blind and far OOD points. The other panels: energy of the prior, of the residual alone, and of the hybrid, dark = low; below the white line lie 95 % of fresh data. Prior and residual fail in different places.", "name": "fig-heat-toy"}, "image": {"alt": "Four panels of the plane. Data: a blue ring left, two blue half-circles right, orange triangles in the hole and inside the arcs, pink squares all around. Prior: three filled ellipses are low, hole included. Residual: low around the ring and arcs, high in the hole, but lowest of all in a far wedge where no data lie. Hybrid: low around ring and arcs, high in the hole and far away."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The argument for a hybrid. Top left: the data, with blind and far OOD points. The other panels show the energy of the prior, of the residual alone, and of the hybrid, dark = low. 95 % of fresh data have an energy below that of the white line. Prior and residual fail in different places.", "name": "fig-heat-toy"}, "image": {"alt": "Four panels of the plane. Data: a blue ring left, two blue half-circles right, orange triangles in the hole and inside the arcs, pink squares all around. Prior: three filled ellipses are low, hole included. Residual: low around the ring and arcs, high in the hole, but lowest of all in a far wedge where no data lie. Hybrid: low around ring and arcs, high in the hole and far away."}}
 side = [torch.linspace(-a, a, n) for a, n in ((10.0, 181), (6.5, 121))]
 plane = torch.cartesian_prod(*side)
 
@@ -228,19 +256,20 @@ plt.show()
 # %% tags=["hide-input"]
 t = 100 * toy_table
 display(Markdown(
-    f"**{share_blind:.0%}** of what the mixture draws is blind. There its AUROC is **{t.loc['prior', 'blind']:.1f} %**: it "
-    f"holds the hole for *more* typical than the ring. Far away it is safe, {t.loc['prior', 'far']:.1f} %, because a quadratic only "
-    f"grows. The network is the opposite: {t.loc['residual', 'blind']:.1f} % on blind points, where it was trained on negatives, and "
-    f"**{t.loc['residual', 'far']:.1f} %** far away, where it saw none. The sum has **{t.loc['hybrid', 'blind']:.1f} %** and "
+    f"**{share_blind:.0%}** of the samples of the mixture are blind points. There the AUROC of the prior is **{t.loc['prior', 'blind']:.1f} %**: "
+    + ("it rates the hole as *more* typical than the ring. " if t.loc["prior", "blind"] < 50 else "it rates the hole as about as typical as the ring. ")
+    + f"Far away it has {t.loc['prior', 'far']:.1f} %, because a quadratic energy grows in every direction. The network "
+    f"alone has {t.loc['residual', 'blind']:.1f} % on blind points, where it was trained on negatives, and "
+    f"**{t.loc['residual', 'far']:.1f} %** far away, where it was trained on none. Their sum has **{t.loc['hybrid', 'blind']:.1f} %** and "
     f"**{t.loc['hybrid', 'far']:.1f} %**."
 ))  # fmt: skip
 
 # %% [markdown]
 # That is the whole argument. The prior decides wherever the residual was never trained, and there it is right, because
-# the energy of a mixture grows with the distance from the data, in every direction. (Keep the condition in mind. Of the
-# priors of section 3 the logits do not meet it, and both mixtures read features of length one, among which no point is far away.) One question
-# remains: does the network extrapolate well by itself? That depends on its inputs and its architecture, because no training
-# sample lies out there. Exercise 3 lets you look.
+# the energy of a mixture grows with the distance from the data, in every direction. (Not every prior has this property.
+# Of those in section 3 the logits do not have it, and both mixtures read features of length one, among which no point
+# is far away.) One question remains: does the network extrapolate well by itself? That depends on its inputs and its
+# architecture, because no training sample lies far away. Exercise 3 lets you try it.
 
 # %% [markdown]
 # ## 2. Derivation
@@ -251,9 +280,9 @@ display(Markdown(
 #
 # $$p(z) = \frac{e^{-E(z)}}{Z},\qquad Z=\int e^{-E(z)}\,dz .$$
 #
-# Low energy means dense. The price of the freedom is $Z$, an integral over the whole space that nobody can compute
-# in 64 dimensions. To *rank* points you do not need it: it is the same for all. To *train* you seem to need it, because
-# it depends on the weights $\theta$ of the energy. The hybrid of HEAT is the same thing with a fixed part,
+# Low energy means high density. The difficulty is $Z$, an integral over the whole space that cannot be computed in 64
+# dimensions. To *rank* points you do not need $Z$, because it is the same for all of them. To *train* you seem to need
+# it, because it depends on the weights $\theta$ of the energy. The hybrid of HEAT is such an energy with a fixed part,
 #
 # $$E_h(z) = \frac{E_{\text{prior}}(z)}{T_p} + E_\theta(z) .$$
 #
@@ -261,25 +290,26 @@ display(Markdown(
 #
 # ### 2.2 The gradient of the log-likelihood
 #
-# **How do you descend a loss that you cannot evaluate?** Write the loss of one data point and differentiate it:
+# **How do you minimise a loss that you cannot evaluate?** Write the loss of one data point and differentiate it:
 #
 # $$-\log p_\theta(z) = E_h(z) + \log Z_\theta .$$
 #
 # 1. *Logarithm of a quotient* gave the two terms. The prior's part of $E_h$ has no $\theta$: its derivative is zero.
 # 2. *Chain rule*, $\nabla\log Z = \nabla Z/Z$.
 # 3. *Exchange derivative and integral* (allowed when $e^{-E_h}\lVert\nabla_\theta E_\theta\rVert$ stays below an
-#    integrable function near $\theta$; for a prior that is no density this fails, remember it in section 7):
+#    integrable function near $\theta$; this fails for a prior that is no density, see section 7):
 #    $\nabla Z = \int -\nabla_\theta E_\theta(z)\, e^{-E_h(z)}\,dz$.
-# 4. *Recognise the density*: $e^{-E_h}/Z$ is $p_\theta$ itself, so $\nabla Z/Z=-\mathbb E_{p_\theta}[\nabla_\theta E_\theta]$.
+# 4. *Recognise the density*: $e^{-E_h}/Z$ is $p_\theta$ itself, so
+#    $\nabla Z/Z=-\mathbb E_{p_\theta}[\nabla_\theta E_\theta]$.
 #
 # Averaged over the data,
 #
 # $$\boxed{\;\nabla_\theta\,\mathbb E_{p_{\text{data}}}[-\log p_\theta] =
 # \mathbb E_{p_{\text{data}}}[\nabla_\theta E_\theta] - \mathbb E_{p_\theta}[\nabla_\theta E_\theta]\;}$$
 #
-# Push the energy of data down, push the energy of the model's own samples up. Both forces cancel when the model draws
-# what the data are. No constant is left; what is needed instead is *samples*. In one dimension you can afford $Z$, so
-# check the formula against the exact gradient:
+# Gradient descent pushes the energy of the data down and the energy of the model's own samples up. The two forces
+# cancel when the model's samples have the distribution of the data. The constant has disappeared; instead, we need
+# *samples* of the model. In one dimension you can compute $Z$, so check the formula against the exact gradient:
 
 # %%
 grid = torch.linspace(-6, 6, 2001, dtype=torch.float64)
@@ -299,25 +329,28 @@ p = ((-E(grid)).exp() / Z).detach()
 assert torch.allclose(exact, two_forces, atol=1e-9)
 
 # %% [markdown]
-# The second line of `autograd.grad` never differentiates $Z$: `p` is detached. It may serve as a *loss* whose gradient is
-# right although its value means nothing. That is why you cannot read progress off the loss of an energy-based model, and
-# why section 3 watches other numbers.
+# The second call of `autograd.grad` never differentiates $Z$, because `p` is detached. Its argument can serve as a
+# *loss*: the gradient is right although the value means nothing. This is why the loss of an energy-based model does not
+# show progress, and why section 3 monitors other numbers.
 #
 # ### 2.3 What the residual learns
 #
-# Suppose the network can be any function. The hybrid then fits the data exactly, $p_\theta=p_{\text{data}}$. Take logarithms,
+# Suppose the network can be any function. The hybrid then fits the data exactly, $p_\theta=p_{\text{data}}$. Take
+# logarithms,
 # and write $q\propto e^{-E_{\text{prior}}/T_p}$ for the density of the prior:
 #
 # $$E_\theta^*(z) = \log\frac{q(z)}{p_{\text{data}}(z)} + \text{const}.$$
 #
-# The residual is a *log density ratio*: negative where the data are denser than the prior says, positive where the prior
-# sees what is not there. It does not have to learn how the density falls off in 64 dimensions, only what the prior gets
-# wrong. A classifier between data and prior samples would learn the same ratio {cite:p}`gutmann2010nce`; that is the case without any sampling steps, $K=0$, below.
+# The residual is a *log density ratio*: it is negative where the data are denser than the prior says, and positive
+# where the prior is denser than the data. It does not have to learn how the density falls off in 64 dimensions, only
+# what the prior gets wrong. A classifier between data and prior samples would learn the same ratio
+# {cite:p}`gutmann2010nce`; that is the case without any sampling steps, $K=0$, below.
 #
 # ### 2.4 The penalty, and the law of the hyperbolic tangent
 #
-# The two forces have no stop. Where data and negatives do not overlap, energies run away, and a constant added to $E_\theta$
-# changes nothing. HEAT keeps the residual small, on data and on negatives $\tilde z$:
+# Nothing limits the two forces. Where data and negatives do not overlap, the energies grow without bound. Besides, a
+# constant added to $E_\theta$ does not change the loss. HEAT therefore keeps the residual small, on data and on
+# negatives $\tilde z$:
 #
 # $$L = \overline{E_\theta(z)} - \overline{E_\theta(\tilde z)} + \lambda\left(\overline{E_\theta(z)^2} + \overline{E_\theta(\tilde z)^2}\right).$$
 
@@ -329,16 +362,19 @@ L = L + lambda_ * ((e_data**2).mean() + (e_negatives**2).mean())
 assert torch.allclose(L, residual_loss(e_data, e_negatives, lambda_))
 
 # %% [markdown]
-# **What does the penalty do to the log-ratio?** Write $p$ for the density of the data. Freeze the negatives, with density $q$ (the
-# prior, if no step moves them), and let $e=E_\theta(z)$ be free at each point. The loss is an integral of $p\,e - q\,e + \lambda(p+q)e^2$ over $z$, so it is minimised point by point. That is a
+# **What does the penalty do to the log-ratio?** Write $p$ for the density of the data. Freeze the negatives, with
+# density $q$ (the
+# prior, if no step moves them), and let $e=E_\theta(z)$ be free at each point. The loss is an integral of
+# $p\,e - q\,e + \lambda(p+q)e^2$ over $z$, so it is minimised point by point. That is a
 # parabola in $e$. Set its derivative $p-q+2\lambda(p+q)e$ to zero, and divide numerator and denominator by
 # $2\sqrt{pq}$ to see the hyperbolic functions:
 #
 # $$e^*(z) = -\frac{1}{2\lambda}\,\frac{p-q}{p+q} = -\frac1{2\lambda}\tanh\!\Big(\tfrac12\log\frac{p(z)}{q(z)}\Big).$$
 #
-# The law is ours, not the paper's. It says three things. The best residual is *bounded*, $|e^*|\le1/(2\lambda)$. It grows with
-# $q/p$, so the ranking is that of 2.3. And where the densities are similar, $\tanh u\approx u$ gives
-# $e^*\approx\frac1{4\lambda}\log\frac qp$: at $\lambda=\frac14$ it is the log-ratio of 2.3 itself. Train a network and compare.
+# This law is ours, not the paper's. It has three consequences. The best residual is *bounded*, $|e^*|\le1/(2\lambda)$.
+# It grows with $q/p$, so the ranking is that of section 2.3. And where the densities are similar, $\tanh u\approx u$
+# gives $e^*\approx\frac1{4\lambda}\log\frac qp$: at $\lambda=\frac14$ this is the log-ratio of section 2.3 itself.
+# Train a network and compare.
 
 # %%
 def trained_residual(lam, updates=400):
@@ -356,7 +392,7 @@ def trained_residual(lam, updates=400):
 
 learned = {lam_: trained_residual(lam_) for lam_ in (0.25, 0.5, 1.0)}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Trained residuals (lines) and the tanh law (dots) for standard normal data and negatives twice as wide. They part at the ends, where samples are rare. Dashed: the plain log-ratio, which the law follows near zero at λ = ¼ and leaves where it would grow.", "name": "fig-heat-tanh"}, "image": {"alt": "Residual energy against z from minus 4 to 4 for lambda 0.25, 0.5 and 1. Each curve is a smooth well between minus and plus one over two lambda; dots of the closed form lie on the trained curves except beyond minus 3, where few samples fall, and a dashed parabola leaves them for large z."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Trained residuals (lines) and the tanh law (dots) for standard normal data and negatives twice as wide. They differ at the ends, where samples are rare. Dashed: the plain log-ratio. At λ = ¼ the law agrees with it near zero and stays bounded where it grows.", "name": "fig-heat-tanh"}, "image": {"alt": "Residual energy against z from minus 4 to 4 for lambda 0.25, 0.5 and 1. Each curve is a smooth well between minus and plus one over two lambda. Dots of the closed form lie on the trained curves except beyond minus 3, where few samples fall, and a dashed parabola leaves them for large z."}}
 z_axis = torch.linspace(-4, 4, 161)
 log_ratio = math.log(2) - z_axis**2 / 2 * (1 - 1 / 4)
 figure, ax = plt.subplots(figsize=(plots.FULL, 2.8))
@@ -381,14 +417,14 @@ display(Markdown(
 ))
 
 # %% [markdown]
-# ### 2.5 λ and $T_p$ together: how many nats may the residual move?
+# ### 2.5 λ and $T_p$ together: how far may the residual move a point?
 #
 # The hybrid adds $E_\theta$ to $E_{\text{prior}}/T_p$. Multiply by $T_p$ to read it in the units of the prior, nats of
 # log-density (units of the natural logarithm). Where the law holds, the residual moves a point by at most
 #
 # $$\frac{T_p}{2\lambda}\ \text{nats}.$$
 #
-# So neither number means anything alone. Here they are for the recipes of the released code:
+# So only the two numbers together have a meaning. The table gives them for the recipes of the released code:
 
 # %% tags=["hide-input"]
 recipes = pd.DataFrame(
@@ -402,27 +438,29 @@ recipes["in nats of the prior"] = recipes["T_p"] / (2 * recipes["λ"])
 recipes.style.hide(axis="index").format("{:g}", subset=list(recipes)[1:])
 
 # %% [markdown]
-# `ood_lib` takes a unit that explains itself. By default $T_p$ is the *standard deviation of the prior energy over the
-# training set*. Then $1/(2\lambda)$ counts standard deviations of the prior: at $\lambda=\frac14$ the best residual moves a point
-# by two of them, and no further. The law bounds the best residual, not the network: far from data and negatives nothing
-# holds the network back, as section 1 showed. There it grows at most linearly, and the energy of a mixture quadratically. (That is
-# the plane of section 1. On the unit sphere, where two of the three priors live, all distances are at most two, and nothing outgrows anything.)
-# (In $D$ dimensions even an exact Gaussian spreads by $\sqrt{D/2}$ nats. For a prior that is a density the default is never less: a
-# smaller spread over its own training set says that it is overfitted. The energy of the logits is no density, and its spread counts as it
-# is.)
+# `ood_lib` chooses a unit that is easy to interpret. By default $T_p$ is the *standard deviation of the prior energy
+# over the training set*. Then $1/(2\lambda)$ counts standard deviations of the prior: at $\lambda=\frac14$ the best
+# residual moves a point by at most two of them. The law bounds the best residual, not the network. Far from data and
+# negatives nothing limits the network, as section 1 showed. There it grows at most linearly, whereas the energy of a
+# mixture grows quadratically. (This is the case in the plane of section 1. On the unit sphere, on which two of the
+# three priors are defined, all distances are at most two, so the prior does not outgrow the network.) (In $D$
+# dimensions the energy of even an exact Gaussian has a standard deviation of $\sqrt{D/2}$ nats. For a prior that is a
+# density, the default is never less: a smaller spread over its own training set is a sign of overfitting. The energy of
+# the logits is no density, and its spread is used as it is.)
 
 # %% [markdown]
 # ### 2.6 Langevin dynamics: samples from points that move
 #
-# The second force needs samples of the hybrid. (This section trains the toy hybrid once more, with the library's default
-# network, whose landscape is sharper.) **How do you sample a landscape of which you know only heights?** Let a
-# point roll downhill and shake it:
+# The second force needs samples of the hybrid. (This section trains the toy hybrid once more, with the library's
+# default network, whose landscape is sharper.) **How do you sample from a density of which you know only the energy?**
+# Move a point down the gradient of the energy, and add noise:
 #
 # $$z \leftarrow z - s\,\nabla_z E_h(z) + \sqrt{2 s T}\,\xi,\qquad \xi\sim N(0,I).$$
 #
-# For a small step $s$ and many steps, the point visits places in proportion to $e^{-E_h/T}$ {cite:p}`welling2011sgld`. Gradient
-# and noise belong together: gradient alone ends in the nearest valley, noise alone forgets the landscape. A noise of
-# standard deviation $e$ at step $s$ *is* a temperature, $T=e^2/(2s)$, whether one says so or not.
+# For a small step $s$ and many steps, the point visits places in proportion to $e^{-E_h/T}$ {cite:p}`welling2011sgld`.
+# Gradient and noise are both needed: the gradient alone ends in the nearest minimum, and noise alone ignores the
+# energy. Noise of standard deviation $e$ at step $s$ implies a temperature, $T=e^2/(2s)$, even if no temperature was
+# intended.
 
 # %%
 def langevin(E, z, steps, s, T, draw):
@@ -443,7 +481,7 @@ ends = ood.sgld(
 mine = langevin(sharp.energy, starts, 60, 0.02, 1.0, torch.Generator().manual_seed(seed))
 assert torch.allclose(mine, ends, atol=1e-3)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Four moments of 400 chains on the energy of the hybrid (background, dark = low). They start as samples of the prior, in the hole too, and drift onto the ring and the arcs. Those that stay behind are negatives worth having.", "name": "fig-heat-chains"}, "image": {"alt": "Four panels of the same energy landscape with small white points after 0, 10, 30 and 60 Langevin steps. At first the points fill three ellipses; step by step the hole of the ring and the space inside the arcs empties and the points gather on the dark valleys."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Four moments of 400 chains on the energy of the hybrid (background, dark = low). They start as samples of the prior, also in the hole, and drift onto the ring and the arcs. Those that stay behind are useful negatives.", "name": "fig-heat-chains"}, "image": {"alt": "Four panels of the same energy landscape with small white points after 0, 10, 30 and 60 Langevin steps. At first the points fill three ellipses; step by step the hole of the ring and the space inside the arcs empties and the points gather on the dark valleys."}}
 def scene(ax, t):
     """The landscape with the points after t steps; returns the points."""
     landscape(ax, sharp.energy, f"{t} steps")
@@ -478,46 +516,50 @@ alt = "Animation: white points start in three filled ellipses on an energy lands
 display(HTML(
     f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="data:image/png;base64,{png}">'
     f'<img src="data:image/gif;base64,{gif}" alt="{alt}" width="460" style="background: white; max-width: 100%"></picture>'
-    "<p><small>The same chains as a film. If your system asks for less motion, you see its last frame.</small></p>"
+    "<p><small>The same chains as an animation. If your system is set to reduce motion, you see its last frame.</small></p>"
 ))  # fmt: skip
 
 # %% tags=["hide-input"]
 in_hole = [(torch.cdist(z, toy.penultimate).amin(1) > 0.5).float().mean().item() for z in (starts, ends)]
 display(Markdown(
-    f"Of the starts **{in_hole[0]:.0%}** are blind, of the ends **{in_hole[1]:.0%}**. A training step would now push the "
-    "energy up under those that are left."
+    f"**{in_hole[0]:.0%}** of the starts are blind points, and **{in_hole[1]:.0%}** of the ends. A training step would now "
+    "raise the energy at those that are left."
 ))  # fmt: skip
 
 # %% [markdown]
 # Three details decide whether this works in 64 dimensions.
 #
 # * **The step.** A valley of width $w$ tolerates steps up to about $2w^2$. Features have directions a thousand times
-#   narrower than others, so a step that is safe for all moves nothing. `ood_lib` measures steps by the covariance inside
-#   the classes: $z - s\,MM^\top\nabla E + \sqrt{2 s T}\,M\xi$ with $MM^\top=\Sigma$ draws from the same density and walks
-#   narrow and wide directions equally fast.
-# * **The temperature.** The chain runs on $E_h$, whose prior is divided by $T_p$. At $T=1$ it would draw from a prior that
-#   is $T_p$ times too hot. At $T=1/T_p$, the default, a residual of zero leaves the prior exactly as it is. The density whose
-#   likelihood then rises is $e^{-T_pE_h}=e^{-E_{\text{prior}}-T_pE_\theta}$, normalised: read $T_pE_\theta$ for $E_\theta$ and
-#   $q\propto e^{-E_{\text{prior}}}$ in 2.2 and 2.3. It ranks points as $E_h$ does.
-# * **The support.** Rectified features are not negative, and the mixtures look at features of length one. Each step ends
-#   with $z\leftarrow\mathrm{ReLU}(z)$ and $z\leftarrow z/\lVert z\rVert$, or the network would learn to tell data from
-#   negatives by a sign. Projecting changes the process a little; for small steps it amounts to moving along the sphere.
+#   narrower than others, so a step that is safe for all directions hardly moves the point. `ood_lib` measures steps by
+#   the covariance inside the classes: $z - s\,MM^\top\nabla E + \sqrt{2 s T}\,M\xi$ with $MM^\top=\Sigma$ draws from
+#   the same density and explores narrow and wide directions equally fast.
+# * **The temperature.** The chain runs on $E_h$, whose prior is divided by $T_p$. At $T=1$ it would draw from a prior
+#   that is $T_p$ times too hot. At $T=1/T_p$, the default, a residual of zero leaves the prior exactly as it is. The
+#   density whose likelihood then rises is $e^{-T_pE_h}=e^{-E_{\text{prior}}-T_pE_\theta}$, normalised: in sections 2.2
+#   and 2.3, replace $E_\theta$ by $T_pE_\theta$ and $q$ by $q\propto e^{-E_{\text{prior}}}$. It ranks points as $E_h$
+#   does.
+# * **The support.** Features after a ReLU are not negative, and the mixtures use features of length one. So each step
+#   ends with $z\leftarrow\mathrm{ReLU}(z)$ and $z\leftarrow z/\lVert z\rVert$. Otherwise the network would learn to
+#   separate data from negatives by their signs. Projecting changes the process a little; for small steps it amounts to
+#   moving along the sphere.
 #
 # ### 2.7 Why contrastive divergence is biased
 #
-# Chains are costly, so one cuts them short. *Contrastive divergence* {cite:p}`hinton2002cd` starts at the data and takes $K$ steps:
-# the second force is taken under $p_K$, where the chain is after $K$ steps, and not under $p_\theta$. The objective that it seems to
-# descend is $\mathrm{KL}(p_{\text{data}}\Vert p_\theta)-\mathrm{KL}(p_K\Vert p_\theta)$. Differentiate that: in the second term $\theta$ sits
-# in $p_\theta$ *and in $p_K$*, because the chain runs on $E_\theta$. CD drops the second part. What is left is not the gradient of any
-# function in general {cite:p}`sutskever2010cd`.
+# Chains are costly, so in practice they are short. *Contrastive divergence* (CD) {cite:p}`hinton2002cd` starts at the
+# data and takes $K$ steps. Its second force is an expectation under $p_K$, the distribution of the chain after $K$
+# steps, and not under $p_\theta$. The objective that it seems to minimise is
+# $\mathrm{KL}(p_{\text{data}}\Vert p_\theta)-\mathrm{KL}(p_K\Vert p_\theta)$. Differentiate it: in the second term
+# $\theta$ occurs in $p_\theta$ *and in $p_K$*, because the chain runs on $E_\theta$. CD drops the derivative of $p_K$.
+# The rest is in general not the gradient of any function {cite:p}`sutskever2010cd`.
 #
-# **How wrong can it be?** One dimension is enough for exact numbers. Data are $N(0,1)$, the model is $E_\theta(z)=\theta z^4/4$, which cannot
-# fit them. Maximum likelihood wants $\mathbb E_{\text{data}}[z^4]=\mathbb E_{p_\theta}[z^4]=1/\theta$, so $\theta=\frac13$. CD with one tiny step wants that
-# the step does not change $\mathbb E[z^4]$: $\mathbb E[-4\theta z^6+12z^2]=0$, so $\theta=3/15=\frac15$. (You may recognise
-# {term}`score <score (Stein)>` matching.) In between, the chain is a matrix on a grid, and its power $P^K$ gives $p_K$ without
-# any sampling.
+# **How wrong can it be?** One dimension is enough for exact numbers. Data are $N(0,1)$, the model is
+# $E_\theta(z)=\theta z^4/4$, which cannot fit them. Maximum likelihood requires
+# $\mathbb E_{\text{data}}[z^4]=\mathbb E_{p_\theta}[z^4]=1/\theta$, so $\theta=\frac13$. CD with one tiny step requires
+# that the step does not change $\mathbb E[z^4]$: $\mathbb E[-4\theta z^6+12z^2]=0$, so $\theta=3/15=\frac15$. (You may
+# recognise {term}`score <score (Stein)>` matching.) For the chain lengths in between, discretise the chain on a grid:
+# it becomes a matrix $P$, and its power $P^K$ gives $p_K$ without any sampling.
 
-# %%
+# %% tags=["hide-input"]
 points = torch.linspace(-6, 6, 201, dtype=torch.float64)
 weight = torch.exp(-(points**2) / 2)
 p_data, fourth, s = weight / weight.sum(), points**4, 0.02
@@ -534,9 +576,9 @@ def drift_of_moment(theta, doublings):
 
 
 # %% [markdown]
-# The learner stops where the moment no longer drifts. Find that θ by bisection, for each length of the chain.
+# Training stops where the moment no longer drifts. Find that θ by bisection, for each length of the chain.
 
-# %%
+# %% tags=["hide-input"]
 def where_cd_stops(doublings, low=0.1, high=0.6):
     for _ in range(18):
         theta = (low + high) / 2
@@ -546,7 +588,7 @@ def where_cd_stops(doublings, low=0.1, high=0.6):
 
 stops = {2**j: where_cd_stops(j) for j in range(9)}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where contrastive divergence stops, against the length of its chains. Short chains find 1/5, long ones the maximum-likelihood 1/3; the little excess at the end is the error of the finite step.", "name": "fig-heat-cd"}, "image": {"alt": "The fitted parameter theta against the number of Langevin steps from 1 to 256 on a logarithmic axis. It rises in an S from 0.21 to 0.34; horizontal lines mark one fifth and one third."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where contrastive divergence stops, against the length of its chains. Short chains find 1/5, long ones the maximum-likelihood value 1/3; the small excess at the end is the error of the finite step.", "name": "fig-heat-cd"}, "image": {"alt": "The fitted parameter theta against the number of Langevin steps from 1 to 256 on a logarithmic axis. It rises in an S from 0.21 to 0.34; horizontal lines mark one fifth and one third."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.6))
 ax.semilogx(list(stops), list(stops.values()), "o-", color=plots.COLORS["id"], base=2)
 for value, left, name in ((1 / 5, 16, "score matching, 1/5"), (1 / 3, 1, "maximum likelihood, 1/3")):
@@ -556,14 +598,15 @@ ax.set(xlabel="steps K", ylabel="θ", ylim=(0.18, 0.37))
 plt.show()
 
 # %% [markdown]
-# There is a second, worse consequence. Short chains that start at the data do not come to places that are wrongly low and
-# far from all data, so nobody raises them. HEAT starts its chains *from the prior*: exactly the mistakes of the prior are
-# visited. Modes elsewhere stay unseen too, but there the prior's energy is already high. The prior covers what the chains do not visit.
-# Four starts on the toy, three steps each. *Persistent* chains go on where they ended at the last update
-# {cite:p}`tieleman2008pcd`, and some begin anew from the prior; *noise* is a Gaussian as long as the features. The gap is
-# the mean residual of the negatives minus that of the data, in the last batch:
+# There is a second, worse consequence. Where the energy is wrongly low far from all data, short chains that start at
+# the data never arrive, so training does not raise the energy there. HEAT starts its chains *from the prior*, so they
+# visit exactly the mistakes of the prior. Chains do not reach modes elsewhere either, but there the energy of the prior
+# is already high. The next cell compares four starts on the toy, with three steps each. *Persistent* chains continue
+# where they ended at the last update {cite:p}`tieleman2008pcd`, and some start again from the prior; *noise* is a
+# Gaussian of the same length as the features. The gap is the mean residual of the negatives minus that of the data, in
+# the last batch:
 
-# %%
+# %% tags=["hide-input"]
 by_start = {}
 for start in ("data", "persistent", "noise", "prior"):
     trained = ood.ResidualEBM(
@@ -577,9 +620,9 @@ by_start.style.format("{:.3f}").set_caption("Where the chains start (toy, hybrid
 # %% tags=["hide-input"]
 blind_column = by_start["blind AUROC"]
 display(Markdown(
-    f"On the blind points the four hybrids reach from {blind_column.min():.3f} (start from *{blind_column.idxmin()}*) to "
-    f"{blind_column.max():.3f} (*{blind_column.idxmax()}*). Far away each has at least {by_start['far AUROC'].min():.3f}: where the prior's energy is "
-    "high, the start of the chains matters less. This is one toy and one seed, an illustration and no ranking; section 6.2 asks again on features."
+    f"On the blind points the AUROC of the four hybrids ranges from {blind_column.min():.3f} (start from *{blind_column.idxmin()}*) to "
+    f"{blind_column.max():.3f} (*{blind_column.idxmax()}*). Far away each has at least {by_start['far AUROC'].min():.3f}: there the energy of the prior "
+    "decides. This is one toy and one seed, an illustration and no ranking; section 6.2 repeats the comparison on features."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -590,9 +633,10 @@ display(Markdown(
 #
 # $$E^\beta_{\text{HEAT}} = \frac1\beta\log\frac1n\sum_{k=1}^n e^{\beta u_k}.$$
 #
-# Its derivative with respect to $u_k$ is the weight $\mathrm{softmax}(\beta u)_k$: at $\beta=0$ all hybrids weigh the same (expand the
-# exponential: the limit is the mean); for $\beta\to\infty$ the most alarmed one decides, "OOD if *any* says so"; for $\beta\to-\infty$ the least
-# alarmed, "OOD only if *all* say so". (The paper leaves out $1/n$, a constant that changes no ranking.)
+# Its derivative with respect to $u_k$ is the weight $\mathrm{softmax}(\beta u)_k$: at $\beta=0$ all hybrids have the
+# same weight (expand the exponential: the limit is the mean). For $\beta\to\infty$ the largest energy decides, "OOD if
+# *any* hybrid says so". For $\beta\to-\infty$ the smallest decides, "OOD only if *all* say so". (The paper leaves out
+# $1/n$, a constant that changes no ranking.)
 
 # %%
 u = torch.tensor([[0.2, 3.0], [0.4, -1.0], [0.1, 0.5]])  # three hybrids, two images
@@ -606,9 +650,10 @@ for beta_ in (-9.0, -1.0, 0.0, 1.0, 9.0):
 #
 # ## 3. Training
 #
-# First the classifiers, several from different seeds, exactly as in the WeiPer chapter. Their features stay fixed from here on.
+# First train the classifiers, several from different seeds, exactly as in the WeiPer chapter. Their features stay fixed
+# from here on.
 
-# %%
+# %% tags=["hide-input"]
 features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
@@ -624,18 +669,18 @@ bench or f  # which set plays which role, and how many images it has
 
 # %% tags=["hide-input"]
 display(Markdown(
-    f"Test accuracy over {seeds} networks: **{np.mean(accuracies):.1f} %** (from {min(accuracies):.1f} to {max(accuracies):.1f} %). "
-    f"From here on an image is what the network leaves of it: a feature of {head.in_features} numbers, the spread of each of them over the "
-    f"last map (*style*), and {head.out_features} logits. There are {len(f.train)} training images."
+    f"Test accuracy over {seeds} network{'s' * (seeds > 1)}: **{np.mean(accuracies):.1f} %** (from {min(accuracies):.1f} to {max(accuracies):.1f} %). "
+    f"From here on the network represents an image by a feature of {head.in_features} numbers, the standard deviation of each of them over the "
+    f"last feature map (its *style*), and {head.out_features} logits. There are {len(f.train)} training images."
 ))  # fmt: skip
 
 # %% [markdown]
-# Now HEAT. Three priors: a Gaussian mixture on the direction of the feature, one on the direction of the style, and the
-# energy of the logits as a function of the feature, which untrained is the detector Energy. The last is no density: along any row of the
-# {term}`head` it falls for ever. It cannot be sampled, so its chains start from noise, or from the samples of another detector
-# (`start=ood.GMM()`).
+# Now train HEAT. It has three priors: a Gaussian mixture on the direction of the feature, one on the direction of the
+# style, and the energy of the logits as a function of the feature. (Without a residual, this third prior is the
+# detector Energy.) The third prior is no density: along any row of the {term}`head` it decreases without bound. It
+# cannot be sampled, so its chains start from noise, or from the samples of another detector (`start=ood.GMM()`).
 
-# %%
+# %% tags=["hide-input"]
 names = ["GMM", "GMM style", "logits"]
 
 
@@ -667,7 +712,7 @@ heats = [make_heat(h).to(where).fit(x.train).cpu() for h, x in zip(heads, featur
 heat = heats[0]
 
 # %% [markdown]
-# The library is what section 2 derived:
+# The library computes what section 2 derived:
 
 # %%
 one = heat.hybrids[0]
@@ -681,7 +726,7 @@ u = torch.stack([
 ])  # fmt: skip
 assert torch.allclose(heat.score(f.test).double(), soft_extreme(u, beta), atol=1e-4)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training of the three residuals on the first network. Top: mean residual energy of data and of negatives; the grey lines are the bound ±1/(2λ). Bottom: norm of the gradient. The loss is not shown, because its value means nothing.", "name": "fig-heat-training"}, "image": {"alt": "Six panels, one column per prior. Top: two curves over the updates that begin at zero, data going down and negatives going up: for the mixtures they stay close together, for the logits they reach the bounds. Bottom: gradient norms on a logarithmic axis, rising for the mixtures."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training of the three residuals on the first network. Top: mean residual energy of data and of negatives; the grey lines are the bound ±1/(2λ). Bottom: norm of the gradient. The loss is not shown, because its value means nothing.", "name": "fig-heat-training"}, "image": {"alt": "Six panels, one column per prior. Top: two curves over the updates that begin at zero; the data curve falls and the negatives' curve rises. For the mixtures they stay close together, for the logits they reach the bounds. Bottom: gradient norms on a logarithmic axis, rising for the mixtures."}}
 figure, axes = plt.subplots(2, 3, figsize=(plots.FULL, 3.9), sharex="col", sharey="row", height_ratios=(2, 1))
 for k, (column, h, name) in enumerate(zip(axes.T, heat.hybrids, names)):
     for values, role, label in ((h.history.data, "id", "data"), (h.history.negatives, "near", "negatives")):
@@ -704,24 +749,28 @@ with torch.no_grad():
     held_out = {n: (h.residual(h.points(f.test)).mean() - h.residual(h.points(f.train)).mean()).item()
                 for n, h in zip(names, heat.hybrids)}  # fmt: skip
 display(Markdown("\n".join(
-    f"* {n}: the last gap is {gaps[n]:.1%} of 1/λ{' (hardly trained: the library warns below 10 %)' if gaps[n] < 0.1 else ''}; held-out images lie "
-    f"{held_out[n]:+z.2f} from training images; T_p = {h.t_p.item():.2f}, and the prior's energy spreads by {spreads[n]:.2f}." for n, h in zip(names, heat.hybrids)
+    f"* {n}: the last gap is {gaps[n]:.1%} of 1/λ{' (hardly trained: the library warns below 10 %)' if gaps[n] < 0.1 else ''}; the mean residual of held-out "
+    f"images differs from that of training images by {held_out[n]:+z.2f}; T_p = {h.t_p.item():.2f}, and the prior's energy has standard deviation {spreads[n]:.2f}." for n, h in zip(names, heat.hybrids)
 )))  # fmt: skip
 
 # %% [markdown]
-# Watch three things. The *gap* between the curves (`history.gap`, and as a share of the largest `history.gap_share`) is what the network tells apart so far. Near $1/\lambda$ the negatives are trivial.
-# Near zero there are two readings: the negatives look like the data, or the training was too short to find the difference. Look whether
-# the curves still drift apart at the end. But a larger gap is not a better detector, as section 6.1 shows. The *gradient norm* may rise while the network leaves zero, and
-# must not grow without end. And the *held-out* distance shows overfitting: a residual that calls the training images low and the test images high has
-# learned the training set. Where $T_p$ is larger than the spread, the floor of section 2.5 is in force, and the residual may move a point by
-# more than $1/(2\lambda)$ spreads. If an energy leaves the finite numbers, the library stops, says at which step, and keeps the last good weights.
-# The weights that are kept are a moving average, because the negatives answer every move of the network and the last weights wobble.
+# Watch three things. First, the *gap* between the curves (`history.gap`, and as a share of its maximum
+# `history.gap_share`) shows how well the network separates data from negatives. A gap near $1/\lambda$ means that the
+# negatives are trivial. A gap near zero has two possible causes: the negatives resemble the data, or the training was
+# too short to find the difference. In the second case the curves still drift apart at the end. A larger gap is not a
+# better detector, as section 6.1 shows. Second, the *gradient norm* may rise while the outputs move away from zero, but
+# must not grow without end. Third, the *held-out* difference shows overfitting: a residual that is low on training
+# images and high on test images has memorised the training set. Where $T_p$ is larger than the spread, the floor of
+# section 2.5 applies, and the residual may move a point by more than $1/(2\lambda)$ standard deviations. If an energy
+# is no longer finite, the library stops, says at which step, and keeps the last good weights. The stored weights are a
+# moving average, because the negatives respond to every change of the network, so the last weights fluctuate.
 
 # %% [markdown]
 # ## 4. Looking inside
 #
 # **Where do the three priors disagree, and what did the residuals learn?** One UMAP of the penultimate features
-# {cite:p}`mcinnes2018umap`, coloured by one energy per panel. Colours are ranks, so that panels can be compared; distances between
+# {cite:p}`mcinnes2018umap`, coloured by one energy per panel. Colours are ranks, so that panels can be compared;
+# distances between
 # clusters, and their sizes, mean little.
 
 # %% tags=["hide-input"]
@@ -736,7 +785,7 @@ seen = ood.Features(**{n: torch.cat([getattr(p, n) for p in picked.values()]) fo
 groups = np.repeat(list(picked), [len(p) for p in picked.values()])
 points = plots.umap(seen.penultimate, seed)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "One embedding, six colourings. Top: the roles, and two priors. Bottom: the composition, and the residuals of these two priors. Yellow = high energy. Look where a residual is yellow and its prior is not: there it changes the ranking.", "name": "fig-heat-umap"}, "image": {"alt": "Six scatter plots of the same two-dimensional embedding. The first shows blue ID islands with orange near-OOD and pink far-OOD points between and beside them. In the others colour is the rank of an energy: the mixture and HEAT are dark on the ID islands and brighter elsewhere, the logit prior leaves a far-OOD cluster dark, the residual of the logits brightens it and the residual of the mixture does not."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "One embedding, six colourings. Top: the roles, and two priors. Bottom: the composition, and the residuals of these two priors. Yellow = high energy. Where a residual is yellow and its prior is not, the residual changes the ranking.", "name": "fig-heat-umap"}, "image": {"alt": "Six scatter plots of the same two-dimensional embedding. The first shows blue ID islands with orange near-OOD and pink far-OOD points between and beside them. In the others colour is the rank of an energy: the mixture and HEAT are dark on the ID islands and brighter elsewhere. The logit prior leaves a far-OOD cluster dark; the residual of the logits brightens it, the residual of the mixture does not."}}
 figure, axes = plt.subplots(2, 3, figsize=(plots.FULL, 4.9))
 plots.embedding(points, {k: groups == k for k in ("far", "near", "id")}, ax=axes[0, 0])
 axes[0, 0].legend(fontsize=8, markerscale=2, loc="best", handletextpad=0)
@@ -764,29 +813,30 @@ is_id = torch.as_tensor(groups == "id")
 by_panel = {n: {g: auroc(v[is_id], v[torch.as_tensor(groups == g)])[0] for g in ("near", "far")} for n, v in panels.items()}
 display(Markdown("AUROC on the points of this picture, near / far, first network: " + "; ".join(
     f"{n} {100 * v['near']:.1f} / {100 * v['far']:.1f}" for n, v in by_panel.items()
-) + ". Fifty is chance. A residual alone need not be a detector: it corrects its prior where its negatives were, as in section 1."))
+) + ". 50 % is chance. A residual alone need not be a good detector: it corrects its prior where the negatives were, as in section 1."))
 
 # %% [markdown]
 # ## 5. Does it work?
 #
 # ### 5.1 On real networks
 #
-# **How much does the residual gain on networks trained on photographs, and how much do the other parts gain?** The claim has three
-# parts: a hybrid is better than its prior, the composition is better than each prior, and it is better because of the
-# training. To separate them, HEAT is always shown beside the same priors composed without any training.
+# **How much does the residual gain on networks trained on photographs, and how much do the other parts gain?** The
+# claim has three parts: a hybrid is better than its prior; the composition is better than each prior; and the training
+# is the reason. To separate them, HEAT is always shown beside the same priors composed without any training.
 #
-# The networks are those of `benchmarks`, whose features ship with the library. Two priors are corrected and composed here, which keeps the run
-# short: the mixture, and the logits, whose untrained energy is the detector Energy of the other chapters. Three settings are chosen for each
-# network, all by one rule: the largest AUROC of held-out ID images against a *validation OOD set*, half of the images of
-# Tiny-ImageNet. The tables judge on the other half and on all other sets. The settings are
+# The networks are those of `benchmarks`, whose features ship with the library. To keep the run short, only two priors
+# are corrected and composed here: the mixture, and the logits, whose energy without a residual is the detector Energy
+# of the other chapters. Three settings are chosen for each network by one rule: the largest AUROC of held-out ID images
+# against a *validation OOD set*, half of the images of Tiny-ImageNet. The test uses the other half and all other sets.
+# The settings are
 #
 # * the *ridge* of the mixture, which is added to each variance in units of the mean variance, so that no direction of
-#   the features is nearly singular. (The likelihood of held-out ID images could choose it without any OOD image. It rewards narrow
-#   directions whether OOD images differ in them or not; its choice is shown below for comparison.)
+#   the features is nearly singular. (The likelihood of held-out ID images could choose it without any OOD image. But it
+#   rewards narrow directions whether or not OOD images differ in them. Its choice is shown below for comparison.)
 # * the *start* of the chains, samples of a mixture or noise;
 # * the *factor* $c$ on the trained residual, $E_{\text{prior}}/T_p+c\,E_\theta$. With $c=0$ the hybrid is its prior.
 
-# %%
+# %% tags=["hide-input"]
 def halved(x):
     """Features that keep half of the last near set for judging, and the other half."""
     name, last = list(x.near.items())[-1]  # Tiny-ImageNet on all four networks
@@ -800,7 +850,7 @@ def validated(detector, x, held):
     return auroc(detector.score(x.val), detector.score(held))[0]
 
 
-# %%
+# %% tags=["hide-input"]
 real = {name: halved(ood.benchmark_features(name)[0]) for name in benchmarks}
 
 
@@ -818,7 +868,7 @@ def chosen_hybrid(prior, starts, updates, x, held, seed):
     return best
 
 
-# %%
+# %% tags=["hide-input"]
 def ladder(x, held, seed, starts):
     """From the mixture alone to HEAT: detectors that are fitted, by name."""
     wide = [ood.GMMPrior(ridge=r).fit(x.train) for r in ridges]
@@ -836,7 +886,7 @@ def ladder(x, held, seed, starts):
     }  # fmt: skip
 
 
-# %%
+# %% tags=["hide-input"]
 ladders = {}
 for name, (x, held) in real.items():  # the first training chooses the starts of the others
     first = ladder(x, held, seed, [["prior", "noise"], [ood.GMM(), "noise"]])
@@ -895,17 +945,18 @@ if by_step:
     most = max(set(largest), key=largest.count)
     display(Markdown(
         "From the mixture alone to HEAT, in points of AUROC (mean of near and far):\n\n" + "\n".join(lines)
-        + f"\n\nThe largest step is most often **{most}** ({largest.count(most)} of {len(largest)} networks)."
+        + f"\n\nThe largest gain comes most often from **{most}** ({largest.count(most)} of {len(largest)} network{'s' * (len(largest) > 1)})."
     ))  # fmt: skip
 display(Markdown("Claim by claim, on the mean of near and far:\n\n" + "\n".join(f"* {c}: **{outcome(c)}**." for c in duels if judged[c])))
 
 # %% [markdown]
-# Each row compares the two on the same images. On a bank the interval speaks of other images and of other trainings of the
-# residual, not of other networks; on the networks trained here it speaks of other networks too. *Level* means a difference of less than
-# a point, *cannot tell* that the images are too few. The validation set is near-OOD. What it prefers can cost on far-OOD, so read both columns. The next
-# picture shows every step on one scale.
+# Each row compares the two detectors on the same images. On a bank the interval covers the choice of test images and
+# the training of the residual, but not that of the network. For the networks trained here it covers the training of the
+# network as well. *Level* means a difference of less than a point; *cannot tell* means that there are too few images.
+# The validation set is near-OOD. Settings that are best on it can be worse on far-OOD, so read both columns. The next
+# figure shows every step on one scale.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The ladder on each network: what every step gains over the mixture alone, in points of AUROC (mean of near and far), with 95 % intervals of the paired difference. Filled: untrained; open: trained. Compare each open dot with the filled one above it.", "name": "fig-heat-ladder"}, "image": {"alt": "One panel per network. Rows are the mixture with ridge, its hybrid, the logits, their hybrid, both priors composed untrained, and HEAT; the horizontal axis is the gain over the mixture alone in points of AUROC, with a vertical line at zero. Filled dots mark untrained detectors and open dots trained ones, each with an interval."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Every step on each network: the gain over the mixture alone, in points of AUROC (mean of near and far), with 95 % intervals of the paired difference. Filled: untrained; open: trained. Compare each open dot with the filled one above it.", "name": "fig-heat-ladder"}, "image": {"alt": "One panel per network. Rows are the mixture with ridge, its hybrid, the logits, their hybrid, both priors composed untrained, and HEAT. The horizontal axis is the gain over the mixture alone in points of AUROC, with a vertical line at zero. Filled dots mark untrained detectors and open dots trained ones, each with an interval."}}
 rows = ["GMM, ridge", "GMM, hybrid", "logits", "logits, hybrid", "untrained", "HEAT"]
 figure, axes = plt.subplots(1, max(1, len(ladders)), figsize=(plots.FULL, 2.9), sharey=True, squeeze=False)
 for ax, (name, own) in zip(axes[0], ladders.items()):
@@ -939,11 +990,11 @@ if areas:
     display(pd.Series(areas).unstack(sort=False).style.set_caption("AUROC in %, near / far, mean over trainings"))
 
 # %% [markdown]
-# **Where does a residual help, and where not?** It is trained to separate data from negatives. It helps
-# if OOD images lie on the side of the negatives. Here is where they lie, on the network on which HEAT gains most over its untrained
-# composition and on the one on which it gains least.
+# **Where does a residual help, and where not?** It is trained to separate data from negatives. So it helps if it rates
+# OOD images as it rates negatives. The figure shows this for two networks: the one on which HEAT gains most over its
+# untrained composition, and the one on which it gains least.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Where the residual's mass lies: the mixture's residual in units of its bound, for ID test images, the negatives it was trained against, and OOD images. Left the network with the largest gain of training, right the one with the smallest. A residual helps as far as the OOD curves leave the ID curve towards the negatives.", "name": "fig-heat-mass"}, "image": {"alt": "Two panels of densities over the residual divided by its bound, from minus one to one. ID test images lie left and negatives right. In the first panel the near-OOD and far-OOD curves lie between them; in the second they lie on the curve of the ID images or left of it."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Densities of the mixture's residual in units of its bound, for ID test images, the negatives it was trained on, and OOD images. Left: the network with the largest gain from training; right: the one with the smallest. A residual helps if the OOD curves are shifted from the ID curve towards the negatives.", "name": "fig-heat-mass"}, "image": {"alt": "Two panels of densities over the residual divided by its bound, from minus one to one. ID test images lie left and negatives right. In the first panel the near-OOD and far-OOD curves lie between them; in the second they lie on the curve of the ID images or left of it."}}
 ranked = sorted(by_step, key=lambda n: -by_step[n][2])
 shown = [n for n in dict.fromkeys([*ranked[:1], *ranked[-1:]])] or [benchmark]
 figure, axes = plt.subplots(1, len(shown), figsize=(plots.FULL, 2.6), sharey=True, squeeze=False)
@@ -965,16 +1016,17 @@ axes[0, 0].legend(fontsize=8)
 plt.show()
 
 # %% [markdown]
-# The negatives are not OOD images. They are draws of a mixture, and features of photographs, ID or OOD, have properties in common that such draws
-# lack. A residual that has learned those properties separates the negatives nearly perfectly and gives OOD images the same low energy
-# as ID images. Section 6.1 follows this through a training.
+# The negatives are not OOD images. They are samples of a mixture, and features of photographs, ID or OOD, share
+# properties that such samples lack. A residual that has learned those properties separates the negatives nearly
+# perfectly, yet gives OOD images the same low energy as ID images. Section 6.1 shows this in the course of a training.
 #
 # ### 5.2 All detectors on the networks trained here
 #
-# Priors, hybrids, both {term}`compositions <composition>`, and detectors of other kinds. All are fitted on the ID training
-# features of one network and never see an OOD image; the whole is repeated for every network. All three priors take part, and nothing is chosen.
+# This table compares priors, hybrids, both {term}`compositions <composition>`, and other kinds of detectors. All are
+# fitted on the ID training features of one network and never see an OOD image. This is repeated for every network. All
+# three priors take part, and no setting is chosen on OOD images.
 
-# %%
+# %% tags=["hide-input"]
 def contestants(head, heat):
     own, fitted = priors(head), heat.hybrids
     return {
@@ -989,13 +1041,13 @@ def contestants(head, heat):
     }
 
 
-# %%
+# %% tags=["hide-input"]
 tables = [  # the hybrids are trained already
     ood.run_benchmark(contestants(h, fitted), x, seed=seed + n, refit=False)
     for n, (h, fitted, x) in enumerate(zip(heads, heats, features))
 ]
 table = pd.concat(tables)
-caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
+caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1.", "name": "fig-heat-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1. Mixtures, their hybrids and the compositions lie closest to 1; MSP, the energy and the hybrid on logits have long far-OOD intervals."}}
@@ -1011,9 +1063,9 @@ lines = [f"* {a} against {b}: near {ood.compare_over_seeds(table, a, b, 'near')}
 display(Markdown("Differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
-# *Prior logits* and *Energy* are the same detector, and their rows agree. On `digits` the mixtures give nearly every far
-# image a higher energy than the ID images before any residual is trained, so little is left to correct. The logits are poor on far-OOD, and here a residual
-# has something to do; how much it does differs from network to network:
+# *Prior logits* and *Energy* are the same detector, and their rows agree. Where a prior already gives nearly every far
+# image a higher energy than the ID images, little is left to correct; on `digits` this is so for the mixtures. The
+# logits leave more to correct on far-OOD. How much the residual corrects differs from network to network:
 
 # %% tags=["hide-input"]
 wide = table[(table["metric"] == "auroc") & (table["group"] == "far")]
@@ -1021,16 +1073,17 @@ wide = 100 * wide.pivot_table("value", "seed", "detector", "mean")
 before, after = wide["prior logits"], wide["hybrid logits"]
 display(Markdown(
     "Far AUROC of the logits in %, prior → hybrid: " + ", ".join(f"{a:.1f} → {b:.1f}" for a, b in zip(before, after)) + ". "
-    f"On average the hybrid on logits reaches {after.mean():.1f}; the mixture that reads the same features, without a residual, has "
-    f"{wide['prior GMM'].mean():.1f}."
+    f"On average the hybrid on logits has {after.mean():.1f} %. The mixture, which uses the same features without a residual, has "
+    f"{wide['prior GMM'].mean():.1f} %."
 ))  # fmt: skip
 
 # %% [markdown]
 # ### The paper beside this page
 #
-# The tables of the paper were not at hand when this chapter was written, only its code, its method figure and its abstract. So
-# no number of the paper stands here; look them up in {cite:t}`lafon2023heat`. Its setting, from the code: ResNet-34 on CIFAR (width 512),
-# ResNet-50 on ImageNet (width 2048), residual networks 1024 wide, all three priors, composed at $\beta=0$; far-OOD and near-OOD sets averaged together. Ours:
+# We did not have the tables of the paper when we wrote this chapter, only its code, its method figure and its abstract.
+# So this page quotes no number of the paper; you find them in {cite:t}`lafon2023heat`. The code tells its setting:
+# ResNet-34 on CIFAR (width 512), ResNet-50 on ImageNet (width 2048), residual networks 1024 wide, and all three priors,
+# composed at $\beta=0$. Near-OOD and far-OOD sets are averaged together. Our result:
 
 # %% tags=["hide-input"]
 ours = {g: summary[(summary["detector"] == "HEAT") & (summary["group"] == g)].iloc[0] for g in ("near", "far")}
@@ -1044,10 +1097,11 @@ pd.DataFrame([(setting, cell["near"], cell["far"], others)], columns=["setting",
 # %% [markdown]
 # ## 6. Turn the knobs
 #
-# Training is random and the differences are small, so every point below is a mean over several networks and the band is their full
-# range. One hybrid at a time, trained for `sweep_updates`, the other parameters as on top of the page.
+# Training is random and the differences are small, so every point below is a mean over several networks, and the band
+# is their full range. Each experiment trains one hybrid for `sweep_updates` updates; all other parameters are those of
+# the parameters cell.
 
-# %%
+# %% tags=["hide-input"]
 def hybrid_auroc(k, n, **changes):
     """Train hybrid k of network n with changed options, and judge it; diverged is a gap."""
     chosen = options(k, **{"updates": sweep_updates, **changes})
@@ -1059,7 +1113,7 @@ def hybrid_auroc(k, n, **changes):
         return dict.fromkeys(("near", "far", "gap"), math.nan)
 
 
-# %%
+# %% tags=["hide-input"]
 nets = range(min(sweep_networks, seeds))
 
 
@@ -1072,14 +1126,15 @@ def sweep(knob, values, k):
 
 
 # %% [markdown]
-# ### 6.1 How long a training, how long a chain, how strong a penalty?
+# ### 6.1 How much training, how long a chain, how strong a penalty?
 #
-# **Is more training better?** The loss does not say, so it is tempting to train until the gap stands still. Train hybrids of
-# the mixture for longer and longer on the narrowest of the real networks, and ask of the residual *alone* whether it detects
-# OOD images. Compare the mixture as it is with $K=0$, where the starts are the negatives and the residual is a plain density ratio; the same with a chain; and
-# a chain on a mixture with a ridge.
+# **Is more training better?** The loss does not say, so it is tempting to train until the gap no longer grows. Train
+# hybrids of the mixture for longer and longer, on the photograph network with the narrowest features, and measure
+# whether the residual *alone* detects OOD images. Three versions are compared: $K=0$, where the starts are the
+# negatives and the residual is a plain density ratio; a chain of five steps; and such a chain on a mixture with a
+# ridge.
 
-# %%
+# %% tags=["hide-input"]
 subject = min(
     [x for x, _ in real.values()] or [f], key=lambda x: x.test.penultimate.shape[1]
 )
@@ -1096,7 +1151,7 @@ for way, (ridge, K) in ways.items():
             course += [(way, n, gap, name, g, 100 * of[g]) for g in of]
 course = pd.DataFrame(course, columns=["way", "updates", "gap", "what", "group", "points"])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Longer training of the mixture's hybrid on a real network. Left: the gap as a share of the largest, 1/λ. Middle: AUROC of the residual alone on far-OOD. Right: what the hybrid gains over its prior there. Whether a growing gap goes with better detection depends on where the negatives lie.", "name": "fig-heat-longer"}, "image": {"alt": "Three panels over the number of updates on a logarithmic axis, each with three curves: K = 0, K = 5, and K = 5 with a ridge. The first shows the share of the gap, rising; the second the far-OOD AUROC of the residual alone, with a line at 50; the third the gain of the hybrid over its prior on far-OOD, with a line at zero."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Longer training of the mixture's hybrid on a real network. Left: the gap as a share of the largest, 1/λ. Middle: AUROC of the residual alone on far-OOD. Right: what the hybrid gains over its prior there. Whether detection improves while the gap grows depends on where the negatives lie.", "name": "fig-heat-longer"}, "image": {"alt": "Three panels over the number of updates on a logarithmic axis, each with three curves: K = 0, K = 5, and K = 5 with a ridge. The first shows the share of the gap, rising. The second shows the far-OOD AUROC of the residual alone, with a line at 50. The third shows the gain of the hybrid over its prior on far-OOD, with a line at zero."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.6))
 for (way, own), role in zip(course[course["group"] == "far"].groupby("way", sort=False), ("near", "far", "id")):
     alone_, gain_ = (own[own["what"] == what].set_index("updates") for what in ("alone", "gain"))
@@ -1114,22 +1169,24 @@ plt.show()
 def course_of(way, group):
     own = course[(course["way"] == way) & (course["group"] == group)]
     gap, alone, gain = (own[own["what"] == w].sort_values("updates")[c].to_numpy() for w, c in (("alone", "gap"), ("alone", "points"), ("gain", "points")))
-    word = "falls" if alone[-1] < alone[0] - 1 else "rises" if alone[-1] > alone[0] + 1 else "stays"
-    return f"the residual alone {word} from {alone[0]:.1f} to {alone[-1]:.1f} on {group}, the hybrid ends {gain[-1]:+z.1f} points from its prior", gap
+    word = "falls" if alone[-1] < alone[0] - 1 else "rises" if alone[-1] > alone[0] + 1 else "changes little,"
+    return f"on {group} the AUROC of the residual alone {word} from {alone[0]:.1f} to {alone[-1]:.1f}, and the hybrid ends {gain[-1]:+z.1f} points from its prior", gap
 
 
 display(Markdown(f"From {longer_updates[0]} to {longer_updates[-1]} updates on {subject.name or benchmark}:\n\n" + "\n".join(
     f"* {way}: the gap goes from {course_of(way, 'far')[1][0]:.0%} to {course_of(way, 'far')[1][-1]:.0%}; {course_of(way, 'far')[0]}; {course_of(way, 'near')[0]}." for way in ways)))
 
 # %% [markdown]
-# A residual whose AUROC falls below 50 fits the data and ranks OOD images the wrong way round. It has learned the log-ratio of 2.3
-# between features of photographs and draws of a Gaussian. OOD images are features of photographs too, and the ratio may give them an even lower
-# energy than ID images. A chain moves the negatives towards the data, which leaves less to separate. A wide mixture draws them around
-# the data, where OOD images lie as well. So a growing gap is not progress: train briefly, and choose with a validation set.
+# A residual whose AUROC falls below 50 % fits the data but ranks OOD images below ID images. It has learned the
+# log-ratio of section 2.3 between features of photographs and samples of a Gaussian. Features of OOD images are
+# features of photographs too, and the ratio may give them an even lower energy than ID images. A chain moves the
+# negatives towards the data, which leaves less to separate. A wide mixture draws its samples around the data, where OOD
+# images lie as well. So a growing gap does not mean a better detector: train briefly, and choose with a validation set.
 #
-# **Does the chain help, and how strong should the penalty be?** The same question on `digits`, for style and logits.
+# **Does the chain help, and how strong should the penalty be?** The next figure varies both on the networks trained
+# here, for style and logits.
 
-# %%
+# %% tags=["hide-input"]
 style, logits = 1, 2
 swept = {
     ("steps", "GMM style"): sweep("steps", [0, 3, 10], style),
@@ -1164,37 +1221,39 @@ for (knob, name), part in swept.items():
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Where a curve stays on its thin line, the residual does not change the ranking with this training, whatever the knob. Such a curve is no
-# evidence for or against a chain, $K=0$ included. Check the gap first (section 3).
+# Where a curve stays on its thin line, the residual does not change the ranking with this training, whatever the value
+# of the parameter. Such a curve is no evidence for or against a chain, $K=0$ included. Check the gap first (section 3).
 #
-# On logits the prior cannot be sampled and noise is easy to tell from features. Compare the far-OOD curve with its line: with no chain or a short one the
-# hybrid can be *worse* than its own prior. And λ trades: a small one lets the residual win on far-OOD and lose on near-OOD, a large one gives the
-# prior back. The bands are wide and the networks few, so take the directions and not the numbers.
+# On logits the prior cannot be sampled, and noise is easy to distinguish from features. Compare the far-OOD curve with
+# its line: with no chain or a short one, the hybrid can be *worse* than its own prior. λ is a trade-off: a small λ lets
+# the residual overrule the prior, for better or worse, and a large λ returns to the prior. The bands are wide and the
+# networks few, so trust only the direction of an effect, not its size.
 #
 # ### 6.2 Where do the chains start?
 
-# %%
+# %% tags=["hide-input"]
 starts = ["prior", "noise", "data", "persistent"]
 by_start = {
     s: 100 * pd.DataFrame([hybrid_auroc(style, n, start=s) for n in nets]).mean()
     for s in starts
 }
-caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} networks"
+caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} network{'s' * (len(nets) > 1)}"
 pd.DataFrame(by_start).T.style.format("{:.2f}").set_caption(caption)
 
 # %% tags=["hide-input"]
 near_by_start = [v["near"] for v in by_start.values()]
 display(Markdown(
-    f"On near the four starts lie within {max(near_by_start) - min(near_by_start):.2f} points of each other, and the prior alone has "
-    f"{100 * alone['GMM style']['near']:.2f}. A hybrid that hardly differs from its prior cannot tell which start is best, and a small gap says that it was hardly trained."
+    f"On near-OOD the four starts lie within {max(near_by_start) - min(near_by_start):.2f} points of each other, and the prior alone has "
+    f"{100 * alone['GMM style']['near']:.2f} %. Where the hybrids hardly differ from their prior, they do not show which start is best; a small gap then means that they were hardly trained."
 ))
 
 # %% [markdown]
 # ### 6.3 How few images are enough?
 #
-# The paper's second argument for a hybrid is little data. Keep a few images per class and fit everything on them.
+# The paper's second argument for a hybrid is that it needs little data. Keep a few images per class and fit every
+# detector on them.
 
-# %%
+# %% tags=["hide-input"]
 def subset(x, per_class, draw):
     order = torch.randperm(len(x.train), generator=draw)
     labels = x.train.labels[order]
@@ -1202,7 +1261,7 @@ def subset(x, per_class, draw):
     return ood.BenchmarkFeatures(x.train[torch.cat(rows)], x.val, x.test, x.near, x.far)
 
 
-# %%
+# %% tags=["hide-input"]
 sizes, low_data = [5, 10, 20, 50], []
 without_chain = {"steps": 0, "updates": sweep_updates}
 for size in sizes:
@@ -1218,7 +1277,7 @@ for size in sizes:
             low_data.append({"size": size, "seed": n, "detector": name, **found})
 low_data = pd.DataFrame(low_data)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC against the number of training images per class, mean over networks. The worst size is where the images leave just one direction without spread.", "name": "fig-heat-data"}, "image": {"alt": "Two panels, near-OOD and far-OOD. Each has AUROC over 5, 10, 20 and 50 images per class for the mixture prior, the prior with a larger ridge, its hybrid and KNN. Prior and hybrid lie on one another and fall deeply at 10; the larger ridge does not."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC against the number of training images per class, mean over networks. The mixture is worst where the images leave just one direction without variance.", "name": "fig-heat-data"}, "image": {"alt": "Two panels, near-OOD and far-OOD. Each has AUROC over 5, 10, 20 and 50 images per class for the mixture prior, the prior with a larger ridge, its hybrid and KNN. Prior and hybrid lie on one another and fall deeply at 10; the larger ridge does not."}}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 2.6))
 for ax, group in zip(axes, ("near", "far")):
     for name, role in (("prior GMM", "id"), ("prior, ridge 0.1", "far"), ("hybrid GMM", "other"), ("KNN", "grey")):
@@ -1235,20 +1294,21 @@ worst = t["prior GMM"].idxmin()
 display(Markdown(
     f"The mixture is worst at {worst} images per class: near {t.loc[worst, 'prior GMM']:.1f} %, with the ridge 0.1 {t.loc[worst, 'prior, ridge 0.1']:.1f} %. "
     f"At no size does the hybrid differ from its prior by more than {(t['hybrid GMM'] - t['prior GMM']).abs().max():.2f} points. "
-    f"{worst} images in each of {head.out_features} classes are {worst * head.out_features}; less one mean per class, they show a spread in at most "
-    f"{(worst - 1) * head.out_features} directions. The features have {head.in_features}."
+    f"{worst} images in each of {head.out_features} classes are {worst * head.out_features}. After subtracting one mean per class, they have variance in at most "
+    f"{(worst - 1) * head.out_features} directions. The features have {head.in_features} dimensions."
 ))  # fmt: skip
 
 # %% [markdown]
-# $N$ images of $C$ classes show their spread in at most $N-C$ directions. All others have variance zero, and the ridge, a millionth of the mean variance,
-# stands in for it: a step in such a direction counts a thousand times. If many directions are like that, they outvote the noise of each other. If it
-# is *one*, that one decides alone. With more images all variances are estimated. So the curve has its hole where $N-C$ comes close to $D$ from below, and a
-# larger ridge is the remedy. A residual is none: it moves a point by a few spreads of the prior over its training images, and held-out images
-# lie farther out than that.
+# $N$ images of $C$ classes have variance in at most $N-C$ directions. In all other directions the estimated variance is
+# zero, and the ridge, a millionth of the mean variance, replaces it: a deviation in such a direction counts a thousand
+# times. If there are many such directions, their noise averages out. If there is only *one*, it decides alone. With
+# more images, all variances can be estimated. So the AUROC is worst where $N-C$ is just below $D$, and a larger ridge
+# is the remedy. A residual does not help: it moves a point by a few standard deviations of the prior energy over the
+# training images, and held-out images lie farther out than that.
 #
 # ### 6.4 Which β?
 
-# %%
+# %% tags=["hide-input"]
 betas = [-math.inf, -10, -3, -1, 0, 1, 3, 10, math.inf]
 by_beta = []
 for value in betas:
@@ -1258,7 +1318,7 @@ for value in betas:
         fitted.beta = beta
 by_beta = pd.DataFrame(by_beta)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "HEAT under β: the least alarmed hybrid decides on the left, the mean in the middle, the most alarmed on the right. Mean and range over all networks.", "name": "fig-heat-beta"}, "image": {"alt": "AUROC of HEAT for near-OOD and far-OOD over beta from minus infinity to infinity, with bands over networks. Far-OOD is low with a wide band for negative beta, and both curves are flat from zero on."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "HEAT for different β: the smallest energy of the hybrids decides on the left, their mean in the middle, the largest on the right. Mean and range over all networks.", "name": "fig-heat-beta"}, "image": {"alt": "AUROC of HEAT for near-OOD and far-OOD over beta from minus infinity to infinity, with bands over networks. Far-OOD is low with a wide band for negative beta, and both curves are flat from zero on."}}
 figure, ax = plt.subplots(figsize=(plots.FULL * 0.75, 2.7))
 for role in ("near", "far"):
     plots.band(by_beta.pivot(index="beta", columns="seed", values=role), role, ax, ticks=True)
@@ -1271,23 +1331,24 @@ plt.show()
 t = 100 * by_beta.groupby("beta")[["near", "far"]].mean()
 display(Markdown("Mean AUROC, near / far: " + "; ".join(
     f"β = {name} {t.loc[b, 'near']:.1f} / {t.loc[b, 'far']:.1f}" for name, b in (("min", -math.inf), ("0", 0), ("max", math.inf))
-) + ". With β below zero an OOD image passes as soon as *one* hybrid finds it typical, so the weakest hybrid counts most; here that is the one on logits."))
+) + ". With β below zero an OOD image is accepted as soon as *one* hybrid finds it typical, so the weakest hybrid counts most."))
 
 # %% [markdown]
 # ### 6.5 What the released code does differently
 #
-# The code that came with the paper departs from the equations above in ways that a reader of the paper would not guess. Each is an
-# option here. **What is each worth?** You can measure it, as far as the benchmark leaves room:
+# The code released with the paper departs from the equations above in ways that the paper does not mention. Each
+# departure is an option here. **How much does each matter?** You can measure it, as far as the benchmark leaves room
+# for improvement:
 #
 # * *one matrix*: the inner layers are one layer applied several times (a list multiplied, not copied);
 # * *raw inputs*: the network is not shown standardised features;
-# * *plain steps*, not measured by the covariance, with a *free noise*: $s=10^{-4}$, $e=5\cdot10^{-3}$, both falling to a tenth. By 2.6 the
-#   temperature is then $e^2/(2s)=0.125$ at first and $0.0125$ at the end;
+# * *plain steps*, not scaled by the covariance, with *free noise*: $s=10^{-4}$, $e=5\cdot10^{-3}$, both decreasing to a
+#   tenth. By section 2.6 the temperature is then $e^2/(2s)=0.125$ at first and $0.0125$ at the end;
 # * *starts kept*: half of the negatives are unmoved samples of the prior;
 # * *hot target*: the chain runs at temperature 1 on an energy whose prior is divided by $T_p$;
 # * *last weights*, no average.
 
-# %%
+# %% tags=["hide-input"]
 plain = {"precondition": False, "step_size": 1e-4, "noise": 5e-3, "decay": 0.1}
 changes = {
     "this page": {},
@@ -1302,28 +1363,29 @@ changes = {
     },
 }  # fmt: skip
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for name, change in changes.items():
     rows[name] = 100 * pd.DataFrame([hybrid_auroc(style, n, **change) for n in nets]).mean()
 rows["prior alone"] = 100 * alone["GMM style"]
-caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} networks"
+caption = f"Hybrid on style, AUROC and last gap in % of 1/λ, mean over {len(nets)} network{'s' * (len(nets) > 1)}"
 pd.DataFrame(rows).T.style.format("{:.2f}", na_rep="").set_caption(caption)
 
 # %% tags=["hide-input"]
 t = pd.DataFrame(rows).T
 shift_near = (t["near"] - t.loc["this page", "near"]).drop(["this page", "prior alone"])
 display(Markdown(
-    f"The largest effect on near is *{shift_near.abs().idxmax()}* ({shift_near[shift_near.abs().idxmax()]:+z.2f} points). Together (a free noise sets the temperature, so the hot target has no say) they give "
-    f"{t.loc['all but the hot target', 'near']:.2f} near. The hybrid of this page has {t.loc['this page', 'near']:.2f}, and the prior alone {t.loc['prior alone', 'near']:.2f}. What no residual changes, no recipe of "
-    "residuals can change. Where these numbers agree to a tenth and the gap is small, the table does not say which choice is better: these residuals are hardly trained."
+    f"The largest effect on near is *{shift_near.abs().idxmax()}* ({shift_near[shift_near.abs().idxmax()]:+z.2f} points). Together they give {t.loc['all but the hot target', 'near']:.2f} % on near-OOD. (Free noise sets the temperature, so the hot target has no effect then.) "
+    f"The hybrid of this page has {t.loc['this page', 'near']:.2f} %, and the prior alone {t.loc['prior alone', 'near']:.2f} %. Where these numbers agree "
+    "to a tenth and the gap is small, the residuals are hardly trained, and the table does not say which choice is better."
 ))  # fmt: skip
 
 # %% [markdown]
-# There is one more: the released code standardises the hybrids on *one random batch of 256 training images* before it composes them. How much
-# does the result depend on that batch? Draw it many times, on the first network. (At $\beta=0$ the batch only shifts the weights of the hybrids.)
+# There is one more departure: the released code standardises the hybrids on *one random batch of 256 training images*
+# before it composes them. How much does the result depend on that batch? Draw it many times, on the first network. (At
+# $\beta=0$ the batch only changes the weights of the hybrids.)
 
-# %%
+# %% tags=["hide-input"]
 u_of = {g: [heat.standardized(x) for x in sets] for g, sets in everything.items()}
 train_u = heat.standardized(f.train)
 drawn = {"near": [], "far": []}
@@ -1341,11 +1403,11 @@ print("AUROC in % over 50 batches:", spread)
 # %% [markdown]
 # ## 7. When it fails
 #
-# **The improper prior.** $E_{\text{logits}}$ falls for ever along every row of the head, so $\int e^{-E}$ is infinite, step 3 of section 2.2 has no
-# right to exchange anything, and a long chain runs away. Only short chains, the projection and the penalty hold the training together. Watch
-# a chain without a residual:
+# **The improper prior.** $E_{\text{logits}}$ decreases without bound along every row of the head, so $\int e^{-E}$ is
+# infinite. Then step 3 of section 2.2 is not allowed, and a long chain diverges. Only short chains, the projection and
+# the penalty keep the training stable. Here is a chain without a residual:
 
-# %%
+# %% tags=["hide-input"]
 wild = ood.ResidualEBM(ood.LogitPrior(head), updates=0).fit(f.train)
 lengths = {}
 ood.sgld(
@@ -1356,15 +1418,18 @@ ood.sgld(
 print({t: round(lengths[t], 1) for t in (0, 100, 200, 400, 800, 1600)})
 
 # %% [markdown]
-# The median length of the features grows with every step and never settles. A Gaussian mixture has a floor, and its chains stay.
+# The printed numbers are the median length of the features after so many steps. An improper prior lets it grow without
+# limit. The energy of a Gaussian mixture is bounded below, so its chains stay near the data.
 #
-# **Too little to correct.** Where the prior is right the residual can at best do nothing. Compare the rows of section 5.1.
+# **Too little to correct.** Where the prior is right, the residual can at best do no harm. Compare the rows of section
+# 5.1.
 #
-# **Too much freedom.** A small $\lambda$ lets the residual overrule the prior by many standard deviations. The law fixes only
-# the residual's *share* of its bound; divide by $\lambda$ and the same share, errors and memorised images included, weighs more. Compare training with
-# held-out images, and the hybrid with its prior:
+# **Too much freedom.** A small $\lambda$ lets the residual overrule the prior by many standard deviations. The law
+# determines the residual only as a *share* of its bound $1/(2\lambda)$. With a smaller $\lambda$ the same share,
+# including errors and memorised images, has a larger effect. Compare training with held-out images, and the hybrid with
+# its prior:
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for lam_ in (0.02, 0.1, 0.25, 1.0):
     chosen = options(style, lam=lam_, steps=0, updates=300)
@@ -1386,20 +1451,20 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# **Divergence** is noticed. Take a learning rate that is far too large:
+# **Divergence.** The library detects it. Here is a learning rate that is far too large:
 
-# %%
+# %% tags=["hide-input"]
 try:
     ood.ResidualEBM(ood.GMMPrior(), **options(0, learning_rate=100.0)).fit(f.train)
 except ood.DivergedError as error:
     print(textwrap.fill(str(error), 80))
 
 # %% [markdown]
-# **What the features forgot.** HEAT reads features. If two images have the same feature, no energy tells them apart. And the mixtures read
-# *directions*: an OOD image with the direction of a class and an unusual length is invisible to two of the three priors. Test it on features
-# made to order, the test features made shorter or longer:
+# **Information that the features have lost.** If two images have the same feature, no energy can distinguish them. And
+# the mixtures use only the *direction* of a feature: an OOD image with the direction of a class and an unusual length
+# looks normal to two of the three priors. Test this on constructed features, the test features made shorter or longer:
 
-# %%
+# %% tags=["hide-input"]
 forged, judges = {}, dict(zip(names, heat.hybrids))
 judges |= {"HEAT": heat, "KNN": ood.KNN(k=10).fit(f.train)}
 for factor in (0.25, 0.5, 2.0, 4.0):
@@ -1412,8 +1477,10 @@ caption = "AUROC in %, test features of another length against the originals"
 pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 
 # %% [markdown]
-# Fifty means that length makes no difference, by construction: KNN normalises too. Only the hybrid on logits reacts to the length, and it takes long features for typical. Features
-# made longer get *lower* energies than the originals, an AUROC far below fifty, and take the composition down with them. That is the improper prior again.
+# An AUROC of 50 % means that the length makes no difference. This is so by construction for the mixtures and for KNN,
+# which normalises too. Only the hybrid on logits reacts to the length, and its prior gives long features a *lower*
+# energy than the originals. Where its AUROC is below 50 %, it lowers the AUROC of the composition as well. This is
+# again a consequence of the improper prior.
 
 # %% [markdown]
 # ### Quiz
@@ -1425,12 +1492,11 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 #
 # <details><summary>A. It is a regulariser that may be left out when there are enough data.</summary>
 #
-# **No.** It is the gradient of $\log Z_\theta$. Without it the energy falls everywhere, by a constant if nothing
-# else, and the likelihood means nothing.
+# **No.** It is the gradient of $\log Z_\theta$. Without it, the energy falls everywhere and training never ends.
 #
 # </details>
 #
-# <details><summary>B. It is the gradient of the constant that nobody can compute.</summary>
+# <details><summary>B. It is the gradient of the normalising constant, which cannot be computed.</summary>
 #
 # **Right.** Differentiating $\log Z_\theta$ gives minus the mean of $\nabla_\theta E_\theta$ under the model.
 # Samples of the model replace the integral.
@@ -1439,8 +1505,8 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 #
 # <details><summary>C. It shows the network OOD images, so that it learns what OOD images look like.</summary>
 #
-# **No.** The samples come from the model, not from any OOD set. They stand where the *model* puts mass, which need
-# not be where OOD images lie.
+# **No.** The samples come from the model, not from any OOD set. They lie where the *model* puts mass, which need not be
+# where OOD images lie.
 #
 # </details>
 #
@@ -1462,14 +1528,14 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 # <details><summary>C. The log-ratio between the density of the prior and that of the data.</summary>
 #
 # **Right.** Set $p_\theta=p_{\text{data}}$ and take logarithms. The residual is negative where the data are denser than
-# the prior says, positive where the prior sees what is not there.
+# the prior says, and positive where the prior is denser than the data.
 #
 # </details>
 #
 # **3. The penalty λ on the squared residual is made larger. What happens where the law of the hyperbolic tangent
 # holds?**
 #
-# <details><summary>A. The bound of the residual shrinks, and its order of points stays.</summary>
+# <details><summary>A. The bound of the residual shrinks, and it ranks the points as before.</summary>
 #
 # **Right.** $|e^*|\le1/(2\lambda)$, and $e^*$ remains an increasing function of $\log\frac qp$. What changes is its
 # weight against the prior.
@@ -1478,19 +1544,20 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 #
 # <details><summary>B. Only training becomes slower; the optimum stays.</summary>
 #
-# **No.** The optimum itself is $-\frac1{2\lambda}\tanh(\cdot)$. λ stands in the answer, not in the speed.
+# **No.** The optimum itself is $-\frac1{2\lambda}\tanh(\cdot)$, so it depends on λ.
 #
 # </details>
 #
 # <details><summary>C. The network can no longer diverge anywhere in the space.</summary>
 #
-# **No.** The law holds where data or negatives are. Far from both nothing holds the network back, whatever λ is.
+# **No.** The law holds where data or negatives are. Far from both, nothing limits the network, whatever λ is.
 #
 # </details>
 #
 # <details><summary>D. The residual comes to rank the points in the opposite order.</summary>
 #
-# **No.** λ divides, and a positive factor turns no order round. The *hybrid* moves towards the order of its prior.
+# **No.** The residual is divided by λ, and a positive factor does not change a ranking. The ranking of the *hybrid*
+# moves towards that of its prior.
 #
 # </details>
 #
@@ -1505,22 +1572,22 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 #
 # <details><summary>B. The likelihood has reached its maximum.</summary>
 #
-# **No.** The forces cancel also when short chains stay where they began. A balance under $p_K$ is not a balance
+# **No.** The two forces also cancel when short chains stay where they began. An equilibrium under $p_K$ is not one
 # under $p_\theta$.
 #
 # </details>
 #
 # <details><summary>C. The data carry no structure beyond the prior.</summary>
 #
-# **No.** That would be a claim on densities, and the loss does not tell densities. Compare the hybrid with its
-# prior on held-out images.
+# **No.** That would be a statement about densities, and the value of the loss contains no information about them.
+# Compare the hybrid with its prior on held-out images.
 #
 # </details>
 #
-# <details><summary>D. Nothing: read progress off other numbers.</summary>
+# <details><summary>D. Nothing: other numbers show the progress.</summary>
 #
-# **Right.** The loss is made so that its gradient is right, with the negatives held fixed. Watch the gap, held-out
-# energies and where the chains go.
+# **Right.** The loss is constructed so that its gradient is right while the negatives are held fixed. Watch the gap,
+# the energies of held-out images and where the chains go.
 #
 # </details>
 #
@@ -1529,7 +1596,8 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 #
 # <details><summary>A. It notices and gives them a higher energy, so the composition is rescued.</summary>
 #
-# **No.** It notices, but with the wrong sign. Its prior falls for ever along the rows of the head.
+# **No.** It notices, but with the wrong sign: the energy of its prior decreases without bound along the rows of the
+# head.
 #
 # </details>
 #
@@ -1539,23 +1607,24 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 #
 # </details>
 #
-# <details><summary>C. It calls them more typical than the originals, and takes the composition down.</summary>
+# <details><summary>C. It rates them as more typical than the originals, and makes the composition worse.</summary>
 #
-# **Right.** $E_{\text{logits}}$ falls with the length without a floor: the improper prior. Longer counts as more
-# ID.
+# **Right.** The prior is improper: $E_{\text{logits}}$ falls with the length without a lower bound. Longer features
+# count as more ID.
 #
 # </details>
 
 # %% [markdown]
 # ## 8. Exercises
 #
-# Each has a hint, and a check that tells you whether you are right, and what is wrong if you are not.
+# Each exercise has a hint and a check. The check says whether your answer is right and, if not, what is wrong.
 
 # %% [markdown]
 # ```{exercise-start} Predict
 # :label: ex-heat-nats
 # ```
-# A recipe says $\lambda=5$ and $T_p=200$. By how many nats of the prior's log-density can the residual move a point? *Hint: section 2.5.*
+# A recipe says $\lambda=5$ and $T_p=200$. By how many nats of the prior's log-density can the residual move a point?
+# *Hint: section 2.5.*
 
 # %% tags=["exercise"]
 nats = ...
@@ -1593,8 +1662,8 @@ check_nats(nats)
 # ```{exercise-start} Compute
 # :label: ex-heat-temperature
 # ```
-# The released recipe for the logits on ImageNet starts with the step $s=10^3$ and the noise $e=10^{-3}$. Which temperature is that, and what do its
-# chains really do? Store the temperature. *Hint: section 2.6.*
+# The released recipe for the logits on ImageNet starts with the step $s=10^3$ and the noise $e=10^{-3}$. Which
+# temperature is that, and what do its chains do in effect? Store the temperature. *Hint: section 2.6.*
 
 # %% tags=["exercise"]
 temperature = ...
@@ -1625,7 +1694,8 @@ temperature = (1e-3) ** 2 / (2 * 1e3)
 check_temperature(temperature)
 
 # %% [markdown]
-# $5\cdot10^{-10}$: gradient descent. The negatives are the lowest points near the starts, not samples.
+# The temperature is $5\cdot10^{-10}$, so the chains do gradient descent. The negatives are local minima near the
+# starts, not samples.
 # ```{solution-end}
 # ```
 
@@ -1633,8 +1703,9 @@ check_temperature(temperature)
 # ```{exercise-start} Change one parameter
 # :label: ex-heat-standardize
 # ```
-# Train the toy hybrid of section 1 again, but leave out `standardize=False`, and store it. Is its *residual alone* better on the far points? Draw its
-# landscape with `landscape(plt.gca(), again.residual, "")`. *Hint: `toy_scores(again.residual)` gives blind and far.*
+# Train the toy hybrid of section 1 again, but leave out `standardize=False`, and store it. Is its *residual alone*
+# better on the far points? Plot its landscape with `landscape(plt.gca(), again.residual, "")`. *Hint:
+# `toy_scores(again.residual)` gives blind and far.*
 
 # %% tags=["exercise"]
 again = ...
@@ -1672,8 +1743,9 @@ print(f"standardised {far_of(again):.3f}, raw {far_of(hybrid):.3f}")
 check_again(again)
 
 # %% [markdown]
-# The data now lie at the scale of the first weights, the kinks of the network pass through them, and outside it goes on in each direction as it left the
-# negatives: somewhat better, and not right everywhere. Nothing in the training asked for either. A detector that relies on it has no ground to.
+# The data now have the scale of the first weights, so the kinks of the network's activation functions lie among them.
+# Outside, the network continues linearly in each direction. That is somewhat better here, but not right everywhere.
+# Training has no influence on these values, so a detector should not rely on them.
 # ```{solution-end}
 # ```
 
@@ -1681,8 +1753,8 @@ check_again(again)
 # ```{exercise-start} Read the law backwards
 # :label: ex-heat-ratio
 # ```
-# By section 2.4 a trained residual tells the density ratio: solve the law for $\log\frac pq$. Apply it to the network `learned[0.25]` at $z=1$ and store the
-# log-ratio. *Hint: `torch.atanh`, and the sign.*
+# By section 2.4 the density ratio can be computed from a trained residual: solve the law for $\log\frac pq$. Apply it
+# to the network `learned[0.25]` at $z=1$ and store the log-ratio. *Hint: `torch.atanh`, and the sign.*
 
 # %% tags=["exercise"]
 ratio = ...
@@ -1730,8 +1802,10 @@ check_ratio(ratio)
 # ```{exercise-start} Derive
 # :label: ex-heat-kept
 # ```
-# The released code keeps the starts: half of the negatives come from the prior $q$, half from the chain ends $r$. Let the chain be perfect, $r=p$. What does the law of
-# section 2.4 become? Store $2\lambda e^*$ at a point where $p=3q$. *Hint: the density of the negatives is $\frac12(p+q)$.*
+# The released code keeps the starts: half of the negatives come from the prior $q$, half from the chain ends $r$. Let
+# the chain be perfect, $r=p$. What does the law of
+# section 2.4 become? Store $2\lambda e^*$ at a point where $p=3q$. *Hint: the density of the negatives is
+# $\frac12(p+q)$.*
 
 # %% tags=["exercise"]
 kept = ...
@@ -1764,18 +1838,20 @@ kept = -(p_ - negatives_) / (p_ + negatives_)
 check_kept(kept)
 
 # %% [markdown]
-# $2\lambda e^*=-\frac{p-\frac12(p+q)}{p+\frac12(p+q)}=-\frac{p-q}{3p+q}$. With ends only and a perfect chain, $r=p$, the residual would be zero: the textbook loss stops
-# when the hybrid is right. With the starts kept it never stops, and the residual is a density ratio against the prior again, damped.
+# $2\lambda e^*=-\frac{p-\frac12(p+q)}{p+\frac12(p+q)}=-\frac{p-q}{3p+q}$. With chain ends only and a perfect chain,
+# $r=p$, the residual would be zero: the textbook loss reaches equilibrium when the hybrid is right. With the starts
+# kept, the residual is again a density ratio against the prior, only damped.
 # ```{solution-end}
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Open: a better opponent
+# ```{exercise-start} Open: better negatives
 # :label: ex-heat-open
 # ```
-# The hybrid on logits of section 3 learned to tell features from noise. Give it better starts, drawn from a Gaussian mixture of the same
-# features. Store that hybrid, fitted on the first network. Does it beat the one of section 3 on near-OOD? *Hint: the option `start` of `ood.ResidualEBM` takes a detector that can be sampled;
-# `options(logits)` has the others.*
+# The hybrid on logits of section 3 learned to distinguish features from noise. Give its chains better starts, drawn
+# from a Gaussian mixture of the same features. Store that hybrid, fitted on the first network. Is it better than the
+# one of section 3 on near-OOD? *Hint: the option `start` of `ood.ResidualEBM` takes a detector that can be sampled;
+# `options(logits)` has the other options.*
 
 # %% tags=["exercise"]
 better = ...
@@ -1812,29 +1888,38 @@ print(f"from noise {near_of(logit_hybrid):.3f}, from the mixture {near_of(better
 check_better(better)
 
 # %% [markdown]
-# The idea: negatives near the data teach what matters near the data. The energy of the logits is the prior, and the mixture only proposes. This is one
-# network. Section 5.1 lets the validation set choose the start on four others, and it does not choose the same everywhere.
+# Negatives near the data teach the residual about the region near the data. The energy of the logits remains the prior;
+# the mixture only supplies the starts. This is one network. In section 5.1 the validation set chooses the start on each
+# real network, and the choice need not be the same everywhere.
 # ```{solution-end}
 # ```
 
 # %% [markdown]
 # ## 9. Take away
 #
-# * The gradient of a log-likelihood needs samples, not the constant: data down, own samples up.
-# * A residual learns a log density ratio, squashed to $\pm1/(2\lambda)$. $\lambda$ and $T_p$ together say how far it may overrule the prior.
-# * On the toy, prior and residual fail in different places: holes here, the far outside there. The sum covers both.
-# * Short chains are biased; where they start decides what the network learns about. Noise and step set a temperature, whether or not it is named.
-# * A residual that separates data from negatives ever better need not detect OOD images ever better: a growing gap is no measure of success.
-# * Never judge HEAT without its untrained composition, nor a hybrid without a reasonable ridge in its prior. Section 5.1 says how much each step gains.
-# * {term}`Representation <representation>` or energy, which of the two failed? For the logits mostly the energy: in
-#   the protocol chapter a Mahalanobis distance on the same logits gives most far images away. Here the residual helps
-#   on far-OOD, and does not reach the mixture.
-# * A prior that is no density stays one after the correction: stretch a feature, and the hybrid on logits finds it more typical.
+# * The gradient of a log-likelihood needs samples, not the constant: it lowers the energy of the data and raises that
+#   of the model's own samples.
+# * A residual learns a log density ratio, squashed to $\pm1/(2\lambda)$. $\lambda$ and $T_p$ together say how far it
+#   may overrule the prior.
+# * On the toy, prior and residual fail in different places: the prior in holes of the data, the residual far outside.
+#   Their sum is right in both.
+# * Short chains are biased; where they start decides which region the network learns about. Noise and step size
+#   together imply a temperature.
+# * A residual can separate data from negatives better and better without detecting OOD images any better: a growing gap
+#   is no measure of success.
+# * Compare HEAT with the untrained composition of its priors, and give the prior of a hybrid a reasonable ridge.
+#   Section 5.1 shows how much each step gains.
+# * Does the {term}`representation` fail, or the energy on it? For the logits it is mostly the energy: in the protocol
+#   chapter a Mahalanobis distance on the same logits detects most far images. Section 5.2 shows how far the residual
+#   closes the gap to the mixture.
+# * If a prior is no density, its hybrid is none either: the hybrid on logits rates a stretched feature as more typical.
 #
-# **In the library:** {py:class}`~ood_lib.detectors.heat.heat.HEAT` and {py:class}`~ood_lib.detectors.heat.hybrid.ResidualEBM`, the priors of {py:mod}`ood_lib.detectors.heat.priors`,
+# **In the library:** {py:class}`~ood_lib.detectors.heat.heat.HEAT` and
+# {py:class}`~ood_lib.detectors.heat.hybrid.ResidualEBM`, the priors of {py:mod}`ood_lib.detectors.heat.priors`,
 # {py:func}`~ood_lib.detectors.heat.langevin.sgld`, and {py:func}`~ood_lib.detectors.compose.compose` for any detectors.
 #
-# **Read on:** the paper {cite:p}`lafon2023heat`; how to train energies {cite:p}`song2021ebm`; what short chains learn instead of a density
+# **Read on:** the paper {cite:p}`lafon2023heat`; how to train energies {cite:p}`song2021ebm`; what short chains learn
+# instead of a density
 # {cite:p}`nijkamp2019shortrun`; noise-contrastive estimation {cite:p}`gutmann2010nce`.
 
 # %% tags=["hide-input"]

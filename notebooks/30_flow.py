@@ -9,23 +9,10 @@
 # %% [markdown]
 # # Feature flows: bend the data into a Gaussian
 #
-# ```{admonition} Before you start
-# :class: tip
-# **You will learn** to build a density that you can evaluate exactly, from layers that you can invert; why such a density
-# can fail on pixels and work on features; what it does when the data lie on a sphere; and whether training longer helps or
-# hurts, measured instead of assumed.
-#
-# **You need** the normal distribution, the determinant of a matrix, and enough PyTorch to read a small network.
-#
-# **It takes** 40 minutes to read. The last lines of the page say how long this very run took, and how much memory.
-# No GPU, no download.
-#
-# **The claim** of {cite:t}`cook2024flow` in one sentence: fit a normalizing flow to the normalised features of any
-# pretrained network for one epoch, without labels and without OOD data, and minus its log-density detects far-OOD images
-# better than what came before.
-# ```
+# Train an invertible network that maps the features of ID images to a standard normal: minus the log-density that it assigns to an image
+# is the OOD {term}`score`.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-cell"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
 import re
@@ -52,10 +39,49 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% [markdown]
+# ```{admonition} In one minute
+# :class: tip
+# **The claim** of {cite:t}`cook2024flow`: fit a normalizing flow to the normalised features of any
+# pretrained network for one epoch, without labels and without OOD data, and minus its log-density detects far-OOD images
+# better than what came before.
+#
+# <!-- made by ood-book sync -->
+# **What we found.** AUROC of *the paper's way* minus that of *the energy of the logits*, in points, with the 95 % interval:
+#
+# | network | near-OOD | far-OOD |
+# |---|---|---|
+# | our ResNet-9 on CIFAR-10 | **worse** −3.4 [−4.3, −2.5] | **better** +1.2 [+0.5, +1.9] |
+# | DenseNet on CIFAR-10 | **worse** −10.2 [−11.7, −8.8] | **better** +3.3 [+2.5, +4.1] |
+# | ResNet-56 on CIFAR-10 | **worse** −6.8 [−8.1, −5.6] | **better** +5.2 [+4.4, +6.0] |
+# | DenseNet on CIFAR-100 | **worse** −20.5 [−22.8, −18.2] | **better** +12.1 [+10.5, +13.6] |
+# | small networks on digits | **cannot tell** +1.1 [−0.5, +2.7] | **cannot tell** +14.3 [−1.1, +29.8] |
+#
+# - *the flow* against *the Mahalanobis distance with a ridge*: **level on near-OOD, better on far-OOD** (our ResNet-9 on CIFAR-10); **worse on both** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **better on near-OOD, worse on far-OOD** (ResNet-56 on CIFAR-10); **level on near-OOD, worse on far-OOD** (small networks on digits)
+# - *the flow* against *KNN*: **worse on near-OOD, better on far-OOD** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10); **worse on near-OOD, level on far-OOD** (DenseNet on CIFAR-10); **worse on both** (DenseNet on CIFAR-100); **better on both** (small networks on digits)
+#
+# This is the stored run `ood-book run 30_flow` of 2026-11-29, whatever this page is run with.
+#
+# **It takes** 28 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
+# <!-- end -->
+#
+# **Use it** when you need a density of features that you can evaluate exactly, and have no labels.
+#
+# **Do not** take a higher likelihood for a better detector, and compare with the Mahalanobis distance with a ridge, which needs no training.
+# ```
+#
+# ```{admonition} Before you start
+# :class: dropdown
+# **You will learn** to build a density that you can evaluate exactly, from layers that you can invert; why such a density
+# can fail on pixels and work on features; what it does when the data lie on a sphere; and whether training longer helps or
+# hurts, measured instead of assumed.
+#
+# **You need** the normal distribution, the determinant of a matrix, and enough PyTorch to read a small network.
+# ```
+#
 # These are the parameters of the page. Change a value and run the notebook again, or pass it on the command line:
 # `ood-book run flow -p noise 0.2 -p seeds 3`.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
@@ -108,16 +134,13 @@ warnings.filterwarnings("ignore", message=".* never vary")  # dead units, blank 
 torch.manual_seed(seed)
 generator = torch.Generator().manual_seed(seed)
 
-# %% tags=["hide-input"]
-
 # %% [markdown]
 # ## 1. The idea on a toy
 #
 # ### 1.1 One dimension
 #
-# You know one density by heart, the standard normal $p_0$. Take a map $f$ that only ever goes up, and say: *$x$ is
-# whatever lands on a standard normal $u$ when I apply $f$*. **What is the density of $x$?** The obvious guess is
-# $p_0(f(x))$. Test it: a density has mass one.
+# You know the density of the standard normal, $p_0$. Take an increasing map $f$, and define $x$ by $f(x)=u$, where $u$
+# is standard normal. **What is the density of $x$?** The obvious guess is $p_0(f(x))$. Test it: a density has mass one.
 
 # %%
 def f(x):
@@ -135,7 +158,7 @@ masses = [torch.trapezoid(p, x).item() for p in (guess, density)]
 assert abs(masses[1] - 1) < 1e-6
 print("mass of the guess {:.3f}, with the stretch {:.3f}".format(*masses))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: the map f carries boxes of x to boxes of u. The bands have equal mass. Where f is flat, a wide box of x must share the mass of a narrow box of u; where f is steep, mass is squeezed. Right: the guess misses this, the stretch puts it in; the bars are samples.", "name": "fig-flow-one"}, "image": {"alt": "Left, an increasing cubic curve u = f(x) with horizontal bands of equal normal mass and their vertical counterparts on the x axis, wide in the middle and narrow on both sides. Right, a histogram of samples with two humps; the density with the stretch follows it, the guess without it is a single plateau."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: the map f carries intervals of x to intervals of u. The bands have equal mass. Where f is flat, a wide interval of x has the mass of a narrow interval of u; where f is steep, the mass is concentrated. Right: the guess ignores this, the factor f' accounts for it; the bars are samples.", "name": "fig-flow-one"}, "image": {"alt": "Left, an increasing cubic curve u = f(x) with horizontal bands of equal normal mass and their vertical counterparts on the x axis, wide in the middle and narrow on both sides. Right, a histogram of samples with two humps; the density with the stretch follows it, the guess without it is a single plateau."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.8))
 levels = Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95, 7)).double()
 places = torch.stack([x[(f(x) - level).abs().argmin()] for level in levels])
@@ -154,18 +177,18 @@ right.legend(loc="lower center", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# A small box of width $\mathrm dx$ goes to one of width $f'(x)\,\mathrm dx$ and keeps its mass, so
-# $p(x)\,\mathrm dx = p_0(f(x))\,f'(x)\,\mathrm dx$. One fixed Gaussian and one monotone map made a density with two
-# humps, and we can evaluate it exactly, without a normalising constant. **A normalizing flow is this, in many
-# dimensions, with a map that learns.**
+# A small interval of width $\mathrm dx$ is mapped to one of width $f'(x)\,\mathrm dx$ and keeps its mass, so
+# $p(x)\,\mathrm dx = p_0(f(x))\,f'(x)\,\mathrm dx$. One fixed Gaussian and one monotone map give a density with two
+# modes, and we can evaluate it exactly, without an unknown normalising constant. **A normalizing flow does the same in
+# many dimensions, with a map that is learned.**
 #
 # ### 1.2 Two dimensions
 #
-# A ring and two arcs: three classes that no Gaussian fits. A Gaussian mixture, one component per class, has *blind
-# spots*: its own samples that lie more than 0.5 from every training point. Who does better? Three rivals: *HEAT*, the
-# hybrid of the chapter before, which adds to the mixture's {term}`energy` a small network $E_\theta$; a *flow*, whose eight
-# {term}`couplings <coupling>` (section 2.2 says what they are) turn the plane; and a flow with one Gaussian per class in
-# its base.
+# The toy data are a ring and two arcs: three classes that no Gaussian fits. A Gaussian mixture, one component per
+# class, has *blind spots*: samples of its own that lie more than 0.5 from every training point. Which model does
+# better? We compare three. *HEAT*, the hybrid of the previous chapter, adds a small network $E_\theta$ to the mixture's
+# {term}`energy`. A *flow* transforms the plane by eight {term}`couplings <coupling>` (section 2.2 explains them). The
+# third model is a flow with one Gaussian per class in its base.
 
 # %%
 toy = ring_and_arcs(seed=seed)
@@ -206,19 +229,18 @@ def steps_of(points):
 explorables.show(
     explorables.flow_layers(steps_of(toy.points[::7]), steps_of(toy.far[::8]), reach=7),
     caption="Where does the flow send the points? Drag the slider from layer to layer: the ring and the arcs end as one Gaussian "
-    "cloud. See which OOD points land outside the rings, where a Gaussian has little mass, and which do not.",
+    "cloud. Check which OOD points end outside the rings, where a Gaussian has little mass, and which do not.",
     alt_text="Points in the plane with rings at one, two and three standard deviations. A slider moves them through the layers of "
     "the trained flow: blue ID points go from a ring and two arcs to a round cloud, pink OOD points to places around and in it.",
 )
 
 # %% [markdown]
-# Does the mass come out as one in the plane too? Sum the density over a fine grid. And where do the models put what they
-# draw? A mixture and a flow can be drawn from directly. HEAT cannot, but here its density is
-# $q(z)\,e^{-E_\theta(z)}/Z$ with the mixture $q$: draw from $q$, and let a draw survive with weight
-# $e^{-E_\theta}$. Its constant $Z$ is the mass that the grid finds. In the plane you can afford that; in 64 dimensions
-# nobody can.
+# Is the mass one in the plane too? Sum the density over a fine grid. And where do the samples of the models lie? You
+# can sample from a mixture and from a flow directly. For HEAT you cannot, but here its density is
+# $q(z)\,e^{-E_\theta(z)}/Z$ with the mixture $q$: draw from $q$, and resample the draws with weights $e^{-E_\theta}$.
+# The constant $Z$ is the mass on the grid. This is feasible in the plane, but not in 64 dimensions.
 
-# %%
+# %% tags=["hide-input"]
 def away(points):  # distance to the nearest training point
     return torch.cdist(points, toy.points).amin(1)
 
@@ -231,7 +253,7 @@ weights = (-hybrid.residual(drawn["HEAT"])).softmax(0).detach()
 drawn["HEAT"] = drawn["HEAT"][weights.multinomial(8000, True, generator=generator)]
 held = ring_and_arcs(seed=seed + 1).points  # fresh ID points
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for name, model in models.items():
     with torch.no_grad():
@@ -247,7 +269,7 @@ toy_table = pd.DataFrame(rows, columns).T
 assert toy_table["mass"].drop("HEAT").sub(1).abs().max() < 0.01
 toy_table.style.format("{:.3f}", "mass").format("{:.2f}", columns[1]).format("{:.1f}", columns[2:])
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy −log p of each model over the plane (dark = low = like the data), with training points. The mixture fills the ring and the arcs. HEAT lifts the holes, and stays broad. The flows bend towards the shapes. They leave the opening of the arcs nearly empty, less so the hole of the ring, and bridges of low energy remain between the shapes.", "name": "fig-flow-landscapes"}, "image": {"alt": "Four panels of the plane, coloured by energy. For the Gaussian mixture, three broad dark ellipses cover the ring and the arcs with their holes. For HEAT, the ring and the arcs are dark and their holes lighter, but low energy reaches beyond the data. For both flows, dark bands follow the ring and the arcs; the hole of the ring stays of middle energy, the opening of the arcs is partly light, and dark bridges join the ring to the arcs."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Energy −log p of each model over the plane (dark = low = like the data), with training points. The mixture fills the ring and the arcs. HEAT raises the energy in the holes but remains broad. The flows follow the shapes. They assign little density to the opening of the arcs and somewhat more to the hole of the ring, and bridges of low energy remain between the shapes.", "name": "fig-flow-landscapes"}, "image": {"alt": "Four panels of the plane, coloured by energy. For the Gaussian mixture, three broad dark ellipses cover the ring and the arcs with their holes. For HEAT, the ring and the arcs are dark and their holes lighter, but low energy reaches beyond the data. For both flows, dark bands follow the ring and the arcs. The hole of the ring has a medium energy, the opening of the arcs is partly light, and dark bridges join the ring to the arcs."}}
 zoom = torch.cartesian_prod(torch.linspace(-7, 6.5, 271), torch.linspace(-4.5, 4.5, 181))
 figure, axes = plt.subplots(2, 2, figsize=(plots.FULL, 4.4), sharex=True, sharey=True)
 for ax, (name, model) in zip(axes.flat, models.items()):
@@ -264,29 +286,29 @@ plt.show()
 # %% tags=["hide-input"]
 blind_of, off_of = (toy_table[name] for name in (columns[2], columns[4]))
 display(Markdown(
-    f"On its own blind spots the mixture reaches {blind_of['GMM']:.1f} % (a coin: 50). HEAT reaches {blind_of['HEAT']:.1f} %, the flow "
-    f"**{blind_of['flow']:.1f} %**. That compares *detectors*. As *densities*: a fresh point costs HEAT "
-    f"{toy_table.loc['HEAT', columns[1]]:.2f} nats and the flow {toy_table.loc['flow', columns[1]]:.2f}, and {off_of['HEAT']:.0f} % of "
-    f"HEAT's draws lie off the data ({off_of['GMM']:.0f} % of the mixture's). They learn at the same rate, but HEAT by another loss and with "
+    f"On its own blind spots the mixture has an AUROC of {blind_of['GMM']:.1f} % (chance: 50). HEAT has {blind_of['HEAT']:.1f} %, the flow "
+    f"**{blind_of['flow']:.1f} %**. This compares *detectors*. Compared as *densities*, −log p of a fresh point is on average "
+    f"{toy_table.loc['HEAT', columns[1]]:.2f} nats under HEAT and {toy_table.loc['flow', columns[1]]:.2f} under the flow, and {off_of['HEAT']:.0f} % of "
+    f"HEAT's samples lie off the data ({off_of['GMM']:.0f} % of the mixture's). The learning rates are equal, but HEAT has another loss and "
     f"twice the updates, so the difference in nats has no single cause. {off_of['flow']:.1f} % of the flow's samples lie off the data as well: a "
-    "continuous map with an inverse cannot tear one connected Gaussian into pieces, so *bridges* of density remain. With one Gaussian per "
+    "continuous invertible map cannot tear one connected Gaussian into pieces, so *bridges* of density remain. With one Gaussian per "
     f"class in the base, which needs labels, the share is {off_of['flow, classes in its base']:.1f} %. This is one model each, from one seed: "
     "enough to see that bridges remain, not to rank the flows."
 ))  # fmt: skip
 
 # %% [markdown]
-# The flow gives an exact density without the mixture's blind spots, but with bridges. Whether bridges let real OOD points pass, this
-# toy cannot say, because its far points lie elsewhere; section 7 returns to it. The price of the exact density is that every
-# layer must be invertible, while HEAT's network may have any form, because its constant is never computed.
+# The flow gives an exact density without the mixture's blind spots, but with bridges. This toy cannot show whether OOD
+# points in the bridges go undetected, because its far points lie elsewhere; section 7 returns to this. An exact density
+# requires that every layer is invertible. HEAT's network may have any form, because its constant is never computed.
 
 # %% [markdown]
 # ## 2. Derivation
 #
 # ### 2.1 From one dimension to K
 #
-# Let $f:\mathbb R^K\to\mathbb R^K$ be smooth with a smooth inverse, and $u=f(z)\sim p_0$. Around $z$, $f$ is its
-# Jacobian matrix $J_f(z)$, and a matrix turns a small box of volume $v$ into one of volume $\lvert\det J_f(z)\rvert\,v$.
-# Mass is kept. Divide by $v$ and take logarithms:
+# Let $f:\mathbb R^K\to\mathbb R^K$ be smooth with a smooth inverse, and $u=f(z)\sim p_0$. Close to $z$, $f$ acts like
+# its Jacobian matrix $J_f(z)$, which maps a small box of volume $v$ to one of volume $\lvert\det J_f(z)\rvert\,v$. The
+# mass does not change. Divide by $v$ and take logarithms:
 #
 # $$\boxed{\;\log p(z) = \log p_0(f(z)) + \log\lvert\det J_f(z)\rvert\;}$$
 #
@@ -295,12 +317,13 @@ display(Markdown(
 # maximise $\frac1N\sum_n\log p_\theta(z_n)$. Up to the entropy of the data, which no weight changes, this minimises
 # $\mathrm{KL}(p_\text{data}\,\Vert\,p_\theta)$.
 #
-# A determinant of a $K\times K$ matrix costs $K^3$ operations, at every point and every update. All the art of flows
-# is in maps for which it is cheap.
+# The determinant of a $K\times K$ matrix costs about $K^3$ operations, at every point and every update. Flows are
+# therefore built from maps whose determinant is cheap.
 #
 # ### 2.2 The coupling
 #
-# Split $z$ into halves $(a, b)$. Leave $a$ alone, and let it decide how $b$ moves {cite:p}`dinh2017realnvp`:
+# Split $z$ into halves $(a, b)$. Leave $a$ unchanged, and let it determine how $b$ is transformed
+# {cite:p}`dinh2017realnvp`:
 #
 # $$y_a = a,\qquad y_b = \bigl(b - t(a)\bigr)\odot e^{-s(a)} .$$
 #
@@ -309,9 +332,9 @@ display(Markdown(
 # $$J = \begin{pmatrix} I & 0\\ \ast & \mathrm{diag}\,e^{-s(a)}\end{pmatrix},\qquad
 # \log\lvert\det J\rvert = -\sum_j s_j(a).$$
 #
-# It is triangular, so the corner $\ast$, which holds all the derivatives of the networks, does not matter. The inverse
-# is as cheap: $a$ is still there, so $b = y_b\odot e^{s(a)}+t(a)$. The networks are never inverted. Here it is in five
-# lines, beside a full Jacobian by autograd, and beside the library:
+# The matrix is triangular, so the block $\ast$, which holds all derivatives of the networks, does not enter the
+# determinant. The inverse is as cheap: $y$ still contains $a$, so $b = y_b\odot e^{s(a)}+t(a)$. The networks are never
+# inverted. Here is the coupling in five lines, compared with a full Jacobian by autograd and with the library:
 
 # %%
 K = 6
@@ -333,7 +356,7 @@ J = torch.stack([jacobian(lambda r: couple(r[None])[0][0], r) for r in z])
 assert torch.allclose(log_det, torch.linalg.slogdet(J).logabsdet, atol=1e-5)
 assert torch.allclose(y, layer(z)[0]) and torch.allclose(layer.inverse(y), z, atol=1e-4)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Absolute Jacobian of one coupling at one point, by autograd. Above the diagonal it is zero; the first half of the diagonal is one. The log-determinant reads the last three diagonal entries and nothing else.", "name": "fig-flow-jacobian"}, "image": {"alt": "A six by six matrix as a heat map. The upper left three by three block is the identity, the upper right block is zero, the lower left block is full of values, and the lower right block is diagonal."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Absolute Jacobian of one coupling at one point, by autograd. Above the diagonal it is zero; the first half of the diagonal is one. The log-determinant depends only on the last three diagonal entries.", "name": "fig-flow-jacobian"}, "image": {"alt": "A six by six matrix as a heat map. The upper left three by three block is the identity, the upper right block is zero, the lower left block is full of values, and the lower right block is diagonal."}}
 figure, ax = plt.subplots(figsize=(plots.HALF, 2.7))
 shown = ax.imshow(J[0].abs(), cmap="viridis")
 for i in range(K):
@@ -349,26 +372,27 @@ plt.show()
 # %% [markdown]
 # ### 2.3 Three more parts
 #
-# * **Clamp.** Nothing stops $e^{-s}$ from growing without bound. The library uses $s=c\tanh(\tilde s/c)$ with $c=2$:
-#   no coordinate is stretched by more than $e^2$ per layer. The released code of the paper has no clamp.
-# * **Mixing.** A coupling moves half of the coordinates, so the next one must see other halves. A fixed random rotation
-#   $Q$ mixes all of them, at $\log\lvert\det Q\rvert=0$. The paper learns a matrix in the form $PLU$, whose log-determinant
-#   is a sum over the diagonal of $U$ {cite:p}`kingma2018glow`.
+# * **Clamp.** Without a limit, $e^{-s}$ can grow without bound. The library uses $s=c\tanh(\tilde s/c)$ with $c=2$: no
+#   coordinate is stretched by more than $e^2$ per layer. The released code of the paper has no clamp.
+# * **Mixing.** A coupling changes half of the coordinates, so the next one must split them differently. A fixed random
+#   rotation $Q$ mixes all of them, with $\log\lvert\det Q\rvert=0$. The paper learns a matrix in the form $PLU$, whose
+#   log-determinant is a sum over the diagonal of $U$ {cite:p}`kingma2018glow`.
 # * **ActNorm.** $y=(x-m)/\sigma$ per coordinate, log-determinant $-\sum_j\log\sigma_j$. $m$ and $\sigma$ start as mean
 #   and deviation of the first batch and are then trained.
 #
 # ### 2.4 The start is a Gaussian
 #
 # The last layer of every net starts at zero, hence $s=t=0$ and each coupling starts as the identity. Put a *whitening*
-# $y = A(z-\mu)$ with $A^\top A=\Sigma^{-1}$ in front and train nothing. What is left of the boxed formula?
+# $y = A(z-\mu)$ with $A^\top A=\Sigma^{-1}$ in front, and do not train. What does the boxed formula then give?
 #
 # $$\begin{aligned}
 # -\log p(z) &= \tfrac12\lVert A(z-\mu)\rVert^2 + \tfrac12\log\det\Sigma + \tfrac K2\log 2\pi\\
 # &= \tfrac12\underbrace{(z-\mu)^\top\Sigma^{-1}(z-\mu)}_{\text{squared Mahalanobis distance}} + \text{const}.
 # \end{aligned}$$
 #
-# **A feature flow is a Mahalanobis distance that learns.** With one Gaussian per class in the base, and $\Sigma$ the
-# covariance inside the classes, the start is the tied Gaussian mixture. Both are exact, and both can be tested:
+# **A feature flow is a Mahalanobis distance that is then trained further.** With one Gaussian per class in the base,
+# and $\Sigma$ the covariance inside the classes, the start is the tied Gaussian mixture. Both are exact, and both can
+# be tested:
 
 # %%
 rows, mix = (torch.randn(n, K, generator=generator).double() for n in (500, K))
@@ -390,13 +414,14 @@ assert torch.allclose(with_classes, ood.GMM(ridge=0).fit(train).score(train))
 #
 # The paper divides each feature by its length. So the features lie on a sphere, a set without volume in $\mathbb R^K$.
 # **What is the largest likelihood that a flow can reach there?** Shrink the direction across the sphere by a factor
-# $\varepsilon$: the mass stays, the volume shrinks, and every point gains $-\log\varepsilon$. There is no ceiling. A flow
-# that trains long enough can spend itself on this game. The same happens with units that never fire and with units that
-# copy each other.
+# $\varepsilon$: the mass stays, the volume shrinks, and every point gains $-\log\varepsilon$. So the likelihood has no
+# upper bound, and a long training can go on increasing it without learning anything about the data along the sphere.
+# The same happens with units that are always zero and with units that duplicate each other.
 #
-# The cure is to ask another question: add noise, $z+\sigma n$ with $n\sim N(0, I)$, fresh in each batch. The blurred
-# data fill the space, and the likelihood has a ceiling, minus their entropy. For a circle of radius 1 and small $\sigma$,
-# the circle contributes $\log 2\pi$ and the Gaussian across it $\frac12\log(2\pi e\sigma^2)$:
+# The remedy is to change the data: add noise, $z+\sigma n$ with $n\sim N(0, I)$, fresh in each batch. The noisy data
+# fill the space, and the likelihood has an upper bound, a *ceiling*, which is minus their entropy. For a circle of
+# radius 1 and small $\sigma$, the circle contributes $\log 2\pi$ and the Gaussian across it
+# $\frac12\log(2\pi e\sigma^2)$:
 #
 # $$\max_\theta\ \mathbb E\log p_\theta = -\log 2\pi - \tfrac12\log(2\pi e\,\sigma^2).$$
 
@@ -432,21 +457,22 @@ ax.legend(loc="lower right", fontsize=8)
 plt.show()
 
 # %% [markdown]
-# So the likelihood of normalised features without noise has no upper limit, and a high value says nothing about the fit. The
-# library trains on noisy features by default (`noise`); the paper does not. Section 3 measures what the noise does to
-# detection, and how to choose it: the likelihood cannot, because with more noise it is the likelihood of other data.
+# So the likelihood of normalised features without noise has no upper limit, and a high value says nothing about the
+# fit. The library trains on noisy features by default (`noise`); the paper does not. Section 3 measures how the noise
+# affects detection, and how to choose its level. The likelihood cannot choose it, because more noise makes other data.
 #
 # ### 2.6 What a density does not tell
 #
 # Two warnings, before you trust "unlikely = unusual".
 #
-# * **The mode is not typical.** If the flow fits, $\lVert u\rVert^2$ of ID data follows a $\chi^2_K$ law: mean $K$,
-#   deviation $\sqrt{2K}$. The origin has the highest density of the base, and hardly a point comes near it. An input *blander* than any training image
-#   may map near it and get a higher likelihood than real data {cite:p}`nalisnick2019know`.
-# * **Density depends on the ruler.** Apply any invertible $g$ to the data and $\log p$ changes by
-#   $\log\lvert\det J_g\rvert$, point by point, so the order of two points can flip though no information was lost
-#   {cite:p}`lelan2021perfect`. Linear maps only shift all values. So "$-\log p$ of the *features*" is a choice: the
-#   network is the ruler.
+# * **The mode is not typical.** If the flow fits, $\lVert u\rVert^2$ of ID data follows a $\chi^2_K$ distribution, with
+#   mean $K$ and standard deviation $\sqrt{2K}$. The origin has the highest density of the base, and hardly a point
+#   comes near it. An input *blander* than any training image may map near it and get a higher likelihood than real data
+#   {cite:p}`nalisnick2019know`.
+# * **Density depends on the coordinates.** Apply any invertible $g$ to the data and $\log p$ changes by
+#   $\log\lvert\det J_g\rvert$, point by point. So the order of two points can be reversed although no information was
+#   lost {cite:p}`lelan2021perfect`. Linear maps only shift all values. So "$-\log p$ of the *features*" is a choice:
+#   the network defines the coordinates.
 
 # %% [markdown]
 # ## 3. Training
@@ -454,7 +480,7 @@ plt.show()
 # The flow needs features, and features need a network. Train the same small residual networks as in the other
 # chapters, several of them, from different seeds.
 
-# %%
+# %% tags=["hide-input"]
 features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
@@ -473,21 +499,21 @@ if bench:
     plots.benchmark_images(bench)
     plt.show()
 
-# %%
+# %% tags=["hide-input"]
 F1.test
 
 # %% [markdown]
-# The claim is about real networks, so judge it there: on four networks trained on CIFAR-10 or CIFAR-100, whose features
-# come with the library. **Two choices have to be made, and OOD test images may make neither.**
+# The paper's claim is about networks trained on photographs, so test it on four networks trained on CIFAR-10 or
+# CIFAR-100, whose features come with the library. **Two choices have to be made, and neither may use OOD test images.**
 #
-# * **When to stop**: at the look with the best likelihood of *held-out ID features*, a tenth of the training rows. The
-#   paper stops after one epoch and says that longer training detects worse. Its epoch has 5,125 batches, an epoch here about
-#   twenty. So count *updates*.
-# * **How much noise**: likelihoods under different noise cannot be compared (section 2.5). So take the noise with the best
-#   AUROC of ID validation images against *validation OOD images*: every second image of Tiny ImageNet. Only the other half
-#   is judged.
+# * **When to stop**: where the likelihood of *held-out ID features*, a tenth of the training rows, is highest. It is
+#   evaluated several times during training. The paper stops after one epoch and says that longer training detects
+#   worse. Its epoch has 5,125 batches, an epoch here about twenty. So count *updates*.
+# * **How much noise**: likelihoods under different noise cannot be compared (section 2.5). So take the noise with the
+#   best AUROC of ID validation images against *validation OOD images*: every second image of Tiny ImageNet. Only the
+#   other half is used for testing.
 
-# %%
+# %% tags=["hide-input"]
 def halved(f):
     """A network without every second image of Tiny ImageNet, and these images."""
     tiny = f.near["tiny_imagenet"]
@@ -517,7 +543,7 @@ def watch(f, valid, **options):
     return flow, pd.DataFrame(rows).assign(kept=lambda t: t.index == t["val"].idxmax())
 
 
-# %%
+# %% tags=["hide-input"]
 PAPER, OURS = "no noise", f"noise {noise:g}"
 ways = {PAPER: {"noise": 0.0, "whiten": False}}
 ways |= {f"noise {level:g}": {"noise": level} for level in sorted({noise, *noises})}
@@ -535,11 +561,11 @@ looks = pd.concat(looks) if looks else pd.DataFrame()
 # %% [markdown]
 # ### 3.1 The choices
 #
-# On a wide network two ways to train are compared, on a narrow one more. *No noise* is the paper's way: ActNorm standardises
-# each coordinate, and training begins there. With noise, training begins from the whitened Gaussian of section 2.4.
-# *Classes* puts one Gaussian per class into the base and reads labels. *The paper's layers* is its architecture, trained without
-# noise for as many updates as ours, at a higher rate than in the paper: its own $10^{-5}$ is made for 5,125 updates, and no
-# larger rate makes fewer updates equivalent to them.
+# On a wide network two ways to train are compared, on a narrow one more. *No noise* is the paper's way: ActNorm
+# standardises each coordinate, and training starts from there. With noise, training starts from the whitened Gaussian
+# of section 2.4. *Classes* puts one Gaussian per class into the base and uses labels. *The paper's layers* is the
+# paper's architecture, trained without noise for as many updates as ours and at a higher learning rate. (The paper's
+# own rate of $10^{-5}$ is meant for 5,125 updates. A larger rate does not make fewer updates equivalent to those.)
 
 # %% tags=["hide-input"]
 chosen = {}
@@ -552,10 +578,10 @@ if len(looks):
         cells[title] = [f"{100 * a:.1f} → {100 * b:.1f}" for a, b in zip(start[key], kept[key])]
     shown = pd.DataFrame(cells, kept.index)
     bold = [way == chosen[n] for n, way in shown.index]
-    caption = "AUROC in %, start → update kept by the held-out ID likelihood; bold: the way that the validation OOD images choose"
+    caption = "AUROC in %, start → update chosen by the held-out ID likelihood; bold: the way chosen on the validation OOD images"
     display(shown.style.apply(lambda c: ["font-weight: bold" if b else "" for b in bold]).set_caption(caption))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training on the features of real networks, one column each. Above: log-density of held-out ID features (solid) and of training batches (dotted), minus its value at the start. Middle and below: AUROC on near-OOD and far-OOD sets. Circles: the update kept by the held-out likelihood. Lines are means over the flows of a network. Each panel has its own scale, logarithmic beyond 10 nats; an AUROC that begins lower comes from below.", "name": "fig-flow-updates"}, "image": {"alt": "Three rows of panels, one column for each network, against the number of updates. In each panel one line for training without noise and one with noise. Without noise, likelihood gains tens to hundreds of nats, and AUROC rises steeply from a low start within the first looks. With noise, likelihood gains a few nats, training and held-out lines stay together, and AUROC begins high and rises slowly."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Training on the features of real networks, one column each. Above: log-density of held-out ID features (solid) and of training batches (dotted), minus its value at the start. Middle and below: AUROC on near-OOD and far-OOD sets. Circles: the update chosen by the held-out likelihood. Lines are means over the flows of a network. Each panel has its own scale, logarithmic beyond 10 nats; an AUROC curve may start below its panel.", "name": "fig-flow-updates"}, "image": {"alt": "Three rows of panels, one column for each network, against the number of updates. In each panel one line for training without noise and one with noise. Without noise, likelihood gains tens to hundreds of nats, and AUROC rises steeply from a low start within the first looks. With noise, likelihood gains a few nats, training and held-out lines stay together, and AUROC begins high and rises slowly."}}
 if len(looks):
     figure, axes = plt.subplots(3, len(real), figsize=(plots.FULL, 5), sharex=True, squeeze=False, layout="constrained")
     for column, (name, own) in zip(axes.T, looks.groupby("network", sort=False)):
@@ -585,32 +611,33 @@ def story(name, way):
     mean = looks[(looks["network"] == name) & (looks["way"] == way)].groupby("update")[["val", "near", "far"]].mean()
     both = 100 * mean[["near", "far"]].mean(axis=1)
     top, best, last = mean["val"].idxmax(), both.idxmax(), both.index[-1]
-    held = f"highest after {top}" if top < last else "still rising"
+    held = f"highest after {top} of {last} updates" if top < last else f"still rising after {last} updates"
     return (
-        f"* **{name}**, {way}: of {last} updates, held-out likelihood is {held}; mean AUROC is {both.iloc[0]:.1f} at the start, "
-        f"{both[top]:.1f} at that look, {both[best]:.1f} at best (after {best}) and {both[last]:.1f} at the end."
+        f"* **{name}**, {way}: held-out likelihood is {held}. Mean AUROC is {both.iloc[0]:.1f} % at the start, "
+        f"{both[top]:.1f} % at that update, {both[best]:.1f} % at best (after {best}) and {both[last]:.1f} % at the end."
     )
 
 
 display(Markdown("\n".join(story(name, way) for name in real for way in (PAPER, OURS)) or "No bank was given."))
 
 # %% [markdown]
-# Is more training worse? Read three things off each line. *The start*: ActNorm ignores correlations between features, so
-# without whitening the flow may begin below chance and has to learn what a covariance would have given it. *The likelihood*: a
-# held-out curve that bends down while the training curve climbs is overfitting, and a few thousand rows allow a lot of it;
-# noise differs in each batch and prevents it. *The AUROC at the circle*: where it lies below the best AUROC, the ID likelihood
-# stopped too late or too early for detection. That can happen, because it measures density and not separation, but no fair rule
-# sees the difference.
+# Is more training worse? Each curve shows three things. *The start*: ActNorm ignores correlations between features, so
+# without whitening the flow may start below chance, and has to learn what a covariance matrix would have given it. *The
+# likelihood*: where the held-out curve falls while the training curve rises, the flow overfits, which is easy with a
+# few thousand rows. Noise prevents this, because it differs in each batch. *The AUROC at the circle*: where it lies
+# below the best AUROC, the ID likelihood stopped too late or too early for detection. That can happen, because
+# likelihood measures density and not separation. Only OOD test images would show it, so no fair rule can avoid it.
 #
-# The *best* AUROC of a curve is picked after the fact and is no result. The results are the circles, and section 5 judges them.
+# The *best* AUROC of a curve is selected on the test images, so it is not a result. The results are the circles, and
+# section 5 tests them.
 
 # %% [markdown]
 # ## 4. Looking inside
 #
 # ### 4.1 What does the flow generate?
 #
-# Draw features from the flow and lay them out together with real ones. UMAP keeps neighbours together; distances between
-# clusters mean little {cite:p}`mcinnes2018umap`.
+# Sample features from the flow and embed them together with real ones. UMAP keeps neighbours together; distances
+# between clusters mean little {cite:p}`mcinnes2018umap`.
 
 # %%
 flow = ood.FeatureFlow(updates=updates, noise=noise, seed=seed).fit(F1.train)
@@ -624,7 +651,7 @@ picked = {k: v[torch.randperm(len(v), generator=generator)[: umap_points // 4]] 
 picked = {k: F.normalize(v, dim=1) for k, v in picked.items()} | {"other": dreams}
 points = plots.umap(torch.cat(list(picked.values())), seed)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of normalised features and of samples drawn from the flow (green diamonds). Look for samples on the islands of the classes, and for samples between them: bridges. Distances between islands carry no meaning.", "name": "fig-flow-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID points gather in islands by class. Green flow samples lie on the islands and, many of them, between. Orange near-OOD triangles fill the middle between the islands; pink far-OOD squares form several clusters, some beside the islands and some apart."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of normalised features and of samples drawn from the flow (green diamonds). Some samples lie on the islands of the classes, and some between them, on bridges. Distances between islands carry no meaning.", "name": "fig-flow-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID points gather in islands by class. Green flow samples lie on the islands and, many of them, between. Orange near-OOD triangles fill the middle between the islands; pink far-OOD squares form several clusters, some beside the islands and some apart."}}
 groups = np.repeat(list(picked), [len(v) for v in picked.values()])
 ax = plots.embedding(points, {k: groups == k for k in picked})
 for text in ax.get_legend().get_texts():
@@ -634,9 +661,9 @@ plt.show()
 # %% [markdown]
 # ### 4.2 Two reasons to be unlikely
 #
-# A {term}`score` of $-\log p$ has two parts, and the boxed formula keeps them apart: how far out the latent lies,
-# $\frac12\lVert u\rVert^2$, and how much the flow stretches there, $\log\lvert\det J\rvert$. **Which of the two gives
-# OOD away?**
+# In the boxed formula the {term}`score` $-\log p$ has two parts: how far from the origin the latent lies,
+# $\frac12\lVert u\rVert^2$, and how much the flow stretches there, $\log\lvert\det J\rvert$. **Which of the two detects
+# OOD images?**
 
 # %%
 @torch.no_grad()
@@ -654,7 +681,7 @@ half, log_det = parts["id"]
 log_p = -half + log_det - K / 2 * math.log(2 * math.pi)  # the boxed formula
 assert torch.allclose(log_p, flow.log_prob(F1.test.penultimate), atol=1e-3)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The latent picture. Each image by half the squared length of its latent (logarithmic) and by the log-determinant at its feature. Grey lines join points of equal log p; dashed, K/2, the mean of features with the noise of training. ID test images carry no noise and lie inside it, OOD images further out.", "name": "fig-flow-latent"}, "image": {"alt": "Scatter plot with half the squared latent length on a logarithmic horizontal axis and the log-determinant on the vertical one. Blue ID points form a cloud left of the dashed line at K over 2. Orange near-OOD triangles lie further right than most ID points; pink far-OOD squares lie furthest right, most of them beyond the line."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Each image by half the squared length of its latent (logarithmic) and by the log-determinant at its feature. Grey lines join points of equal log p; dashed, K/2, the mean of features with the noise of training. ID test images carry no noise and lie inside it, OOD images further out.", "name": "fig-flow-latent"}, "image": {"alt": "Scatter plot with half the squared latent length on a logarithmic horizontal axis and the log-determinant on the vertical one. Blue ID points form a cloud left of the dashed line at K over 2. Orange near-OOD triangles lie further right than most ID points; pink far-OOD squares lie furthest right, most of them beyond the line."}}
 figure, ax = plt.subplots(figsize=(plots.FULL, 3.6))
 for role in ("far", "near", "id"):
     half, log_det = (part[torch.arange(0, len(part), max(1, len(part) // 400))] for part in parts[role])
@@ -679,19 +706,19 @@ sigma = noise * F.normalize(F1.train.penultimate, dim=1).var(0).mean().sqrt()
 noisy = flow.density(z + sigma * torch.randn(z.shape, generator=generator))[0].square().sum(1)
 display(pd.DataFrame(alone, ["near (pooled)", "far (pooled)"]).T.style.format(lambda v: f"{100 * v:.1f}").set_caption("AUROC in %"))
 display(Markdown(
-    f"ID test latents have $\\lVert u\\rVert^2$ with mean {lengths.mean():.0f}, where section 2.6 expects {K}. The training features "
-    f"carried noise and these do not: with the same noise added, the mean is {noisy.mean():.0f}."
+    f"For ID test images $\\lVert u\\rVert^2$ has mean {lengths.mean():.0f}; section 2.6 predicts {K} for the data of the training. These "
+    f"carried noise, and the test features do not. With the same noise added, the mean is {noisy.mean():.0f}."
 ))  # fmt: skip
 
 # %% [markdown]
 # ### 4.3 Why not on pixels?
 #
-# If a flow is a density, why the detour over a network? **Fit the same flow to the pixels themselves** (averaged down to
-# 8 × 8 where they are larger) and ask both flows about the same images. Besides the sets of the benchmark take images
-# made to be *bland*: ID test images half-way to the average image, and the average of two test images. They were chosen for
-# this purpose: the far sets of `digits` show no paradox in pixels, so we built images that should.
+# If a flow is a density, why use the features of a network? **Fit the same flow to the pixels themselves** (averaged
+# down to 8 × 8 where the images are larger) and score the same images with both flows. Besides the sets of the
+# benchmark, use *bland* images: ID test images half-way to the average image, and averages of two test images. We made
+# them for this purpose, because the far sets of `digits` do not show the likelihood paradox in pixels.
 
-# %%
+# %% tags=["hide-input"]
 def stack(data):
     return torch.stack([data[i][0] for i in range(min(len(data), 5000))])
 
@@ -707,7 +734,7 @@ if not bench:  # a bank has no pixels: digits stand in for them
     flow_P = ood.FeatureFlow(updates=updates, noise=noise, seed=seed).fit(P.train)
 near_P = next(iter(P.near))
 
-# %%
+# %% tags=["hide-input"]
 images = stack(P.images.test)
 average = stack(P.images.train).mean(0)
 bland = {"half-way to the average": (images + average) / 2}
@@ -719,7 +746,7 @@ with torch.no_grad():
     eye = P.network.to("cpu")
     seen = {n: ood.Features(eye.represent(x).penultimate) for n, x in asked.items()}
 
-# %%
+# %% tags=["hide-input"]
 own = {"pixels": in_pixels.score(pixels(images)), "features": flow_P.score(P.test)}
 rows = {
     name: [100 * auroc(own["pixels"], in_pixels.score(pixels(x)))[0],
@@ -746,31 +773,36 @@ plt.show()
 # %% tags=["hide-input"]
 first = list(bland)[0]
 display(Markdown(
-    "Half-way to the average, an image is nearer to the centre than it was. On pixels its AUROC is "
-    f"**{paradox.loc[first, 'flow on pixels']:.1f} %** (below 50, such images are *likelier* than real ones). On features the same "
-    f"images get **{paradox.loc[first, 'flow on features']:.1f} %**. The near set {near_P} moves from {paradox.loc[near_P, 'flow on pixels']:.1f} to "
-    f"{paradox.loc[near_P, 'flow on features']:.1f} %."
+    "Images half-way to the average are closer to the mean image. On pixels their AUROC is "
+    f"**{paradox.loc[first, 'flow on pixels']:.1f} %** (below 50 %, such images are *likelier* than real ones). On features the same "
+    f"images have **{paradox.loc[first, 'flow on features']:.1f} %**. The near set {near_P} has {paradox.loc[near_P, 'flow on pixels']:.1f} % on pixels and "
+    f"{paradox.loc[near_P, 'flow on features']:.1f} % on features."
 ))  # fmt: skip
 
 # %% [markdown]
-# Image flows learn how neighbouring pixels go together, which is much the same in all images, and blandness counts as
-# likely {cite:p}`kirichenko2020why`. The network was trained to tell classes apart. A likely reason for the
-# second column: what is bland for pixels is *undecided* for the network, and undecided features lie between the islands.
-# The energy is the same. The {term}`representation` changed. This is one network and one benchmark, with bland images of
-# our own making. On `digits` the far sets are easy even for pixels: many border pixels never vary, and a photograph
-# lights them. On natural images that help is missing.
+# Image flows learn how neighbouring pixels are related, which is similar in all images, and so bland images are likely
+# under them {cite:p}`kirichenko2020why`. The network was trained to tell classes apart. This suggests a reason for the
+# second column: an image that is bland in pixels is *undecided* for the network, and undecided features lie between the
+# islands. The kind of density is the same; only the {term}`representation` has changed. This is one network and one
+# benchmark, with bland images of our own making. On `digits` the far sets are easy even for pixels: many border pixels
+# are constant in the training images, but not in photographs. Natural images have no such pixels.
 
 # %% [markdown]
 # ## 5. Benchmark
 #
-# **Does training pay, and what does the flow beat?** On each real network take the flow that the validation OOD images chose in
-# section 3.1. Three comparisons decide: with its *own start*, what training added; with *Mahalanobis*, a closed formula that
-# reads labels, without a ridge and with one of the same size as the noise (a tied mixture at length one); with *KNN*. A fourth is the
-# paper's claim: its way to train, against a logit score on far-OOD. A fifth is what noise and whitening are worth. In the last
-# row stand the small networks trained on this page, always with noise. A real network is one network, so its interval speaks
-# of other images only.
+# **Does training help, and is the flow better than simpler detectors?** On each real network, take the flow that was
+# chosen on the validation OOD images in section 3.1. The tables compare it
+#
+# * with its *own start*, to see what training added;
+# * with *Mahalanobis*, a closed formula that uses labels: without a ridge, and as a tied mixture on features of length
+#   one with a ridge of the size of the noise;
+# * with *KNN*.
+#
+# A further table tests the paper's claim: its way to train, against a logit score on far-OOD. The last table shows the
+# effect of noise and whitening. The last row of each table is for the small networks trained on this page, always with
+# noise. Each of the others is a single network, so its interval covers only the choice of test images.
 
-# %%
+# %% tags=["hide-input"]
 def start_of(flow):
     """The same flow before training."""
     same = "whiten", "noise", "holdout", "class_base", "layers", "hidden", "seed"
@@ -808,7 +840,7 @@ table = pd.concat([
     for n, (detectors, f) in enumerate(zip(fitted, features))
 ])  # fmt: skip
 
-# %%
+# %% tags=["hide-input"]
 def fits_of(name, way):
     """The flows of a network, each with the features that it was fitted on."""
     seen, found = real[name], flows[name, way]
@@ -844,14 +876,15 @@ for caption, found in claims.items():
 
 # %% tags=["hide-input"]
 lines = [f"* {text}: near-OOD {ood.tally({n: v['near'] for n, v in found.items()})}; far-OOD {ood.tally({n: v['far'] for n, v in found.items()})}." for text, found in claims.items()]
-picked = ", ".join(f"{name} takes {way}" for name, way in chosen.items())
-display(Markdown(f"The flow chosen by validation OOD images: {picked or 'no bank was given'}. In words:\n\n" + "\n".join(lines)))
+picked = ", ".join(f"on {name} *{way}*" for name, way in chosen.items())
+display(Markdown(f"The flow chosen on validation OOD images: {picked or 'no bank was given'}. The tables in words:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
-# Why the answers differ: a flow can only add what its start has missed. Where the start lacks the correlations (ActNorm alone) or is
-# one Gaussian around many classes, there is much to add; where it is the mixture of the classes, little. Mahalanobis reads
-# labels, the flow does not. Without a ridge, directions in which few thousand training features hardly vary rule the Mahalanobis
-# distance; noise in the training of a flow acts as a ridge.
+# Why do the answers differ? Training can only add what the start of the flow lacks. Where the start ignores the
+# correlations (ActNorm alone) or is one Gaussian around many classes, there is much to add; where it is the mixture of
+# the classes, there is little. Mahalanobis uses labels, the flow does not. Without a ridge, the Mahalanobis distance is
+# dominated by directions in which a few thousand training features hardly vary; noise in the training of a flow acts as
+# a ridge.
 
 # %% tags=["hide-input"]
 per_network = {}
@@ -867,11 +900,12 @@ display(pd.DataFrame(per_network).style.set_caption("AUROC in %, near / far, by 
 # %% [markdown]
 # ### The networks of this page
 #
-# Every detector on every set of `digits`, where the flow appears in steps: one Gaussian (untrained), trained; a Gaussian
-# per class (untrained), trained; and the paper's architecture with as many updates.
+# The table shows every detector on every set of the benchmark of this page. The flow appears as one Gaussian
+# (untrained) and trained; as one Gaussian per class (untrained) and trained; and with the paper's architecture and as
+# many updates.
 
-# %%
-caption = f"AUROC in %, mean over {seeds} networks; bold: best and its equals"
+# %% tags=["hide-input"]
+caption = f"AUROC in %, mean over {seeds} network{'s' * (seeds > 1)}; bold: best and its equals"
 plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1.", "name": "fig-flow-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1. Densities and flows lie to the right of logit scores."}}
@@ -886,28 +920,30 @@ lines = [f"* {one} against {two}: near {ood.compare_over_seeds(table, one, two, 
 display(Markdown("Two more differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
-# Where a Gaussian is at 100 on the far sets, nothing is left to learn. *Flow, paper* differs from *Flow* in architecture, noise,
-# start and learning rate at once, so that line cannot say which of them matters.
+# Where a Gaussian already has 100 % on the far sets, training cannot improve it. *Flow, paper* differs from *Flow* in
+# architecture, noise, start and learning rate at once, so that line cannot say which of them matters.
 #
 # ### The paper's own numbers
 #
-# The paper reports an AUROC of 98.2 for ImageNet-1k against Textures after one epoch, 7.8 points above the best earlier result
-# (abstract, version 2; the first version, submitted to ICLR 2024, says 8.4). Which network gave it we do not know, and the tables
-# were not at hand. None of this compares with the numbers above: other networks of 768 to 2048 features, and other images
-# (its Textures has 1,880, others use 5,640). Only the claim does: *strong on far-OOD, no labels needed*. Two conditions
-# of the released code: it ranks scores by a logistic regression fitted to the test labels before it takes the AUROC, which
-# can flip the sign of a score that ranks backwards. And *lightweight* depends on the width: at $K=2048$ its ten blocks hold 252 million
-# weights, ten times the ResNet-50 that they watch, and half of those in its nets are multiplied by zero.
+# The paper reports an AUROC of 98.2 for ImageNet-1k against Textures after one epoch, 7.8 points above the best earlier
+# result (abstract, version 2; the first version, submitted to ICLR 2024, says 8.4). We do not know which network gave
+# this number, because the tables of the paper were not available to us. These numbers cannot be compared with those
+# above: they come from other networks, with 768 to 2048 features, and other images (the paper's Textures has 1,880,
+# others use 5,640). Only the claim can be compared: *strong on far-OOD, no labels needed*. Two details of the released
+# code matter. Before it computes the AUROC, it fits a logistic regression to the scores and the test labels, which can
+# reverse the sign of a score that ranks the wrong way. And *lightweight* depends on the width: at $K=2048$ the ten
+# blocks have 252 million weights, ten times as many as the ResNet-50 whose features they read. Half of the weights in
+# their nets are multiplied by zero.
 
 # %% [markdown]
 # ## 6. Turn the knobs
 #
 # ### 6.1 Length
 #
-# **Is dividing by the length worth it?** It throws information away: section 7 of the WeiPer chapter used lengths. Try both, on
-# the untrained Gaussian and on the trained flow.
+# **Does dividing by the length help?** It discards information: section 7 of the WeiPer chapter used lengths. Compare
+# both, for the untrained Gaussian and for the trained flow.
 
-# %%
+# %% tags=["hide-input"]
 def over_networks(values, **options):
     """Mean of shares over networks and its 95 % interval, in percent."""
     return metrics.as_percent(*metrics.mean_interval(values), **options)
@@ -928,21 +964,21 @@ knobs = pd.DataFrame({
 })  # fmt: skip
 
 # %% tags=["hide-input"]
-caption = f"Near-OOD AUROC in %, mean over {min(curves, seeds)} networks with 95 % intervals, {updates // 4} updates where trained"
+caption = f"Near-OOD AUROC in %, mean over {min(curves, seeds)} network{'s' * (min(curves, seeds) > 1)} with 95 % intervals, {updates // 4} updates where trained"
 display(knobs.map(over_networks).style.set_caption(caption))
 gains = {state: over_networks(knobs.loc["length 1", state] - knobs.loc["raw length", state], signed=True) for state in knobs}
 display(Markdown(
-    f"Length 1 is worth **{gains['untrained']}** points of near-OOD AUROC to the untrained Gaussian and **{gains['trained']}** to the "
-    "trained flow, paired over networks."
+    f"Dividing by the length changes the near-OOD AUROC of the untrained Gaussian by **{gains['untrained']}** points and that of the "
+    f"trained flow by **{gains['trained']}**, paired over networks."
 ))  # fmt: skip
 
 # %% [markdown]
-# ### 6.2 Too likely is suspicious too?
+# ### 6.2 A two-sided score
 #
-# Section 2.6 warned of images that are *too* likely. The two-sided score $\lvert\log p(z)-\text{mean over ID}\rvert$ catches
-# them. Does it pay?
+# Section 2.6 warned of images that are *too* likely. The two-sided score $\lvert\log p(z)-\text{mean over ID}\rvert$
+# detects them. Does it help overall?
 
-# %%
+# %% tags=["hide-input"]
 rows = {}
 for name, make, see in (("pixels", in_pixels, pixels), ("features", flow_P, None)):
     usual = make.usual.item()
@@ -962,12 +998,12 @@ lines = [
     f"* on {m}: {first} {c[first]:+z.1f} points, {near_P} {c[near_P]:+z.1f}, mean of the far sets {c[list(P.far)].mean():+z.1f}"
     for m, c in change.items()
 ]
-display(Markdown("What the second side changes:\n\n" + "\n".join(lines)))
+display(Markdown("Change of the AUROC from the one-sided to the two-sided score:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
-# The two-sided score helps where OOD images are too likely, and costs where they are unlikely: a likelihood slightly above the ID
-# mean now counts as much as one slightly below. Where the one-sided AUROC is high already, there is little to gain.
-# `FeatureFlow(two_sided=True)` offers it; it is not the default.
+# The two-sided score can help where OOD images are too likely. Where they are unlikely it can only make the AUROC
+# lower, because a likelihood slightly above the ID mean now counts as much as one slightly below. Where the one-sided
+# AUROC is high already, there is little to gain. `FeatureFlow(two_sided=True)` offers it; it is not the default.
 
 # %% [markdown]
 # ### 6.3 Which networks make good features?
@@ -987,24 +1023,25 @@ for name, f, detector in [(n, seen[0][0], flows[n, chosen[n]][0]) for n, seen in
 pd.DataFrame(rows).T.style.format("{:.1f}", ["accuracy (%)", "near AUROC (%)", "far AUROC (%)"]).set_caption("in brackets 95 % intervals across images")
 
 # %% [markdown]
-# A few networks, which differ in architecture, width, training and classes at once, cannot show a relation; the paper has 113
-# backbones. Tight classes leave more room between them, so a link with tolerance is plausible. Plausibility is no evidence.
+# A few networks that differ in architecture, width, training and classes at once cannot show a relation; the paper has
+# 113 backbones. Tight classes leave more space between them, so a link with tolerance is plausible, but this table is
+# no evidence for it.
 
 # %% [markdown]
 # ### 6.4 What does it cost?
 #
-# The abstract says *lightweight*. **How long is one epoch at a width that people use?** Take $K=512$ and batches of 250. Time a
-# few updates and scale up: 50,000 rows are 200 updates, one epoch of ImageNet is 5,125. Count the time of one processor core,
-# so that it does not matter what else the machine does. The nets do most of the work, so they may run in bfloat16,
-# while volumes stay in full precision. `FeatureFlow(autocast="auto")` does so where the processor is faster in bfloat16;
-# one that lacks it would emulate it, several times as slowly.
+# The abstract says *lightweight*. **How long is one epoch at a usual width?** Take $K=512$ and batches of 250. Time a
+# few updates and extrapolate: 50,000 rows are 200 updates, one epoch of ImageNet is 5,125. We measure the time of one
+# processor core, so that other work of the machine does not matter. Most of the work is in the nets, which may run in
+# bfloat16; the log-determinants stay in full precision. `FeatureFlow(autocast="auto")` does so where the processor is
+# faster in bfloat16; one that lacks it would emulate it, several times as slowly.
 
-# %%
+# %% tags=["hide-input"]
 def cost(flow, autocast=False, few=2):
     """Millions of weights; ms an update, s for 50,000 rows, minutes for 5,125 updates."""
     made_up = torch.randn(250 * (few + 1), 512)
     training = FlowTraining(flow, made_up, noise=0.1, autocast=autocast)
-    training.run(1)  # the first one also sets memory aside
+    training.run(1)  # the first one also allocates memory
     start = time.process_time()
     training.run(few)
     each = (time.process_time() - start) / few
@@ -1027,17 +1064,17 @@ cost_table = pd.DataFrame(costs, columns).T
 caption = "K = 512, time of one core of the processor that made this page"
 display(cost_table.style.format("{:.1f}").format("{:.0f}", columns[1:3]).set_caption(caption))
 display(Markdown(
-    f"One pass over 50,000 rows takes about **{cost_table.iloc[0][columns[2]]:.0f} s** of one core, scaled up from two updates. "
+    f"One pass over 50,000 rows takes about **{cost_table.iloc[0][columns[2]]:.0f} s** of one core, extrapolated from two updates. "
     f"{saves}`tests/benchmarks/bench_flow.py` runs the whole pass, and compares `log_prob` with the packages zuko and normflows."
 ))  # fmt: skip
 
 # %% [markdown]
 # ## 7. When it fails
 #
-# **Where does the flow trust what it should not?** Take the near-OOD images that it finds most ordinary, and the ID images
-# that it finds strangest.
+# **Which images does the flow get wrong?** Look at the near-OOD images with the lowest scores, and at the ID images
+# with the highest.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Above: the near-OOD images with the lowest scores, which the flow takes for ID. Below: the ID test images with the highest. Titles: the class that the network names.", "name": "fig-flow-failures"}, "image": {"alt": "Two rows of ten small pictures. The upper row shows near-OOD images, each titled with the known class that the network predicts. The lower row shows ID test images, several of them with unusual shapes."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Above: the near-OOD images with the lowest scores, which the flow takes for ID. Below: the ID test images with the highest scores. Titles: the class that the network predicts.", "name": "fig-flow-failures"}, "image": {"alt": "Two rows of ten small pictures. The upper row shows near-OOD images, each titled with the known class that the network predicts. The lower row shows ID test images, several of them with unusual shapes."}}
 rows = {"near": (P.images.near[near_P], P.near[near_P], False), "id": (P.images.test, P.test, True)}
 figure, axes = plt.subplots(2, 10, figsize=(plots.FULL, 1.9))
 for line, (role, (pictures, x, largest)) in zip(axes, rows.items()):
@@ -1054,28 +1091,28 @@ missed = (flow.score(F1.near[near]) <= threshold).double().mean().item()
 test_scores = flow.score(F1.test)
 heads_agree = (F1.near[near].logits.softmax(1).amax(1) > 0.99).double().mean().item()
 display(Markdown(
-    f"With the threshold that accepts 95 % of the ID validation images, {100 * missed:.0f} % of {near} pass, and "
-    f"{100 * (test_scores > threshold).double().mean().item():.0f} % of the ID test images are refused. The network itself is "
-    f"more than 99 % sure of a known class on {100 * heads_agree:.0f} % of {near}."
+    f"With the threshold that accepts 95 % of the ID validation images, {100 * missed:.0f} % of {near} are accepted, and "
+    f"{100 * (test_scores > threshold).double().mean().item():.0f} % of the ID test images are rejected. The network itself assigns "
+    f"a known class with more than 99 % confidence to {100 * heads_agree:.0f} % of {near}."
 ))  # fmt: skip
 
 # %% [markdown]
-# If the network maps an OOD image to where ID features lie, no density of features can tell it from them. That is a failure of
-# the *representation*. The flow has failures of its own:
+# If the network maps an OOD image to where ID features lie, no density of features can distinguish it from them. That
+# is a failure of the *representation*. The flow has failures of its own:
 #
-# * **Few rows.** The flow has many more weights than this page has training images. Noise and held-out rows keep
-#   it honest; section 3 shows how training and held-out likelihood part without noise.
-# * **Bridges.** Between islands the density stays positive. Classes in the base may thin the bridges out, at the price
-#   of labels; section 1.2 shows by how much on the toy, section 5 what it is worth on features.
-# * **The ruler.** Scores are nats per feature vector. They cannot be compared between networks, nor turned into bits per
-#   dimension with a meaning: scale the features by $c$ and every value moves by $K\log c$.
-# * **No closed form.** A Gaussian is fitted in one pass and merged across machines; a flow is trained, with a seed and a
-#   stopping rule. Where a Gaussian already reaches an AUROC of 100, keep the Gaussian.
+# * **Few rows.** The flow has many more weights than this page has training images. Noise and held-out rows limit
+#   overfitting; section 3 shows how far training and held-out likelihood diverge without noise.
+# * **Bridges.** Between islands the density stays positive. Classes in the base may reduce the bridges, but need
+#   labels; section 1.2 shows by how much on the toy, and section 5 shows the effect on features.
+# * **Coordinates.** Scores are nats per feature vector. They cannot be compared between networks, and bits per
+#   dimension would have no meaning either: scale the features by $c$ and every value changes by $K\log c$.
+# * **No closed form.** A Gaussian can be fitted in one pass and merged across machines; a flow has to be trained, with
+#   a seed and a stopping rule. Where a Gaussian already reaches an AUROC of 100, keep the Gaussian.
 #
-# One more test, from the WeiPer chapter: forge the part of a feature that the {term}`head` does not read, keeping
-# logits and length. Every score on logits is blind to it. The flow?
+# The last test comes from the WeiPer chapter: replace the part of a feature that the {term}`head` does not read, and
+# keep logits and length. Every score on logits is blind to this change. Is the flow?
 
-# %%
+# %% tags=["hide-input"]
 z, W = F1.test.penultimate, heads[0].weight.detach()
 inside = z @ torch.linalg.pinv(W) @ W  # what the head reads
 rest = z - inside
@@ -1088,7 +1125,8 @@ caught = {n: auroc(d.score(F1.test), d.score(forged))[0] for n, d in judges.item
 print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 
 # %% [markdown]
-# Detectors that read the whole feature, the flow and the distances, can notice the change; scores on logits cannot.
+# Detectors that read the whole feature, such as the flow and the distances, can detect the change; scores on logits
+# cannot.
 
 # %% [markdown]
 # ### Quiz
@@ -1097,10 +1135,10 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 #
 # **1. Before any training, a flow with whitening and couplings that start at zero gives which score?**
 #
-# <details><summary>A. Noise: an untrained network says nothing about the data.</summary>
+# <details><summary>A. Noise: an untrained network contains no information about the data.</summary>
 #
-# **No.** The last layers start at zero, so every coupling is the identity. What is left is the whitening, and it
-# was computed from the data.
+# **No.** The last layers start at zero, so every coupling is the identity. Only the whitening remains, and it was
+# computed from the data.
 #
 # </details>
 #
@@ -1113,7 +1151,7 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 #
 # <details><summary>C. The distance to the nearest training feature.</summary>
 #
-# **No.** No training feature is stored. One mean and one covariance cannot know where single points lie.
+# **No.** No training feature is stored. One mean and one covariance do not contain the positions of single points.
 #
 # </details>
 #
@@ -1121,20 +1159,20 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 #
 # <details><summary>A. The networks are small.</summary>
 #
-# **No.** They may be as large as you like. Their derivatives stand in the corner of a triangular matrix and do not
+# **No.** They may be of any size. Their derivatives are in the off-diagonal block of a triangular matrix and do not
 # enter the determinant.
 #
 # </details>
 #
 # <details><summary>B. The networks s and t are invertible.</summary>
 #
-# **No.** They need not be, and nobody inverts them. The half $a$ that they read is passed on unchanged.
+# **No.** They need not be, because they are never inverted. The half $a$ that they read is passed on unchanged.
 #
 # </details>
 #
 # <details><summary>C. The determinant is estimated from random directions.</summary>
 #
-# **No.** It is exact here, the sum $-\sum_j s_j(a)$. Estimates belong to other kinds of flow.
+# **No.** Here it is exact, the sum $-\sum_j s_j(a)$. Other kinds of flow use estimates.
 #
 # </details>
 #
@@ -1156,7 +1194,7 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 #
 # <details><summary>B. That it keeps learning the shape of the data, so longer training detects better.</summary>
 #
-# **No.** The likelihood tells how far the shrinking got. There is no reason why detection should follow it.
+# **No.** The likelihood measures how far the shrinking went. There is no reason why detection should improve with it.
 #
 # </details>
 #
@@ -1172,15 +1210,15 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 #
 # <details><summary>A. Yes, the highest density is where most points are.</summary>
 #
-# **No.** Density times volume counts. Close to the origin there is hardly any volume, so hardly a point comes near
-# it.
+# **No.** The mass is density times volume. Close to the origin there is hardly any volume, so hardly any point lies
+# near it.
 #
 # </details>
 #
 # <details><summary>B. Only if the flow has not been trained long enough.</summary>
 #
-# **No.** It is the other way round: the better the fit, the closer $\lVert u\rVert^2$ follows its $\chi^2_K$ law,
-# which stays away from zero.
+# **No.** It is the other way round: the better the fit, the closer $\lVert u\rVert^2$ follows its $\chi^2_K$
+# distribution, which has hardly any mass near zero.
 #
 # </details>
 #
@@ -1200,29 +1238,30 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 #
 # </details>
 #
-# <details><summary>B. The representation: a density depends on the ruler.</summary>
+# <details><summary>B. The representation: a density depends on the coordinates.</summary>
 #
-# **Right.** An invertible change of variables moves $\log p$ by $\log\lvert\det J_g\rvert$, point by point. The
-# network, which is not even invertible, is a ruler that was trained on classes.
+# **Right.** An invertible change of variables changes $\log p$ by $\log\lvert\det J_g\rvert$, point by point. The
+# network, which is not even invertible, gives coordinates that were trained on classes.
 #
 # </details>
 #
 # <details><summary>C. Pixels have more dimensions, and likelihood always fails there.</summary>
 #
-# **No.** Dimension alone decides nothing: far sets can be easy for pixels. It matters what counts as likely there.
+# **No.** The dimension alone does not decide: far sets can be easy in pixels. What matters is which images are likely
+# there.
 #
 # </details>
 #
 # <details><summary>D. The features were trained with some of the OOD images.</summary>
 #
-# **No.** No OOD image takes part in training. The network has learned to separate the known classes only.
+# **No.** No OOD image is used in training. The network has only learned to separate the known classes.
 #
 # </details>
 
 # %% [markdown]
 # ## 8. Exercises
 #
-# Each has a hint, and a check that tells you whether you are right, and what is wrong if you are not.
+# Each exercise has a hint and a check. The check says whether your answer is right and, if not, what is wrong.
 
 # %% [markdown]
 # ```{exercise-start} Predict
@@ -1269,7 +1308,8 @@ print(f"derived {difference:.1f}, measured {measured():.1f} nats")
 check_units(difference)
 
 # %% [markdown]
-# $-K\log 1000$: the same images, hundreds of nats apart, and not one decision changes.
+# The difference is $-K\log 1000$. For the same images the two log-densities differ by hundreds of nats, and not one
+# decision changes.
 # ```{solution-end}
 # ```
 
@@ -1277,7 +1317,8 @@ check_units(difference)
 # ```{exercise-start} Compute
 # :label: ex-flow-inverse
 # ```
-# Undo the function `couple` of section 2.2 by hand: write `uncouple(y)` with the same net, and store the largest error of
+# Undo the function `couple` of section 2.2 by hand: write `uncouple(y)` with the same net, and store the largest error
+# of
 # `uncouple(couple(toy_z)[0])`. *Hint: $a$ is still in $y$.*
 
 # %% tags=["exercise"]
@@ -1316,7 +1357,7 @@ error = (uncouple(couple(toy_z)[0]) - toy_z).abs().max().item()
 check_error(error)
 
 # %% [markdown]
-# The net runs forwards in both directions. That is why it may be anything.
+# In both directions the net is only evaluated forwards. That is why it may be any network.
 # ```{solution-end}
 # ```
 
@@ -1324,9 +1365,9 @@ check_error(error)
 # ```{exercise-start} Change one parameter
 # :label: ex-flow-noise
 # ```
-# Give the untrained flow more and more noise on the first network. Find a `noise` with which its near-OOD AUROC falls by
-# two points against no noise, and store it. Why does noise hurt a Gaussian that it helps to train? *Hint: what does $\Sigma+\sigma^2I$ do to the
-# directions in which the features hardly vary?*
+# Give the untrained flow more and more noise on the first network. Find a `noise` with which its near-OOD AUROC is two
+# points lower than without noise, and store it. Noise helps to train a flow: why does it hurt this untrained Gaussian?
+# *Hint: what does $\Sigma+\sigma^2I$ do to the directions in which the features hardly vary?*
 
 # %% tags=["exercise"]
 too_much = ...
@@ -1338,7 +1379,7 @@ def near_auroc(blur):
 
 
 check_noise = ood.Check(
-    (lambda a: a > 0, "no noise cannot be too much of it"),
+    (lambda a: a > 0, "the noise must be positive"),
     (lambda a: near_auroc(a) < near_auroc(0.0) - 0.02, "not two points yet: try values above 0.3"),
 )
 check_noise(too_much)
@@ -1352,7 +1393,7 @@ check_noise(too_much)
 # ```
 
 # %% tags=["solution", "wrong", "remove-cell"]
-# Tempting: any noise hurts, so hardly any will do.
+# Tempting: any noise hurts, so a tiny amount is enough.
 too_much = 0.001
 check_noise(too_much)
 
@@ -1365,9 +1406,9 @@ print(f"noise {too_much:g}: {near_auroc(too_much):.3f}; in the limit {limit:.3f}
 check_noise(too_much)
 
 # %% [markdown]
-# Near-OOD shows in the narrow directions of the training features, and noise widens exactly these. In the limit $\Sigma$
-# is a multiple of $I$, and all that is left of the score is the distance to the mean. An AUROC below 0.5 there says that
-# near-OOD features lie *closer* to the mean than ID features do.
+# Near-OOD features differ in the narrow directions of the training features, and noise widens exactly these. In the
+# limit $\Sigma$ is a multiple of $I$, and the score is only the distance to the mean. An AUROC below 0.5 there means
+# that near-OOD features lie *closer* to the mean than ID features do.
 # ```{solution-end}
 # ```
 
@@ -1375,7 +1416,8 @@ check_noise(too_much)
 # ```{exercise-start} Derive the ceiling of a sphere
 # :label: ex-flow-ceiling
 # ```
-# Section 2.5 gives the ceiling for a circle. Derive it for a $d$-dimensional surface of area $A$ in $K$ dimensions, blurred
+# Section 2.5 gives the ceiling for a circle. Derive it for a $d$-dimensional surface of area $A$ in $K$ dimensions,
+# blurred
 # by a small $\sigma$, and store its value for the unit sphere in three dimensions ($d=2$) with $\sigma=0.05$.
 # *Hint: near the surface the blurred density is uniform along it and Gaussian across it; entropies of independent parts
 # add.*
@@ -1424,13 +1466,14 @@ check_ceiling(ceiling)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Turn the order round
+# ```{exercise-start} Reverse the order
 # :label: ex-flow-ruler
 # ```
-# Two points, $z_1=0$ and $z_2=1$, under a standard normal: $z_1$ is likelier. Find an increasing map $g$ of the line such
-# that under the density of $y=g(z)$ the image of $z_2$ is likelier. Try $g(z)=z+c\,z^3$ first: why does it fail for every
-# $c>0$? Store the derivative $g'$ of your map, a function of a number. No information was lost: what does that say about "OOD = unlikely"?
-# *Hint: $\log p_y(g(z)) = \log p_z(z) - \log g'(z)$; you want $g'$ large where the density was high.*
+# Two points, $z_1=0$ and $z_2=1$, under a standard normal: $z_1$ is likelier. Find an increasing map $g$ of the line
+# such that under the density of $y=g(z)$ the image of $z_2$ is likelier. Try $g(z)=z+c\,z^3$ first: why does it fail
+# for every $c>0$? Store the derivative $g'$ of your map, a function of a number. The map loses no information: what
+# does that mean for "OOD = unlikely"? *Hint: $\log p_y(g(z)) = \log p_z(z) - \log g'(z)$; you want $g'$ large where the
+# density was high.*
 
 # %% tags=["exercise"]
 slope = ...  # z -> g'(z)
@@ -1472,9 +1515,9 @@ print(f"log p_y(g(0)) − log p_y(g(1)) = {advantage(slope):.2f}")
 check_order(slope)
 
 # %% [markdown]
-# With $g(z)=z+5\tanh z$ the middle is stretched six-fold and thinned out. (The cubic leaves the middle as it is, $g'(0)=1$,
-# and stretches the outside, so it widens the gap.) A density ranks points *in given coordinates*. What makes one set of
-# coordinates right has to come from elsewhere: here, from a network trained to tell classes apart.
+# With $g(z)=z+5\tanh z$ the middle is stretched six-fold and thinned out. (The cubic leaves the middle as it is,
+# $g'(0)=1$, and stretches the outside, so it widens the gap.) A density ranks points *in given coordinates*. The right
+# coordinates have to come from elsewhere: here, from a network trained to tell classes apart.
 # ```{solution-end}
 # ```
 
@@ -1482,10 +1525,11 @@ check_order(slope)
 # ```{exercise-start} Open: several networks, one score
 # :label: ex-flow-ensemble
 # ```
-# Each network is a ruler, and they disagree. Build a score for near-OOD from the flows of *all* networks that beats the flow
-# of the first one. `fitted[n]["Flow"]` is the flow of network `n`, `features[n]` its features. Store a dictionary with the
-# scores of the ID test images under `"id"` and those of each near set under its name. Mind that nats of different networks
-# cannot be added as they are. *Hint: bring the scores to a common scale with ID validation features only.*
+# Each network gives its own coordinates, and the flows on them disagree. From the flows of *all* networks, build a
+# score that is better on near-OOD than the flow of the first one. `fitted[n]["Flow"]` is the flow of network `n`,
+# `features[n]` its features. Store a dictionary with the scores of the ID test images under `"id"` and those of each
+# near set under its name. Note that nats of different networks cannot be added as they are. *Hint: bring the scores to
+# a common scale with ID validation features only.*
 
 # %% tags=["exercise"]
 together = ...
@@ -1543,18 +1587,23 @@ check_together(together)
 # ## 9. Take away
 #
 # * A flow is an invertible map with a cheap Jacobian. Its density is exact, and it starts as a Gaussian.
-# * So a feature flow is a Mahalanobis distance that learns. Whether the learning pays is a question with an interval.
-# * On a sphere the likelihood has no ceiling. Noise gives it one. Whether longer training then still does harm is measured
-#   in section 3.
-# * Bland images fool a density on pixels; the same kind of density on features can catch them: the representation carries the meaning.
-# * It needs no labels. What the network confuses, it cannot see.
+# * So a feature flow is a Mahalanobis distance that is trained further. Section 5 measures, with intervals, whether the
+#   training helps.
+# * On a sphere the likelihood has no upper bound. Noise gives it one. Section 3 measures whether longer training is
+#   then still harmful.
+# * Bland images can be too likely under a density on pixels; the same kind of density on features can detect them. The
+#   representation makes the difference.
+# * A flow needs no labels. It cannot separate images that the network maps to the same features.
 #
-# **In the library:** {py:class}`~ood_lib.detectors.flow.feature_flow.FeatureFlow`, the layers in {py:mod}`ood_lib.detectors.flow.bijections`, the flow in
-# {py:mod}`ood_lib.detectors.flow.flow`, its training in {py:mod}`ood_lib.detectors.flow.training`. `FeatureFlow(flow=...)` takes any module with
+# **In the library:** {py:class}`~ood_lib.detectors.flow.feature_flow.FeatureFlow`, the layers in
+# {py:mod}`ood_lib.detectors.flow.bijections`, the flow in
+# {py:mod}`ood_lib.detectors.flow.flow`, its training in {py:mod}`ood_lib.detectors.flow.training`.
+# `FeatureFlow(flow=...)` takes any module with
 # `log_prob`, a flow of the package `zuko` for instance.
 #
 # **Read on:** the paper {cite:p}`cook2024flow`; a review of flows {cite:p}`papamakarios2021flows`; why they fail on
-# images {cite:p}`kirichenko2020why`; a flow that starts from the Gaussian, class by class {cite:p}`zisselman2020residual`.
+# images {cite:p}`kirichenko2020why`; a flow that starts from the Gaussian, class by class
+# {cite:p}`zisselman2020residual`.
 
 # %% tags=["hide-input"]
 # What other pages show of this run: one small table, all numbers.

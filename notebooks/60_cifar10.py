@@ -9,21 +9,10 @@
 # %% [markdown]
 # # Photographs: four networks, two ID sets
 #
-# ```{admonition} Before you start
-# :class: tip
-# **You will learn** which detectors keep their place when the network or the ID data change, why a distance can fail on
-# one network and lead on another, and what each chapter's method gains on photographs.
-#
-# **You need** [the protocol chapter](05_protocol), and of each of [WeiPer](10_weiper), [HEAT](20_heat) and
-# [feature flows](30_flow) at least the first section.
-#
-# **It takes** 20 minutes. No GPU and no download: what the networks know of the images comes with the library.
-#
-# **The claim** of all five papers is made on images like these, most often with one kind of network. This page asks what
-# is left of it when the network changes.
-# ```
+# A rank on one network is weak evidence: this page puts the same detectors on four trained networks and two ID sets and shows which of
+# them keep their place.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-cell"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
 import re
@@ -49,12 +38,62 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["remove-input"]
+from pathlib import Path
+
+import ood_lib as ood
+from ood_lib.evaluation import explorables
+from ood_lib.shipped import BANKS
+
+if (stored := Path("../book/results")).is_dir():  # a notebook alone, as in Colab, has no results of earlier runs
+    board = ood.leaderboard(ood.load_results(*(file for name in BANKS if (file := stored / f"{name}.json").is_file())))
+    explorables.show(
+        explorables.near_against_far(board, follow="Mahalanobis"),
+        caption="Far-OOD against near-OOD AUROC on four networks, from stored runs; up and to the right is better. Follow one "
+        "detector from network to network: which of them keep their place?",
+        alt_text="Scatter plot of the detectors on one network: near-OOD AUROC on the horizontal axis, far-OOD AUROC on the vertical "
+        "axis. One detector is marked, with its name and its intervals. Two menus choose the network and the detector.",
+    )
+
 # %% [markdown]
+# ```{admonition} In one minute
+# :class: tip
+# **The claim**: all five papers make their claims on images like these, most often with one kind of network. What is left when the network changes?
+#
+# <!-- made by ood-book sync -->
+# **What we found.** The detector with the highest mean AUROC, in %, on each network that we measured:
+#
+# | network | near-OOD | far-OOD |
+# |---|---|---|
+# | our ResNet-9 on CIFAR-10 | ReAct, 89.7 | NNGuide, 94.3 |
+# | DenseNet on CIFAR-10 | SCALE, 90.4 | KNN, 98.4 |
+# | ResNet-56 on CIFAR-10 | KNN, 87.9 | GMM, length 1, 97.6 |
+# | DenseNet on CIFAR-100 | FDBD, 78.4 | KNN, 96.0 |
+#
+# These are stored runs of [the leaderboard](06_leaderboard), whatever this page is run with.
+#
+# **It takes** 9 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
+# <!-- end -->
+#
+# **Use** this page to pick three or four candidates for your own network, and compare these on validation data of your own.
+#
+# **Do not** take over the best detector of somebody else's network.
+# ```
+#
+# ```{admonition} Before you start
+# :class: dropdown
+# **You will learn** which detectors keep their place when the network or the ID data change, why a distance can fail on
+# one network and lead on another, and what each chapter's method gains on photographs.
+#
+# **You need** [the protocol chapter](05_protocol), and of each of [WeiPer](10_weiper), [HEAT](20_heat) and
+# [feature flows](30_flow) at least the first section.
+# ```
+#
 # These are the parameters of the page. A {term}`bank` of your own, made as in
 # [Bring your own data and model](../book/own-data), goes through the same cells:
 # `ood-book run 60_cifar10 -p benchmarks '["bank:PATH"]'`.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
 ]  # banks: features of trained networks; the first is looked into
@@ -83,10 +122,10 @@ first, x = next(iter(networks.items()))
 # %% [markdown]
 # ## 1. The networks and their banks
 #
-# One network is ours, a residual network of about six million weights, trained on two CPU cores. Three were trained and
-# published by others: two DenseNets, one of them on CIFAR-100, and a ResNet-56. A *bank* holds what a network computes of
-# an image, the penultimate feature and with it the {term}`logits <logit>`, one byte a number, for some images of each set
-# of the OpenOOD protocol. It contains no image.
+# One network is ours, a residual network of about six million weights, trained on two CPU cores. The other three were
+# trained and published by others: two DenseNets, one of them on CIFAR-100, and a ResNet-56. A *bank* holds what a
+# network computes from an image, the penultimate feature and the {term}`logits <logit>`, with one byte per number, for
+# some images of each set of the OpenOOD protocol. It contains no images.
 
 # %% tags=["hide-input"]
 facts = pd.DataFrame({
@@ -103,20 +142,20 @@ caption = "The networks; images are ID training / validation / test. Accuracy is
 display(facts.style.set_caption(caption))
 
 # %% [markdown]
-# Each interval on this page is one over *images*. No network is trained twice here, so an interval says what other images
-# would give on this network. What another network would give, you see in the next column.
+# Each interval on this page is over *images*. No network is trained twice here, so an interval says how much the result
+# would vary with other images on this network. The next column shows another network.
 #
-# `ood.pretrained` gives our network itself. It verifies the hash of its weights, and it reads no pickle.
+# `ood.pretrained` gives our network itself. It verifies the hash of the weights, and it loads no pickle.
 #
 # ```python
 # network = ood.pretrained("cifar10-resnet9")
 # network.represent(images)  # penultimate, logits, style
 # ```
 #
-# **What does a network know of images that it has never seen?** Predict, before you look: does a photograph of a CIFAR-100
-# class lie where CIFAR-10 lies? Does a digit?
+# **Where do the features of OOD images lie?** Predict, before you look: does a photograph of a CIFAR-100 class lie
+# among the features of CIFAR-10? Does a digit?
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the features of a trained CIFAR-10 network. Ten clusters of test images; near-OOD lies between and in them, far-OOD in places of its own and at the edges of some clusters.", "name": "fig-cifar10-umap"}, "image": {"alt": "Two-dimensional UMAP embedding of penultimate features. Blue dots of CIFAR-10 test images form ten clusters, orange triangles of near-OOD images spread between and over them, pink squares of far-OOD images gather mostly between clusters."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of the features of a trained CIFAR-10 network. Ten clusters of test images; near-OOD lies between and in them, far-OOD mostly apart and at the edges of some clusters.", "name": "fig-cifar10-umap"}, "image": {"alt": "Two-dimensional UMAP embedding of penultimate features. Blue dots of CIFAR-10 test images form ten clusters, orange triangles of near-OOD images spread between and over them, pink squares of far-OOD images gather mostly between clusters."}}
 draw = np.random.default_rng(seed)
 share = umap_points // 3
 parts = {role: torch.cat([f.penultimate for f in sets]) for role, sets in (
@@ -130,9 +169,9 @@ plt.show()
 # %% [markdown]
 # ## 2. Every detector on every network
 #
-# The classical detectors with their published settings, WeiPer+KLD with the settings of its authors for CIFAR-10, and the
-# tied Gaussian of HEAT and of the flow's start, on features divided by their length. All are fitted on the training features of
-# the bank; nothing is tuned here.
+# The table contains the classical detectors with their published settings, WeiPer+KLD with its authors' settings for
+# CIFAR-10, and a tied Gaussian on features divided by their length, from which HEAT and the flow start. All are fitted
+# on the training features of the bank; nothing is tuned here.
 
 # %%
 def contestants(f):
@@ -164,7 +203,7 @@ bold = shown.apply(lambda c: np.where(c > c.max() - 0.5, "font-weight: bold", ""
 caption = "Mean AUROC in %, by the mean of all columns; bold: within half a point of the best of a column"
 display(shown.style.format("{:.1f}", na_rep="").apply(lambda _: bold, axis=None).set_caption(caption))
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Far-OOD against near-OOD AUROC, one mark per detector and one panel per network. Follow the five named detectors from panel to panel. Up and to the right is better.", "name": "fig-cifar10-networks"}, "image": {"alt": "One scatter plot per network with near-OOD AUROC on the horizontal and far-OOD AUROC on the vertical axis, one mark per detector. Energy, MSP, KNN, Mahalanobis and WeiPer+KLD have a marker of their own. They change places from one network to the next."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Far-OOD against near-OOD AUROC, one mark per detector and one panel per network. Compare the five named detectors from panel to panel. Up and to the right is better.", "name": "fig-cifar10-networks"}, "image": {"alt": "One scatter plot per network with near-OOD AUROC on the horizontal and far-OOD AUROC on the vertical axis, one mark per detector. Energy, MSP, KNN, Mahalanobis and WeiPer+KLD have a marker of their own. They change places from one network to the next."}}
 tracked = dict(zip(("Energy", "MSP", "KNN", "Mahalanobis", "WeiPer+KLD"), plots.COLORS))
 columns = min(len(networks), 4)
 figure, axes = plt.subplots(1, columns, figsize=(plots.FULL, 3.0), sharex=True, sharey=True, squeeze=False)
@@ -181,9 +220,9 @@ figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center
 plt.show()
 
 # %% [markdown]
-# **What travels from one network to another?** A rank correlation of 1 means that two networks put the detectors in the same
-# order, 0 that the orders have nothing to do with each other. The last row and column are the published means of three ResNet-18
-# on CIFAR-10 {cite:p}`zhang2023openood`, over the detectors that both have.
+# **Does the order of the detectors transfer from one network to another?** A rank correlation of 1 means that two
+# networks put the detectors in the same order, 0 that the orders are unrelated. The last row and column are the
+# published means of three ResNet-18 on CIFAR-10 {cite:p}`zhang2023openood`, over the detectors that both have.
 
 # %% tags=["hide-input"]
 published = pd.DataFrame(OPENOOD_CIFAR10, index=["near", "far"]).T
@@ -204,28 +243,34 @@ def agreement(group):
     return pairs, outside
 
 
+def span(values):
+    """From the least to the largest; one number where both are the same."""
+    ends = dict.fromkeys(f"{value:.2f}" for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
 lines = []
 for group in ("near", "far"):
     pairs, outside = agreement(group)
     leaders = ", ".join(f"{means[group][n].idxmax()} ({n})" for n in networks)
-    among = f"The orders of two networks agree to {pairs.min():.2f} to {pairs.max():.2f}" if len(pairs) else "There is one network"
-    lines.append(f"* **{group}-OOD**: best are {leaders}. {among}, with OpenOOD's to {outside.min():.2f} to {outside.max():.2f}.")
+    among = f"The rank correlation of two networks is {span(pairs)}, that" if len(pairs) else "The rank correlation"
+    lines.append(f"* **{group}-OOD**: the best detector is {leaders}. {among} with OpenOOD's leaderboard is {span(outside)}.")
 spread = (means.max(axis=1) - means.min(axis=1)).sort_values()
 lines.append(f"* Over all columns, **{spread.index[0]}** varies least ({spread.iloc[0]:.0f} points) and **{spread.index[-1]}** most ({spread.iloc[-1]:.0f} points).")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# The consequence for your own network: a rank on somebody else's network is a weak argument. The order of detectors is
-# a property of the network and of the ID set as much as of the detectors, so judge the candidates on validation data of your
-# own network.
+# For your own network this means: a ranking on another network is weak evidence. The order of the detectors depends on
+# the network and the ID set as much as on the detectors, so compare the candidates on validation data of your own
+# network.
 #
 # ## 3. Two mechanisms behind the differences
 #
 # ### 3.1 The length of the features
 #
-# **Why does the Mahalanobis distance fail on some networks, while the same Gaussian on features of length one does not?** Compare
-# how long the features of OOD images are with how long those of ID images are. A short feature lies close to all class means at
-# once, whatever its direction, so a distance finds it ordinary.
+# **Why does the Mahalanobis distance fail on some networks, while the same Gaussian on features of length one does
+# not?** Compare the lengths of the features of OOD images and of ID images. A short feature lies close to all class
+# means at once, whatever its direction, so its distance is small and it counts as typical.
 
 # %% tags=["hide-input"]
 rows = {}
@@ -242,7 +287,6 @@ caption = "Mean length of OOD features in units of that of ID features, and AURO
 display(by_length.style.format("{:.2f}", subset=list(by_length)[:2]).format("{:.1f}", subset=list(by_length)[2:]).set_caption(caption))
 
 # %% tags=["hide-input"]
-better = {n: [d for d in ("Mahalanobis", "GMM, length 1")] for n in networks}
 gained = {n: ood.verdicts([(f, ood.GMMPrior(), ood.Mahalanobis())])["mean"] for n, f in networks.items()}
 display(Markdown(
     "Dividing the features by their length, judged on the mean of near and far against Mahalanobis: "
@@ -250,11 +294,12 @@ display(Markdown(
 ))
 
 # %% [markdown]
-# ### 3.2 A tolerance
+# ### 3.2 A numerical tolerance
 #
-# **How much can a tolerance matter?** RMDS subtracts two Mahalanobis distances, and what tells no classes apart should cancel. It does
-# only where both covariances keep the same directions. A pseudo-inverse drops those whose variance is below some share of the largest;
-# and the largest variance of all features is much larger than that inside the classes. The same formula with two shares:
+# **How much can a numerical tolerance matter?** RMDS subtracts two Mahalanobis distances, so that directions which do
+# not separate the classes cancel. They do so only if both covariance matrices keep the same directions. A
+# pseudo-inverse drops directions whose variance is below some share of the largest, and the largest variance of all
+# features is much larger than that inside the classes. Here is the same formula with two shares:
 
 # %%
 def rmds_by_hand(share, x):
@@ -281,15 +326,17 @@ by_share.style.format("{:.1f}").set_caption(caption)
 # %% tags=["hide-input"]
 mean_share = by_share.mean(axis=1)
 display(Markdown(
-    f"Mean over the sets: **{mean_share.iloc[0]:.1f}** and **{mean_share.iloc[1]:.1f}**. Nothing else differs. `ood.RMDS` cuts both covariances "
-    "where float32 rounds features of their length, far below either share of the first row."
+    f"The means over the sets are **{mean_share.iloc[0]:.1f}** and **{mean_share.iloc[1]:.1f}**; only the share differs. "
+    + ("On this network it makes no difference. " if (by_share.iloc[0] - by_share.iloc[1]).abs().max() < 0.05 else "")
+    + "`ood.RMDS` drops directions of both "
+    "covariances at the rounding error of float32 for features of their length, far below either share of the first row."
 ))  # fmt: skip
 
 # %% [markdown]
 # ## 4. The chapters' methods on these networks
 #
-# WeiPer, HEAT and the flow are trained and tuned in their own chapters, each by a rule that uses ID data or an OOD
-# validation set and says so. What they gain over their baselines is kept as result files; these are the differences.
+# WeiPer, HEAT and the flow are trained and tuned in their own chapters, each by a stated rule that uses ID data or an
+# OOD validation set. The chapters store their gains over the baselines in result files. These are the differences:
 
 # %% tags=["hide-input"]
 kept = ood.load_verdicts(Path(archive) / "verdicts")
@@ -300,13 +347,13 @@ if kept.empty:
     display(Markdown("No verdicts are in the archive."))
 
 # %% [markdown]
-# The [ledger](70_ledger) holds the same differences against what the papers claim.
+# The [ledger](70_ledger) compares the same differences with the papers' claims.
 #
-# ## 5. Beside the published values
+# ## 5. Comparison with the published values
 #
-# OpenOOD's leaderboard of July 2025 {cite:p}`zhang2023openood` holds means of three ResNet-18 with {math}`95.1\,\%` accuracy,
-# on all images of each set, and with Places365 among the far sets. Detectors with settings were tuned there on OOD validation
-# images; here they were not.
+# OpenOOD's leaderboard of July 2025 {cite:p}`zhang2023openood` holds means of three ResNet-18 with {math}`95.1\,\%`
+# accuracy, on all images of each set, and with Places365 among the far sets. There, the hyperparameters of detectors
+# were tuned on OOD validation images; here they were not.
 
 # %% tags=["hide-input"]
 cifar10 = [n for n, f in networks.items() if f.about.get("benchmark") == "cifar10"]
@@ -323,13 +370,13 @@ for name in cifar10:
 display(Markdown("Differences from the published values:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
-# These differences have several sources that this table cannot tell apart: other networks, other far sets, fewer training
-# features, and tuning. Comparisons in which only one of them changes are those of sections 3 and 4.
+# These differences have several possible causes, which this table cannot separate: other networks, other far sets,
+# fewer training features, and tuning. In the comparisons of sections 3 and 4 only one of them changes.
 #
 # ## 6. What a bank leaves out
 #
-# A bank has a part of the training features and some images of each set. `book/results` holds runs of two of the networks
-# on all images. **How far off is the bank?**
+# A bank contains a part of the training features and some images of each set. `book/results` holds runs of two of the
+# networks on all images. **How large is the error of the bank?**
 
 # %% tags=["hide-input"]
 lines = {}
@@ -348,8 +395,9 @@ else:
     display(Markdown("No run on all images is in the archive."))
 
 # %% [markdown]
-# One would expect detectors that keep training rows (KNN, NNGuide) or estimate wide covariances to feel the smaller training set,
-# and the others to differ by the sample of test images alone. Does the table say so?
+# One would expect that the smaller training set affects detectors that store training rows (KNN, NNGuide) or estimate
+# large covariance matrices. The other detectors should differ only because of the sample of test images. Check this in
+# the table.
 
 # %% [markdown]
 # ### Quiz
@@ -361,43 +409,41 @@ else:
 #
 # <details><summary>A. Dividing by the length adds information about the OOD images.</summary>
 #
-# **No.** It throws information away. What it removes here misled the distance.
+# **No.** It removes information. The part that it removes had misled the distance.
 #
 # </details>
 #
 # <details><summary>B. A short feature lies close to all class means at once, whatever its direction.</summary>
 #
-# **Right.** If OOD images have short features, a distance calls them ordinary. On the sphere only the direction
-# counts.
+# **Right.** If OOD images have short features, their distances are small. On the sphere only the direction counts.
 #
 # </details>
 #
 # <details><summary>C. The covariance of 50,000 images is wider than that of a bank.</summary>
 #
-# **No.** Both scores here are fitted on the same rows of the bank. The length was the only thing that changed.
+# **No.** Both scores here are fitted on the same rows of the bank. Only the length has changed.
 #
 # </details>
 #
-# **2. A hybrid beats its prior on some sets, and its interval of the paired difference holds zero on others. How do
-# you report it?**
+# **2. A hybrid is better than its prior on some sets, and on others the interval of the paired difference contains
+# zero. How do you report it?**
 #
 # <details><summary>A. As a win, because the mean over the sets is positive.</summary>
 #
-# **No.** A mean hides the sets that matter. One clear gain can carry several losses.
+# **No.** A mean hides the single sets. One large gain can outweigh several losses.
 #
 # </details>
 #
 # <details><summary>B. As a draw, because one undecided set is enough to doubt all.</summary>
 #
-# **No.** An undecided set decides nothing, in either direction. The sets on which the interval excludes zero still
-# do.
+# **No.** An undecided set is no evidence in either direction. The sets on which the interval excludes zero still are.
 #
 # </details>
 #
 # <details><summary>C. Set by set: better on these, worse on those, undecided on the rest.</summary>
 #
-# **Right.** That is what the paired intervals allow. They speak of other images on this network, not of another
-# training run.
+# **Right.** That is what the paired intervals allow. They cover other images on this network, but not another training
+# run.
 #
 # </details>
 #
@@ -412,14 +458,15 @@ else:
 #
 # <details><summary>B. You cannot know before you compare candidates on your network, on validation data.</summary>
 #
-# **Right.** A rank belongs to a network and an ID set. A few detectors that lead on some network are a good list of candidates.
+# **Right.** A rank belongs to a network and an ID set. A few detectors that lead on some network are a good list of
+# candidates.
 #
 # </details>
 #
 # <details><summary>C. The mean of all detectors, since an ensemble is never worse than its parts.</summary>
 #
-# **No.** A mean can be pulled down by its weak members. Section 2 has detectors that rank near-OOD images close to
-# chance on one network.
+# **No.** A mean can be pulled down by its weak members. In section 2 you can check whether some detectors are close to
+# chance on a network.
 #
 # </details>
 #
@@ -440,8 +487,8 @@ else:
 #
 # <details><summary>C. Tuning on OOD validation images explains the difference.</summary>
 #
-# **No.** [The WeiPer chapter](10_weiper) changes tuning alone and shows what it is worth for one method. For the others it stays one of
-# several sources.
+# **No.** [The WeiPer chapter](10_weiper) changes only the tuning and measures its effect for one method. For the others
+# it remains one of several possible causes.
 #
 # </details>
 #
@@ -452,12 +499,12 @@ else:
 #
 # </details>
 #
-# **5. A bank keeps a part of the training features. Which detectors should you expect to feel it most?**
+# **5. A bank keeps a part of the training features. Which detectors should this affect most?**
 #
 # <details><summary>A. Those that keep training rows or estimate wide covariances.</summary>
 #
 # **Right.** A nearest neighbour is further away among fewer rows, and a covariance has about $K^2/2$ numbers to
-# estimate. Section 6 looks.
+# estimate. Section 6 compares both.
 #
 # </details>
 #
@@ -469,7 +516,8 @@ else:
 #
 # <details><summary>C. All alike, since every AUROC becomes less certain.</summary>
 #
-# **No.** That comes from fewer *test* images and touches all. Fewer *training* rows change only what is fitted.
+# **No.** That uncertainty comes from fewer *test* images and affects all detectors. Fewer *training* rows affect only
+# what is fitted.
 #
 # </details>
 
@@ -481,8 +529,8 @@ else:
 # ```{exercise-start} Halve the bank
 # :label: ex-cifar10-half
 # ```
-# Predict first: which loses more near-OOD AUROC when every second training row goes, KNN with `k=50` or Mahalanobis? Compute both
-# and store the name of the loser in `loser`. *Hint: `x.train[::2]`.*
+# Predict first: which loses more near-OOD AUROC when you remove every second training row, KNN with `k=50` or
+# Mahalanobis? Compute both, and store the name of the one that loses more in `loser`. *Hint: `x.train[::2]`.*
 
 # %% tags=["exercise"]
 loser = ...  # "KNN" or "Mahalanobis"
@@ -534,9 +582,9 @@ check_loser(loser)
 # ```{exercise-start} A score of your own
 # :label: ex-cifar10-own
 # ```
-# Two detectors that fail in different places may help each other. `ood.compose` brings both to one scale and averages them. Find
-# a pair that beats each of its parts on the near *and* the far sets, and store the two detectors, not fitted.
-# *Hint: one that reads logits and one that reads features.*
+# Two detectors that fail in different places may help each other. `ood.compose` brings both to one scale and averages
+# them. Find a pair that is better than each of its parts on the near *and* the far sets, and store the two detectors,
+# not fitted. *Hint: one that reads logits and one that reads features.*
 
 # %% tags=["exercise"]
 pair = ...  # such as ood.KNN(k=50), ood.Energy()
@@ -552,7 +600,7 @@ def beats_its_parts(pair):
 check_pair = ood.Check(
     (lambda p: len(p) == 2, "two detectors"),
     (lambda p: max(beats_its_parts(p).values()) > 0, "one part is better on both groups"),
-    (lambda p: min(beats_its_parts(p).values()) > 0, "one group only: mix other kinds"),
+    (lambda p: min(beats_its_parts(p).values()) > 0, "better on one group only: combine other kinds of detectors"),
 )
 check_pair(pair)
 
@@ -576,9 +624,9 @@ print({g: f"{100 * v:+z.2f} points over the better part" for g, v in gains_of_pa
 check_pair(pair)
 
 # %% [markdown]
-# ViM measures what of a feature lies outside the directions that ID features use, and fDBD how close the feature lies to the boundaries
-# between classes: they fail on different images. But you looked at the OOD sets to choose, so this number is no result. Take another OOD set
-# and a paired interval before you believe it.
+# ViM measures the part of a feature outside the directions that ID features use, and fDBD how close the feature lies to
+# the boundaries between classes. So they fail on different images. But the pair was chosen on these OOD sets, so this
+# number is not a valid result. Confirm it on another OOD set, with a paired interval.
 # ```{solution-end}
 # ```
 #
@@ -586,16 +634,16 @@ check_pair(pair)
 
 # %% tags=["hide-input"]
 best = {g: means[g].idxmax() for g in ("near", "far")}
+alike = ", ".join(f"{span(p)} ({g})" for g, p in ((g, agreement(g)[0]) for g in ranks) if len(p))
 display(Markdown(
     "* Best on near-OOD: " + ", ".join(f"**{d}** ({n})" for n, d in best["near"].items())
     + "; on far-OOD: " + ", ".join(f"**{d}** ({n})" for n, d in best["far"].items()) + ".\n"
-    "* The order of the detectors agrees between two networks to a rank correlation of "
-    + ", ".join(f"{p.min():.2f} to {p.max():.2f} ({g})" for g, p in ((g, agreement(g)[0]) for g in ranks) if len(p)) + ".\n"
-    "* Dividing features by their length, against Mahalanobis: " + ood.tally(gained) + "."
+    + (f"* The rank correlation of the detectors on two networks is {alike}.\n" if alike else "")
+    + "* Dividing features by their length, against Mahalanobis: " + ood.tally(gained) + "."
 ))  # fmt: skip
 
 # %% [markdown]
-# [The ledger](70_ledger) puts what the chapters found on these networks beside the papers' claims.
+# [The ledger](70_ledger) compares the results of the chapters on these networks with the papers' claims.
 
 # %% tags=["hide-input"]
 for name, table in tables.items() if results else ():

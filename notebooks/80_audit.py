@@ -9,21 +9,10 @@
 # %% [markdown]
 # # Audit your network
 #
-# ```{admonition} Before you start
-# :class: tip
-# **You will learn** which detector to take for *your* network, what its threshold promises, whether it warns before the network is
-# wrong, and what to put beside your weights. The page runs on your network and your folder of pictures with one command.
-#
-# **You need** a trained classifier and the pictures it was trained on; OOD pictures if you have any. To read it, [the protocol
-# chapter](05_protocol).
-#
-# **It takes** 20 minutes. No GPU and no download for the run that you see here.
-#
-# **The claim** that is tested: a detector chosen on some OOD images of a network is a good one for that network on other
-# OOD images. Section 11 counts how often.
-# ```
+# Give this page your trained classifier and a folder of its pictures: it says which {term}`detector` to take, what its
+# {term}`threshold` promises, and whether it warns before the network is wrong.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-cell"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
 import re
@@ -50,6 +39,30 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% [markdown]
+# ```{admonition} In one minute
+# :class: tip
+# **The claim**: a detector that is chosen on some OOD images of a network is a good one for that network on other OOD images. Section 11
+# counts how often.
+#
+# <!-- made by ood-book sync -->
+# **It takes** 14 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
+# <!-- end -->
+#
+# **Use** this page before you put a network to work, and again when you train it anew.
+#
+# **Do not** take its recommendation for OOD images of a kind that you did not give it, and do not expect its threshold to hold when the ID
+# images themselves change.
+# ```
+#
+# ```{admonition} Before you start
+# :class: dropdown
+# **You will learn** which detector to take for *your* network, what its threshold promises, whether it warns before the network is
+# wrong, and what to put beside your weights. The page runs on your network and your folder of pictures with one command.
+#
+# **You need** a trained classifier and the pictures it was trained on; OOD pictures if you have any. To read it, [the protocol
+# chapter](05_protocol).
+# ```
+#
 # These are the parameters of the page. For your own network and pictures pass them on the command line:
 #
 # ```bash
@@ -61,7 +74,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # the name of a network that comes with the library, `cifar10-resnet9`. A {term}`bank` needs no model: `-p benchmark
 # cifar10-densenet`, or `bank:PATH`.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # folder:PATH of your pictures; or a bank: features alone
 model: str = ""  # torchvision:, timm:, hf:NAME, module:function; empty: trained here
 weights: str = ""  # file with its weights, or default: those that its source publishes

@@ -2,7 +2,7 @@
 # is first asked for.
 from .data.benchmark import BENCHMARKS, Benchmark, Normalize, load_benchmark, load_ood_set
 from .data.folders import split_folder
-from .data.images import ImageArray, ImageFiles, ImageFormat
+from .data.images import ImageArray, ImageFiles, ImageFormat, read_picture
 from .data.labels import average_precision, count_labels
 from .data.locate import MissingDataError
 from .detectors.classical.ash import ASH
@@ -36,17 +36,19 @@ from .detectors.heat.priors import GMMPrior, LogitPrior
 from .detectors.joint_energy import JointEnergy, SumLogit, SumProb, joint_energy, label_energies
 from .detectors.msma import MSMA, ScoreNorms, score_norms, select_gmm
 from .detectors.norm_bank import Scorer, load_score_norms
-from .detectors.saved import load
+from .detectors.saved import MadeFor, load, made_for
 from .detectors.weiper import WeiPer, weiper_kld
 from .evaluation.benchmark import group_auroc, run_benchmark, summarize
 from .evaluation.calibration import Reliability, reliability
 from .evaluation.comparison import Comparison, compare, compare_over_seeds
 from .evaluation.cost import measure_cost
+from .evaluation.exportable import exportable
 from .evaluation.metrics import Metrics, evaluate
 from .evaluation.recommend import Recommendation, recommend
 from .evaluation.results import leaderboard, load_results, load_verdicts, provenance, save_results, save_verdicts
 from .evaluation.score_files import Scored, score_files
 from .evaluation.verdict import SetScores, Verdict, score_verdicts, tally, verdicts
+from .evaluation.watch import Watch
 from .exercises import Check, seal
 from .features.bank import BenchmarkFeatures, extract_benchmark, load_bank
 from .features.benchmark import benchmark_features
@@ -70,20 +72,20 @@ __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Composed", "Detector",
     "DiffusersBody", "DivergedError", "Energy", "FDBD", "FeatureFlow", "Features", "GEN", "GMM", "GMMPrior",
     "GaussianScore", "GradNorm", "HEAT", "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy",
-    "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP", "Mahalanobis", "MaxLogit", "Metrics", "MissingDataError",
-    "NNGuide", "NetworkCard", "Normalize", "NotFittedError", "ODIN", "ODINNetwork", "RMDS", "ReAct",
-    "Recommendation", "Reliability", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
-    "Scored", "Scorer", "SetScores", "SklearnDetector", "SumLogit", "SumProb", "UNet", "Verdict", "ViM", "WeiPer",
-    "accuracy", "adapt", "augmented", "average_precision", "benchmark_features", "classical_detectors", "compare",
-    "compare_over_seeds", "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy", "evaluate",
-    "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm", "group_auroc", "half_precision",
-    "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load", "load_bank", "load_benchmark",
-    "load_network", "load_ood_set", "load_results", "load_score_norms", "load_verdicts", "max_logit",
-    "mean_average_precision", "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device",
-    "pretrained", "provenance", "recommend", "reliability", "run_benchmark", "save_results", "save_verdicts",
-    "score_files", "score_norms", "score_verdicts", "seal", "select_gmm", "sgld", "shift", "spectral_normalize",
-    "split_folder", "summarize", "tally", "train_classifier", "train_multilabel", "train_score_network", "verdicts",
-    "weiper_kld",
+    "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP", "MadeFor", "Mahalanobis", "MaxLogit", "Metrics",
+    "MissingDataError", "NNGuide", "NetworkCard", "Normalize", "NotFittedError", "ODIN", "ODINNetwork", "RMDS",
+    "ReAct", "Recommendation", "Reliability", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
+    "Scored", "Scorer", "SetScores", "SklearnDetector", "SumLogit", "SumProb", "UNet", "Verdict", "ViM", "Watch",
+    "WeiPer", "accuracy", "adapt", "augmented", "average_precision", "benchmark_features", "classical_detectors",
+    "compare", "compare_over_seeds", "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy",
+    "evaluate", "exportable", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm",
+    "group_auroc", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load",
+    "load_bank", "load_benchmark", "load_network", "load_ood_set", "load_results", "load_score_norms",
+    "load_verdicts", "made_for", "max_logit", "mean_average_precision", "measure_cost", "msp", "network_for",
+    "noise_scales", "odin", "pick_device", "pretrained", "provenance", "read_picture", "recommend", "reliability",
+    "run_benchmark", "save_results", "save_verdicts", "score_files", "score_norms", "score_verdicts", "seal",
+    "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize", "tally", "train_classifier",
+    "train_multilabel", "train_score_network", "verdicts", "weiper_kld",
 ]  # fmt: skip
 
 __version__: str

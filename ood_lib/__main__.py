@@ -17,12 +17,14 @@ from ood_lib.detectors.classical.mahalanobis import Mahalanobis
 from ood_lib.detectors.classical.recipes import classical_detectors
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.norm_bank import NORM_BANK, make_score_norms
-from ood_lib.evaluation import score_files
 from ood_lib.evaluation.benchmark import run_benchmark
 from ood_lib.evaluation.results import provenance
+from ood_lib.evaluation.score_files import main as score_pictures
 from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
 from ood_lib.features.features import Features
+from ood_lib.files import draft_folder
 from ood_lib.networks.network import Network, pick_device
+from ood_lib.terminal import terminal
 from ood_lib.training.published import PUBLISHED, published
 from ood_lib.training.recipes import RECIPES, seeded, train_recipe
 
@@ -32,7 +34,7 @@ __all__ = ["main"]
 def main() -> None:
     """Write NAME.safetensors and NAME.json where the network is trained here, and the bank, a folder NAME."""
     if sys.argv[1:2] == ["score"]:
-        sys.exit(score_files.main(sys.argv[2:]))
+        sys.exit(score_pictures(sys.argv[2:]))
     parser = argparse.ArgumentParser(
         prog="python -m ood_lib", description=main.__doc__,
         epilog="To score pictures by a saved detector: python -m ood_lib score --help",
@@ -48,6 +50,8 @@ def main() -> None:
     given = parser.parse_args()
     if (given.name in PUBLISHED) != bool(given.weights):
         parser.error(f"--weights FILE goes with {', '.join(PUBLISHED)}, and with no other name")
+    with draft_folder(given.out / given.name):  # a folder that cannot be written is refused before the work
+        pass
     if given.name == NORM_BANK:
         return _score_norms(given)
     ours = RECIPES.get(given.name)
@@ -119,4 +123,5 @@ def _rounding(exact: BenchmarkFeatures, rounded: BenchmarkFeatures) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with terminal():
+        main()

@@ -1,6 +1,12 @@
 """The toy that the tests share: four classes, each with its own six units; OOD fires the eight units nobody uses."""
 
+import builtins
+import errno
+import io
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -12,6 +18,18 @@ from ood_lib.features.features import Features
 matplotlib.use("Agg")
 
 UNITS, CLASSES = 32, 4
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs a CUDA device, for `tests/gpu/run.sh` to choose; what is odd runs when `-m` names it."""
+    for item in items:
+        if any("no CUDA device" in mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")):
+            item.add_marker("cuda")
+    if "odd" not in config.option.markexpr:
+        left_out = [item for item in items if item.get_closest_marker("odd")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 @dataclass(frozen=True)
@@ -66,3 +84,30 @@ def make_toy() -> Toy:
 @pytest.fixture(scope="session")
 def toy() -> Toy:
     return make_toy()
+
+
+@pytest.fixture
+def read_only(monkeypatch) -> Callable[[Path], None]:
+    """Makes a folder one that cannot be written, for root too: each call of the system that would change it fails."""
+    folders: list[str] = []
+
+    def refuse(path: object) -> None:
+        if isinstance(path, str | os.PathLike) and any(f"{os.path.abspath(path)}/".startswith(f) for f in folders):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), os.fspath(path))
+
+    def guard(module: object, name: str, writes: Callable[..., bool] = lambda *_, **__: True) -> None:
+        real = getattr(module, name)
+
+        def guarded(path: object, *args: object, **options: object) -> object:
+            if writes(*args, **options):
+                refuse(path)
+            return real(path, *args, **options)
+
+        monkeypatch.setattr(module, name, guarded)
+
+    for name in ("mkdir", "unlink", "remove", "rmdir", "rename", "replace", "utime", "chmod"):
+        guard(os, name)
+    guard(os, "open", lambda flags, *_, **__: bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)))
+    for module in (builtins, io):
+        guard(module, "open", lambda mode="r", *_, **__: bool({*mode} & {*"wax+"}))
+    return lambda folder: folders.append(f"{folder.absolute()}/")

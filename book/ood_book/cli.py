@@ -8,6 +8,7 @@ A command imports what it needs when it runs, so that the others start fast.
 
 import argparse
 import ast
+import json
 import re
 import shlex
 import sys
@@ -16,10 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ood_book.notebooks import Refused, find_root, parameters_of, select, sources, title_of
+from ood_book.notebooks import Refused, content_hash, find_root, parameters_of, select, sources, title_of
 from ood_book.run.budget import PATIENCE, PROMISED, WARN
 from ood_lib.extras import MissingExtraError
-from ood_lib.files import write_text
+from ood_lib.files import FULL, UNWRITABLE, read_json, write_bytes, write_text
+from ood_lib.terminal import terminal
 
 if TYPE_CHECKING:
     from ood_book.run.plan import Task
@@ -161,51 +163,81 @@ def _list(args: argparse.Namespace) -> int:
 
 def _teach(args: argparse.Namespace) -> int:
     from ood_book.percent import as_ipynb, load
+    from ood_book.teach.bundle import zipped
     from ood_book.teach.deck import deck_of
     from ood_book.teach.editions import EDITIONS
     from ood_book.teach.plain import read_book
+    from ood_book.teach.quiz import moodle, qti, questions
 
     root = find_root(args.root)
     out = (args.out or root / "_build/teach").resolve()
     # What cannot be is refused before anything is written.
     runs, tasks = _finished(root, args, args.notebooks) if args.slides else (root, [])
     book = replace(read_book(root), site="")  # the pages have the solutions
+    handed_out = {}
     for source in select(root, args.notebooks):
-        notebook = load(source)
-        for edition, make in EDITIONS.items():
-            write_text(out / edition / f"{source.stem}.ipynb", as_ipynb(make(notebook, book)))
+        notebook, name = load(source), source.stem
+        texts = {edition: as_ipynb(make(notebook, book)) for edition, make in EDITIONS.items()}
+        handed_out[f"{name}.ipynb"] = texts["student"]
+        for edition, text in texts.items():
+            write_text(out / edition / f"{name}.ipynb", text)
+        if asked := questions(notebook, book):
+            title = title_of(source.read_text(encoding="utf-8"))
+            write_text(out / "quiz" / f"{name}-moodle.xml", moodle(title, asked))
+            write_bytes(out / "quiz" / f"{name}-canvas.zip", qti(name, title, asked))
+    write_bytes(out / "student.zip", zipped(handed_out))
     for task in tasks:
         write_text(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
-    print(f"editions are in {out}: {', '.join([*EDITIONS, *['slides'] * args.slides])}")
+    print(f"editions are in {out}: {', '.join([*EDITIONS, 'student.zip', 'quiz', *['slides'] * args.slides])}")
     return 0
 
 
 def _sync(args: argparse.Namespace) -> int:
     from ood_book.metadata import generated
-    from ood_book.percent import as_ipynb, load
+    from ood_book.percent import as_ipynb, parse
     from ood_book.teach.editions import reader
     from ood_book.teach.plain import read_book
 
     root = find_root(args.root)
     book = read_book(root)
-    made = {s.with_suffix(".ipynb"): reader(load(s), book, name) for name, s in sources(root).items()}
-    wanted = {path: as_ipynb(notebook) for path, notebook in made.items()} | generated(root)
+    parts = generated(root)
+    texts = {s: parts.get(s) or s.read_text(encoding="utf-8") for s in sources(root).values()}
+    made = {s.with_suffix(".ipynb"): reader(parse(text), book, s.stem) for s, text in texts.items()}
+    wanted = {path: as_ipynb(notebook) for path, notebook in made.items()} | parts
     differing = [p for p, text in wanted.items() if not p.is_file() or p.read_text(encoding="utf-8") != text]
+    if not args.check:
+        _spare_edited(root, differing)
     for path in differing:
         print(f"{path}: {'differs from' if args.check else 'written from'} {_origin(path)}")
         if not args.check:
-            _keep_aside(root, path)
             write_text(path, wanted[path])
+    if not args.check:
+        digests = {path.name: content_hash(text) for path, text in wanted.items() if path.suffix == ".ipynb"}
+        write_text(root / SYNCED, json.dumps(digests, indent=1))
     return 1 if differing and args.check else 0
 
 
-def _keep_aside(root: Path, path: Path) -> None:
-    """Keep an `.ipynb` that was edited after its `.py`: cells that somebody added are nowhere else."""
-    source = path.with_suffix(".py")
-    if path.suffix == ".ipynb" and path.is_file() and path.stat().st_mtime > source.stat().st_mtime:
-        kept = root / "_build/aside" / path.name
-        write_text(kept, path.read_text(encoding="utf-8"))
-        print(f"{path} is newer than {source.name}: as it was, it is kept in {kept}; edit the .py to keep a change")
+SYNCED = "_build/synced.json"  # what `sync` wrote last: a notebook that is otherwise was edited by somebody
+
+
+def _spare_edited(root: Path, differing: Sequence[Path]) -> None:
+    """Refuse to write over an `.ipynb` that was edited after its `.py`: what is in it is nowhere else."""
+    try:
+        written = read_json(root / SYNCED, "")
+    except (OSError, ValueError):
+        written = {}
+    edited = [
+        path
+        for path in differing
+        if path.suffix == ".ipynb" and path.is_file()
+        and path.stat().st_mtime > path.with_suffix(".py").stat().st_mtime
+        and content_hash(path.read_bytes()) != written.get(path.name)
+    ]  # fmt: skip
+    if edited:
+        raise Refused(
+            f"nothing is written: newer than their .py, and edited, are {', '.join(map(str, edited))}. To keep a change "
+            "of one, make it in its .py, which is the source; then, or to drop it, remove the .ipynb and sync again"
+        )
 
 
 def _origin(path: Path) -> str:
@@ -309,17 +341,23 @@ def _missing(error: ModuleNotFoundError) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 is success, 1 a failed notebook or page, 2 refused input."""
-    args = _parser().parse_args(argv)
-    args.line = shlex.join(["ood-book", *(sys.argv[1:] if argv is None else argv)])
-    try:
-        return args.command(args)
-    except (Refused, MissingExtraError, ModuleNotFoundError) as refusal:
-        said = _missing(refusal) if isinstance(refusal, ModuleNotFoundError) else refusal
-        print(f"ood-book: {said}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("ood-book: interrupted; what was complete is kept", file=sys.stderr)
-        return 130
+    with terminal():
+        args = _parser().parse_args(argv)
+        args.line = shlex.join(["ood-book", *(sys.argv[1:] if argv is None else argv)])
+        try:
+            return args.command(args)
+        except (Refused, MissingExtraError, ModuleNotFoundError) as refusal:
+            said = _missing(refusal) if isinstance(refusal, ModuleNotFoundError) else refusal
+            print(f"ood-book: {said}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.errno not in UNWRITABLE | FULL:
+                raise
+            print(f"ood-book: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("ood-book: interrupted; what was complete is kept", file=sys.stderr)
+            return 130
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ood_book.notebooks import Refused, sources, unknown
+from ood_book.reading import minutes
 
 __all__ = ["About", "about", "budgets", "generated"]
 
@@ -25,11 +27,12 @@ class About:
     needs: str
     representation: str
     energy: str
-    read: int  # minutes
+    read: int  # minutes, counted in its text
     run: int  # minutes with the default profile on two cores
     memory: int  # peak in MB with it
     gpu: str  # with it: no, helps, needed
     data: str
+    found: dict[str, Any] = field(default_factory=dict)  # of the kept results, what `ood_book.minute` shows
 
     @property
     def cost(self) -> str:
@@ -50,7 +53,7 @@ def about(root: Path) -> dict[str, About]:
     for name in entries:
         if name not in sources(root):
             raise unknown(f"notebook in {FILE}", name, sources(root))
-    return {name: _read(name, entries.get(name, {})) for name in sources(root)}
+    return {name: _read(source, entries.get(name, {})) for name, source in sources(root).items()}
 
 
 def _entries(root: Path) -> dict[str, Any]:
@@ -64,28 +67,46 @@ def budgets(root: Path) -> dict[str, float]:
     return {name: minutes for name, minutes in asked.items() if isinstance(minutes, int | float)}
 
 
-def _read(name: str, entry: dict[str, Any]) -> About:
-    kinds = {field.name: field.type for field in fields(About)}
+def _read(source: Path, entry: dict[str, Any]) -> About:
+    kinds = {f.name: f.type for f in fields(About) if f.name not in ("read", "found")}
     wrong = [k for k, kind in kinds.items() if not isinstance(entry.get(k), kind)]  # type: ignore[arg-type]
-    if wrong or set(entry) - set(kinds):
-        raise Refused(f"{FILE}, {name}: missing or of wrong type {wrong}, unknown {sorted(set(entry) - set(kinds))}")
-    return About(**entry)
+    extra = sorted(set(entry) - set(kinds) - {"found"})
+    if wrong or extra:
+        raise Refused(f"{FILE}, {source.stem}: missing or of wrong type {wrong}, unknown {extra}")
+    return About(**entry, read=minutes(source.read_text(encoding="utf-8")))
 
 
 def generated(root: Path) -> dict[Path, str]:
     """The files with parts made of the entries, as they are to be."""
     entries = about(root)
     made = [(root / file, part) for file, part in PARTS.items()] if entries else []
+    made += [(source, partial(_minute, name)) for name, source in sources(root).items() if name in entries]
     return {path: _with_part(path, write(root, entries)) for path, write in made}
 
 
 def _with_part(path: Path, lines: list[str]) -> str:
     """The file with these lines between its two marks."""
     text = path.read_text(encoding="utf-8")
-    found = re.search(r"^( *)(?:#|<!--) made by ood-book sync[^\n]*\n(.*?)^ *(?:#|<!--) end", text, re.M | re.S)
+    mark = r"(?:#|<!--) made by ood-book sync[^\n]*\n(.*?)^(?:# )? *(?:#|<!--) end"
+    found = re.search(rf"^((?:# (?=<))? *){mark}", text, re.M | re.S)
     if not found:
         raise Refused(f"{path} has no lines `made by ood-book sync` and `end` to write between")
     return text[: found.start(2)] + "".join(f"{found[1]}{x}".rstrip() + "\n" for x in lines) + text[found.end(2) :]
+
+
+def _minutes(count: int) -> str:
+    return f"{count} minute{'s' * (count != 1)}"
+
+
+def _minute(name: str, root: Path, entries: dict[str, About]) -> list[str]:
+    """What the box at the top of a chapter says that can be counted: what was found, and how long it takes."""
+    from ood_book.minute import found  # PyTorch, which only this needs
+
+    a = entries[name]
+    gpu = {"no": "No GPU, no download.", "helps": "A GPU helps.", "needed": "It needs a GPU."}[a.gpu]
+    reading = f"{_minutes(a.read)} to read, without exercises and what is folded"
+    time = f"**It takes** {reading}, and {_minutes(a.run)} to run. {gpu}"
+    return [*found(root, a.found), "", time] if a.found else [time]
 
 
 def _readme(root: Path, entries: dict[str, About]) -> list[str]:

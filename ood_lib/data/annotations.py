@@ -7,6 +7,7 @@ names the line.
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,8 +82,7 @@ def _place(folder: Path, name: str, where: str) -> str:
 
 
 def _first_repeated(names: Sequence[str]) -> str | None:
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+    return next((name for name, times in Counter(names).items() if times > 1), None)
 
 
 def read_voc(home: Path, split: str, frame: ImageFormat | None = None) -> ImageFiles:

@@ -25,6 +25,7 @@ from ood_lib.data.images import ImageArray, ImageFormat, ImageSet, divide, pictu
 from ood_lib.data.locate import Shelf
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
 from ood_lib.shipped import BANKS, FORMER_NAMES
+from ood_lib.tensors import check_floats
 from ood_lib.warn import warn
 
 __all__ = ["BENCHMARKS", "Benchmark", "Normalize", "load_benchmark", "load_ood_set", "benchmark_hash"]
@@ -45,6 +46,7 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, C, H, W) in [0, 1]."""
+        check_floats("(..., C, H, W)", images=images)
         return (images - self.mean) / self.std
 
     @classmethod
@@ -142,7 +144,7 @@ def _usual_shape(data: ImageSet) -> tuple[int, int]:
     rows = torch.linspace(0, len(data) - 1, 200, dtype=torch.float64).long().unique().tolist()
     found = [shape for row in rows if (shape := picture_shape(data.base / data.names[row]))]
     if not found:
-        found = [tuple(data[0][0].shape)]  # type: ignore[list-item]  # which names what cannot be read
+        found = [(int(c), int(h), int(w)) for c, h, w in [data[0][0].shape]]  # which names what cannot be read
     side = statistics.median_low([min(height, width) for _, height, width in found])
     return max(channels for channels, *_ in found), side
 
@@ -216,10 +218,11 @@ def load_benchmark(
 ) -> Benchmark:
     """All sets of a benchmark, in their roles.
 
-    A set NAME is looked for under `root`: by OpenOOD's lists (`benchmark_imglist/`, `images_classic/` and
-    `images_largescale/`); as arrays `NAME/SPLIT.npz` (`images` uint8 (N, H, W) or (N, H, W, 3), `labels`); as pictures
-    `NAME/SPLIT/<class>/`, or several labels to a picture in `NAME/SPLIT/labels.csv` (OOD sets also in `NAME/`, with or
-    without classes); as what torchvision unpacks.  At last it may be fetched.
+    A set NAME is searched under `root` in this order. First by OpenOOD's lists (`benchmark_imglist/`,
+    `images_classic/` and `images_largescale/`). Then as arrays `NAME/SPLIT.npz` (`images` uint8 (N, H, W) or (N, H, W,
+    3), `labels`). Then as pictures `NAME/SPLIT/<class>/`, or with several labels per picture in
+    `NAME/SPLIT/labels.csv` (OOD sets also in `NAME/`, with or without classes). Then in the folders that torchvision
+    unpacks. Otherwise it may be downloaded.
 
     Args:
         name: one of `BENCHMARKS`; or `folder:PATH` for pictures of your own in `PATH/train|val|test/<class>/` or

@@ -98,8 +98,8 @@ def bundled_scenes() -> Bundle:
     near: "digits7-9", the same with unseen digits only.  far: "backgrounds", the same without a digit; "photos",
     photographs at full contrast; "inverted" ID test canvases; "gratings", coloured waves at full contrast.
 
-    Nothing is shared between train, val and test: digits are divided in the order of the file, so that most hands
-    write for one split only, and each split has its own strips of the photographs.  OOD sets use those of test.
+    Nothing is shared between train, val and test. Digits are divided in the order of the file, so that most writers
+    occur in one split only, and each split has its own strips of the photographs. OOD sets use those of test.
     """
     digits, classes = _digits()
     ink = F.interpolate(digits.double(), CELL - 2, mode="bilinear")  # float64: the bytes are the same on any machine

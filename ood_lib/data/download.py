@@ -5,7 +5,6 @@ is never taken for a whole.
 """
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 from ood_lib.data.annotations import read_coco, read_voc
 from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, ImageSet, find_pictures
 from ood_lib.extras import need
+from ood_lib.files import draft_folder
 
 __all__ = ["ORIGINS", "PUBLISHED", "Published", "fetch_published", "fetch_tiny_imagenet", "open_published"]
 
@@ -94,18 +94,21 @@ def open_published(home: Path, name: str, split: str, frame: ImageFormat | None,
 def fetch_published(home: Path, name: str, split: str, frame: ImageFormat | None) -> ImageSet:
     """Download beside `home` and rename when complete.
 
-    torchvision checks archives by md5, but trusts any folder that an interrupted run unpacked.  A killed run leaves a
-    folder NAME-xxxx beside `home`, which nothing reads.
+    torchvision checks archives by md5, but trusts any folder that an interrupted run unpacked.
+
+    Raises:
+        OSError: the folder cannot be written, or is full; the message names it.
     """
     made = [folder for folder in home.parents if not folder.exists()]
-    home.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=home.parent) as stage:
-            fresh = Path(stage, "fresh")
+        with draft_folder(home) as stage:
+            fresh = stage / "fresh"
             fresh.mkdir()
             open_published(fresh, name, split, frame, download=True)
             if home.exists():
-                os.replace(home, Path(stage, "damaged"))
+                with suppress(Exception):  # another process was faster, and may be reading it
+                    return open_published(home, name, split, frame)
+                os.replace(home, stage / "damaged")
             os.replace(fresh, home)
     finally:
         for folder in made:  # the innermost first; one that now holds a set stays
@@ -121,10 +124,9 @@ def fetch_tiny_imagenet(home: Path) -> None:
         OSError, RuntimeError: the connection failed, or the archive is not the one that was published.
     """
     url, md5, files = TINY_IMAGENET
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{home.name}-", dir=home.parent) as stage:
-        need("torchvision.datasets.utils").download_and_extract_archive(url, stage, md5=md5, remove_finished=True)
-        fresh = Path(stage, "tiny-imagenet-200/val")
+    with draft_folder(home) as stage:
+        need("torchvision.datasets.utils").download_and_extract_archive(url, str(stage), md5=md5, remove_finished=True)
+        fresh = stage / "tiny-imagenet-200/val"
         if (found := sum(path.is_file() for path in fresh.rglob("*"))) != files:
             raise RuntimeError(f"{url} holds {found} files in {fresh.name}; expected {files}")
         try:

@@ -12,8 +12,17 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from ood_lib.data.images import ImageArray, ImageFiles
+from ood_lib.data.length import length
+from ood_lib.tensors import as_tensor, strange
 
-__all__ = ["DataIdentity", "collate_labelled", "data_identity", "dataset_hash", "known_marks"]
+__all__ = [
+    "DataIdentity",
+    "collate_items",
+    "collate_labelled",
+    "data_identity",
+    "dataset_hash",
+    "known_marks",
+]
 
 LOOKS = 16  # items that are read twice where a data set may change them on the way
 
@@ -57,10 +66,35 @@ def collate_labelled(items: list[Any]) -> Any:
     shapes = {tuple(np.shape(item[1])): None for item in items}
     if len(shapes) > 1:
         raise ValueError(f"labels of the shapes {[*shapes]} are in one batch; expected the same for all images")
-    return default_collate(items)
+    return collate_items(items)
+
+
+def collate_items(items: list[Any]) -> Any:
+    """The items of a batch together, arrays of any byte order, stride and real type among them.
+
+    Raises:
+        ValueError: their parts are no numbers, or differ in shape.
+    """
+    try:
+        return default_collate([_as_tensors(item) for item in items])
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"the items of the data set cannot be put into one batch ({error}); expected pairs (image, label), images "
+            "as tensors (channels, height, width) of one shape"
+        ) from error
+
+
+def _as_tensors(item: Any) -> Any:
+    if not isinstance(item, tuple | list):
+        return item
+    return tuple(
+        as_tensor(x, "a part of an item of the data set") if isinstance(x, np.ndarray | Tensor) else x for x in item
+    )
 
 
 def _check_image(image: Any) -> None:
+    if isinstance(image, Tensor) and (what := strange(image)):
+        raise ValueError(f"an image of the data set is {what}; expected a dense tensor (channels, height, width)")
     if not isinstance(image, Tensor | np.ndarray):
         advice = "; end its transform with torchvision.transforms.ToTensor()" if hasattr(image, "convert") else ""
         raise ValueError(
@@ -108,7 +142,7 @@ def data_identity(dataset: Dataset, num_workers: int = 0) -> DataIdentity:
 
 
 def known_marks(dataset: Any) -> list[bytes] | None:
-    """A mark of each item where they can be told without reading them; None where they cannot.
+    """A mark of each item if it can be computed without reading the items; else None.
 
     Only of the very classes that are known: one that inherits from them may give other items.
     """
@@ -225,6 +259,6 @@ def dataset_hash(dataset: Dataset, items: int | None = None, num_workers: int = 
     if items is None:
         return data_identity(dataset, num_workers).digest
     if (marks := known_marks(dataset)) is None:
-        rows = torch.linspace(0, len(dataset) - 1, items, dtype=torch.float64).long()  # type: ignore[arg-type]
+        rows = torch.linspace(0, length(dataset, "to hash") - 1, items, dtype=torch.float64).long()
         marks = _read_marks(Subset(dataset, rows.unique().tolist()), num_workers)
     return hashlib.sha256(b"".join(marks)).hexdigest()

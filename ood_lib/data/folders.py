@@ -7,7 +7,6 @@ every file that is the same byte by byte.
 import csv
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from ood_lib.data.annotations import read_table
 from ood_lib.data.images import ImageFiles, ImageSet, divide, find_pictures
 from ood_lib.data.locate import MissingDataError, Shelf, read_classes, subfolders
+from ood_lib.files import draft_folder
 from ood_lib.warn import warn
 
 __all__ = ["named_sets", "read_splits", "split_folder"]
@@ -100,10 +100,11 @@ def split_folder(
 ) -> Path:
     """Divide `source/<class>/<picture>` into train, val and test below a new folder, for `load_benchmark`.
 
-    Each class is divided alike, at random.  Files that are the same byte by byte come into one split and count as one
-    picture.  With a `source/labels.csv` (several classes to a picture) the pictures are divided as a whole.  OOD sets
-    in `source/near/` and `source/far/` are taken over.  The original stays as it is: the new folder holds hard links,
-    which take no disk space, or copies where there can be none; so do not edit a picture in place in one of the two.
+    Each class is divided alike, at random. Files that are the same byte by byte come into one split and count as one
+    picture. With a `source/labels.csv` (several classes to a picture) the pictures are divided as a whole. OOD sets in
+    `source/near/` and `source/far/` are taken over. The original folder is not changed. The new folder holds hard
+    links, which take no disk space, or copies where links are not possible. So do not edit a picture in place in one
+    of the two.
 
     Args:
         source: the folder as it is.
@@ -132,9 +133,8 @@ def split_folder(
     if data.labels.ndim == 1 and (lost := set(range(len(data.classes))) - set(data.labels[parts[0]].tolist())):
         names = [data.classes[label] for label in sorted(lost)]
         raise ValueError(f"{source}: too few different pictures of {names} for train to get one by {tuple(shares)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as stage:
-        made = Path(stage, target.name)
+    with draft_folder(target) as stage:
+        made = stage / target.name
         for split, part in zip(SPLITS, parts):
             _write(data.subset(part), made / split)
         for group in GROUPS:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ood_lib.extras import need
+from ood_lib.tensors import PRECISIONS, as_tensor, check_floats
 from ood_lib.warn import warn
 
 __all__ = [
     "ImageFormat", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "is_grey", "is_hidden",
-    "picture_shape", "recolour",
+    "picture_shape", "read_picture", "recolour",
 ]  # fmt: skip
 
 # Beside hidden folders: what systems and network disks leave among pictures.
@@ -66,6 +67,9 @@ class ImageFormat:
 
     def __call__(self, images: Tensor) -> Tensor:
         """images: (N, 1 or 3, H, W) in [0, 1] -> (N, channels, size, size)."""
+        check_floats("(N, C, H, W)", images=images)
+        if images.shape[1] not in (1, 3) or 0 in images.shape[1:]:
+            raise ValueError(f"images are {tuple(images.shape)}; expected (N, 1 or 3, H, W) with pixels in it")
         images, sides = recolour(images, self.channels), tuple(images.shape[-2:])
         short = self.resize or self.size
         wanted = (self.size, self.size) if self.stretch else tuple(short * side // min(sides) for side in sides)
@@ -89,7 +93,9 @@ class _Images(Dataset[tuple[Tensor, int | Tensor]]):
     """What both kinds of set share: labels (N,) or (N, C), a frame, fetching by batch."""
 
     def __init__(self, count: int, labels: Any, frame: ImageFormat | None, classes: Sequence[str]) -> None:
-        self.labels = _checked_labels(torch.full((count,), -1) if labels is None else _tensor(labels), count)
+        self.labels = _checked_labels(
+            torch.full((count,), -1, device="cpu") if labels is None else _tensor(labels), count
+        )
         self.frame, self.classes = frame, tuple(classes)
 
     def __len__(self) -> int:
@@ -100,14 +106,14 @@ class _Images(Dataset[tuple[Tensor, int | Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int | Tensor]]:
         """The items of one batch, converted together; a DataLoader calls this by itself."""
-        chosen = torch.as_tensor(indices, dtype=torch.long)
+        chosen = torch.as_tensor(indices, dtype=torch.long, device="cpu")
         labels = self.labels[chosen]
         return list(zip(self._fetch(chosen), labels.tolist() if labels.ndim == 1 else labels, strict=True))
 
     @property
     def images(self) -> Tensor:
         """All images at once: float32 (N, C, H, W), four bytes a value."""
-        return self._fetch(torch.arange(len(self)))
+        return self._fetch(torch.arange(len(self), device="cpu"))
 
     def _fetch(self, indices: Tensor) -> Tensor:
         raise NotImplementedError
@@ -173,7 +179,7 @@ class ImageArray(_Images):
         if as_bytes:
             good = len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))
         else:
-            good = images.is_floating_point() and len(shape) == 4 and shape[1] in (1, 3)
+            good = images.dtype in PRECISIONS and len(shape) == 4 and shape[1] in (1, 3)
         if not good or 0 in shape:
             raise ValueError(
                 f"images are {images.dtype} of shape {shape}; expected uint8 (N, H, W) or (N, H, W, 3), "
@@ -253,8 +259,7 @@ class ImageFiles(_Images):
         return marks
 
     def _fetch(self, indices: Tensor) -> Tensor:
-        pixels = (_decode(self.base / self.names[i]) for i in indices.tolist())
-        return torch.cat([ImageArray(one[None], frame=self.frame).images for one in pixels])
+        return torch.stack([read_picture(self.base / self.names[i], self.frame) for i in indices.tolist()])
 
 
 ImageSet = ImageArray | ImageFiles
@@ -262,7 +267,7 @@ ImageSet = ImageArray | ImageFiles
 
 def _tensor(values: Any) -> Tensor:
     """Shares memory where torch allows it: not with read-only arrays or negative strides."""
-    return values if isinstance(values, Tensor) else torch.from_numpy(np.require(values, None, ["C", "W"]))
+    return as_tensor(values, "what was given as images or labels")
 
 
 def _checked_labels(labels: Tensor, count: int) -> Tensor:
@@ -379,9 +384,23 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decode(path: Path) -> np.ndarray:
+def read_picture(source: str | os.PathLike[str] | IO[bytes], frame: ImageFormat | None = None) -> Tensor:
+    """One picture as `ImageFiles` gives it: float32 (C, H, W) in [0, 1].
+
+    Args:
+        source: its path, or its bytes as a file: ``io.BytesIO(data)``.
+        frame: size and crop.
+
+    Raises:
+        ValueError: no complete 8-bit picture.
+    """
+    return ImageArray(_decode(source)[None], frame=frame).images[0]
+
+
+def _decode(path: str | os.PathLike[str] | IO[bytes]) -> np.ndarray:
     """The pixels of a picture file, turned as its EXIF says: uint8 (H, W) when it is grey, else (H, W, 3)."""
     pillow = need("PIL.Image")
+    where = path if isinstance(path, str | os.PathLike) else "the picture"
     try:
         with pillow.open(path) as picture:
             if picture.mode.startswith(("I", "F")):  # Pillow clips 16 bits to 8, silently
@@ -392,12 +411,12 @@ def _decode(path: Path) -> np.ndarray:
         raise
     except pillow.DecompressionBombError as error:
         raise ValueError(
-            f"{path} has more pixels than Pillow opens: {error}; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"{where} has more pixels than Pillow opens: {error}; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     except MemoryError as error:
-        raise MemoryError(f"{path} does not fit into the memory: make it smaller") from error
+        raise MemoryError(f"{where} does not fit into the memory: make it smaller") from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"{where} cannot be read as a picture: {error}") from error
 
 
 def is_grey(mode: str) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ood_lib.extras import need
+from ood_lib.tensors import check_floats, strange
 
 __all__ = ["class_indices", "LabelCounts", "average_precision", "count_labels", "label_matrix", "present"]
 
@@ -24,17 +25,19 @@ def class_indices(labels: Tensor, rows: int, classes: int | None = None) -> Tens
     Raises:
         ValueError: they are not one integer per row; or, where C is known, one of them is none of 0, ..., C - 1.
     """
-    whole = isinstance(labels, Tensor) and not (labels.is_floating_point() or labels.is_complex())
+    what = strange(labels)
+    whole = not what and not labels.is_floating_point()
     if not whole or labels.shape != (rows,) or labels.dtype == torch.bool:
-        kind = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        kind = what or f"{labels.dtype} of shape {tuple(labels.shape)}"
         column = "; of a column (N, 1) take labels.flatten()" if getattr(labels, "shape", ()) == (rows, 1) else ""
         raise ValueError(f"labels are {kind}; expected {rows} class indices, integers of shape ({rows},){column}")
+    labels = labels.long()
     if classes is not None and rows and (labels.min() < 0 or labels.max() >= classes):
         raise ValueError(
             f"labels run from {labels.min()} to {labels.max()}, but the network knows the classes 0 to {classes - 1}: "
             "number the classes from 0, or give the network more outputs"
         )
-    return labels.long()
+    return labels
 
 
 def label_matrix(labels: Tensor, rows: int, classes: int | None = None) -> Tensor:
@@ -49,17 +52,15 @@ def label_matrix(labels: Tensor, rows: int, classes: int | None = None) -> Tenso
         ValueError: another shape, or an entry other than 0 and 1.
     """
     wanted = f"({rows}, {'C' if classes is None else classes})"
-    if not isinstance(labels, Tensor):
-        raise ValueError(
-            f"labels are a {type(labels).__name__}; expected a tensor {wanted}, one column of 0/1 per label"
-        )
+    if what := strange(labels):
+        raise ValueError(f"labels are {what}; expected a dense tensor {wanted}, one column of 0/1 per label")
     if labels.ndim != 2 or len(labels) != rows or classes not in (None, labels.shape[1]):
         raise ValueError(
             f"labels are of shape {tuple(labels.shape)}; expected {wanted}, one row per image and one column of 0/1 "
             "per label of the network"
         )
-    if (strange := (labels != 0) & (labels != 1)).any():
-        row, column = strange.nonzero()[0].tolist()
+    if (wrong := (labels != 0) & (labels != 1)).any():
+        row, column = wrong.nonzero()[0].tolist()
         raise ValueError(
             f"labels hold {labels[row, column].item():g} in row {row}, column {column}; expected 1 where the label is "
             "present and 0 where it is absent"
@@ -118,7 +119,7 @@ def count_labels(labels: Tensor) -> LabelCounts:
         >>> print(count_labels(torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0]])))
         3 images with 1.00 labels each, 1 without any; images per class: 1, 2, 0; never present: classes [2]
     """
-    labels = label_matrix(labels, len(labels))
+    labels = label_matrix(labels, 0 if strange(labels) or labels.ndim == 0 else len(labels))
     each = labels.sum(1)
     mean = each.double().mean().item() if len(labels) else 0.0
     return LabelCounts(len(labels), int((each == 0).sum()), mean, tuple(labels.sum(0).tolist()))
@@ -141,7 +142,11 @@ def average_precision(logits: Tensor, labels: Tensor) -> Tensor:
         >>> average_precision(torch.tensor([[2.0, 0.0], [1.0, 0.0]]), torch.tensor([[0, 0], [1, 0]]))
         tensor([0.5000,    nan], dtype=torch.float64)
     """
-    labels = label_matrix(labels, *logits.shape).cpu()
+    check_floats("(N, C)", logits=logits)
+    if bad := int((~logits.isfinite()).any(1).sum()):
+        raise ValueError(f"{bad} of {len(logits)} rows of logits hold NaN or infinity; expected numbers to rank by")
+    labels = label_matrix(labels, *logits.shape).cpu().resolve_neg()
     score = need("sklearn.metrics").average_precision_score
-    pairs = zip(labels.T.numpy(), logits.detach().cpu().double().T.numpy())
-    return torch.tensor([score(y, x) if 0 < y.sum() < len(y) else torch.nan for y, x in pairs], dtype=torch.float64)
+    pairs = zip(labels.T.numpy(), logits.detach().cpu().double().resolve_neg().T.numpy())
+    found = [score(y, x) if 0 < y.sum() < len(y) else torch.nan for y, x in pairs]
+    return torch.tensor(found, dtype=torch.float64, device="cpu")

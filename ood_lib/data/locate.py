@@ -72,7 +72,7 @@ class Shelf:
         return next((data for data in found if (data.base / data.names[0]).is_file()), None)
 
     def unknown(self, names: Sequence[str], frame: ImageFormat, lists: Mapping[str, str] = {}) -> dict[str, ImageSet]:
-        """OOD sets by name, by OpenOOD's `lists` where they are there; with `skip`, absent ones are left out with one
+        """OOD sets by name, by OpenOOD's `lists` if these exist; with `skip`, absent sets are left out with one
         warning."""
         found, absent = {}, []
         for name in names:
@@ -134,8 +134,8 @@ class Shelf:
             if self.download and PUBLISHED[name].fetched:
                 return fetch_published(own, name, split, wanted.frame), tried
         except Exception as error:
-            kept = "nothing partial was kept: running again starts afresh"
-            tried.append(f"a download ({type(error).__name__}: {error}; {kept})")
+            kept = "" if hasattr(error, "explained") else "; nothing partial was kept: running again starts afresh"
+            tried.append(f"a download ({type(error).__name__}: {error}{kept})")
         return None, tried
 
     def _tiny_imagenet(self, wanted: _Wanted) -> _Search:

@@ -91,7 +91,8 @@ OPENOOD_CIFAR10 = {
 
 
 def departures(protocol: Protocol, found: Mapping[str, int]) -> list[str]:
-    """What differs from the protocol in number: `found` gives the images of each role and set that is there."""
+    """What differs from the protocol in number: `found` gives the number of images of each role and set that was
+    found."""
     asked = dict(zip(("train", "val", "test"), protocol.known)) | {**protocol.near, **protocol.far}
     notes = []
     for name, count in asked.items():

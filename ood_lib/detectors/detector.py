@@ -23,7 +23,7 @@ from ood_lib.data.labels import class_indices
 from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknown
 from ood_lib.features.features import Features
 from ood_lib.features.identity import network_hash
-from ood_lib.tensors import save_tensors
+from ood_lib.tensors import check_floats, save_tensors
 
 __all__ = ["HEADER", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
 
@@ -53,9 +53,7 @@ def check_pairs(**rows: Tensor) -> None:
 
 def check_logits(logits: Tensor, least: int = 1) -> None:
     """Raise ValueError when logits (..., C) are no floating-point numbers, or too few classes for a score of them."""
-    if not isinstance(logits, Tensor) or not logits.is_floating_point() or logits.ndim == 0:
-        kind = f"{logits.dtype} of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"logits are {kind}; expected floating-point numbers (N, C), for instance logits.float()")
+    check_floats("(..., C)", logits=logits)
     if logits.shape[-1] < least:
         raise ValueError(
             f"there is {logits.shape[-1]} logit per image; expected {least} at least: the softmax of a single logit is "
@@ -72,8 +70,8 @@ class Detector(nn.Module):
     and the same hyperparameters takes it.  ``save`` writes a file of which `ood_lib.load` makes the detector again.
 
     Scores come back on the device of the features, in their precision (half precision is computed, and returned, as
-    float32), under ``torch.autocast`` too.  ``.half()`` and the like change nothing: what was learnt, and the threshold
-    above all, keeps its digits.
+    float32), under ``torch.autocast`` too. ``.half()`` and similar calls change nothing: fitted values, and above all
+    the threshold, keep their precision.
     """
 
     reads: tuple[str, ...] = ("penultimate",)  # fields of Features that must be there; some objects have their own
@@ -89,6 +87,8 @@ class Detector(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        if torch.get_default_device().type == "meta":
+            raise ValueError(self._on_meta())
         self.register_buffer("fitted", torch.tensor(not self.needs_fit))
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
@@ -136,6 +136,7 @@ class Detector(nn.Module):
             ValueError: a field is missing, empty, holds NaN or infinity, or is of another width than when the detector
                 was fitted or calibrated.
         """
+        self._require_memory()
         return self._scores(features, self.widths.tolist())
 
     def _scores(self, features: Features, widths: list[int]) -> Tensor:
@@ -172,11 +173,11 @@ class Detector(nn.Module):
         r"""Set the threshold from n held-out ID features, so that a new ID image is accepted with probability >= tpr.
 
         The threshold is the k-th smallest score, :math:`k = \lceil (n + 1)\,\mathrm{tpr} \rceil` (split conformal
-        prediction; the k-th of n, n tpr rounded up, would keep the promise on the held-out images only).  A new image
-        is one more draw: each rank among n + 1 scores is as likely as any other, so the promise holds for every n,
-        network and detector, as long as new ID images are like the held-out ones.  It is an average over calibration
-        sets: what one threshold accepts is, for scores without ties, distributed as Beta(k, n + 1 - k).  The n scores
-        are kept, 8 bytes each, for `p_values`.
+        prediction; the k-th of n with n tpr rounded up would reach the rate on the held-out images only). A new image
+        is one more draw, so each rank among n + 1 scores is equally likely. Hence the guarantee holds for every n,
+        network and detector, as long as new ID images are exchangeable with the held-out ones. It is an average over
+        calibration sets: for scores without ties, what one threshold accepts is distributed as Beta(k, n + 1 - k). The
+        n scores are kept, 8 bytes each, for `p_values`.
 
         Raises:
             ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr); scores that are infinite,
@@ -249,6 +250,14 @@ class Detector(nn.Module):
 
     # -- checks, devices, saving ------------------------------------------------------------------------------
 
+    def _require_memory(self) -> None:
+        if self.threshold.is_meta:
+            raise ValueError(self._on_meta())
+
+    def _on_meta(self) -> str:
+        name = type(self).__name__
+        return f"{name} lies on the meta device, where nothing can be learnt: make it, or move it, to the CPU or a GPU"
+
     def _require_fit(self) -> None:
         if not self.fitted:
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
@@ -286,6 +295,7 @@ class Detector(nn.Module):
         name = type(self).__name__
         if not isinstance(features, Features):
             raise TypeError(f"{name} was given a {type(features).__name__}; expected Features(penultimate=..., ...)")
+        self._require_memory()
         missing = [field for field in self.reads if getattr(features, field) is None]
         if missing:
             raise ValueError(f"{name} reads {missing}, which {features} does not hold: extract them first")

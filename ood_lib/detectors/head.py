@@ -31,7 +31,8 @@ class FrozenHead(nn.Module):
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
-        if not isinstance(head, nn.Linear) or not all(p.isfinite().all() for p in head.parameters()):
+        tensors = [*head.parameters()] if isinstance(head, nn.Linear) else []
+        if not tensors or any(p.is_meta or not p.isfinite().all() for p in tensors):
             given = type(head).__name__
             raise ValueError(f"a {given} was given as head; expected the last nn.Linear, with finite weights")
         weight = head.weight.detach().clone(memory_format=torch.contiguous_format)

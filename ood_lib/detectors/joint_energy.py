@@ -11,6 +11,8 @@ minus the log-partition over all label sets, and the log-probability that no lab
 negative: a label can only vouch for an image, never accuse it.
 """
 
+import math
+
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,7 +74,8 @@ def joint_energy(logits: Tensor, top: int | None = None, temperature: float = 1.
     energies = temperature * label_energies(logits / temperature)
     if top is None or top >= logits.shape[-1]:
         return energies.sum(-1)
-    return energies.topk(top, dim=-1, largest=False).values.sum(-1)
+    found = energies.topk(top, dim=-1, largest=False).values.sum(-1)
+    return found.masked_fill(logits.isnan().any(-1), math.nan)  # which topk would leave out
 
 
 def sum_prob(logits: Tensor) -> Tensor:

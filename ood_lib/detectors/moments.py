@@ -9,6 +9,7 @@ Two parts of a training set, measured apart, give the moments of the whole (Chan
 So a detector whose fit is a function of moments can see its training features in pieces, on one machine or on many.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from ood_lib.data.labels import class_indices
 
-__all__ = ["Kind", "Moments", "class_moments", "gram", "merge_moments", "pooled", "rounding", "spread"]
+__all__ = ["Kind", "Moments", "check_size", "class_moments", "gram", "merge_moments", "pooled", "rounding", "spread"]
 
 Kind = Literal["none", "tied", "diagonal", "full"]
+
+MOST = 2**20  # classes; a label beyond would only fill the memory
 
 
 class Moments(NamedTuple):
@@ -47,19 +50,38 @@ def class_moments(z: Tensor, labels: Tensor, kind: Kind = "tied", classes: int =
         [1.0, 7.0]
     """
     labels = class_indices(labels, len(z))
-    if len(labels) and labels.min() < 0:
-        raise ValueError(f"labels must be class indices >= 0; the smallest one given is {int(labels.min())}")
-    z = z.double()
+    if len(labels) and not 0 <= labels.min() <= labels.max() < MOST:
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; expected class indices, counted from 0 "
+            f"without gaps, and below {MOST}"
+        )
+    check_size(z)
     counts = labels.bincount(minlength=classes).double()
+    if kind == "none" and len(counts) == 1:  # a mean errs no more than the rows do: no copy in float64
+        return Moments(counts, z.sum(0, keepdim=True).double() / counts.clamp(min=1), counts.new_zeros(0))
+    z = z.double()
     sums = z.new_zeros(len(counts), z.shape[1]).index_add_(0, labels, z)
     means = sums / counts.clamp(min=1)[:, None]
+    if kind == "none":
+        return Moments(counts, means, z.new_zeros(0))
     centred = z - means[labels]
     if kind == "full":
         own = [centred[labels == c] for c in range(len(counts))]
         return Moments(counts, means, torch.stack([rows.T @ rows for rows in own]))
     if kind == "diagonal":
         return Moments(counts, means, torch.zeros_like(means).index_add_(0, labels, centred.square()))
-    return Moments(counts, means, gram(centred) if kind == "tied" else z.new_zeros(0))
+    return Moments(counts, means, gram(centred))
+
+
+def check_size(z: Tensor) -> None:
+    """Raise ValueError when rows are so large or small that sums of their squares are no numbers, even in float64."""
+    if z.dtype == torch.float64 and z.numel():  # of any smaller precision they are
+        low, high = 2.0**-480, 2.0**480
+        if not (size := z.abs().amax().item()) == 0 and not low < size < high:
+            raise ValueError(
+                f"the largest entry of the features is {size:g}; expected one between {low:.0e} and {high:.0e}, whose "
+                "square is a number too: rescale the features"
+            )
 
 
 def gram(z: Tensor) -> Tensor:
@@ -77,11 +99,15 @@ def spread(z: Tensor) -> Moments:
     Around the mean, float32 products of a few thousand rows err by 1e-8 of the largest variance, no more than float32
     features do themselves.  On a GPU, where float32 may stand for TF32, the products are in float64.
     """
+    check_size(z)
     z = z if z.device.type == "cpu" else z.double()
+    size = z.abs().amax().item()
+    power = 1.0 if size == 0 or 1e-12 < size < 1e12 else 2.0 ** math.frexp(size)[1]  # squares stay numbers in float32
+    z = z if power == 1 else z / power
     near = z.mean(0)
     away = z - near
     mean = near.double() + away.mean(0).double()  # the second term is what the first one lost to rounding
-    return Moments(mean.new_full((1,), len(z)), mean[None], gram(away).double())
+    return Moments(mean.new_full((1,), len(z)), power * mean[None], power**2 * gram(away).double())
 
 
 def merge_moments(a: Moments, b: Moments, kind: Kind = "tied") -> Moments:

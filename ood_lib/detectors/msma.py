@@ -20,10 +20,11 @@ from ood_lib.checks import check
 from ood_lib.detectors.classical.gmm import GMM
 from ood_lib.detectors.description import from_bytes, rebuild
 from ood_lib.detectors.detector import Detector, check_width
+from ood_lib.detectors.moments import check_size
 from ood_lib.features.features import Features
 from ood_lib.networks.network import Representation, check_eval
 from ood_lib.networks.score_network import checked_images, checked_scales, noise_scales
-from ood_lib.tensors import lengths
+from ood_lib.tensors import check_floats, lengths
 from ood_lib.warn import warn
 
 __all__ = ["MSMA", "ScoreNorms", "score_norms", "select_gmm"]
@@ -69,6 +70,7 @@ def score_norms(
     scales = checked_scales(sigmas)
     check("integer [1, inf)", batch_size=batch_size)
     check_eval(network)
+    check_floats("(N, D, ...)", images=images)
     if not extrapolate:
         _check_trained(network, scales)
     if images.ndim == 4:
@@ -139,7 +141,7 @@ class ScoreNorms(nn.Module):
     def represent(self, images: Tensor) -> Representation:
         """Images (N, C, H, W) in [0, 1] to their score norms (N, L), as penultimate feature."""
         norms = score_norms(self.network, images, self.sigmas, extrapolate=self.extrapolate)
-        return Representation(norms, None, None)  # type: ignore[arg-type]  # there are no logits
+        return Representation(norms, None, None)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score norms (N, L)."""
@@ -251,6 +253,7 @@ class MSMA(Detector):
         check_width(z, scales, "the score norms of this network are")
         if len(z) < 5 * scales:
             warn(f"{len(z)} rows for a density of {scales} score norms: its tails are guesses")
+        check_size(z)
         std, mean = torch.std_mean(z.double(), dim=0)
         if not (std > 0).all():
             raise ValueError(f"the score norms of scales {(~(std > 0)).nonzero().flatten().tolist()} never vary")

@@ -1,8 +1,8 @@
 """Score norms of CIFAR-10 and of its OOD sets under several score networks: made once, and shipped without the images.
 
-One file holds the norms under one network, ten numbers an image: small U-Nets after so many updates, with GroupNorm or
-InstanceNorm++, and the Gaussian of the pixels, which is no network at all.  ``python -m ood_lib cifar10-score-norms``
-makes them again.
+One file holds the norms of one score network, ten numbers per image. There are small U-Nets after different numbers of
+updates, with GroupNorm or InstanceNorm++, and the Gaussian of the pixels, which is no network.
+``python -m ood_lib cifar10-score-norms`` computes them again.
 """
 
 import json
@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -23,7 +23,7 @@ from ood_lib.detectors.msma import ScoreNorms
 from ood_lib.features.bank import BenchmarkFeatures, balanced_rows
 from ood_lib.features.extract import extract
 from ood_lib.features.features import Features
-from ood_lib.files import sha256_of, write_text
+from ood_lib.files import read_json, sha256_of, write_text
 from ood_lib.networks.score_network import GaussianScore, Norm, ScoreNetwork
 from ood_lib.shipped import SHIPPED
 from ood_lib.tensors import half, save_tensors
@@ -103,6 +103,8 @@ def make_score_norms(
     sets |= {f"{g}/{k}": _few(x, TEST) for g in ("near", "far") for k, x in getattr(bench, g).items()}
     for scorer in scorers:
         if (file := folder / f"{scorer.name}.safetensors").is_file():
+            if not (card := folder / CARD).is_file() or f'"{scorer.name}"' not in card.read_text(encoding="utf-8"):
+                _write_card(folder, bench, dict(origin or {}))  # killed before it could say so
             continue
         start = time.process_time()
         network = scorer.score(train, train.subset(torch.arange(0, len(train), 3)).images, device)
@@ -115,9 +117,9 @@ def make_score_norms(
         _write_card(folder, bench, dict(origin or {}))
 
 
-def _few(data: Dataset, rows: int) -> Dataset:
+def _few(data: Any, rows: int) -> Dataset:
     """So many of its images, as many of each class as there are."""
-    return data.subset(balanced_rows(data.labels, rows))  # type: ignore[attr-defined]
+    return data.subset(balanced_rows(data.labels, rows))
 
 
 def _write_card(folder: Path, bench: Benchmark, origin: dict[str, str]) -> None:
@@ -143,7 +145,9 @@ def load_score_norms(folder: str | os.PathLike[str] | None = None) -> dict[Score
     folder = Path(folder or SHIPPED / NORM_BANK)
     if not (folder / CARD).is_file():
         raise ValueError(f"{folder} holds no {CARD}; make the bank with `python -m ood_lib {NORM_BANK} --root PATH`")
-    card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    card = read_json(folder / CARD, "copy it again, or make the bank again")
+    if lacking := {"sets", "notes", "provenance"} - {*card}:
+        raise ValueError(f"{folder / CARD} is no card of this bank, it does not say {', '.join(lacking)}: copy it again")
     found = {}
     for scorer in SCORERS:
         file = folder / f"{scorer.name}.safetensors"

@@ -12,6 +12,7 @@ from torch import Tensor
 from ood_lib.data.images import ImageFormat
 from ood_lib.detectors.description import rebuild
 from ood_lib.detectors.detector import HEADER, Detector
+from ood_lib.features.identity import network_hash
 
 __all__ = ["MadeFor", "load", "made_for"]
 
@@ -22,6 +23,19 @@ class MadeFor(NamedTuple):
     hash: str  # `network_hash` of the network, for images of the frame
     frame: ImageFormat
     classes: tuple[str, ...]  # names of the outputs; none = not said
+
+    def check(self, network: Any) -> None:
+        """Refuse a network that the detector was not fitted with.
+
+        Raises:
+            ValueError: its architecture, weights or standardisation differ.
+        """
+        if network_hash(network, (self.frame.channels, self.frame.size, self.frame.size)) != self.hash:
+            raise ValueError(
+                "the detector was fitted with another network: architecture, weights, mean or standard deviation "
+                "differ, and its scores and threshold would mean nothing; give the one it was fitted with, or fit, "
+                "calibrate and save it again"
+            )
 
 
 def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Detector:

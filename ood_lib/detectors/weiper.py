@@ -27,7 +27,7 @@ from ood_lib.detectors.classical.msp import msp
 from ood_lib.detectors.detector import Detector, check_pairs, check_width
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
-from ood_lib.tensors import lengths
+from ood_lib.tensors import check_floats, lengths
 
 __all__ = [
     "WeiPer",
@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 COLUMNS = 1024  # perturbed logits per sample held at once; small blocks are as fast, and leave less memory behind
+
+CELLS = 2**18  # classes x edges of some samples held at once by the histogram of the limit
 
 NODES = 128  # quasi-random points that stand for the Gaussian in the limit of infinitely many repeats
 
@@ -141,8 +143,10 @@ def _check_bins(low: float, high: float, bins: int, overflow: str) -> None:
     check("integer [1, inf)", bins=bins)
     check("(-inf, inf)", "an end of the range of the bins", low=low, high=high)
     check(("clamp", "drop"), overflow=overflow)
-    if not low < high:
-        raise ValueError(f"low={low}, high={high} were given; expected a range for the bins, low < high")
+    if not low < high or not math.isfinite(bins / (high - low)):
+        raise ValueError(
+            f"low={low}, high={high} were given; expected a range for the bins, low < high, not of denormal width"
+        )
 
 
 def gaussian_histogram(
@@ -166,11 +170,12 @@ def gaussian_histogram(
         (N, B)
     """
     _check_bins(low, high, bins, overflow)
-    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64).tolist()
-    std = std.clamp_min(torch.finfo(std.dtype).tiny)
+    edges = torch.linspace(low, high, bins + 1, dtype=torch.float64).to(mean)
+    std = std.clamp_min(torch.finfo(std.dtype).tiny)[..., None]
     below = mean.new_empty(len(mean), bins + 1)  # filled in place: small results between large ones fragment the heap
-    for b, edge in enumerate(edges):
-        below[:, b] = torch.special.ndtr((edge - mean) / std).mean(1)
+    block = max(1, CELLS // (mean.shape[1] * len(edges)))
+    for rows, m, s in zip(below.split(block), mean[..., None].split(block), std.split(block)):
+        torch.mean(torch.special.ndtr((edges - m).div_(s)), 1, out=rows)
     if overflow == "clamp":
         below[:, 0], below[:, -1] = 0, 1
     return below.diff(dim=1)
@@ -244,7 +249,12 @@ def weiper_kld(
         Granz et al. 2024, section on the KL divergence score; released code ``weiper_kldiv``.
     """
     check("(-inf, inf)", "a finite weight", lambda1=lambda1, lambda2=lambda2)
+    check_floats("(N, B)", density=density, density_weiper=density_weiper)
+    check_floats("(N,)", confidence=confidence)
+    check("integer [1, inf)", "bins", reference=reference.shape[-1], reference_weiper=reference_weiper.shape[-1])
     check_pairs(density=density, density_weiper=density_weiper, confidence=confidence)
+    check_width(density, reference.shape[-1], "the reference is", "histograms")
+    check_width(density_weiper, reference_weiper.shape[-1], "the reference is", "histograms")
     if smooth_reference:
         reference = smooth(reference[None], smooth_penultimate)[0]
         reference_weiper = smooth(reference_weiper[None], smooth_weiper)[0]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from ood_lib.detectors.detector import Detector
-from ood_lib.evaluation.comparison import counted_once, same_sets
+from ood_lib.evaluation.comparison import checked_table, counted_once, same_sets
 from ood_lib.evaluation.cost import measure_cost
 from ood_lib.evaluation.metrics import auroc, evaluate, student
 from ood_lib.features.bank import BenchmarkFeatures
@@ -147,11 +147,12 @@ def summarize(table: "pd.DataFrame", metric: str = "auroc") -> "pd.DataFrame":
         ValueError: the table does not hold the metric, holds a value twice (see `counted_once`), or has no row at all;
             detectors or seeds were judged on different sets of a group (see `same_sets`).
     """
+    checked_table(table)
     if table.empty:
         raise ValueError(f"the table has no row: no detector was given, or {NOTHING_JUDGED}")
     if metric not in set(table["metric"]):
         raise ValueError(f"metric={metric!r} was given; the table holds {sorted(set(table['metric']))}")
-    chosen = same_sets(counted_once(table[table["metric"] == metric]))
+    chosen = same_sets(counted_once(table[table["metric"] == metric])).astype({"value": float})
     per_seed = chosen.groupby(["detector", "group", "seed"], sort=False)["value"].mean()
     out = per_seed.groupby(level=["detector", "group"], sort=False).agg(["mean", "std", "count"])
     half = out["std"] / out["count"] ** 0.5 * out["count"].map(student)

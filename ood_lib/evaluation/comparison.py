@@ -5,9 +5,10 @@ that overlap may hide a sure difference.  The comparison is therefore paired, im
 """
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from ood_lib.evaluation.metrics import (
     DIRECTIONS,
     Positive,
     as_percent,
-    ascending,
     auroc,
     checked_scores,
     fpr_at_tpr,
@@ -25,11 +25,21 @@ from ood_lib.evaluation.metrics import (
     too_wide,
     variance_of_mean,
 )
+from ood_lib.tensors import ascending
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Comparison", "SeedComparison", "compare", "compare_over_seeds", "counted_once", "same_sets", "wins"]
+__all__ = [
+    "Comparison",
+    "SeedComparison",
+    "checked_table",
+    "compare",
+    "compare_over_seeds",
+    "counted_once",
+    "same_sets",
+    "wins",
+]
 
 Interval = tuple[float, float]
 
@@ -42,9 +52,9 @@ Variances = tuple[float, float, float]  # of a, of b, of a - b
 class Comparison:
     """A metric of detector a minus that of detector b on the same images.
 
-    ``low`` and ``high`` are the ends of the confidence interval of the difference.  ``p_value`` is how often a
-    difference at least as large, of either sign, comes about where there is none; ``correlation`` is that of the two
-    estimates: the larger, the more the pairing helps.
+    ``low`` and ``high`` are the ends of the confidence interval of the difference. ``p_value`` is the probability of a
+    difference at least as large, of either sign, if there is none. ``correlation`` is that of the two estimates: the
+    larger it is, the more the pairing helps.
     """
 
     metric: str
@@ -150,7 +160,8 @@ class SeedComparison(NamedTuple):
     def __str__(self) -> str:
         gap, _, interval = as_percent(*self._shares(), signed=True).partition(" ")
         gap = f"{gap} {interval}" if interval.startswith("[") else gap  # else the word says why there is none
-        return f"**{gap}** ({self.word}; ahead on {self.ahead} of {self.networks} networks)"
+        ahead = f"; ahead on {self.ahead} of {self.networks} networks" if self.networks > 1 else ""
+        return f"**{gap}** ({self.word}{ahead})"
 
 
 def compare_over_seeds(
@@ -178,6 +189,7 @@ def compare_over_seeds(
     """
     if metric not in DIRECTIONS:
         raise ValueError(f"metric={metric!r} was given; expected one of {sorted(DIRECTIONS)}")
+    checked_table(table)
     rows = table[(table["metric"] == metric) & (table["group"] == group)]
     if lacking := {one, other} - set(rows["detector"]):
         raise ValueError(f"no {metric} of {sorted(lacking)} on {group} sets; there are {sorted(set(rows['detector']))}")
@@ -192,7 +204,7 @@ def compare_over_seeds(
                 f"{sorted(b[seed].index)}; their means would compare the sets. Judge both on the same sets, or keep "
                 f"the rows of those that both have: {sorted({*a[seed].index} & {*b[seed].index})}"
             )
-    gap = [100 * (a[seed].mean() - b[seed].mean()) for seed in seeds]
+    gap = [100 * (a[seed].astype(float).mean() - b[seed].astype(float).mean()) for seed in seeds]
     mean, low, _ = mean_interval(gap)
     return SeedComparison(mean, mean - low, sum(DIRECTIONS[metric] * g > 0 for g in gap), len(gap), metric)
 
@@ -201,6 +213,29 @@ def _by_seed(rows: "pd.DataFrame") -> dict[int, "pd.Series"]:
     """The values of one detector by set, for each seed."""
     by_seed = counted_once(rows).dropna(subset="value").groupby("seed", sort=False)
     return {seed: own.set_index("ood_set")["value"] for seed, own in by_seed}
+
+
+KEYS = ("detector", "group", "ood_set", "metric", "seed")
+
+
+def checked_table(table: Any) -> None:
+    """Raise ValueError when something is no table of `run_benchmark`: one value in [0, 1] or NaN under whole keys."""
+    columns = getattr(table, "columns", None)
+    if columns is None or (lacking := [name for name in (*KEYS, "value") if name not in columns]):
+        what = f"a table without the columns {lacking}" if columns is not None else f"a {type(table).__name__}"
+        raise ValueError(f"{what} was given; expected one from run_benchmark, or several on top of each other")
+    if table.index.nlevels > 1 or table.index.name in KEYS:
+        raise ValueError(f"the index of the table is {table.index.names}; expected columns alone: table.reset_index()")
+    values = table["value"]
+    good = values.map(lambda x: (isinstance(x, numbers.Real) and (x != x or 0 <= x <= 1)) or x is None)
+    if not good.all():
+        raise ValueError(
+            f"{int((~good).sum())} of {len(table)} values are no shares, the first of them "
+            f"{values[~good].iloc[0]!r}; expected numbers between 0 and 1, or NaN for one that is not there"
+        )
+    if (missing := table[list(KEYS)].isna()).any(axis=None):
+        names = [name for name in KEYS if missing[name].any()]
+        raise ValueError(f"rows without {names}; expected each row to say what was judged where, and with which seed")
 
 
 def counted_once(rows: "pd.DataFrame") -> "pd.DataFrame":
@@ -212,7 +247,8 @@ def counted_once(rows: "pd.DataFrame") -> "pd.DataFrame":
     Raises:
         ValueError: a detector has two values for the same set, metric and seed.
     """
-    keys = ["detector", "group", "ood_set", "metric", "seed"]
+    checked_table(rows)
+    keys = list(KEYS)
     if (twice := rows.loc[rows.duplicated(keys), keys].drop_duplicates()).empty:
         return rows
     named = [f"{r.metric} of {r.detector!r} on {r.ood_set!r}, seed {r.seed}" for r in twice.head(3).itertuples()]
@@ -290,8 +326,10 @@ def _bootstrap(pairs: Sequence[Scores], draws: int) -> Variances:
 
 def _times(n: int, draws: int, generator: torch.Generator) -> Tensor:
     """How often each of n images comes in each bootstrap draw, (draws, n)."""
-    drawn = torch.randint(n, (draws, n), generator=generator)
-    return torch.zeros(draws, n, dtype=torch.int32).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.int32))
+    drawn = torch.randint(n, (draws, n), generator=generator, device="cpu")
+    return torch.zeros(draws, n, dtype=torch.int32, device="cpu").scatter_add_(
+        1, drawn, torch.ones_like(drawn, dtype=torch.int32)
+    )
 
 
 def _resampled_rate(known: Tensor, unknown: Tensor, known_times: Tensor, unknown_times: Tensor) -> Tensor:

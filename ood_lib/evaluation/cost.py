@@ -26,9 +26,9 @@ class Cost:
 def measure_cost(device: str | torch.device = "cpu") -> Iterator[Cost]:
     """Measure the time and the memory of a block.
 
-    On CUDA the memory is what torch has allocated.  On the CPU it is resident memory, which only Linux can tell for a
-    single block (elsewhere: NaN); memory that an earlier block has freed and the process has kept is not counted twice,
-    so small needs may show as 0.
+    On CUDA the memory is what torch has allocated. On the CPU it is resident memory, which only Linux reports for a
+    single block (elsewhere: NaN). Memory that an earlier block has freed and the process has kept is not counted
+    twice, so a small block may show 0.
 
     Example:
         >>> with measure_cost() as cost:

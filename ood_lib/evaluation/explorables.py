@@ -4,20 +4,26 @@ Each function makes a chart whose sliders are parameters of a law of the book; `
 says what to try.  On the pages a still picture stands in its place until the browser has drawn it, and in print.
 """
 
+import base64
+import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, stack
 
-from ood_lib.evaluation.plots import COLORS
+from ood_lib.checks import check
+from ood_lib.evaluation.plots import COLORS, NAMES
 from ood_lib.extras import need
 
 if TYPE_CHECKING:
     import altair as alt
+    import numpy as np
+    import pandas as pd
 
 __all__ = [
-    "flow_layers", "hybrid_energy", "label_energies", "perturbed_logits", "score_norms_of_two_bumps",
-    "score_thresholds", "show",
+    "flow_layers", "hybrid_energy", "label_energies", "near_against_far", "perturbed_logits",
+    "pictures_of_an_embedding", "score_norms_of_two_bumps", "score_thresholds", "show",
 ]  # fmt: skip
 
 WIDTH, HEIGHT = 300, 230  # of one panel; two stand side by side on a page
@@ -44,6 +50,11 @@ def show(chart: "alt.LayerChart | alt.HConcatChart | alt.Chart", caption: str, a
 def _slider(name: str, label: str, low: float, high: float, step: float, value: float) -> Any:
     alt = need("altair")
     return alt.param(name=name, value=value, bind=alt.binding_range(min=low, max=high, step=step, name=f"{label} "))
+
+
+def _menu(name: str, label: str, options: Sequence[str]) -> Any:
+    alt = need("altair")
+    return alt.param(name=name, value=options[0], bind=alt.binding_select(options=list(options), name=f"{label} "))
 
 
 def _text(rows: list[tuple[str, str]], **place: float) -> Any:
@@ -364,8 +375,7 @@ def perturbed_logits(
     alt = need("altair")
     noise = _slider("delta", "perturbation δ", 0.05, 4, 0.05, delta)
     length = _slider("scale", "length of the image's feature, times", 0.25, 3, 0.05, 1.0)
-    options = alt.binding_select(options=list(images), name="image ")
-    which = alt.param(name="image", value=next(iter(images)), bind=options)
+    which = _menu("image", "image", [*images])
     names = ["training mean", "image"]
     rows = [
         {"of": names[0], "name": "", "l": round(m, 3), "u": round(u, 4), "w": 1 / train[0].numel()}
@@ -418,3 +428,135 @@ def perturbed_logits(
         .properties(width=2 * WIDTH - 40, height=24)
     )
     return (histogram & shares & total).add_params(which, noise, length).configure_view(stroke=None)
+
+
+def near_against_far(board: "pd.DataFrame", follow: str | None = None) -> "alt.VConcatChart":
+    """Far-OOD against near-OOD AUROC, a mark for each detector, the network as a choice; up and right is better.
+
+    A pointer on a mark shows its name, both values and their intervals.  A second menu follows one detector from
+    network to network, with its intervals as bars.  Axes stay the same for all networks.
+
+    Args:
+        board: `ood_lib.leaderboard`, or a table with its columns run, detector, near, near_low, ..., far_high.
+        follow: the detector that is followed at first; None: the first one.
+
+    Raises:
+        ValueError: no line has both values, or no line is of the detector to follow.
+    """
+    alt = need("altair")
+    columns = [f"{group}{end}" for group in ("near", "far") for end in ("", "_low", "_high")]
+    both = board.dropna(subset=["near", "far"])
+    if both.empty:
+        raise ValueError(f"none of the {len(board)} lines given has a near and a far AUROC; expected one at least")
+    detectors = list(dict.fromkeys(both["detector"]))
+    if follow is not None and follow not in detectors:
+        raise ValueError(f"follow={follow!r} was given; expected a detector of the board: {', '.join(detectors)}")
+    data = both[["run", "detector"]].join((100 * both[columns]).round(1))
+    rows = json.loads(data.to_json(orient="records"))  # an interval that is missing becomes null
+    network = _menu("network", "network", list(dict.fromkeys(both["run"])))
+    followed = _menu("followed", "detector to follow", detectors)
+    followed.param.value = follow or detectors[0]
+    lows, highs = data[["near", "far"]].min(), data[["near", "far"]].max()
+
+    def axis(group: str, end: str = "") -> Any:
+        scale = alt.Scale(domain=[lows[group] - 2, min(100.0, highs[group] + 2)], nice=False)
+        channel = alt.X if group == "near" else alt.Y
+        return channel(f"{group}{end}:Q", title=f"{NAMES[group]} AUROC in %", scale=scale)
+
+    axes = {"x": axis("near"), "y": axis("far")}
+    here = alt.Chart(alt.Data(values=rows)).transform_filter("datum.run == network")
+    spoken = {group: _interval(group) for group in ("near", "far")}
+    here = here.transform_calculate(of_near=spoken["near"], of_far=spoken["far"], chosen="datum.detector == followed")
+    tip = [
+        alt.Tooltip(f"{f}:N", title=t) for f, t in (("detector", "detector"), ("of_near", "near"), ("of_far", "far"))
+    ]
+    kinds = {"domain": [True, False]}
+    marks = here.mark_point(filled=True, opacity=0.85).encode(
+        **axes,
+        color=alt.Color("chosen:N", legend=None, scale=alt.Scale(**kinds, range=[COLORS["far"], COLORS["id"]])),
+        shape=alt.Shape("chosen:N", legend=None, scale=alt.Scale(**kinds, range=["square", "circle"])),
+        size=alt.Size("chosen:N", legend=None, scale=alt.Scale(**kinds, range=[150, 60])),
+        tooltip=tip,
+    )
+    one = here.transform_filter("datum.chosen")
+    bar = one.mark_rule(color=COLORS["far"], clip=True, strokeWidth=2)
+    bars = bar.encode(x=axis("near", "_low"), x2="near_high:Q", y=axes["y"])
+    bars += bar.encode(x=axes["x"], y=axis("far", "_low"), y2="far_high:Q")
+    name = one.mark_text(align="right", dx=-9, dy=9, fontSize=13).encode(**axes, text="detector:N")
+    picture = (bars + marks + name).properties(width=2 * WIDTH - 100, height=340)
+    said = "datum.detector + ': near ' + datum.of_near + ', far ' + datum.of_far"
+    line = one.transform_calculate(text=said).mark_text(align="left", fontSize=13, limit=2 * WIDTH)
+    line = line.encode(x=alt.value(0), text="text:N").properties(width=2 * WIDTH - 100, height=20)
+    return (picture & line).add_params(network, followed).configure_view(stroke=None)
+
+
+def _interval(group: str) -> str:
+    """An expression that writes a value with its interval, or alone where it has none."""
+    ends = f"' [' + format(datum.{group}_low, '.1f') + ', ' + format(datum.{group}_high, '.1f') + ']'"
+    return f"format(datum.{group}, '.1f') + (isValid(datum.{group}_low) ? {ends} : '')"
+
+
+def pictures_of_an_embedding(
+    points: "np.ndarray", images: Tensor, roles: Sequence[str], sets: Sequence[str]
+) -> "alt.HConcatChart":
+    """An embedding in the plane with the image behind each point, under the pointer or chosen by a slider.
+
+    Args:
+        points: (N, 2), such as `plots.umap` makes them.
+        images: (N, C, H, W) in [0, 1], with one channel or three; small, because the chart holds all of them.
+        roles: id, near or far, for each point.
+        sets: what set each image is of.
+
+    Raises:
+        ValueError: the lengths differ, or there is no point.
+    """
+    alt = need("altair")
+    lengths = [len(points), len(images), len(roles), len(sets)]
+    check(
+        lambda n: len(set(n)) == 1 and n[0], "as many images, roles and sets as points, one at least", lengths=lengths
+    )
+    rows = [
+        {
+            "i": i,
+            "x": round(float(x), 2),
+            "y": round(float(y), 2),
+            "kind": NAMES[role],
+            "set": own,
+            "image": _thumbnail(image),
+        }
+        for i, ((x, y), image, role, own) in enumerate(zip(points, images, roles, sets))
+    ]
+    which = _slider("number", f"point, 1 to {len(rows)}", 1, len(rows), 1, 1)
+    present = [role for role in ("id", "near", "far") if role in set(roles)]
+    kinds, top = [NAMES[role] for role in present], alt.Legend(orient="top", title=None)
+    shapes = {"id": "circle", "near": "triangle-up", "far": "square"}
+    every = alt.Chart(alt.Data(values=rows))
+    places = {
+        "x": alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
+        "y": alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
+    }
+    marks = every.mark_point(filled=True, size=26, opacity=0.75).encode(
+        **places,
+        color=alt.Color("kind:N", legend=top, scale=alt.Scale(domain=kinds, range=[COLORS[role] for role in present])),
+        shape=alt.Shape("kind:N", legend=top, scale=alt.Scale(domain=kinds, range=[shapes[role] for role in present])),
+        tooltip=[alt.Tooltip("set:N"), alt.Tooltip("image:N")],
+    )
+    one = every.transform_filter("datum.i == number - 1")
+    ring = one.mark_point(size=200, strokeWidth=2.5, color="#888888", filled=False).encode(**places)
+    left = (marks + ring).properties(width=WIDTH + 80, height=WIDTH + 20)
+    shown = one.mark_image(width=110, height=110, smooth=False).encode(x=alt.value(60), y=alt.value(60), url="image:N")
+    words = one.transform_calculate(text="datum.set + ', ' + datum.kind").mark_text(fontSize=13)
+    words = words.encode(x=alt.value(60), y=alt.value(130), text="text:N")
+    right = (shown + words).properties(width=120, height=150)
+    return (left | right).add_params(which).configure_view(stroke=None)
+
+
+def _thumbnail(image: Tensor) -> str:
+    """An image as the address of a PNG that holds it."""
+    from PIL import Image
+
+    pixels = (255 * image.clamp(0, 1)).round().byte().cpu()
+    picture = Image.fromarray(pixels[0].numpy() if len(pixels) == 1 else pixels.permute(1, 2, 0).numpy())
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

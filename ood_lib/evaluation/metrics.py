@@ -7,6 +7,7 @@ over what lies below each score.  The cost is O(N log N), the memory about 60 by
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,13 +16,13 @@ from torch import Tensor
 
 from ood_lib.checks import check
 from ood_lib.extras import need
+from ood_lib.tensors import as_tensor, ascending, single
 
 __all__ = [
     "DIRECTIONS",
     "Metrics",
     "Positive",
     "as_percent",
-    "ascending",
     "aupr",
     "auroc",
     "checked_scores",
@@ -44,8 +45,8 @@ _Estimate = tuple[float, tuple[float, float]]  # value and interval
 class Metrics:
     """Four numbers in [0, 1] and, for each, the ends of its confidence interval.
 
-    ``fpr95`` follows the convention named by ``positive``: with ``"id"``, the share of OOD accepted when 95 % of ID
-    are accepted (ODIN and most papers); with ``"ood"``, the share of ID rejected when 95 % of OOD are rejected
+    ``fpr95`` follows the convention named by ``positive``. With ``"id"`` it is the share of OOD accepted when 95 % of
+    ID are accepted (ODIN and most papers); with ``"ood"``, the share of ID rejected when 95 % of OOD are rejected
     (OpenOOD v1.5).
     """
 
@@ -83,21 +84,16 @@ def checked_scores(scores: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: no scores, or scores that are NaN or infinite; the message calls them ``name``.
     """
-    scores = torch.as_tensor(scores).detach()
+    scores = single(as_tensor(scores, name))
     if scores.ndim != 1 or len(scores) == 0 or not scores.isfinite().all():
         raise ValueError(
             f"{name} has shape {tuple(scores.shape)} and {int((~scores.isfinite()).sum())} entries that are NaN or "
             "infinite; expected a non-empty vector of finite scores, one per image"
         )
     scores = scores.cpu() if scores.device.type == "mps" else scores
-    if scores.dtype in (torch.float16, torch.bfloat16):
-        return scores.float()
+    if not scores.is_floating_point() and (scores != scores.double()).any():
+        raise ValueError(f"{name} holds integers beyond 2^53, which float64 cannot tell apart; expected smaller scores")
     return scores if scores.dtype == torch.float32 else scores.double()
-
-
-def ascending(scores: Tensor) -> Tensor:
-    """Sorted scores; numpy's sort uses the vector units of a CPU and keeps no places: ten times faster than torch's."""
-    return torch.from_numpy(np.sort(scores.numpy())) if scores.device.type == "cpu" else scores.sort().values
 
 
 def _rank(id_scores: Tensor, ood_scores: Tensor, names: tuple[str, str] = ("id_scores", "ood_scores")) -> _Ranked:
@@ -164,9 +160,9 @@ def _logit_interval(value: float, std: float, n: int, confidence: float) -> tupl
     tail = ((1 - confidence) / 2) ** (1 / n)
     if value in (0.0, 1.0):
         return (0.0, 1 - tail) if value == 0 else (tail, 1.0)
-    z = torch.special.ndtri(torch.tensor((1 + confidence) / 2, dtype=torch.float64)).item()
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
     centre, half = math.log(value / (1 - value)), z * std / (value * (1 - value))
-    low, high = torch.sigmoid(torch.tensor([centre - half, centre + half], dtype=torch.float64)).tolist()
+    low, high = (1 / (1 + math.exp(-max(x, -700.0))) for x in (centre - half, centre + half))
     return min(low, tail, value), max(high, 1 - tail, value)
 
 
@@ -352,8 +348,9 @@ def as_percent(
 ) -> str:
     """A share and its interval in percent, as every page shows them: ``90.1 [75.7, 100.0]``.
 
-    The ends are cut to the scale, [0, 1], or [-1, 1] of a difference.  A number of one network has no interval, and an
-    interval of which nothing can be told is not shown (see `too_wide`): ``90.1 (one network)``, ``45.2 (cannot tell)``.
+    The ends are cut to the scale, [0, 1], or [-1, 1] of a difference. A number of one network has no interval, and an
+    interval that is too wide to be useful is not shown (see `too_wide`): ``90.1 (one network)``,
+    ``45.2 (cannot tell)``.
 
     Args:
         value: a share; "" is what is shown of NaN.

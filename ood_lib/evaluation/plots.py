@@ -1,13 +1,14 @@
 """One look for every figure: roles have colours, markers and line styles, everywhere the same.
 
 ID is a blue filled circle with solid lines, near-OOD an orange triangle, dashed, far-OOD a pink square, dotted, and a
-second model or a baseline green.  The palette is Okabe & Ito's, which stays apart for colour-blind readers; nothing is
-told by colour alone.
+second model or a baseline green. The palette is Okabe & Ito's, whose colours colour-blind readers can distinguish;
+nothing is encoded by colour alone.
 """
 
 import html
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ood_lib.data.benchmark import Benchmark
+from ood_lib.data.length import length
 from ood_lib.evaluation.comparison import counted_once
 from ood_lib.evaluation.metrics import DIRECTIONS, as_percent, mean_interval, too_wide
 from ood_lib.evaluation.verdict import Verdict
@@ -146,8 +148,11 @@ def umap(rows: Tensor, seed: int, **options: Any) -> np.ndarray:
     """
     threads = torch.get_num_threads()
     with warnings.catch_warnings(action="ignore"):  # that a fixed seed means one thread, that a progress bar is absent
-        from umap import UMAP
+        from umap import UMAP, umap_
 
+        with suppress(RuntimeError):  # nowhere to keep it: a read-only home
+            for function in (umap_.fast_knn_indices, umap_.smooth_knn_dist, umap_.compute_membership_strengths):
+                function.enable_caching()  # compiled once for all notebooks, not 15 seconds in each
         points = UMAP(**{"n_neighbors": 20, "min_dist": 0.2} | options, random_state=seed).fit_transform(rows.cpu())
     torch.set_num_threads(threads)  # its own threading raises it, and small operations then wait for each other
     return points
@@ -157,7 +162,7 @@ def images(sets: Mapping[str, Dataset], columns: int = 10, roles: Mapping[str, s
     """A row of pictures per data set, evenly spread over the set; the row's name takes the colour of its role."""
     figure, axes = plt.subplots(len(sets), columns, figsize=(FULL, 0.62 * len(sets)), squeeze=False)
     for row, (name, data) in zip(axes, sets.items()):
-        for ax, index in zip(row, np.linspace(0, len(data) - 1, columns).astype(int)):  # type: ignore[arg-type]
+        for ax, index in zip(row, np.linspace(0, length(data, "to show") - 1, columns).astype(int)):
             picture = np.asarray(data[index][0]).transpose(1, 2, 0)
             ax.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.axis("off")
@@ -222,9 +227,8 @@ def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) 
 def benchmark_table(table: "pd.DataFrame", metric: str = "auroc", caption: str = "") -> Any:
     """A `run_benchmark` table as a page shows it: detectors x OOD sets, in percent, with intervals, best in bold.
 
-    The interval is that of Student's t over seeds; of a single seed, that of its test set.  Bold are the best value of
-    a column and all those within its interval.  The caption goes on with what the intervals are, and says why one is
-    missing.
+    The interval is that of Student's t over seeds; of a single seed, that of its test set. Bold are the best value of
+    a column and all those within its interval. The caption also says what the intervals are, and why one is missing.
 
     Raises:
         ValueError: the table does not hold the metric, or holds a value twice (see `counted_once`).

@@ -15,11 +15,12 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ood_lib.evaluation.benchmark import summarize
+from ood_lib.evaluation.comparison import checked_table
 from ood_lib.evaluation.verdict import Verdict
 from ood_lib.files import write_text
 from ood_lib.warn import warn
@@ -104,6 +105,7 @@ def save_results(
         accuracy: share of ID test images that the networks classify correctly, mean over seeds.
         positive: convention of the fpr95 in the table.
     """
+    checked_table(table)
     kind, _, place = benchmark.partition(":")
     rounded = table.round({c: 6 for c in ("value", "low", "high", "seconds", "seconds_per_1000", "memory_mb")})
     rows = rounded.astype(object).where(rounded.notna(), None).to_dict("records")
@@ -229,8 +231,9 @@ def origins(results: "pd.DataFrame") -> str:
 def leaderboard(results: "pd.DataFrame") -> "pd.DataFrame":
     """One line per run and detector: near and far AUROC and FPR95 with intervals, seconds per 1000 images, memory.
 
-    The interval is Student's t over seeds.  A single network has none; the mean of the intervals of its sets then says
-    what other test images of the same kind might have given (it is too wide if anything: errors of sets cancel).
+    The interval is Student's t over seeds. A single network has no such interval. Instead, the mean of the intervals
+    of its sets says how much other test images of the same kind could change the result (it is rather too wide,
+    because errors of sets cancel).
 
     Args:
         results: from `load_results`.
@@ -247,17 +250,16 @@ def leaderboard(results: "pd.DataFrame") -> "pd.DataFrame":
     if results.empty:
         raise ValueError("no row to show: there is no result file, or its run judged no detector on an OOD set")
 
-    lines = []
-    for (run, detector), rows in results.groupby(["run", "detector"], sort=False):
-        line = {"run": run, "detector": detector, "seeds": rows["seed"].nunique()}
+    lines: dict[tuple[str, str], dict[str, Any]] = {}
+    for run, rows in results.groupby("run", sort=False):
+        for detector, own in rows.groupby("detector", sort=False):
+            lines[run, detector] = {"run": run, "detector": detector, "seeds": own["seed"].nunique()}
+            lines[run, detector] |= own[["seconds_per_1000", "memory_mb"]].mean().to_dict()
         for metric, suffix in (("auroc", ""), ("fpr95", "_fpr95")):
-            for _, found in summarize(rows, metric).iterrows():
-                low, high = found["low"], found["high"]
-                if found["seeds"] == 1:
-                    own = rows[(rows["metric"] == metric) & (rows["group"] == found["group"])]
-                    low, high = own["low"].mean(), own["high"].mean()
-                name = f"{found['group']}{suffix}"
-                line |= {name: found["value"], f"{name}_low": low, f"{name}_high": high}
-        lines.append(line | rows[["seconds_per_1000", "memory_mb"]].mean().to_dict())
+            sets = rows[rows["metric"] == metric].groupby(["detector", "group"])[["low", "high"]].mean()
+            for found in summarize(rows, metric).itertuples():
+                ends = sets.loc[found.detector, found.group] if found.seeds == 1 else found
+                name = f"{found.group}{suffix}"
+                lines[run, found.detector] |= {name: found.value, f"{name}_low": ends.low, f"{name}_high": ends.high}
     groups = [f"{group}{suffix}{end}" for group in ("near", "far") for suffix in ("", "_fpr95") for end in ENDS]
-    return pd.DataFrame(lines, columns=["run", "detector", "seeds", *groups, "seconds_per_1000", "memory_mb"])
+    return pd.DataFrame(lines.values(), columns=["run", "detector", "seeds", *groups, "seconds_per_1000", "memory_mb"])

@@ -29,7 +29,6 @@ from ood_lib.detectors.detector import Detector, NotFittedError
 from ood_lib.detectors.saved import load, made_for
 from ood_lib.extras import MissingExtraError
 from ood_lib.features.features import Features
-from ood_lib.features.identity import network_hash
 from ood_lib.files import atomic
 from ood_lib.networks.modes import in_eval
 from ood_lib.networks.network import pick_device
@@ -276,7 +275,12 @@ def _prepare(given: argparse.Namespace) -> tuple[Detector, nn.Module, ImageForma
             "it by detector.save(path, network=network, frame=bench.test.frame)"
         )
     elif not given.unchecked:
-        _same(made, network, given)
+        if given.image_size is not None and network.card.frame != made.frame:
+            raise ValueError(
+                f"{given.detector} was fitted on pictures of {made.frame}, not of {network.card.frame}: leave out "
+                "--image-size and --resize, the file says them"
+            )
+        made.check(network)
     if frame is None:
         raise ValueError(f"{given.model} does not say the size of its pictures: give --image-size")
     names = _names(given.classes) if given.classes else (made and made.classes) or network.card.classes
@@ -284,22 +288,6 @@ def _prepare(given: argparse.Namespace) -> tuple[Detector, nn.Module, ImageForma
     if names and outputs is not None and len(names) != outputs:
         raise ValueError(f"there are {len(names)} names of classes, and the network has {outputs} outputs")
     return detector, network, frame, names
-
-
-def _same(made: Any, network: Any, given: argparse.Namespace) -> None:
-    """Refuse a network or a size that the detector was not fitted with."""
-    if given.image_size is not None and network.card.frame != made.frame:
-        raise ValueError(
-            f"{given.detector} was fitted on pictures of {made.frame}, not of {network.card.frame}: leave out "
-            "--image-size and --resize, the file says them"
-        )
-    shape = (made.frame.channels, made.frame.size, made.frame.size)
-    if network_hash(network, shape) != made.hash:
-        raise ValueError(
-            f"{given.detector} was fitted with another network than {given.model} with these weights: architecture, "
-            "weights, mean or standard deviation differ, and its scores and threshold would mean nothing; give those "
-            "it was fitted with, or fit and save it again (--unchecked takes it all the same)"
-        )
 
 
 def _outputs(network: Any, frame: ImageFormat) -> int | None:

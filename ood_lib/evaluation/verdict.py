@@ -116,10 +116,10 @@ class SetScores:
 def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -> dict[str, Verdict]:
     r"""A method against its baseline on one or several networks: on near sets, far sets, and the mean of both.
 
-    The difference of two AUROCs is a mean over images (DeLong): over the ID images of the share of OOD images that the
-    method ranks above it and the baseline does not, and likewise over the OOD images.  Means over OOD sets, over groups
-    and over networks are means of the same kind, so that the variance of the whole is that of its images, of which the
-    ID images are shared by all sets, plus that of the networks:
+    The difference of two AUROCs is a mean over images (DeLong). Over the ID images it is the mean share of OOD images
+    that the method ranks above the image and the baseline does not, and likewise over the OOD images. Means over OOD
+    sets, over groups and over networks are means of the same kind. So the variance of the result is that of the images
+    plus that of the networks, where the ID images are shared by all sets:
 
     .. math:: \sigma^2 = \frac{\mathrm{var}_{\mathrm{ID}}}{N} + \sum_s w_s^2 \frac{\mathrm{var}_s}{M_s}
               + \frac{\mathrm{var}_{\mathrm{networks}}}{n}
@@ -179,7 +179,7 @@ def score_verdicts(compared: Sequence[tuple[SetScores, SetScores]]) -> dict[str,
     named = [(group, name) for group, name, _ in next(iter(sets))]
     if not named:
         raise ValueError("the benchmark has no OOD set; expected one at least, near or far")
-    areas = torch.tensor([[0.0, 0.0]] * len(named), dtype=torch.float64)
+    areas = torch.zeros(len(named), 2, dtype=torch.float64, device="cpu")
     gains: list[dict[OodSet, tuple[Tensor, Tensor]]] = []
     for pair in compared:
         gain = {}

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ood_lib.data.benchmark import Benchmark
+from ood_lib.data.labels import class_indices
 from ood_lib.features.extract import extract
 from ood_lib.features.features import Features
-from ood_lib.files import sha256_of, write_text
+from ood_lib.files import draft_folder, read_json, sha256_of, write_text
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Network
 from ood_lib.shipped import FORMER_NAMES, SHIPPED
-from ood_lib.tensors import dequantized, quantized, save_tensors
+from ood_lib.tensors import dequantized, quantized, save_tensors, single
 from ood_lib.training.loop import History
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
 T = TypeVar("T", Benchmark, "BenchmarkFeatures")
 
 BANK = "benchmark.json"  # the sha256 of each file of a bank; written last: a folder without it is not complete
+NEXT = ".next"  # in the folder of a bank: one that is whole, while its files take the place of the former ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,9 @@ class BenchmarkFeatures:
         logits, labels = self.test.logits, self.test.labels
         if logits is None or labels is None or labels.shape != (len(logits),):
             raise ValueError(f"accuracy needs logits (N, C) and one class index per image, given {self.test}")
-        return (logits.argmax(1) == labels).double().mean().item()
+        if bad := int((~single(logits).isfinite()).any(1).sum()):
+            raise ValueError(f"{bad} of {len(logits)} rows of logits hold NaN or infinity; expected numbers")
+        return (single(logits).argmax(1) == class_indices(labels, len(logits))).double().mean().item()
 
     def __repr__(self) -> str:
         roles = {"train": self.train, "val": self.val, "test": self.test} | self.near | self.far
@@ -86,7 +91,10 @@ class BenchmarkFeatures:
     def save(
         self, folder: str | os.PathLike[str], *, precision: Literal["full", "uint8"] = "full", **about: Any
     ) -> None:
-        """Write one safetensors file per set and, when all are complete, `benchmark.json` with their sha256.
+        """Write one safetensors file per set and `benchmark.json` with their sha256.
+
+        A bank that is in the folder is replaced as a whole, when the new one is complete: a full disk, or a kill at any
+        moment, leaves the old one or the new one.
 
         Args:
             folder: made where it is missing; sets that are in it already are replaced.
@@ -96,26 +104,29 @@ class BenchmarkFeatures:
 
         Raises:
             ValueError: "uint8" of features with logits, without a head.
+            OSError: the folder cannot be written, or the disk is full; what was there is there still.
         """
         if precision == "uint8" and self.head is None and self.train.logits is not None:
             raise ValueError('precision="uint8" leaves out the logits, and needs the head that makes them again')
         folder = Path(folder)
-        (folder / BANK).unlink(missing_ok=True)
         sets = {role: getattr(self, role) for role in ("train", "val", "test")}
         sets |= {f"{group}/{name}": x for group, named in self.groups().items() for name, x in named.items()}
-        for name, features in sets.items():
-            file = folder / f"{name}.safetensors"
-            if precision == "uint8":
-                kept = {field: x for field, x in features.tensors().items() if field != "logits"}
-                save_tensors(quantized(kept), file)
-            else:
-                features.save(file)
-        if self.head is not None:
-            save_tensors(self.head.state_dict(), folder / "head.safetensors")
-        hashes = {name: sha256_of(folder / f"{name}.safetensors") for name in [*sets, *(["head"] if self.head else [])]}
-        own = {"classes": list(self.classes), "notes": list(self.notes)}
-        about = {**self.about, **{name: x for name, x in own.items() if x}, **about}
-        write_text(folder / BANK, json.dumps({"sets": hashes, "about": about}, indent=1) + "\n")
+        with draft_folder(folder / BANK) as made:
+            for name, features in sets.items():
+                file = made / f"{name}.safetensors"
+                if precision == "uint8":
+                    kept = {field: x for field, x in features.tensors().items() if field != "logits"}
+                    save_tensors(quantized(kept), file)
+                else:
+                    features.save(file)
+            if self.head is not None:
+                save_tensors(self.head.state_dict(), made / "head.safetensors")
+            names = [*sets, *(["head"] if self.head else [])]
+            hashes = {name: sha256_of(made / f"{name}.safetensors") for name in names}
+            own = {"classes": list(self.classes), "notes": list(self.notes)}
+            about = {**self.about, **{name: x for name, x in own.items() if x}, **about}
+            write_text(made / BANK, json.dumps({"sets": hashes, "about": about}, indent=1) + "\n")
+            _exchange(made, folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Self:
@@ -126,25 +137,82 @@ class BenchmarkFeatures:
             ValueError: a file is not the one that was saved.
         """
         folder = Path(folder)
-        if not (folder / BANK).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no {BANK}: it is no bank, or writing it was interrupted; "
-                "make one with extract_benchmark(network, bench).save(folder)"
-            )
-        written = json.loads((folder / BANK).read_text(encoding="utf-8"))
-        files = {name: _verified(folder / f"{name}.safetensors", sha) for name, sha in written["sets"].items()}
+        while True:  # another process may replace the bank just now
+            written, moving = _header(folder), _on_the_way(folder)
+            try:
+                found = cls._read(folder, written)
+            except (ValueError, OSError, RuntimeError):  # torch's own of a file that has just been moved
+                if (_header(folder), _on_the_way(folder)) == (written, moving):
+                    raise
+            else:
+                if _header(folder) == written:
+                    return found
+
+    @classmethod
+    def _read(cls, folder: Path, written: Mapping[str, Any]) -> Self:
+        files = {name: _verified(folder, f"{name}.safetensors", sha) for name, sha in written["sets"].items()}
         head = _linear(load_file(files.pop("head"))) if "head" in files else None
         sets = {name: _unpacked(file, head) for name, file in files.items()}
         near, far = (
             {name.removeprefix(group): x for name, x in sets.items() if name.startswith(group)}
             for group in ("near/", "far/")
         )
-        about = written["about"]
+        about = {**written["about"]}
         classes, notes = (tuple(about.pop(key, ())) for key in ("classes", "notes"))
         return cls(
             sets["train"], sets["val"], sets["test"], near, far, head,
             name=folder.resolve().name, classes=classes, notes=notes, about=about,
         )  # fmt: skip
+
+
+def _exchange(made: Path, folder: Path) -> None:
+    """Put a bank that is whole in the place of the one in a folder.
+
+    Moved to `NEXT` in one step, it counts, and the rest is done by whoever comes next if this process is killed.
+    """
+    for attempt in range(100):
+        _settle(folder)
+        try:
+            os.replace(made, folder / NEXT)
+            break
+        except OSError:  # another process was faster
+            if attempt == 99 or not (folder / NEXT).exists():
+                raise
+    _settle(folder)
+
+
+def _settle(folder: Path) -> None:
+    """Move the files of a bank that is whole to their places; several may do so at once, and be killed at it."""
+    there = folder / NEXT
+    for path in sorted(_on_the_way(folder), key=lambda path: path.name == BANK):  # the header last
+        place = folder / path.relative_to(there)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # moved by another
+            os.replace(path, place)
+    for place, _, _ in os.walk(there, topdown=False):
+        with suppress(OSError):  # the next bank is in it
+            os.rmdir(place)
+
+
+def _on_the_way(folder: Path) -> list[Path]:
+    """The files of `NEXT`, which may vanish meanwhile."""
+    return [Path(place, name) for place, _, names in os.walk(folder / NEXT) for name in names]
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    """What is written of the bank that counts."""
+    for file in (folder / NEXT / BANK, folder / BANK):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            written = read_json(file, "copy the bank again, or make it again")
+            if not all(isinstance(written.get(key), dict) for key in ("sets", "about")):
+                raise ValueError(f"{file} is no header of a bank; expected an object of sets and about")
+            if lacking := {"train", "val", "test"} - {*written["sets"]}:
+                raise ValueError(f"{file} names no {', '.join(sorted(lacking))}: copy the bank again, or make it again")
+            return written
+    raise FileNotFoundError(
+        f"{folder} holds no {BANK}: it is no bank, or writing it was interrupted; "
+        "make one with extract_benchmark(network, bench).save(folder)"
+    )
 
 
 def _unpacked(file: Path, head: nn.Linear | None) -> Features:
@@ -156,10 +224,14 @@ def _unpacked(file: Path, head: nn.Linear | None) -> Features:
     return Features(**tensors).single()
 
 
-def _verified(path: Path, sha: str) -> Path:
-    if not path.is_file() or sha256_of(path) != sha:
-        raise ValueError(f"{path} is missing or not the file that was saved (sha256 {sha[:12]}...): copy it again")
-    return path
+def _verified(folder: Path, name: str, sha: str) -> Path:
+    """The file of a set, in its place or still on the way there."""
+    for path in (folder / NEXT / name, folder / name):
+        if path.is_file() and sha256_of(path) == sha:
+            return path
+    raise ValueError(
+        f"{folder / name} is missing or not the file that was saved (sha256 {str(sha)[:12]}...): copy it again"
+    )
 
 
 def _linear(state: Mapping[str, Tensor]) -> nn.Linear:
@@ -206,8 +278,8 @@ def bank_folder(name: str, folder: str | os.PathLike[str] | None = None) -> Path
     """Where a bank lies; arguments and errors as `load_bank`."""
     home = Path(folder or SHIPPED)
     place = home / FORMER_NAMES.get(name, name)
-    if not (place / BANK).is_file():
-        there = sorted(p.parent.name for p in home.glob("*/benchmark.json"))
+    if not any((folder / BANK).is_file() for folder in (place, place / NEXT)):
+        there = sorted(p.parent.name for p in home.glob(f"*/{BANK}"))
         raise ValueError(f"no bank {name!r} in {home}, where there are {there}")
     return place
 
@@ -243,8 +315,7 @@ def _fewer(x: T, few: Callable[[Any, int], Any]) -> T:
 
 def _rows(labels: Tensor | None, count: int, rows: int, seed: int) -> Tensor:
     """`balanced_rows`, or any rows where an image has several labels, or none."""
-    known = labels is not None and labels.ndim == 1
-    return balanced_rows(labels if known else torch.zeros(count), rows, seed)  # type: ignore[arg-type]
+    return balanced_rows(torch.zeros(count) if labels is None or labels.ndim != 1 else labels, rows, seed)
 
 
 def balanced_rows(labels: Tensor, rows: int, seed: int = 0) -> Tensor:
@@ -258,7 +329,7 @@ def balanced_rows(labels: Tensor, rows: int, seed: int = 0) -> Tensor:
     Returns:
         Indices, increasing.
     """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     rank = torch.empty(len(labels), dtype=torch.long)  # of each row among those of its label
     for label in labels.unique():
         mine = order[labels[order] == label]

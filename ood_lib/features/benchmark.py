@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ood_lib.data.benchmark import Benchmark, benchmark_hash, load_benchmark
@@ -22,6 +23,7 @@ from ood_lib.training.augment import augmented
 from ood_lib.training.classifier import train_classifier
 from ood_lib.training.loop import History
 from ood_lib.training.recipes import seeded
+from ood_lib.warn import warn
 
 __all__ = ["benchmark_features"]
 
@@ -109,12 +111,22 @@ def _loaded(name: str, networks: int) -> list[BenchmarkFeatures]:
 def _keep(network: ResNet, history: History, file: Path | None) -> None:
     if file:
         curves = {f"history.{k}": torch.tensor(x, dtype=torch.float64) for k, x in asdict(history).items()}
-        save_tensors(network.state_dict() | curves, file)
+        try:
+            save_tensors(network.state_dict() | curves, file)
+        except OSError as error:
+            warn(f"the trained network is not kept, and is trained anew each time: {error}")
 
 
-def _recall(network: ResNet, file: Path) -> History:
-    state = load_file(file)
-    history = History(**{field.name: state.pop(f"history.{field.name}").tolist() for field in fields(History)})
+def _recall(network: ResNet, file: Path) -> History | None:
+    """The training that was kept; None where it cannot be read, and is made again."""
+    try:
+        state = load_file(file)
+        history = History(**{field.name: state.pop(f"history.{field.name}").tolist() for field in fields(History)})
+        if {k: x.shape for k, x in state.items()} != {k: x.shape for k, x in network.state_dict().items()}:
+            raise KeyError("it is of another network")  # before a part of it is loaded
+    except (OSError, SafetensorError, KeyError) as error:
+        warn(f"the network kept in {file} cannot be read ({error}), and is trained again")
+        return None
     network.load_state_dict(state)
     network.eval()
     return history

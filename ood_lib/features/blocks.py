@@ -18,7 +18,6 @@ import mmap
 import os
 import shutil
 import sys
-import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
@@ -31,6 +30,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ood_lib.features.distributed import Team
+from ood_lib.files import clock, explained, locked, write_text
 from ood_lib.warn import warn
 
 __all__ = ["DIGESTS", "BlockFile", "map_tensors", "seal", "unsealed"]
@@ -42,6 +42,8 @@ FORMAT = "2"
 DIGESTS = "digests"  # in the metadata of the header: rows of a block, and the sha256 of each
 
 AT_ONCE = 2**20  # bytes that are read to be hashed
+
+FORGOTTEN = 30 * 24 * 3600  # seconds after which nobody takes up again what was begun in a cache
 
 SMALL = 2**24  # bytes
 
@@ -169,7 +171,8 @@ class BlockFile:
 
         Raises:
             ValueError: at the path, or beside it in the making, is a file of another identity; processes differ in it.
-            OSError: no room on the disk, or blocks are read back otherwise than they were written.
+            OSError: the folder cannot be written, there is no room on the disk, or blocks are read back otherwise than
+                they were written.
         """
         if any(other != self.identity for other in self._meet(ranks, self.identity)):
             raise ValueError("the processes hold different networks or data: give each the same weights and data set")
@@ -177,7 +180,9 @@ class BlockFile:
             if ranks.rank == 0:
                 shutil.rmtree(self.work, ignore_errors=True)  # left by one that was killed after all was done
             return
-        with self._lock() if ranks.rank == 0 else nullcontext():
+        for refused in filter(None, self._meet(ranks, self._refused())):
+            raise refused
+        with explained(self.path.parent), self._lock() if ranks.rank == 0 else nullcontext():
             self._meet(ranks)
             if not all(self._meet(ranks, self._is_complete())):  # nobody else was at it
                 self._fill(make, self._meet(ranks, self._begin(block) if ranks.rank == 0 else 0)[0], ranks)
@@ -285,22 +290,31 @@ class BlockFile:
 
     # -- making it ----------------------------------------------------------------------------------------------
 
+    def _refused(self) -> OSError | None:
+        """Why nothing can be written here; None where it can."""
+        try:
+            with explained(self.path.parent):
+                self.work.mkdir(parents=True, exist_ok=True)
+                (self.work / "lock").touch()
+        except OSError as error:
+            return error
+        return None
+
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """Wait until no other run is at work on this file; what is killed holds no lock."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        with open(self.work / "lock", "w") as file:
-            with suppress(ImportError, OSError):  # Windows, or a file system without locks
-                _wait_for(file, self.path)
+        self.work.mkdir(parents=True, exist_ok=True)  # another run may have finished, and removed it
+        with locked(self.work / "lock", lambda: warn(f"another run is making {self.path}; this one waits for it")):
             yield
 
     def _begin(self, block: int) -> int:
         """Write the manifest, unless there is one; the rows of its blocks."""
         self._adopt()
+        self._forget()
         found = self._manifest()
         if "block" not in found:
             found = {**self.identity, "block": block}
-            _write_whole(self.work / "manifest.json", json.dumps(found, indent=1))
+            write_text(self.work / "manifest.json", json.dumps(found, indent=1))
         elif kept := [*self._kept(found)] if self._is_kin(found) else []:
             self._take_over(kept, int(found["rows"]), found["block"])
         return found["block"]
@@ -319,6 +333,17 @@ class BlockFile:
                             os.replace(part, self.work / part.name)
                     shutil.rmtree(folder, ignore_errors=True)
                     return
+
+    def _forget(self) -> None:
+        """Remove from a cache what was begun long ago, of other networks or data, and that nobody is making."""
+        if not self.kin:
+            return
+        now = clock(self.work)
+        for folder in self.path.parent.glob("*.safetensors.partial"):
+            with suppress(OSError), open(folder / "lock", "a") as file:
+                touched = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                if now - touched > FORGOTTEN and _is_free(file):
+                    shutil.rmtree(folder, ignore_errors=True)
 
     def _take_over(self, kept: Sequence[range], rows: int, block: int) -> None:
         """Write the blocks that were made of the same items into a file of the new length; others are forgotten."""
@@ -346,14 +371,12 @@ class BlockFile:
             "and stay, the rest is made"
         )
         manifest = {**self.identity, "block": block}
-        _write_whole(
-            self.work / "manifest.json", json.dumps(manifest, indent=1)
-        )  # what is lost from here on is made anew
+        write_text(self.work / "manifest.json", json.dumps(manifest, indent=1))  # what is lost from here on is made anew
         for record in self.work.glob("[0-9]*"):
             record.unlink()
         os.replace(fresh, self._data)
         for part, text in records:
-            _write_whole(self._record(part), text)
+            write_text(self._record(part), text)
 
     def _write(self, block: range, tensors: Mapping[str, Tensor], shared: bool) -> None:
         """Put the rows of a block, (n, ...) under each name, in their place; record them when they are on the disk."""
@@ -368,7 +391,7 @@ class BlockFile:
                 file.write(rows)
             file.flush()
             os.fsync(file.fileno())
-        _write_whole(self._record(block), self._recorded(block, digest.hexdigest()))
+        write_text(self._record(block), self._recorded(block, digest.hexdigest()))
 
 
 def _is_free(file: IO[str]) -> bool:
@@ -383,25 +406,9 @@ def _is_free(file: IO[str]) -> bool:
     return True
 
 
-def _wait_for(file: IO[str], path: Path) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        warn(f"another run is making {path}; this one waits for it")
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-
 def _in_place(shared: bool, path: str, flags: int) -> int:
     """Open to write a part of a file.  With O_DSYNC, NFS sends the bytes written and not the page around them."""
     return os.open(path, flags & ~os.O_TRUNC | (getattr(os, "O_DSYNC", 0) if shared else 0), 0o666)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    fresh.write_text(text)
-    os.replace(fresh, path)
 
 
 def _header(tensors: Mapping[str, Tensor], rows: int, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ class Team(NamedTuple):
         return items[first:last]
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes by rank, on every one of them; none goes on before all have come here."""
+        """The values of all processes by rank, on every process; each waits here until all have arrived."""
         found = [value] * self.size
         if self.size > 1:
             distributed.all_gather_object(found, value, group=self.group)
@@ -49,7 +49,7 @@ class Team(NamedTuple):
 
 
 def team() -> Team:
-    """The process group that is there, or the one that ``torchrun`` announces (gloo); else this process alone.
+    """The existing process group, or the one that ``torchrun`` announces (gloo); else this process alone.
 
     Whatever the backend of the group, members talk over a gloo group beside it: they exchange a few words, not tensors.
     """

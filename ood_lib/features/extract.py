@@ -3,21 +3,22 @@
 import math
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ood_lib.data.fingerprint import collate_labelled, data_identity
+from ood_lib.data.length import length
 from ood_lib.features.blocks import BlockFile, map_tensors
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
 from ood_lib.features.identity import network_hash
+from ood_lib.files import UNWRITABLE
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.modes import in_eval
 from ood_lib.networks.network import Network, Representation, pick_device
@@ -59,9 +60,9 @@ def extract(
 ) -> Features:
     """Run a frozen network once over a data set and keep what it computes.
 
-    With ``out`` or ``cache`` the result is a file.  It is made block by block, so that a run that was killed is taken
-    up again, and by all processes that ``torchrun`` starts (or an initialised process group holds) together: each calls
-    this, runs the network over its share, and gets the whole.
+    With ``out`` or ``cache`` the result is a file. It is computed block by block, so that a killed run can be resumed.
+    All processes that ``torchrun`` starts (or an initialised process group contains) share the work: each calls this
+    function, runs the network over its share, and gets the whole result.
 
     Args:
         network: answers ``represent`` (see `ood_lib.networks.resnet`); any other classifier goes through `adapt`.
@@ -83,21 +84,26 @@ def extract(
 
     Raises:
         ValueError: the data set is empty, or has no labels; ``out`` holds features of another network or data set.
-        OSError: the disk is full; what was made so far stays, and counts.
+        OSError: the folder of ``out`` cannot be written (with ``cache`` a warning says so, and nothing is kept); or the
+            disk is full: what was made so far stays, and counts.
     """
     ranks, where = team(), pick_device(device)
     precision = _agreed(autocast, where, Team() if out is None and cache is None else ranks)
-    _check(dataset, batch_size, (dtype, precision), out, cache)
-    rows = len(dataset)  # type: ignore[arg-type]
+    rows = length(dataset, "to extract from")
+    _check(batch_size, (dtype, precision), out, cache)
     bar = progress and ranks.rank == 0
     how = Pass(batch_size, ranks.device(where), num_workers, bar, dtype, precision, channels_last, compile)
     run = partial(forward, network, dataset, how)
+
+    def at_once() -> Features:
+        (found,) = run([range(rows)])
+        return Features(**found)
+
     if out is None and cache is None:
         if ranks.size > 1:
             advice = "name a file with out= or a folder with cache=, and they share the work"
             warn(f"each of {ranks.size} processes looks at all {rows} images: {advice}")
-        (found,) = run([range(rows)])
-        return Features(**found)
+        return at_once()
     data = data_identity(dataset, num_workers)
     image = _floating(collate_labelled([dataset[0]])[0])
     identity = {
@@ -108,18 +114,18 @@ def extract(
     path = Path(cache) / _cached_name(**identity) if cache is not None else Path(str(out))
     block = batch_size * math.ceil(rows / batch_size / _BLOCKS)  # whole batches: the same ones for any number of ranks
     kin = "" if cache is None else _cached_name(**{**identity, "data": "*"})
-    BlockFile(path, identity, rows, anonymous=out is None, marks=data.marks, kin=kin).fill(run, block, ranks)
+    file = BlockFile(path, identity, rows, anonymous=out is None, marks=data.marks, kin=kin)
+    try:
+        file.fill(run, block, ranks)
+    except OSError as error:
+        if cache is None or error.errno not in UNWRITABLE or not hasattr(error, "explained"):
+            raise
+        warn(f"the features are not kept, and are computed anew each time: {error}")
+        return at_once()
     return Features(**map_tensors(path, verify=False))  # `fill` has just seen all of it
 
 
-def _check(dataset: Any, batch_size: int, precisions: Iterable[torch.dtype | None], *places: object) -> None:
-    if isinstance(dataset, DataLoader | IterableDataset) or not hasattr(dataset, "__len__"):
-        raise TypeError(
-            f"a {type(dataset).__name__} was given; expected a data set with a length: of a DataLoader pass "
-            "loader.dataset, and batch_size and num_workers to extract; put a stream into a list first"
-        )
-    if len(dataset) == 0:
-        raise ValueError("the data set is empty: expected at least one (image, label) item to extract from")
+def _check(batch_size: int, precisions: Iterable[torch.dtype | None], *places: object) -> None:
     for given in precisions:
         if given is not None and not given.is_floating_point:
             raise ValueError(f"{given} was given as a precision; expected a floating-point one, such as torch.float16")
@@ -182,7 +188,7 @@ def forward(network: Any, dataset: Dataset, how: Pass, blocks: Sequence[range]) 
     )
 
     def look(images: Tensor, labels: Tensor) -> Seen:
-        with torch.autocast(how.device.type, how.autocast) if how.autocast else nullcontext():
+        with torch.autocast(how.device.type, how.autocast, enabled=how.autocast is not None):  # not that of the caller
             seen = represent(_floating(images).to(**form))._asdict()
         kept = {name: value.to(how.dtype or value.dtype) for name, value in seen.items() if value is not None}
         return {**kept, "labels": labels}

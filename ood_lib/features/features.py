@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,9 +16,13 @@ from torch import Tensor
 
 from ood_lib.features.blocks import map_tensors, seal, unsealed
 from ood_lib.files import atomic
-from ood_lib.tensors import save_tensors, single
+from ood_lib.tensors import save_tensors, single, strange
 
 __all__ = ["Features"]
+
+
+ABSENT: Any = None
+"""A field that is not there.  All are typed as tensors: what a detector `reads` is checked there, once."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,21 +39,23 @@ class Features:
         ValueError: the fields differ in length, or all of them are None.
     """
 
-    penultimate: Tensor = None  # type: ignore[assignment]
-    logits: Tensor = None  # type: ignore[assignment]
-    labels: Tensor = None  # type: ignore[assignment]
-    style: Tensor = None  # type: ignore[assignment]
-
-    # Typed as tensors although they may be None: a detector names what it `reads`, and is checked once, there.
+    penultimate: Tensor = ABSENT
+    logits: Tensor = ABSENT
+    labels: Tensor = ABSENT
+    style: Tensor = ABSENT
 
     def __post_init__(self) -> None:
         for name, value in self.tensors().items():
             if not isinstance(value, Tensor) or value.ndim == 0:
                 raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor with one row per image")
-            if name != "labels" and (value.ndim != 2 or not value.is_floating_point()):
+            if what := strange(value):
+                raise ValueError(f"{name} is {what}; expected a dense tensor with one row per image")
+            if name != "labels" and (value.ndim != 2 or not value.is_floating_point() or value.shape[1] == 0):
                 raise ValueError(
                     f"{name} is {value.dtype} of shape {tuple(value.shape)}; expected floating-point numbers (N, width)"
                 )
+            if value.is_neg():  # a minus that torch has put off, and that some of its functions forget
+                object.__setattr__(self, name, value.resolve_neg())
         lengths = {name: len(value) for name, value in self.tensors().items()}
         if not lengths:
             raise ValueError("Features needs at least one of penultimate, logits, labels, style")
@@ -56,7 +63,7 @@ class Features:
             raise ValueError(f"the fields of Features must have one row per image, but their lengths are {lengths}")
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields that are there, by name."""
+        """The fields that are not None, by name."""
         pairs = ((f.name, getattr(self, f.name)) for f in fields(self))
         return {name: value for name, value in pairs if value is not None}
 
@@ -73,7 +80,10 @@ class Features:
 
     def to(self, device: str | torch.device) -> "Features":
         """The same features on another device."""
-        return Features(**{name: value.to(device) for name, value in self.tensors().items()})
+        tensors = self.tensors()
+        if all(value.device == torch.device(device) for value in tensors.values()):
+            return self
+        return Features(**{name: value.to(device) for name, value in tensors.items()})
 
     def __repr__(self) -> str:
         inner = ", ".join(f"{name}={tuple(value.shape)}" for name, value in self.tensors().items())
@@ -81,7 +91,9 @@ class Features:
 
     def single(self) -> "Features":
         """Half precision as single, other precisions as they are."""
-        return Features(**{name: single(x) for name, x in self.tensors().items()})
+        tensors = self.tensors()
+        found = {name: single(x) for name, x in tensors.items()}
+        return self if all(found[name] is x for name, x in tensors.items()) else Features(**found)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file; it appears whole or not at all."""

@@ -46,7 +46,7 @@ def uniformity(z: Tensor, rows: int = 5000, seed: int = 0, confidence: float = 0
     """
     if len(z) < 3:
         raise ValueError(f"{len(z)} features were given; expected three or more, to have pairs")
-    picked = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed))[:rows]
+    picked = torch.randperm(len(z), generator=torch.Generator().manual_seed(seed), device="cpu")[:rows]
     u = F.normalize(z[picked].double(), dim=1)
     n = len(u)
     potentials = torch.cat([(4 * (block @ u.T) - 4).clamp(max=0).exp().sum(1) - 1 for block in u.split(1024)]) / (n - 1)

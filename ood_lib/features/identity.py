@@ -35,8 +35,8 @@ OWN = frozenset(vars(nn.Module())) | {"training"}  # what each module has
 def network_hash(network: Any, shape: Sequence[int] = ()) -> str:
     """sha256 of what a network is: as it is printed, parameters and buffers, plain attributes, and an output.
 
-    The output is that of one image of noise, computed on the CPU by a copy in double precision, so that it is the same
-    on every device; where that cannot be, by the network as it is, to three digits.
+    The output is that of one image of noise. It is computed on the CPU by a copy in double precision, so that it is
+    the same on every device. Where that is impossible, the network itself computes it, to three digits.
 
     Args:
         network: answers ``represent``, or goes through `adapt`.

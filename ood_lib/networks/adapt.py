@@ -76,7 +76,7 @@ class Adapted(nn.Module):
             object.__setattr__(self, "_head", head)
         self._looked = True
         made = None if head is None else logits
-        return Representation(penultimate, made, seen.style(penultimate.shape[1]))  # type: ignore[arg-type]
+        return Representation(penultimate, made, seen.style(penultimate.shape[1]))
 
     def _found(self, seen: "_Seen", result: Tensor) -> tuple[nn.Linear | None, Tensor]:
         """The head and what it read; the head is what it was, unless the model had not run before or has several."""

@@ -1,13 +1,13 @@
 r"""How much a layer stretches: norms of its weight, the gain of its BatchNorm, and a report over a network.
 
-The norm of a convolution is not that of its weight reshaped to a matrix, and what a layer does is not told by its norm
-alone where a BatchNorm follows.  The report sets all of them side by side.
+The norm of a convolution is not that of its weight reshaped to a matrix, and where a BatchNorm follows, the norm alone
+does not bound the pair. The report lists all of these numbers side by side.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch.nn.grad import conv2d_input
 from ood_lib.data.benchmark import Normalize
 from ood_lib.extras import need
 from ood_lib.networks.modes import in_eval
+from ood_lib.networks.network import pick_device
+from ood_lib.tensors import check_floats
 from ood_lib.warn import warn
 
 if TYPE_CHECKING:
@@ -97,7 +99,8 @@ def _zero_padded(layer: nn.Module) -> tuple[Any, ...]:
     if not isinstance(layer, nn.Conv2d) or layer.padding_mode != "zeros":
         raise ValueError(f"{layer} has no exact norm here; expected nn.Linear, or nn.Conv2d with padding_mode='zeros'")
     reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size)]
-    padding = {"same": [r // 2 for r in reach], "valid": [0, 0]}.get(layer.padding, layer.padding)  # type: ignore[arg-type]
+    named = {"same": [r // 2 for r in reach], "valid": [0, 0]}
+    padding = named[layer.padding] if isinstance(layer.padding, str) else layer.padding
     if layer.padding == "same" and any(r % 2 for r in reach):
         raise ValueError(f"{layer} pads one side more than the other; pad the image, and give the layer padding=0")
     return layer.stride, padding, layer.dilation, layer.groups
@@ -152,7 +155,7 @@ def exact_norm(layer: nn.Module, shape: Sequence[int], tolerance: float = 1e-6) 
         8.9
     """
     precision = torch.float64 if tolerance < COARSE else torch.float32
-    weight: Tensor = layer.weight.detach().cpu().to(precision)  # type: ignore[operator]
+    weight = cast(Tensor, layer.weight).detach().cpu().to(precision)
     linear = linear_map(layer)
     if isinstance(layer, nn.Linear) or (layer.kernel_size, layer.padding, layer.groups) == ((1, 1), (0, 0), 1):
         return reshaped_norm(weight).item()
@@ -172,7 +175,7 @@ def exact_norm(layer: nn.Module, shape: Sequence[int], tolerance: float = 1e-6) 
 
     sparse = need("scipy.sparse.linalg")
     operator = sparse.LinearOperator((height, width), matvec=forward, rmatvec=adjoint, dtype=str(precision)[6:])
-    start = torch.randn(min(width, height), generator=torch.Generator().manual_seed(0), dtype=precision)
+    start = torch.randn(min(width, height), generator=torch.Generator().manual_seed(0), dtype=precision, device="cpu")
     found = sparse.svds(operator, k=1, tol=tolerance, v0=start.numpy(), return_singular_vectors=False)
     return float(found[0])
 
@@ -196,7 +199,7 @@ def batchnorm_gain(layer: nn.Module) -> Tensor:
         >>> batchnorm_gain(nn.BatchNorm2d(3)).round()  # fresh: gamma and running variance are 1
         tensor(1., grad_fn=<RoundBackward0>)
     """
-    return gain(layer, layer.weight)  # type: ignore[arg-type]
+    return gain(layer, cast("Tensor | None", layer.weight))
 
 
 def gain(layer: Any, gamma: Tensor | None) -> Tensor:
@@ -262,6 +265,8 @@ def lipschitz_report(network: nn.Module, images: Tensor, tolerance: float = 1e-6
     """
     import pandas as pd
 
+    check_floats("(N, channels, H, W)", images=images)
+    pick_device()  # refuses the meta device
     rows: list[dict[str, Any]] = []
     made: dict[int, tuple[Tensor, dict[str, Any]]] = {}  # the output is held, so that its id stays its own
 
@@ -274,7 +279,8 @@ def lipschitz_report(network: nn.Module, images: Tensor, tolerance: float = 1e-6
             row = made[id(inputs[0])][1] if id(inputs[0]) in made else add(name, 1.0, 1.0)
             row["gain"] = batchnorm_gain(layer).item()
             return
-        sigma, exact = reshaped_norm(layer.weight).item(), exact_norm(layer, inputs[0].shape[1:], tolerance)  # type: ignore[arg-type]
+        sigma = reshaped_norm(cast(Tensor, layer.weight)).item()
+        exact = exact_norm(layer, inputs[0].shape[1:], tolerance)
         made[id(output)] = output, add(name, sigma, exact)
 
     _warn_of_unknown(network)

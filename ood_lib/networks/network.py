@@ -5,14 +5,16 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Network", "Representation", "check_eval", "pick_device", "style_of"]
+from ood_lib.tensors import check_floats
+
+__all__ = ["Network", "Representation", "check_eval", "check_images", "pick_device", "style_of"]
 
 
 class Representation(NamedTuple):
     """What a network computes for a batch of N images."""
 
     penultimate: Tensor  # (N, K), the input of the head
-    logits: Tensor  # (N, C), None of a network without a head
+    logits: Any  # Tensor (N, C), or None of a network without a head
     style: Tensor | None  # (N, K') standard deviation of the last feature map over space, None without a map
 
 
@@ -27,6 +29,17 @@ class Network(Protocol):
     def represent(self, images: Tensor) -> Representation:
         """Images (N, channels, H, W) in [0, 1] to their representation."""
         ...
+
+
+def check_images(images: Tensor, channels: int, weight: Tensor) -> None:
+    """Raise ValueError when images are not what a network with so many channels and such weights takes."""
+    check_floats("(N, channels, H, W)", images=images)
+    cast = torch.is_autocast_enabled(images.device.type)
+    if images.shape[1] != channels or 0 in images.shape[2:] or (images.dtype != weight.dtype and not cast):
+        raise ValueError(
+            f"images are {images.dtype} of shape {tuple(images.shape)}; expected (N, {channels}, H, W) in the "
+            f"precision of the network, {weight.dtype}: convert them with images.to(...)"
+        )
 
 
 def check_eval(network: Any) -> None:
@@ -47,6 +60,8 @@ def check_eval(network: Any) -> None:
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The device asked for; ``"auto"`` takes CUDA, then Apple's MPS, then the CPU."""
+    if torch.get_default_device().type == "meta":
+        raise ValueError("the default device is meta, where nothing is computed: expected to run outside of it")
     if str(device) != "auto":
         return torch.device(device)
     if torch.cuda.is_available():

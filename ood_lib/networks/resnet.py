@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ood_lib.checks import check
-from ood_lib.networks.network import Representation, style_of
+from ood_lib.networks.network import Representation, check_images, style_of
 
 __all__ = ["Block", "PooledResNet", "ResNet"]
 
@@ -79,6 +79,8 @@ class ResNet(nn.Module):
 
     def represent(self, images: Tensor) -> Representation:
         """Images (N, channels, H, W) in [0, 1] to penultimate (N, K), logits (N, C) and style (N, K)."""
+        conv = self.stem[0]
+        check_images(images, conv.in_channels, conv.weight)
         maps = self.stages(self.stem(self.normalize(images)))  # (N, K, h, w)
         penultimate = maps.mean((2, 3))
         return Representation(penultimate, self.head(penultimate), style_of(maps))
@@ -91,8 +93,8 @@ class ResNet(nn.Module):
 class PooledResNet(ResNet):
     """A residual classifier that learns more in an hour: one convolution and a pooling, then the residual blocks.
 
-    With widths (64, 128, 256, 512) and blocks (0, 1, 0, 1) it is the ResNet-9 of Page, How to train your ResNet, 2018,
-    but for the last pooling, which here is the spatial mean, as in `ResNet`.
+    With widths (64, 128, 256, 512) and blocks (0, 1, 0, 1) it is the ResNet-9 of Page, How to train your ResNet, 2018.
+    Only the last pooling differs: here it is the spatial mean, as in `ResNet`.
     """
 
     @staticmethod

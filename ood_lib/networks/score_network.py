@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ood_lib.checks import check
+from ood_lib.networks.network import check_images
+from ood_lib.tensors import check_floats
 
 __all__ = [
     "DiffusersBody", "GaussianScore", "InstanceNormPlus", "Norm", "Residual", "ScoreNetwork", "UNet", "checked_images",
@@ -40,7 +42,7 @@ def noise_scales(largest: float = 1.0, smallest: float = 0.01, count: int = 10) 
             f"largest={largest}, smallest={smallest}, count={count} were given; expected 0 < smallest <= largest and "
             "at least 2 scales, or one scale twice"
         )
-    return torch.logspace(math.log10(largest), math.log10(smallest), count, dtype=torch.float64)
+    return torch.logspace(math.log10(largest), math.log10(smallest), count, dtype=torch.float64, device="cpu")
 
 
 def checked_scales(sigmas: Tensor | Sequence[float]) -> Tensor:
@@ -49,7 +51,7 @@ def checked_scales(sigmas: Tensor | Sequence[float]) -> Tensor:
     Raises:
         ValueError: they are not finite, positive and strictly decreasing.
     """
-    scales = torch.as_tensor(sigmas, dtype=torch.float64)
+    scales = torch.as_tensor(sigmas, dtype=torch.float64, device=None if isinstance(sigmas, Tensor) else "cpu")
     ordered = scales.ndim == 1 and len(scales) > 0 and bool((scales.diff() < 0).all())
     if not ordered or not 0 < scales[-1] <= scales[0] < math.inf:
         raise ValueError(
@@ -65,6 +67,7 @@ def checked_images(images: Tensor) -> Tensor:
     Raises:
         ValueError: a pixel lies outside [0, 1], or is NaN.
     """
+    check_floats("(N, C, H, W)", images=images)
     if not ((images >= 0) & (images <= 1)).all():
         low, high = images.amin().item(), images.amax().item()
         raise ValueError(
@@ -180,6 +183,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         """Images (N, channels, H, W), scales (N,) or (1,) to (N, channels, H, W)."""
+        check_images(x, self.channels, self.stem.weight)
         if x.ndim != 4 or x.shape[1] != self.channels or any(side % self.multiple for side in x.shape[2:]):
             raise ValueError(
                 f"images of shape {tuple(x.shape)} were given; expected (N, {self.channels}, H, W) with sides that "
@@ -275,7 +279,8 @@ class ScoreNetwork(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Scores of images (N, channels, H, W) at one noise scale, or one each (N,), in the shape of the images."""
-        sigma = torch.as_tensor(sigma).to(x).reshape(-1)
+        check_floats("(N, channels, H, W)", images=x)
+        sigma = torch.as_tensor(sigma, device=sigma.device if isinstance(sigma, Tensor) else "cpu").to(x).reshape(-1)
         log_sigma, sigma = sigma.log(), sigma[:, None, None, None]
         if not self.precondition:
             return self.body(x - 0.5, log_sigma) / sigma
@@ -323,7 +328,10 @@ class GaussianScore(nn.Module):
 
     def __init__(self, images: Tensor) -> None:
         super().__init__()
+        check_floats("(N, D, ...)", images=images)
         check("integer [2, inf)", "how many images there are", images=len(images))
+        if not images.isfinite().all():
+            raise ValueError("the images hold NaN or infinity; expected finite numbers, of which there is a covariance")
         blocks = images.flatten(1).split(4096)
         mean = sum(block.double().sum(0) for block in blocks) / len(images)
         scatter = sum((y := block.double() - mean).T @ y for block in blocks)
@@ -333,6 +341,12 @@ class GaussianScore(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Scores of images (N, ...) at one noise scale, or one each (N,), in the shape of the images."""
-        sigma = torch.as_tensor(sigma).to(x).reshape(-1, 1)
+        check_floats("(N, D, ...)", images=x)
+        sigma = torch.as_tensor(sigma, device=sigma.device if isinstance(sigma, Tensor) else "cpu").to(x).reshape(-1, 1)
         y = (x.flatten(1) - self.mean.to(x)) @ self.axes.to(x)
+        if y.numel() and 100 * torch.finfo(y.dtype).eps * (far := y.abs().amax().item()) > sigma.min():
+            raise ValueError(
+                f"points up to {far:.3g} from the mean were given with sigma={sigma.min().item():.3g}, "
+                f"which {y.dtype} rounds away: expected images in [0, 1], or larger noise scales"
+            )
         return -((y / (self.variances.to(x) + sigma**2)) @ self.axes.to(x).T).reshape(x.shape)

@@ -1,16 +1,16 @@
 r"""Spectral normalisation: hard or bounded, reshaped or exact, with or without the BatchNorm.
 
-The spectral norm :math:`\sigma_{\max}` of a linear map is the most by which it can stretch a vector.  Divide the weight
-of every layer by it and, so the hope, the network cannot jump.  Three things decide whether that is true, and all three
-are here to be looked at: whether the weight is always divided (*hard*) or only where it is too large (*bounded*);
-whether the norm is that of the weight *reshaped* to a matrix or the *exact* one of the convolution; and the BatchNorm
-that follows, whose gain undoes any scale of the weight before it.  In training mode the loss is then the same function
-of the free weight as without normalisation, up to BatchNorm's epsilon, and every step of the optimiser is the same.
+The spectral norm :math:`\sigma_{\max}` of a linear map is the most by which it can stretch a vector. The idea is to
+divide the weight of every layer by it, so that the network changes slowly. Whether this works depends on three
+choices. The weight can always be divided (*hard*) or only where its norm is too large (*bounded*). The norm can be
+that of the weight *reshaped* to a matrix or the *exact* one of the convolution. And the gain of a BatchNorm that
+follows undoes any scale of the weight before it. In training mode the loss is then the same function of the free
+weight as without normalisation, up to BatchNorm's epsilon, and every step of the optimiser is the same.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,15 +62,16 @@ def _unit(x: Tensor) -> Tensor:
 
 def _start(shape: Sequence[int], like: Tensor) -> Tensor:
     """A random direction, always the same."""
-    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0), device="cpu")
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     return _unit(drawn.to(like.device, like.dtype))
 
 
 class SpectralNorm(nn.Module):
     r"""Parametrization of a weight by its spectral norm; made by `spectral_normalize`.
 
-    Each time the weight is used in training mode one step of `power_iteration` follows it; in eval mode u and v rest,
-    and :math:`\hat\sigma = \langle u, A v\rangle` is the norm only as long as the weight rests too.
+    Each time the weight is used in training mode, `power_iteration` makes one step. In eval mode u and v do not
+    change, and :math:`\hat\sigma = \langle u, A v\rangle` is the norm only as long as the weight does not change
+    either.
     """
 
     u: Tensor
@@ -83,7 +84,8 @@ class SpectralNorm(nn.Module):
         self.register_buffer("u", torch.empty(0))
         self.register_buffer("v", torch.empty(0))
         if norm == "reshaped" or isinstance(layer, nn.Linear):
-            self.begin(layer.weight, layer.weight[0].numel())  # type: ignore[arg-type, index]
+            weight = cast(Tensor, layer.weight)
+            self.begin(weight, weight[0].numel())
 
     @torch.inference_mode(False)  # `power_iteration` takes gradients, also when it is an accuracy that is measured
     def begin(self, weight: Tensor, *shape: int) -> None:

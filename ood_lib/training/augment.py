@@ -12,27 +12,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.checks import check
+from ood_lib.tensors import PRECISIONS, strange
 
 __all__ = ["Augment", "Augmented", "augmented", "cutout", "flip", "shift"]
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
+def _check(images: Tensor) -> None:
+    what = strange(images)
+    if what or images.ndim != 4 or (images.is_floating_point() and images.dtype not in PRECISIONS):
+        given = what or f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"images are {given}; expected a dense tensor (N, C, H, W) in a usual precision")
+
+
 def shift(images: Tensor, pad: int, generator: torch.Generator) -> Tensor:
     """Move each image by up to ``pad`` pixels in both directions, zeros flow in; (N, C, H, W) to the same shape."""
     check("integer [0, inf)", "a number of pixels", pad=pad)
+    _check(images)
     n, _, height, width = images.shape
     padded = F.pad(images, (pad,) * 4)
-    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator).to(images.device)
+    top, left = torch.randint(0, 2 * pad + 1, (2, n), generator=generator, device="cpu").to(images.device)
     rows = top[:, None] + torch.arange(height, device=images.device)  # (N, H)
     columns = left[:, None] + torch.arange(width, device=images.device)  # (N, W)
-    picked = padded.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    own = torch.arange(n, device=images.device)[:, None, None]
+    picked = padded.permute(0, 2, 3, 1)[own, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)  # (N, H, W, C) -> (N, C, H, W)
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:
     """Mirror every other image, left for right; (N, C, H, W) to the same shape."""
-    mirrored = torch.rand(len(images), generator=generator).to(images.device) < 0.5
+    _check(images)
+    mirrored = torch.rand(len(images), generator=generator, dtype=torch.float32, device="cpu").to(images.device) < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
@@ -43,10 +54,11 @@ def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
         DeVries & Taylor, Improved Regularization of Convolutional Neural Networks with Cutout, 2017; there the square
         may reach over the edge.
     """
+    _check(images)
     n, _, height, width = images.shape
     check(f"integer [0, {min(height, width)}]", "the side of a square inside the images", side=side)
-    top = torch.randint(0, height - side + 1, (n, 1), generator=generator).to(images.device)
-    left = torch.randint(0, width - side + 1, (n, 1), generator=generator).to(images.device)
+    top = torch.randint(0, height - side + 1, (n, 1), generator=generator, device="cpu").to(images.device)
+    left = torch.randint(0, width - side + 1, (n, 1), generator=generator, device="cpu").to(images.device)
     y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     rows, columns = (top <= y) & (y < top + side), (left <= x) & (x < left + side)  # (N, H), (N, W)
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)

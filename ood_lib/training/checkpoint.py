@@ -1,4 +1,4 @@
-"""A file from which an interrupted training goes on: written whole or not at all, read without pickle."""
+"""A file from which an interrupted training resumes: written whole or not at all, read without pickle."""
 
 import os
 from pathlib import Path
@@ -45,8 +45,8 @@ class Checkpoint:
 
     def save(self, training: Resumable) -> None:
         """Write the state of a training."""
-        with atomic(self.path) as fresh:
-            torch.save({"state": training.state_dict(), "key": self.key}, fresh)
+        with atomic(self.path) as fresh, fresh.open("wb") as file:  # a path of its own, and torch hides a full disk
+            torch.save({"state": training.state_dict(), "key": self.key}, file)
 
     def load(self, training: Resumable, device: torch.device | str = "cpu") -> bool:
         """Bring a training to the saved state, its tensors on `device`; False when there is none.

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from ood_lib.checks import check
+from ood_lib.data.fingerprint import collate_items
 from ood_lib.data.labels import average_precision, class_indices, count_labels, label_matrix
+from ood_lib.data.length import length
 from ood_lib.networks.network import pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.tensors import single
@@ -22,6 +24,8 @@ from ood_lib.warn import warn
 __all__ = ["accuracy", "mean_average_precision", "train_classifier", "train_multilabel"]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_classifier(
     network: nn.Module,
     train: Dataset,
@@ -89,6 +93,8 @@ def _check_recipe(
     check("integer (-inf, inf)", seed=seed)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_multilabel(
     network: nn.Module,
     train: Dataset,
@@ -145,7 +151,7 @@ def train_multilabel(
 def _two_rates(network: nn.Module, head: float, backbone: float | None) -> list[dict[str, Any]]:
     if backbone is None:
         return [{"params": list(network.parameters()), "lr": head}]
-    own = list(network.head.parameters())  # type: ignore[union-attr]
+    own = list(network.get_submodule("head").parameters())
     rest = [p for p in network.parameters() if all(p is not q for q in own)]
     return [{"params": own, "lr": head}, {"params": rest, "lr": backbone}]
 
@@ -180,7 +186,7 @@ def _evaluated(
 ) -> Iterator[tuple[Tensor, Any]]:
     """Finite logits (n, C) on the CPU, in single precision at least, and labels as they come, batch by batch."""
     network.to(where).eval()
-    for batch in DataLoader(dataset, batch_size):
+    for batch in DataLoader(dataset, batch_size, collate_fn=collate_items):
         images, labels = split_batch(batch)
         logits = single(logits_of(network, images, where)).cpu()
         if bad := int((~logits.isfinite()).any(1).sum()):
@@ -201,11 +207,10 @@ def accuracy(
         ValueError: the data set is empty; labels that are no class indices of the network; logits that are NaN or
             infinite, or a single one.
     """
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("the data set is empty: expected at least one (image, label) item to measure the accuracy on")
+    rows = length(dataset, "to measure the accuracy on")
     pairs = _evaluated(network, dataset, batch_size, pick_device(device))
     hits = sum(int((logits.argmax(1) == _class_labels(labels, logits)).sum()) for logits, labels in pairs)
-    return hits / len(dataset)  # type: ignore[arg-type]
+    return hits / rows
 
 
 @torch.inference_mode()
@@ -223,8 +228,7 @@ def mean_average_precision(
     Raises:
         ValueError: the data set is empty; its labels are not 0/1 for each logit; logits that are NaN or infinite.
     """
-    if len(dataset) == 0:  # type: ignore[arg-type]
-        raise ValueError("the data set is empty: expected at least one (image, labels) item to measure the mAP on")
+    length(dataset, "to measure the mAP on")
     pairs = [
         (logits, label_matrix(labels, *logits.shape))
         for logits, labels in _evaluated(network, dataset, batch_size, pick_device(device))

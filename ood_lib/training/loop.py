@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ood_lib.data.fingerprint import dataset_hash
+from ood_lib.data.fingerprint import collate_items, dataset_hash
+from ood_lib.data.length import length
 from ood_lib.training.augment import Augment, Augmented
 from ood_lib.training.checkpoint import Checkpoint
 
@@ -35,7 +36,7 @@ def split_batch(batch: Any) -> tuple[Tensor, Any]:
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"the data set gives images of type {kind}; expected floating-point tensors, pixels in [0, 1]")
-    return images, labels
+    return images.detach(), labels
 
 
 def logits_of(network: nn.Module, images: Tensor, where: torch.device, **form: Any) -> Tensor:
@@ -171,7 +172,7 @@ def _layout(task: Task) -> torch.memory_format:
 def _key(network: nn.Module, data: Dataset, task: Task) -> str:
     """Tells this training from others: what it does, to which parameters, on what data."""
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
-    return f"{task.options()}{len(data)}{shapes}{_data_hash(data)}"  # type: ignore[arg-type]
+    return f"{task.options()}{length(data, 'to train on')}{shapes}{_data_hash(data)}"
 
 
 def _data_hash(data: Dataset) -> str:
@@ -186,7 +187,9 @@ class _Run(Descent):
 
     def __init__(self, network: nn.Module, task: Task, data: Dataset) -> None:
         self.task, self.generator = task, torch.Generator().manual_seed(task.seed)  # of the order and the augmentation
-        self.loader = DataLoader(data, task.batch_size, shuffle=True, generator=self.generator)
+        self.loader = DataLoader(
+            data, task.batch_size, shuffle=True, generator=self.generator, collate_fn=collate_items
+        )
         super().__init__(network, task.optimizer, task.epochs * len(self.loader), task.average)
         self.where = next(network.parameters()).device
         self.layout = _layout(task)
@@ -226,8 +229,7 @@ def train(
         ValueError: an empty data set, one of other items than (image, label), a loss that is no longer finite, or a
             checkpoint of another training.
     """
-    if len(data) == 0:  # type: ignore[arg-type]
-        raise ValueError("the training set is empty: expected at least one (image, label) item")
+    length(data, "to train on")
     saved = Checkpoint(checkpoint, _key(network, data, task)) if checkpoint is not None else None
     network.to(memory_format=_layout(task))
     run = _Run(network, task, data)

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from ood_lib.data.benchmark import Benchmark, Normalize
-from ood_lib.files import sha256_of, write_text
+from ood_lib.files import read_json, sha256_of, write_text
 from ood_lib.networks.resnet import PooledResNet, ResNet
 from ood_lib.shipped import SHIPPED
 from ood_lib.tensors import half, save_tensors, single
@@ -103,14 +103,18 @@ def card(name: str, folder: str | os.PathLike[str] | None = None) -> dict[str, A
         there = sorted(p.stem for p in file.parent.glob("*.safetensors"))
         advice = f"; train it with `python -m ood_lib {name}`" if name in RECIPES else ""
         raise ValueError(f"no network {name!r} in {file.parent}, where there are {there}{advice}")
-    return json.loads(file.read_text(encoding="utf-8"))
+    about = read_json(file, "copy it again, or train the network again")
+    wanted = {"recipe": str, "classes": list, "normalize": list, "sha256": str}
+    if lacking := [key for key, kind in wanted.items() if not isinstance(about.get(key), kind)]:
+        raise ValueError(f"{file} is no card of a network, it does not say {', '.join(lacking)}: copy it again")
+    return about
 
 
 def train_recipe(
     name: str, bench: Benchmark, folder: str | os.PathLike[str], *, seed: int = 0,
     origin: Mapping[str, str] | None = None, **options: Any,
 ) -> tuple[ResNet, History]:  # fmt: skip
-    """Train a network by its recipe and write its two files; an interrupted training goes on where it was.
+    """Train a network by its recipe and write its two files; an interrupted training resumes where it stopped.
 
     Epochs and seconds on the card include those of the recipe that it starts from.  Of a training that was interrupted
     the seconds are those of its rest.
@@ -147,7 +151,7 @@ def train_recipe(
 def _begin(network: ResNet, name: str, bench: Benchmark, folder: Path, *, seed: int, **options: Any) -> dict[str, Any]:
     """Give a network the weights of another recipe's, which is trained if it is not there; the card of that one."""
     file = folder / f"{seeded(name, seed)}.safetensors"
-    if not file.is_file():
+    if not file.with_suffix(".json").is_file():  # the card, which is written last
         train_recipe(name, bench, folder, seed=seed, **options)
     network.load_state_dict(pretrained(file.stem, folder).state_dict())
     return card(file.stem, folder)
@@ -162,14 +166,14 @@ def _write(file: Path, network: ResNet, bench: Benchmark, about: Mapping[str, An
     """Round the weights to half precision, measure what is left of the accuracy, write the file and its card."""
     rounded = {key: half(x.detach().cpu()) for key, x in network.state_dict().items()}
     network.load_state_dict({key: single(x) for key, x in rounded.items()})
-    save_tensors(rounded, file)
     facts = {
         "benchmark": bench.name,
         "classes": list(bench.classes),
         "normalize": _statistics(bench),
         "accuracy": accuracy(network, bench.test, device=next(network.parameters()).device),
-        "sha256": sha256_of(file),
     }
+    save_tensors(rounded, file)
+    facts["sha256"] = sha256_of(file)
     write_text(file.with_suffix(".json"), json.dumps(dict(about) | facts, indent=1) + "\n")
 
 

@@ -14,10 +14,13 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from tqdm import tqdm
 
 from ood_lib.checks import check
+from ood_lib.data.fingerprint import collate_items
+from ood_lib.data.length import length
 from ood_lib.networks.network import check_eval, pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.networks.score_network import checked_images, checked_scales
-from ood_lib.training.loop import Descent, History
+from ood_lib.tensors import check_floats
+from ood_lib.training.loop import Descent, History, split_batch
 
 __all__ = ["denoising_error", "draw_scales", "dsm_loss", "train_score_network"]
 
@@ -50,6 +53,7 @@ def dsm_loss(network: Score, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         >>> dsm_loss(lambda x, sigma: -x / sigma**2, x, torch.tensor([0.1]), noise).abs() < 1e-9
         tensor([True])
     """
+    check_floats("(N, D, ...)", x=x, noise=noise)
     if noise.shape != x.shape or sigma.numel() not in (1, len(x)):
         raise ValueError(
             f"x {tuple(x.shape)}, sigma {tuple(sigma.shape)} and noise {tuple(noise.shape)} were given; expected noise "
@@ -83,7 +87,11 @@ def denoising_error(
     """
     check("integer [1, inf)", batch_size=batch_size)
     check_eval(network)
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype, device="cpu").to(x)
+    check_floats("(N, D, ...)", x=x)
+    if not x.numel():
+        raise ValueError(f"x of shape {tuple(x.shape)} was given; expected one image, or point, at least")
+    draw = torch.Generator().manual_seed(seed)
+    noise = torch.randn(x.shape, generator=draw, dtype=torch.float32, device="cpu").to(x)  # the same in any precision
     chunks = [*zip(x.split(batch_size), noise.split(batch_size))]
 
     def error(sigma: Tensor) -> float:
@@ -97,13 +105,16 @@ def draw_scales(network: Any, n: int, generator: torch.Generator) -> Tensor:
 
     The batch shares the range out evenly (one draw in each n-th part), which is unbiased and less noisy.
     """
-    u = (torch.arange(n) + torch.rand(n, generator=generator)) / n
+    own: Any = {"dtype": torch.float32, "device": "cpu"}  # not those that happen to be the default
+    u = (torch.arange(n, **own) + torch.rand(n, generator=generator, **own)) / n
     if levels := getattr(network, "levels", None):
-        return torch.tensor(levels)[(u * len(levels)).long().clamp_max(len(levels) - 1)]  # u may round up to 1
+        return torch.tensor(levels, **own)[(u * len(levels)).long().clamp_max(len(levels) - 1)]  # u may round up to 1
     low, high = network.sigma_range
     return low * (high / low) ** u
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_score_network(
     network: nn.Module,
     train: Dataset,
@@ -144,25 +155,26 @@ def train_score_network(
         ValueError: an argument out of its range; an empty data set, images outside [0, 1], or a loss that is no longer
             finite.
     """
-    check("integer [1, inf)", batch_size=batch_size)
+    check("integer [1, inf)", batch_size=batch_size, steps=steps)
     check("(0, inf)", "the peak of the cycle", learning_rate=learning_rate)
     check("[0, 1)", "the decay of a moving average (0: none)", decay=decay)
-    if len(train) == 0 or steps < 1:  # type: ignore[arg-type]
-        raise ValueError(f"{len(train)} training images, steps={steps} were given; expected one of each at least")  # type: ignore[arg-type]
+    images_at_hand = range(length(train, "to train on"))
     where = pick_device(device)
     precision = autocast_dtype(autocast, where)
     generator = torch.Generator().manual_seed(seed)
-    sampler = RandomSampler(train, num_samples=steps * batch_size, generator=generator)  # type: ignore[arg-type]
+    sampler = RandomSampler(images_at_hand, num_samples=steps * batch_size, generator=generator)
     form: Any = {"memory_format": torch.channels_last if channels_last else torch.preserve_format}
     network.to(where, **form).train()
     optimizer = torch.optim.Adam(network.parameters(), learning_rate, fused=where.type in ("cpu", "cuda"))
     descent = Descent(network, optimizer, steps, decay)
-    loader = DataLoader(train, batch_size, sampler=sampler, generator=generator)
-    for images, _ in tqdm(loader, "training", leave=False, disable=not progress):
+    loader = DataLoader(train, batch_size, sampler=sampler, generator=generator, collate_fn=collate_items)
+    weights = next(network.parameters()).dtype
+    for batch in tqdm(loader, "training", leave=False, disable=not progress):
+        images = split_batch(batch)[0].to(weights)
         images = images if augment is None else augment(images, generator)
         checked_images(images)
         sigma = draw_scales(network, len(images), generator).to(images)
-        noise = torch.randn(images.shape, generator=generator, device="cpu")
+        noise = torch.randn(images.shape, generator=generator, dtype=torch.float32, device="cpu").to(weights)
         with torch.autocast(where.type, precision, enabled=precision is not None):
             loss = dsm_loss(network, images.to(where, **form), sigma.to(where), noise.to(where, **form)).mean()
         descent.step(loss, unit=images[0].numel() / 2)

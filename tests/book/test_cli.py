@@ -40,7 +40,7 @@ ALPHA_CODE = """
 from pathlib import Path
 import os, sys
 print(f"seeds={seeds} rate={rate} repeats={repeats}")
-print(f"python={sys.executable} threads={os.environ['OMP_NUM_THREADS']}")
+print(f"python={sys.executable} threads={os.environ['OMP_NUM_THREADS']} waiting={os.environ['OMP_WAIT_POLICY']}")
 _ = (Path(results) / "numbers.md").write_text(f"seeds {seeds}")
 """
 BETA = 'delta: float = 1.0\nbenchmark: str = "digits"  # where from\nnames: list[str] = ["a"]'
@@ -81,7 +81,8 @@ def book(tmp_path, monkeypatch):
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "LIBRARY", tmp_path / "library")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for variable in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(variable, raising=False)
     return tmp_path
 
 
@@ -344,7 +345,7 @@ def test_run_fills_results_records_itself_and_uses_this_interpreter(book, capsys
     assert cli.main(["run", "alpha", "-j", "1"]) == 0
     text = output_of(book, "10_alpha")
     assert "seeds=2 rate=0.5" in text
-    assert f"python={sys.executable} threads={work.cores()}" in text
+    assert f"python={sys.executable} threads={work.cores()} waiting=PASSIVE" in text
     assert (book / "_build/run/default/10_alpha/numbers.md").read_text() == "seeds 2"
     record = json.loads(text)["metadata"]["ood_book"]
     assert record["parameters"] == {"seeds": 2, "rate": 0.5, "repeats": 2}
@@ -614,9 +615,34 @@ def test_sync_is_stable_and_its_check_catches_an_edited_source(book, capsys):
     assert (book / "notebooks/20_beta.ipynb").read_text() == text
 
 
+def test_sync_never_writes_over_a_notebook_that_somebody_edited(book, capsys):
+    assert cli.main(["sync"]) == 0
+    edited, other = book / "notebooks/10_alpha.ipynb", book / "notebooks/20_beta.ipynb"
+    later = time.time() + 60
+    write_notebook(book, "10_alpha", ALPHA, ALPHA_CODE + "\n# %%\nlast = 1\n")
+    write_notebook(book, "20_beta", BETA, BETA_CODE + "\n# %%\nlast = 1\n")
+    for path in (edited, other):
+        os.utime(path, (later, later))  # newer, but as `sync` wrote it: made of a glossary that changed, say
+    assert cli.main(["sync"]) == 0 and "last = 1" in edited.read_text()
+    mine = edited.read_text().replace("last = 1", "mine = 2")
+    edited.write_text(mine)
+    os.utime(edited, (later, later))
+    write_notebook(book, "20_beta", BETA, BETA_CODE)
+    before = other.read_text()
+    capsys.readouterr()
+    assert cli.main(["sync"]) == 2
+    assert re.search(r"10_alpha\.ipynb\. To keep .* its \.py, .* remove the \.ipynb", capsys.readouterr().err)
+    assert edited.read_text() == mine and other.read_text() == before
+    edited.unlink()
+    assert cli.main(["sync"]) == 0 and "last = 1" in edited.read_text()
+    edited.write_text(mine)
+    os.utime(edited, (later - 3600, later - 3600))  # an edit of the .py came after it
+    assert cli.main(["sync"]) == 0 and "last = 1" in edited.read_text()
+
+
 ASKS = """
-10_alpha: {title: A, goal: g, needs: n, representation: r, energy: e, read: 5, run: 2, memory: 900, gpu: "no", data: d}
-20_beta: {title: B, goal: h, needs: m, representation: s, energy: f, read: 6, run: 3, memory: 800, gpu: "no", data: d}
+10_alpha: {title: A, goal: g, needs: n, representation: r, energy: e, run: 2, memory: 900, gpu: "no", data: d}
+20_beta: {title: B, goal: h, needs: m, representation: s, energy: f, run: 3, memory: 800, gpu: "no", data: d}
 """
 
 
@@ -629,6 +655,9 @@ def asking(book):
     for name, mark in [*((page, "<!-- {} -->") for page in pages), *((job, "  # {}") for job in jobs)]:
         lines = ["before", mark.format("made by ood-book sync"), "old", mark.format("end"), "after"]
         (book / name).write_text("\n".join(lines) + "\n")
+    for name, text, code in (("10_alpha", ALPHA, ALPHA_CODE), ("20_beta", BETA, BETA_CODE)):
+        marks = "# <!-- made by ood-book sync -->\n# old\n# <!-- end -->\n"
+        write_notebook(book, name, text, f"{code}\n# %% [markdown]\n{marks}\n# {'word ' * 1000}\n")
     with (book / "_config.yml").open("a") as config:
         config.write("repository: {url: https://github.com/somebody/book, branch: trunk}\n")
     return book
@@ -641,13 +670,20 @@ def test_sync_writes_what_other_files_say_of_the_notebooks_and_nothing_around_it
     assert cli.main(["sync"]) == 0 and cli.main(["sync", "--check"]) == 0
     readme, workflow = ((asking / name).read_text() for name in ("README.md", WORKFLOW))
     assert readme.startswith("before\n<!-- made") and readme.endswith("<!-- end -->\nafter\n") and "old" not in readme
-    assert "| [A](notebooks/10_alpha.ipynb) | r | e | 5 min | 2 min |" in readme
+    assert "| [A](notebooks/10_alpha.ipynb) | r | e | 7 min | 2 min |" in readme  # a thousand words, two cells
+    for kind in ("py", "ipynb"):  # the second is made of what the first becomes
+        notebook = (asking / f"notebooks/10_alpha.{kind}").read_text()
+        assert (
+            "**It takes** 7 minutes to read" in notebook
+            and "and 2 minutes to run. No GPU" in notebook
+            and not re.search(r"\bold\b", notebook)
+        )
     assert "https://colab.research.google.com/github/somebody/book/blob/trunk/notebooks/20_beta.ipynb" in readme
     assert "  - { notebook: 10_alpha, minutes: 16 }\n  - { notebook: 20_beta, minutes: 19 }\n  # end" in workflow
     (asking / "notebooks/notebooks.yaml").write_text(ASKS.replace("run: 3", "run: 30"))
     assert cli.main(["sync", "--check"]) == 1
     assert "README.md: differs from notebooks/notebooks.yaml" in capsys.readouterr().out
-    assert cli.main(["list"]) == 0 and "6 min to read, 30 min to run; 0.8 GB" in capsys.readouterr().out
+    assert cli.main(["list"]) == 0 and "min to read, 30 min to run; 0.8 GB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import json
 import math
 import re
 import tomllib
+import zipfile
 from contextlib import suppress
 from itertools import pairwise
 
@@ -267,9 +268,12 @@ def test_the_solution_of_a_question_runs_before_its_check_and_after_what_is_give
 def test_the_command_writes_the_chosen_notebooks_and_refuses_others(tmp_path, capsys):
     out = ["--out", str(tmp_path), "--root", str(ROOT)]
     assert cli.main(["teach", "weiper", *out]) == 0
-    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")) == [
-        f"{edition}/10_weiper.ipynb" for edition in sorted(EDITIONS)
-    ]
+    written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
+    quiz = {"quiz/10_weiper-canvas.zip", "quiz/10_weiper-moodle.xml"}
+    assert written == {f"{edition}/10_weiper.ipynb" for edition in EDITIONS} | {"student.zip"} | quiz
+    with zipfile.ZipFile(tmp_path / "student.zip") as bundle:
+        assert bundle.namelist() == ["10_weiper.ipynb"]
+        assert bundle.read("10_weiper.ipynb") == (tmp_path / "student/10_weiper.ipynb").read_bytes()
     assert cli.main(["teach", "wieper", *out]) == 2 and "did you mean 'weiper'" in capsys.readouterr().err
 
 
@@ -303,7 +307,10 @@ def test_a_reader_runs_the_code_of_the_chapter_cell_by_cell(source):
 @each_source
 def test_what_the_page_hides_is_folded_for_a_reader_and_nothing_else_but_solutions(source):
     hidden = {"hide-input", "hide-cell", "remove-input", "remove-cell", "solution", "check"}
-    wanted = {c.source: bool(hidden & set(c.metadata.get("tags", []))) for c in load(source).cells}
+    wanted = {
+        c.source: bool(hidden & (tags := set(c.metadata.get("tags", [])))) and "parameters" not in tags
+        for c in load(source).cells
+    }
     found = {untitled(c): is_folded(c) for c in committed(source).cells if c.cell_type == "code"}
     assert [x.split("\n")[0] for x, folded in found.items() if folded != wanted[x]] == []
 

@@ -109,7 +109,7 @@ def test_prose_is_in_the_notes_and_not_on_the_slides(source):
 def test_the_title_has_goal_and_claim():
     first = slides(load(ROOT / "notebooks/10_weiper.py"), "what to reach", {"granz2024weiper": "Granz"})[0]
     assert first.kind == "title" and "What to reach" in text(first.parts)
-    assert "The claim of Granz in one sentence" in text(first.parts)
+    assert "The claim of Granz: " in text(first.parts)
 
 
 def test_authors_are_named_as_a_speaker_would(tmp_path):
@@ -337,3 +337,21 @@ def test_keys_turn_pages_show_notes_and_print_a_slide_a_page(browser, tmp_path):
     tab.wait_for_selector("body.ready .pdf-page")
     assert len(re.findall(rb"/Type /Page\b(?!s)", tab.pdf(prefer_css_page_size=True))) == count
     tab.close()
+
+
+def test_a_chart_to_turn_is_a_still_picture_with_its_caption():
+    """Without the chart's scripts, and before the claim, which stands on the title all the same."""
+    from ood_lib.evaluation.explorables import label_energies
+
+    spec = label_energies().properties(description="Bars.").to_dict() | {"usermeta": {"caption": "Turn it."}}
+    chapter = hard()
+    claim = chapter.cells[0].source.replace("# A chapter\n\n", "")
+    chapter.cells[0].source = "# A chapter\n\nThe idea."
+    chart = code(
+        "show()", {"application/vnd.vegalite.v6+json": spec, "text/html": "<script>1</script>"}, ["remove-input"]
+    )
+    chapter.cells[1:1] = [chart, nbformat.v4.new_markdown_cell(claim)]
+    deck = slides(chapter)
+    assert "The claim is large." in text(deck[0].parts)
+    (figure,) = [slide for slide in deck if 'class="explorable-still"' in "".join(slide.parts)]
+    assert figure.kind == "figure" and "Turn it." in text(figure.parts) and 'alt="Bars."' in "".join(figure.parts)

@@ -341,6 +341,35 @@ def test_without_network_the_files_are_named(tmp_path, small_cifar, monkeypatch)
     assert "cifar10/train.npz" in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "tiny_imagenet"])
+def test_a_folder_that_cannot_be_written_is_named_and_not_blamed_on_the_network(tmp_path, read_only, name):
+    read_only(tmp_path)
+    find = Shelf(tmp_path / "sets", download=True)
+    with pytest.raises(MissingDataError, match=r"a download \(.*Read-only.*cannot be written.*sets") as caught:
+        find.known(name, "test", COLOUR) if name == "cifar10" else find.unknown([name], COLOUR)
+    assert "starts afresh" not in str(caught.value)
+
+
+def test_a_set_that_another_process_fetched_meanwhile_stays(tmp_path, small_cifar, monkeypatch):
+    from torchvision.datasets import CIFAR10 as published_class
+
+    root, opened = tmp_path / "root", published.open_published
+    home = root / "torchvision" / "cifar10"
+
+    def late(place, *args, download=False):
+        found = opened(place, *args, download=download)
+        if download and not home.exists():
+            shutil.copytree(place, home)  # the other one
+            (home / "theirs").touch()
+        return found
+
+    monkeypatch.setattr(published, "open_published", late)
+    with _served(small_cifar.parent) as address:
+        monkeypatch.setattr(published_class, "url", f"{address}/{small_cifar.name}")
+        _check_small_cifar(root, download=True)
+    assert (home / "theirs").exists() and os.listdir(home.parent) == ["cifar10"]
+
+
 def _tiny_zip(folder, count=3):
     folder.mkdir(parents=True)
     pixels = io.BytesIO()

@@ -76,3 +76,22 @@ def test_in_the_bank_that_ships_held_out_rows_look_like_test_rows_and_far_ood_do
         own = detector(x.test)
         assert 0.42 < auroc(detector(x.train), own)[0] < 0.58, scorer
         assert auroc(own, detector(x.far["mnist"]))[0] > 0.9, scorer
+
+
+def test_a_run_killed_before_the_card_is_taken_up(bench: Benchmark, tmp_path: Path, monkeypatch):
+    seen = count_trainings(monkeypatch)
+    make_score_norms(bench, tmp_path, scorers=TWO[:1], device="cpu")
+    listed = (tmp_path / "card.json").read_text()
+    make_score_norms(bench, tmp_path, scorers=TWO, device="cpu")
+    for former in (listed, None):
+        (tmp_path / "card.json").write_text(former) if former else (tmp_path / "card.json").unlink()
+        make_score_norms(bench, tmp_path, scorers=TWO, device="cpu")
+        assert list(load_score_norms(tmp_path)) == list(TWO)
+    assert len(seen) == 1  # Scorer(None) trains nothing
+
+
+@pytest.mark.parametrize("content", ['{"sets": {', "[]", "{}"])
+def test_a_damaged_card_is_named(tmp_path: Path, content: str):
+    (tmp_path / "card.json").write_text(content)
+    with pytest.raises(ValueError, match=r"card\.json .*copy it again"):
+        load_score_norms(tmp_path)

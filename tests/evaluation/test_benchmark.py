@@ -263,19 +263,6 @@ def test_a_bank_that_is_not_complete_or_was_changed_is_refused(features: Benchma
         BenchmarkFeatures.load(tmp_path)
 
 
-def test_an_interrupted_save_leaves_nothing_that_looks_complete(features: BenchmarkFeatures, tmp_path: Path):
-    features.save(tmp_path)
-
-    class Stop(Features):
-        def save(self, path):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        replace(features, test=Stop(**features.test.tensors())).save(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        BenchmarkFeatures.load(tmp_path)
-
-
 def test_a_recipe_that_learns_from_validation_images_gets_them(features: BenchmarkFeatures):
     diary = Diary()
     diary.fits = "val"

@@ -1,11 +1,16 @@
 """Charts with sliders: what the browser computes is what the library computes."""
 
+import base64
+import io
 import json
+import math
 import re
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import ood_lib as ood
 from ood_lib.detectors.weiper import gaussian_histogram
@@ -127,3 +132,51 @@ def test_points_stand_where_the_flow_has_put_them(layer: float):
 def test_a_flow_has_as_many_steps_for_id_as_for_ood():
     with pytest.raises(ValueError, match="2 steps of ID and 1 of OOD"):
         explorables.flow_layers([torch.zeros(1, 2)] * 2, [torch.zeros(1, 2)])
+
+
+def a_board() -> pd.DataFrame:
+    """Two detectors on two networks, and one that has no far set."""
+    names = ["near", "near_low", "near_high", "far", "far_low", "far_high"]
+    lines = {
+        ("a", "KNN"): [0.81, 0.8, 0.82, 0.912, 0.9, 0.93],
+        ("a", "MSP"): [0.7, 0.6, 0.75, 0.8, 0.78, 0.82],
+        ("b", "KNN"): [0.55, math.nan, math.nan, 0.6, math.nan, math.nan],
+        ("b", "MSP"): [0.9, 0.89, 0.91, 0.95, 0.94, 0.96],
+        ("c", "MSP"): [0.9, 0.89, 0.91, math.nan, math.nan, math.nan],
+    }
+    return pd.DataFrame(lines, names).T.rename_axis(["run", "detector"]).reset_index()
+
+
+@pytest.mark.parametrize(
+    ("network", "followed", "line"),
+    [
+        ("a", "KNN", "KNN: near 81.0 [80.0, 82.0], far 91.2 [90.0, 93.0]"),
+        ("b", "MSP", "MSP: near 90.0 [89.0, 91.0], far 95.0 [94.0, 96.0]"),
+        ("b", "KNN", "KNN: near 55.0, far 60.0"),
+    ],
+)
+def test_near_and_far_are_those_of_the_board_for_each_network_and_detector(network: str, followed: str, line: str):
+    assert line in texts(explorables.near_against_far(a_board()), network=network, followed=followed)
+
+
+def test_a_network_without_both_groups_is_no_choice_and_the_axes_reach_all_others():
+    spec = explorables.near_against_far(a_board()).to_dict()
+    (network,) = [p for p in spec["params"] if p["name"] == "network"]
+    assert network["bind"]["options"] == ["a", "b"]
+    assert "54" in texts(explorables.near_against_far(a_board()))  # of the network that is not shown first
+    with pytest.raises(ValueError, match="none of the 1 lines"):
+        explorables.near_against_far(a_board().query("run == 'c'"))
+    with pytest.raises(ValueError, match="expected a detector of the board: KNN, MSP"):
+        explorables.near_against_far(a_board(), follow="knn")
+
+
+def test_behind_a_point_is_its_own_image():
+    images = torch.stack([torch.zeros(1, 2, 2), torch.full((1, 2, 2), 0.6), torch.ones(1, 2, 2)])
+    arguments = [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0]], images, ["id", "near", "far"], ["A", "B", "C"]
+    chart = explorables.pictures_of_an_embedding(*arguments)
+    spec = json.dumps(chart.to_dict())
+    for image, value in zip(re.findall(r'"image": "data:image/png;base64,([^"]+)"', spec), (0, 153, 255)):
+        assert Image.open(io.BytesIO(base64.b64decode(image))).getpixel((1, 1)) == value
+    assert "B, near-OOD" in texts(chart, number=2) and "B, near-OOD" not in texts(chart, number=3)
+    with pytest.raises(ValueError, match="as many images"):
+        explorables.pictures_of_an_embedding(arguments[0][:2], *arguments[1:])

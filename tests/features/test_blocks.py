@@ -1,5 +1,7 @@
 """Laws of a bank: whatever happens to those who make it, what lies at its path is whole, and the same to the bit."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -288,6 +291,49 @@ def test_a_full_disk_is_said_and_nothing_half_written_is_counted(tmp_path, expec
     assert not out.exists()
     run(out)
     assert out.read_bytes() == expected
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_place_that_cannot_be_written_is_named_with_what_to_do(tmp_path, read_only, there: bool):
+    folder = tmp_path if there else tmp_path / "new"
+    read_only(tmp_path)
+    with pytest.raises(OSError, match=rf"cannot be written; ask for the right .*or name another folder: '{folder}'"):
+        run(folder / "bank")
+
+
+def test_without_a_cache_that_can_be_written_the_work_goes_on(tmp_path, read_only):
+    kept = run(None, cache=tmp_path / "kept")
+    read_only(tmp_path)
+    with pytest.warns(UserWarning, match=r"not kept.*Read-only.*new"):
+        features = run(None, cache=tmp_path / "new")
+    assert torch.equal(features.logits, kept.logits) and os.listdir(tmp_path) == ["kept"]
+    with warnings.catch_warnings():  # what is there is read all the same
+        warnings.simplefilter("error")
+        data = Images()
+        assert torch.equal(run(None, data, cache=tmp_path / "kept").logits, kept.logits) and data.seen == []
+
+
+def test_a_picture_that_cannot_be_read_is_no_fault_of_the_cache(tmp_path):
+    class Locked(Images):
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            raise PermissionError(errno.EACCES, "Permission denied", "/pictures/7.png")
+
+    with pytest.raises(PermissionError, match=r"Permission denied: '/pictures/7\.png'"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(None, Locked(), cache=tmp_path)
+
+
+def test_what_was_begun_long_ago_in_a_cache_goes_unless_somebody_is_at_it(tmp_path):
+    month = 31 * 24 * 3600
+    for name in ("old", "young", "busy"):
+        (tmp_path / f"{name}.safetensors.partial").mkdir()
+        (tmp_path / f"{name}.safetensors.partial" / "lock").touch()
+        for path in (tmp_path / f"{name}.safetensors.partial" / "lock", tmp_path / f"{name}.safetensors.partial"):
+            os.utime(path, (time.time() - (0 if name == "young" else month),) * 2)
+    with open(tmp_path / "busy.safetensors.partial" / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        run(None, cache=tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("*.partial")) == [f"{n}.safetensors.partial" for n in ("busy", "young")]
 
 
 def slow(out: Path, log: Path) -> None:

@@ -52,8 +52,8 @@ def test_a_failed_save_leaves_the_last_one(tmp_path, monkeypatch):
     checkpoint, fresh = Checkpoint(tmp_path / "a.pt", "mine"), layer(2)
     checkpoint.save(layer())
 
-    def full(state, path):
-        path.write_bytes(b"half")
+    def full(state, file):
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", full)

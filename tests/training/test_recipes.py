@@ -105,6 +105,22 @@ def test_a_damaged_or_missing_file_is_refused(tiny, tmp_path):
         pretrained("tiny", tmp_path)
 
 
+@pytest.mark.parametrize("content", ['{"recipe": "ti', "", "[1]", '{"recipe": "tiny"}', '{"recipe": 3, "sha256": null}'])
+def test_a_damaged_card_is_named(tiny, tmp_path, content):
+    train(tiny, tmp_path)
+    (tmp_path / "tiny.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tiny\.json .*copy it again"):
+        pretrained("tiny", tmp_path)
+
+
+def test_a_network_that_others_start_from_counts_when_its_card_is_there(tiny, monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "more", TINY._replace(start="tiny", options=TINY.options | {"epochs": 1}))
+    train(tiny, tmp_path)
+    (tmp_path / "tiny.json").unlink()  # killed between the two files
+    train_recipe("more", tiny, tmp_path, device="cpu", progress=False)
+    assert pretrained("tiny", tmp_path) and pretrained("more", tmp_path)
+
+
 def test_an_unknown_network_is_told_what_there_is(tiny, tmp_path):
     train(tiny, tmp_path)
     with pytest.raises(ValueError, match=r"no network 'other' in .*, where there are \['tiny'\]"):

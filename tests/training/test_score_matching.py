@@ -193,7 +193,7 @@ def test_what_cannot_be_trained_is_refused():
             return 0
 
     good = ImageArray(grey(8, 0))
-    with pytest.raises(ValueError, match="0 training images"):
+    with pytest.raises(ValueError, match="data set is empty"):
         train_score_network(small(), Nothing())
     with pytest.raises(ValueError, match="steps=0"):
         train_score_network(small(), good, steps=0)

@@ -23,7 +23,8 @@ LIMITS: dict[str, Any] = {
     **dict.fromkeys(
         "seeds epochs splits simulations repeats bins smooth_penultimate smooth_weiper draws toy_updates "
         "sweep_networks sweep_updates updates curves scales patch score_steps score_batch score_widths batch_size "
-        "residual_updates hidden widths bank_updates bank_seeds longer_updates photo_splits".split(), COUNT,
+        "residual_updates heat_updates flow_updates hidden widths bank_updates bank_seeds longer_updates "
+        "photo_splits".split(), COUNT,
     ),
     **dict.fromkeys("seed umap_points images_per_set image_size images steps".split(), NUMBER),
     "grid_side": "integer [2, inf)", "norm": ("group", "instance++"),

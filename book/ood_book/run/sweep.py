@@ -131,7 +131,8 @@ def collect(sweep: Sweep, failures: dict[str, str]) -> pd.DataFrame:
     """One row per run and row of the tables that its notebook wrote into `results`; one row for a run without any.
 
     Columns: run, status (done, failed, not run), error, the varied parameters (``seed`` as run_seed), run_seconds,
-    run_memory_mb, table (its file), then those of the tables, with ``result_`` in front of a name that is taken.
+    run_memory_mb, table (its file). The columns of the tables follow, with ``result_`` in front of a name that is
+    already used.
     """
     return pd.DataFrame([row for task in sweep.tasks for row in _rows(task, sweep.names, failures.get(task.label, ""))])
 

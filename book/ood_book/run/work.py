@@ -1,7 +1,8 @@
 """The process of one notebook: runs it with papermill and keeps only what is complete.
 
 A run is written into a hidden draft folder of its own and moved to its place at the end, with a record of how it was
-made: whatever is interrupted leaves the last complete run as it was, and two runs of one notebook never meet.
+made. So an interruption leaves the last complete run as it was, and two runs of one notebook never write to the same
+folder.
 """
 
 import logging
@@ -31,7 +32,10 @@ from ood_book.run.progress import Progress
 
 __all__ = ["DONE", "TABLES", "bars", "clear", "cores", "interrupt", "work"]
 
-THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "NUMBA")
+THREADS = ("OMP", "MKL", "NUMEXPR", "NUMBA")
+# A thread without work sleeps: one that spins, as is usual, takes the core from whoever else uses the machine, and made
+# Langevin steps beside other processes nine times as dear. NumPy and SciPy only see small matrices here.
+POLITE = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 DONE = "done"
 TABLES = (".csv", ".json")  # what a record keeps of the results folder
 
@@ -71,8 +75,8 @@ def work() -> None:
     os.environ["OOD_COMMAND"] = task.command  # for `ood_lib.provenance`
     os.environ.setdefault("OOD_FOLDER", os.getcwd())  # where a module of the reader's own may lie
     os.environ.setdefault("OOD_CACHE", str(task.source.parent.parent / "_build/networks"))  # for `benchmark_features`
-    for library in THREADS:
-        os.environ.setdefault(f"{library}_NUM_THREADS", str(threads))
+    for variable, value in (POLITE | {f"{library}_NUM_THREADS": str(threads) for library in THREADS}).items():
+        os.environ.setdefault(variable, value)
     try:
         clear(task)
         message = _execute(task, index, draft)

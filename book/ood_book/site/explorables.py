@@ -12,7 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["add_scripts", "as_html"]
+from ood_lib.files import write_text
+
+__all__ = ["KIND", "add_scripts", "as_html", "still"]
 
 KIND = "application/vnd.vegalite."  # then the version of Vega-Lite
 
@@ -33,23 +35,26 @@ def add_scripts(static: Path, cache: Path) -> None:
 
     made = cache / f"vega-{version('vl-convert-python')}.js"
     if not made.is_file():
-        made.parent.mkdir(parents=True, exist_ok=True)
-        part = made.with_suffix(".part")
-        part.write_text(f"(() => {{{javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();", encoding="utf-8")
-        part.replace(made)
+        write_text(made, f"(() => {{{javascript_bundle('window.vegaEmbed = vegaEmbed;')}}})();")
     (static / "vega.js").write_bytes(made.read_bytes())
 
 
-def _figure(spec: dict[str, Any]) -> str:
+def still(spec: dict[str, Any]) -> str:
+    """The chart as an image with its description, for what has no scripts."""
     from vl_convert import vegalite_to_svg
 
+    picture = base64.b64encode(vegalite_to_svg(json.dumps(spec)).encode()).decode()
+    words = html.escape(spec.get("description", ""), quote=True)
+    return f'<img class="explorable-still" src="data:image/svg+xml;base64,{picture}" alt="{words}">'
+
+
+def _figure(spec: dict[str, Any]) -> str:
     about = spec.get("usermeta", {})
-    still = base64.b64encode(vegalite_to_svg(json.dumps(spec)).encode()).decode()
     words = html.escape(spec.get("description", ""), quote=True)
     text = json.dumps(spec).replace("</", "<\\/")  # nothing in it can end the script
     return f"""<figure class="explorable">
 <div class="explorable-live" role="group" aria-label="{words}"></div>
-<img class="explorable-still" src="data:image/svg+xml;base64,{still}" alt="{words}">
+{still(spec)}
 <figcaption>{html.escape(about.get("caption", ""))}</figcaption>
 <script type="application/json">{text}</script>
 </figure>"""

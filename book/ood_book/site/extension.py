@@ -1,5 +1,5 @@
-"""What the pages need of Sphinx beyond its settings: links from the library to the chapters, what a page says of itself
-to search engines and to those who link to it, the page for a wrong address, and mended markup."""
+"""What the pages need from Sphinx beyond its settings: links from the library to the chapters, metadata for search
+engines and previews, the page for a wrong address, and corrected markup."""
 
 import json
 import os

@@ -1,8 +1,8 @@
 """What the first page shows: photographs with the class that a network names and the detector's decision; a table.
 
-Nothing here is drawn by hand: the strip is computed when the pages are built, by the network and the bank that ship
-with the library, and the table is read from the result files of the book.  The same strip as one picture, for the
-README and for links to the site:
+Nothing here is drawn by hand. The strip is computed when the pages are built, by the network and the bank that ship
+with the library. The table is read from the result files of the book. The same strip as one picture, for the README
+and for links to the site:
 
     python -m ood_book.site.front book/front/strip.jpg
 """

@@ -1,12 +1,15 @@
 """Builds the pages from finished runs: a staged copy of the book with the executed notebooks in it."""
 
 import base64
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ import nbformat
 from ood_book.metadata import about
 from ood_book.notebooks import Refused, content_hash
 from ood_book.run.plan import Task, hash_files, library_hash
-from ood_book.site import front
+from ood_book.site import front, scale
 from ood_book.site.explorables import add_scripts, as_html
 from ood_book.site.links import used_by
 from ood_book.site.missing import Missing
@@ -24,10 +27,12 @@ from ood_book.teach.deck import deck_of
 from ood_book.teach.editions import reader
 from ood_book.teach.plain import Book, read_book
 from ood_lib.evaluation.results import code_span
+from ood_lib.files import UNWRITABLE, draft_folder, locked, write_text
 
-__all__ = ["build_pages"]
+__all__ = ["build_pages", "publish"]
 
 JUPYTER_BOOK = "from jupyter_book.cli.main import main; main()"  # not PATH's, this Python's
+FIXED = (errno.EBUSY, errno.EXDEV, *UNWRITABLE)  # of a folder that a container mounts, or in one that is not ours
 STAMP = ".ood-book"  # marks a folder of finished pages; holds the hash of what they show
 
 
@@ -38,7 +43,13 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence
     warnings: they are not the ones to publish.
     """
     if html.is_dir() and any(html.iterdir()) and not (html / STAMP).is_file():
-        raise Refused(f"{html} holds something else than pages of this book")
+        raise Refused(f"{html} holds something else than pages of this book: remove it, or name another folder, --out")
+    (root / "_build").mkdir(exist_ok=True)
+    with locked(root / "_build/build.lock", lambda: print("another build is under way; this one waits", flush=True)):
+        return _build(root, tasks, html, missing)
+
+
+def _build(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence[Missing]) -> bool:
     stage, work = root / "_build/stage", root / "_build/book"
     _stage(root, tasks, stage, missing)
     digest = content_hash(hash_files(stage), library_hash(), version("jupyter-book"))
@@ -52,10 +63,42 @@ def build_pages(root: Path, tasks: Sequence[Task], html: Path, missing: Sequence
     if subprocess.run([sys.executable, "-c", JUPYTER_BOOK, "build", *options], stdout=subprocess.DEVNULL).returncode:
         return False
     _offer_plain(read_book(root), work / "_build/html/_sources/notebooks")
-    (work / "_build/html" / STAMP).write_text(digest)
-    shutil.rmtree(html, ignore_errors=True)
-    shutil.move(work / "_build/html", html)
+    publish(work / "_build/html", html, digest)
     return True
+
+
+def publish(made: Path, html: Path, digest: str) -> None:
+    """Put finished pages in the place of the former ones, which are there as long as the new ones are not.
+
+    Killed at any moment, it leaves the old pages, the new ones, or ones that the next build replaces.
+    """
+    try:
+        with draft_folder(html) as aside:
+            made = Path(shutil.move(made, aside / "new"))  # perhaps from another disk
+            write_text(made / STAMP, digest)
+            try:
+                with suppress(FileNotFoundError):
+                    os.replace(html, aside / "old")
+                os.replace(made, html)
+            except OSError as error:
+                if error.errno not in FIXED:
+                    raise
+                _fill(made, html, digest)
+    except OSError as error:
+        if error.errno not in FIXED or not made.is_dir():
+            raise
+        _fill(made, html, digest)
+
+
+def _fill(made: Path, html: Path, digest: str) -> None:
+    """Replace what is in a folder that cannot itself be replaced; until all is there, its stamp fits no pages."""
+    html.mkdir(exist_ok=True)
+    write_text(html / STAMP, "")
+    for path in html.iterdir():
+        if path.name != STAMP:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    shutil.copytree(made, html, dirs_exist_ok=True)
+    write_text(html / STAMP, digest)
 
 
 def _offer_plain(book: Book, downloads: Path) -> None:
@@ -83,6 +126,8 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Mis
     _add_slides(root, tasks, stage / "book")
     add_scripts(stage / "book/_static", root / "_build/vega")
     _add_front(root, stage / "book")
+    if (stage / "book/results/speed").is_dir():
+        scale.add_speed(stage / "book")
     for chapter in missing:
         nbformat.write(chapter.page(), stage / f"notebooks/{chapter.name}.ipynb")
         for file in (stage / "book").rglob("*.md"):

@@ -1,8 +1,9 @@
 """Words of the glossary in the text of the pages: the first time one is used on a page it leads to its entry.
 
-Most words need no mark in the sources.  Those that also mean something else (a *score* may be a gradient, and KNN
-*scores* an image) are linked only where they are marked by hand, as in ``{term}`scores <score>```; the glossary lists
-them in its front matter, under ``linked-by-hand``.  A pointer that rests on a word shows what it means.
+Most words need no mark in the sources. Some also mean something else (a *score* may be a gradient, and KNN *scores* an
+image). These are linked only where they are marked by hand, as in ``{term}`scores
+<score>```; the glossary lists them in its front matter, under ``linked-by-hand``. A pointer that rests on a word shows
+its definition.
 """
 
 import re

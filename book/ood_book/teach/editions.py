@@ -187,7 +187,8 @@ def _shown(cell: Any, book: Book, folds: Set[str] = FOLDED) -> list[Any]:
     if cell.cell_type == "markdown":
         return [_markdown(plain(cell.source, book))]
     tags, figure = set(cell.metadata.get("tags", [])), cell.metadata.get("mystnb", {})
-    made = _code(cell.source, [tag for tag in TAGS if tag in tags], _title(cell) if tags & folds else "")
+    folded = tags & folds and "parameters" not in tags  # these are there to be changed
+    made = _code(cell.source, [tag for tag in TAGS if tag in tags], _title(cell) if folded else "")
     if "solution" in tags & folds:  # "run all" runs it, too
         made.metadata |= {"collapsed": True, "jupyter": {"source_hidden": True, "outputs_hidden": True}}
     made.update(outputs=cell.outputs, execution_count=cell.execution_count)

@@ -1,7 +1,7 @@
 """The slides of a chapter, made by rules of its executed notebook.
 
-What is short goes on slides: bold questions and sentences, formulas, figures, tables, exercises, the quiz.  The full
-prose goes into the speaker's notes.  `deck.py` makes a file of them.
+Slides contain what is short: bold questions and sentences, formulas, figures, tables, exercises, the quiz. The full
+prose goes into the speaker's notes. `deck.py` makes a file of them.
 """
 
 import re
@@ -18,6 +18,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from ood_book.site.explorables import KIND, still
 from ood_book.teach.editions import placed, role
 from ood_book.teach.plain import Book, labels, plain
 
@@ -164,7 +165,10 @@ class _Deck:
     def output(self, said: dict[str, Any], data: dict[str, Any]) -> None:
         """One output: a picture or a table on its own slide, Markdown like the rest of the prose."""
         html = re.sub(r"</?a\b[^>]*>|<script.*?</script>", "", data.get("text/html", ""), flags=re.S)
-        if "image/png" in data:
+        chart = next((spec for kind, spec in data.items() if kind.startswith(KIND)), None)
+        if chart:
+            self.figure(still(chart), {"figure": {"caption": chart["usermeta"]["caption"]}})
+        elif "image/png" in data:
             self.figure(_image(data["image/png"], said.get("image", {}).get("alt", "")), said)
         elif "<table" in html:
             for table in _cut(html):
@@ -206,9 +210,8 @@ class _Deck:
                 self.table(f'{above}<div class="wide">{_render(block)}</div>')
             case "fence":
                 self.show(_render(block), 2 + block.content.count("\n"))
-            case "blockquote" if self.last.kind == "title":
-                claims = [_render(b) for b in block.children if "".join(_sentences(b)).startswith("**The claim**")]
-                self.last.parts += [*claims, self.made]
+            case "blockquote" if claims := [_render(b) for b in block.children if _claims(b)]:
+                self.slides[0].parts += [*claims, self.made]
         self.note(_render(block), waits=after is not None and after.type == "math_block")
         self.fresh = False
 
@@ -302,6 +305,11 @@ def _sentences(block: Any) -> list[str]:
         if LABEL.fullmatch(said[i]):
             said[i : i + 2] = [f"{said[i]} {said[i + 1]}"]
     return said
+
+
+def _claims(block: Any) -> bool:
+    """Whether a paragraph says what a paper claims; it belongs on the title."""
+    return block.type == "paragraph" and "".join(_sentences(block)).startswith("**The claim**")
 
 
 def _lines(text: str) -> int:

@@ -3,18 +3,19 @@
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.classical.rectifier import Rectifier, kept, scale_factor
+from ood_lib.detectors.classical.rectifier import Rectifier, kept, kept_mask, scale_factor
 
 __all__ = ["ASH", "ash_b", "ash_p", "ash_s"]
 
 
 def ash_p(z: Tensor, percentile: float = 0.9) -> Tensor:
     """Pruned features: the largest entries of each row stay, the others become zero; p = 0 changes nothing.
+
+    Of entries that are equal those that come first stay.
 
     Args:
         z: (N, K).
@@ -27,11 +28,11 @@ def ash_p(z: Tensor, percentile: float = 0.9) -> Tensor:
         Djurisic et al., Extremely Simple Activation Shaping for Out-of-Distribution Detection, ICLR 2023.
 
     Example:
+        >>> import torch
         >>> ash_p(torch.tensor([[1.0, 4.0, 3.0, 2.0]]), 0.5)
         tensor([[0., 4., 3., 0.]])
     """
-    values, places = z.topk(kept(z.shape[1], percentile), dim=1)
-    return torch.zeros_like(z).scatter(1, places, values)
+    return z.where(kept_mask(z, percentile), 0)
 
 
 def ash_b(z: Tensor, percentile: float = 0.9) -> Tensor:
@@ -48,12 +49,12 @@ def ash_b(z: Tensor, percentile: float = 0.9) -> Tensor:
         Djurisic et al., ICLR 2023.
 
     Example:
+        >>> import torch
         >>> ash_b(torch.tensor([[1.0, 4.0, 3.0, 2.0]]), 0.5)
         tensor([[0., 5., 5., 0.]])
     """
-    places = z.topk(kept(z.shape[1], percentile), dim=1).indices
-    share = z.sum(1, keepdim=True) / places.shape[1]
-    return torch.zeros_like(z).scatter(1, places, share.expand(places.shape))
+    share = z.sum(1, keepdim=True) / kept(z.shape[1], percentile)
+    return share * kept_mask(z, percentile)
 
 
 def ash_s(z: Tensor, percentile: float = 0.9) -> Tensor:

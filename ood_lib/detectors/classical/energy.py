@@ -36,6 +36,8 @@ def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     check_logits(logits)
     check("(0, inf)", temperature=temperature)
+    if temperature == 1:  # the usual one: neither a copy of the logits nor a product
+        return -torch.logsumexp(logits, -1)
     return -temperature * torch.logsumexp(logits / temperature, -1)
 
 

@@ -23,7 +23,9 @@ def class_gaps(weight: Tensor) -> Tensor:
         raise ValueError(
             f"a head of {len(weight)} class was given; expected two at least, with a boundary between them"
         )
-    gaps = torch.cdist(weight.double(), weight.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    rows, columns = torch.triu_indices(len(weight), len(weight), 1, device=weight.device)
+    gaps = weight.new_zeros(len(weight), len(weight), dtype=torch.float64)
+    gaps[rows, columns] = gaps[columns, rows] = torch.pdist(weight.double())
     twins = (gaps == 0).triu(1).nonzero().tolist()
     if twins:
         raise ValueError(f"classes {twins[0]} have the same weights: no boundary lies between them; look at the head")

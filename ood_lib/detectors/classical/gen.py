@@ -6,6 +6,7 @@ from torch import Tensor
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_logits
 from ood_lib.features.features import Features
+from ood_lib.tensors import ascending
 
 __all__ = ["GEN", "gen"]
 
@@ -13,8 +14,8 @@ __all__ = ["GEN", "gen"]
 def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
     r"""Generalised entropy :math:`\sum_{j \in \text{top}} p_j^\gamma (1-p_j)^\gamma`; larger = more OOD.
 
-    A small gamma lets the many small probabilities speak.  For the largest one, 1 - p is summed from the others, which
-    keeps the digits that the subtraction would round away (:math:`10^{-9}` to the power 0.1 is 0.13).
+    A small gamma lets the many small probabilities speak (:math:`10^{-9}` to the power 0.1 is 0.13).  So they are taken
+    as logarithms, in which none is rounded to zero, and for the largest one 1 - p is summed from the others.
 
     Args:
         logits: (..., C).
@@ -37,9 +38,10 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
     check_logits(logits, 2)
     check("(0, inf)", "a positive exponent", gamma=gamma)
     check("integer [1, inf)", "a number of probabilities", top=top)
-    p = logits.softmax(-1).sort(-1, descending=True).values
-    rest = torch.cat([p[..., 1:].sum(-1, keepdim=True), 1 - p[..., 1:]], -1)
-    return (p * rest)[..., :top].pow(gamma).sum(-1)
+    log_p = ascending(logits.log_softmax(-1))
+    others = log_p[..., :-1]
+    log_rest = torch.cat([torch.log1p(-others.exp()), others.logsumexp(-1, keepdim=True)], -1)
+    return (gamma * (log_p + log_rest))[..., -top:].exp().sum(-1)
 
 
 class GEN(Detector):

@@ -84,10 +84,10 @@ def mixture_log_prob(z: Tensor, gaussians: Mixture) -> Tensor:
     The logsumexp over c is the log-density; the softmax says to which component a feature belongs.
     """
     weights, means, a = gaussians
+    centre = weights @ means  # of small numbers little is lost when a square is multiplied out, as cdist does too
+    z, means = z - centre, means - centre
     if a.ndim == 2:
         log_det = a.log().sum(1)
-        centre = weights @ means  # of small numbers little is lost when the square is multiplied out
-        z, means = z - centre, means - centre
         squares = z.square() @ a.square().T - 2 * z @ (means * a.square()).T + (means * a).square().sum(1)
     else:
         log_det = a.square().sum(2).log().sum(1) / 2  # the rows of A are orthogonal, as long as 1 / standard deviation

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from ood_lib.detectors.detector import Detector, check_logits, check_pairs
 from ood_lib.features.features import Features
+from ood_lib.tensors import check_floats
 
 __all__ = ["GradNorm", "gradnorm"]
 
@@ -36,6 +37,7 @@ def gradnorm(z: Tensor, logits: Tensor) -> Tensor:
         tensor([-6.])
     """
     check_logits(logits, 2)
+    check_floats("(N, K)", z=z, logits=logits)
     check_pairs(z=z, logits=logits)
     return -z.abs().sum(1) * (logits.shape[1] * logits.softmax(1) - 1).abs().sum(1)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector, check_width
 from ood_lib.features.features import Features
-from ood_lib.tensors import directions, lengths
+from ood_lib.tensors import directions, largest, lengths
 
 __all__ = ["KNN", "knn_distance"]
 
@@ -18,9 +18,9 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block
     r"""Euclidean distance to the k-th nearest row of the bank; larger = more OOD.
 
     Neighbours are found by :math:`\langle q, x \rangle - \lVert x \rVert^2 / 2`, one matrix product per tile of
-    ``block`` queries and ``chunk`` bank rows, and the k best are carried along: memory is O(chunk x block + N k) beside
-    input and result, whatever the size of the bank.  The distance itself is that of the rows, so it keeps its digits
-    also near zero.
+    ``block`` queries and ``chunk`` bank rows, and the k best are kept. So the memory beside input and result is
+    O(chunk x block + N k), whatever the size of the bank. The distance itself is computed from the rows, so it is
+    precise also near zero.
 
     Args:
         queries: (N, K).
@@ -132,9 +132,12 @@ class KNN(Detector):
         if len(features) < self.k:
             raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
         z = self._prepare(Features(penultimate=features.penultimate)).penultimate
-        self.centre = z.median(0).values  # unlike the mean, it stays among the rows when one of them lies far away
+        if not self.normalize:  # unlike the mean, the median stays among the rows when one of them lies far away
+            self.centre = largest(z.T, len(z) // 2 + 1)[:, 0].clone()
         self.bank = self._place(z)
 
     def _score(self, features: Features) -> Tensor:
         check_width(features.penultimate, self.bank.shape[1])
-        return knn_distance(self._place(features.penultimate), self.bank, self.k)
+        found = knn_distance(self._place(features.penultimate), self.bank, self.k)
+        rounded = 4 * torch.finfo(found.dtype).eps  # of two directions that are one, rounding makes two
+        return found.masked_fill(found < rounded, 0) if self.normalize else found

@@ -32,8 +32,8 @@ def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """
     check_logits(logits, 2)
     check("(0, inf)", temperature=temperature)
-    scaled = logits / temperature
-    return -1 / (scaled - scaled.amax(-1, keepdim=True)).exp().sum(-1)  # the largest probability, without the others
+    scaled = logits if temperature == 1 else logits / temperature
+    return -1 / (scaled - scaled.amax(-1, keepdim=True)).exp_().sum(-1)  # the largest probability, without the others
 
 
 class MSP(Detector):

@@ -16,10 +16,12 @@ from ood_lib.detectors.classical.msp import MSP, msp
 from ood_lib.detectors.detector import check_logits
 from ood_lib.networks.adapt import adapt
 from ood_lib.networks.network import Representation, check_eval
+from ood_lib.tensors import check_floats
 
 __all__ = ["ODIN", "ODINNetwork", "odin", "odin_images"]
 
 
+@torch.inference_mode(False)
 @torch.enable_grad()
 def odin_images(
     network: Callable[[Tensor], Tensor],
@@ -60,6 +62,7 @@ def odin_images(
     check("(0, inf)", temperature=temperature)
     check("[0, inf)", "the size of a step", epsilon=epsilon)
     check_eval(network)
+    check_floats("(N, channels, H, W)", images=images)
     images = images.detach().clone().requires_grad_()
     logits = network(images)
     check_logits(logits, 1 if multilabel else 2)
@@ -69,7 +72,7 @@ def odin_images(
         loss = F.cross_entropy(logits / temperature, logits.detach().argmax(1), reduction="sum")
     (gradient,) = torch.autograd.grad(loss, images)
     step = epsilon if std is None else epsilon / images.new_tensor(std)[:, None, None]
-    return images.detach() - step * (2.0 * (gradient >= 0) - 1)
+    return images.detach() - step * (2 * (gradient >= 0).to(images.dtype) - 1)
 
 
 def odin(

@@ -73,7 +73,10 @@ class SklearnDetector(Detector):
         self.reference = rows
 
     def _fit_to(self, rows: Tensor) -> Any:
-        return need("sklearn.base").clone(self.estimator).fit(rows.cpu().numpy())
+        try:
+            return need("sklearn.base").clone(self.estimator).fit(rows.cpu().numpy())
+        except ValueError as error:
+            raise ValueError(f"{self.estimator!r} cannot be fitted to {tuple(rows.shape)} features: {error}") from error
 
     def _score(self, features: Features) -> Tensor:
         rows = getattr(features, self.field)

@@ -10,6 +10,7 @@ from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.classical.rectifier import Rectifier
 from ood_lib.features.features import Features
+from ood_lib.tensors import largest
 
 __all__ = ["ReAct", "percentile_of", "react"]
 
@@ -25,7 +26,7 @@ def percentile_of(values: Tensor, percentile: float) -> Tensor:
     """
     check("[0, 1]", "a share of the entries", percentile=percentile)
     rank = math.ceil(round(percentile * values.numel(), 6))  # round: 0.29 * 100 is a little more than 29
-    return values.reshape(-1).kthvalue(max(rank, 1)).values
+    return largest(values.reshape(-1), values.numel() - max(rank, 1) + 1)[0]
 
 
 def react(z: Tensor, clip: float) -> Tensor:

@@ -19,6 +19,7 @@ from ood_lib.detectors.classical.scale import SCALE
 from ood_lib.detectors.classical.she import SHE
 from ood_lib.detectors.classical.vim import ViM
 from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
 
 __all__ = ["FAMILIES", "classical_detectors"]
@@ -35,14 +36,16 @@ FAMILIES = {
 def classical_detectors(head: nn.Linear, train: Features) -> dict[str, Detector]:
     """The detectors of `FAMILIES` with their published settings, unfitted, in that order; larger score = more OOD.
 
-    ODIN is not among them: it scores other features than the rest, those of ``extract(ODINNetwork(network), dataset)``.
-    Numbers of neighbours are lowered where the training set is small: KNN looks at neighbour 50, or at a fifth of a
-    class; NNGuide keeps 1 % of the training features, or as many as make 10 neighbours per class.
+    ODIN is not among them: it scores other features than the rest, those of
+    ``extract(ODINNetwork(network), dataset)``. The numbers of neighbours are lowered for a small training set. KNN
+    uses neighbour 50, or as many as a fifth of a class; NNGuide keeps 1 % of the training features, or as many as make
+    10 neighbours per class.
 
     Args:
         head: the network's last linear layer.
         train: ID training features; only their number counts.
     """
+    FrozenHead(head)  # refuses what is no head
     per_class = max(1, len(train) // head.out_features)
     k = min(50, max(1, per_class // 5))
     fraction = min(1.0, max(0.01, 10 / per_class))

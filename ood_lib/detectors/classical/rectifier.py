@@ -1,21 +1,23 @@
 """Base of the detectors that reshape the penultimate feature before the head reads it: ReAct, ASH, SCALE.
 
-OOD images tend to excite a few units wildly (ReAct clips them) and to spread the rest of their activation over many
-units (ASH and SCALE compare the sum of the largest entries with the sum of all).  What comes out of the head is judged
-by any score of logits, the energy unless you say otherwise.  Larger score = more OOD.
+OOD images tend to excite a few units strongly (ReAct clips them). The rest of their activation is spread over many
+units (ASH and SCALE compare the sum of the largest entries with the sum of all). The resulting logits are scored by
+any score of logits, by default the energy. Larger score = more OOD.
 """
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
+from ood_lib.tensors import largest
 
-__all__ = ["Rectifier", "kept", "scale_factor"]
+__all__ = ["Rectifier", "kept", "kept_mask", "scale_factor"]
 
 
 def kept(width: int, percentile: float) -> int:
@@ -32,9 +34,19 @@ def kept(width: int, percentile: float) -> int:
     return count
 
 
+def kept_mask(z: Tensor, percentile: float) -> Tensor:
+    """Which k entries of each row are the largest, (N, K) of booleans; of equal ones those that come first."""
+    z, count = z.detach(), kept(z.shape[1], percentile)
+    mask = z >= largest(z, count)[:, :1]
+    if (tied := mask.sum(1) > count).any():  # topk would choose by the machine and by the size of the batch
+        places = z[tied].sort(dim=1, descending=True, stable=True).indices[:, :count]
+        mask[tied] = torch.zeros_like(mask[tied]).scatter_(1, places, True)
+    return mask
+
+
 def scale_factor(z: Tensor, percentile: float) -> Tensor:
     """exp(S_1 / S_2), (N, 1)."""
-    some = z.topk(kept(z.shape[1], percentile), dim=1).values.sum(1, keepdim=True)
+    some = largest(z, kept(z.shape[1], percentile)).sum(1, keepdim=True)
     dead = (z == 0).all(1, keepdim=True)  # any factor leaves them zero
     factor = (z.sum(1, keepdim=True) / some.masked_fill(dead, 1)).exp()
     bad = int((((some <= 0) | ~factor.isfinite()) & ~dead).sum())

@@ -1,19 +1,22 @@
 """Temperature scaling: calibrates the probabilities of held-out ID logits."""
 
+import math
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ood_lib.data.labels import class_indices
+from ood_lib.extras import need
+from ood_lib.tensors import check_floats, strange
 
 __all__ = ["fit_temperature"]
 
 
-@torch.enable_grad()
+@torch.no_grad()
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     r"""Temperature T that calibrates held-out ID logits: it minimises the mean cross-entropy of :math:`\ell / T`.
 
-    The loss is convex in 1/T, so there is one minimum; L-BFGS finds it over log T in float64.
+    The loss is convex in 1/T, so there is one minimum: where its slope is zero, which Brent's method finds in float64.
 
     Args:
         logits: (N, C) of held-out ID samples (on training samples a network looks better than it is).
@@ -33,13 +36,18 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         >>> p.amax(1)  # three of four are right
         tensor([0.7500, 0.7500, 0.7500, 0.7500])
     """
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(logits) == 0:
+    check_floats("(N, C)", logits=logits)
+    if strange(labels) or labels.shape != logits.shape[:1] or len(logits) == 0:
         raise ValueError(
-            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} were given; expected (N, C) and (N,)"
+            f"logits {tuple(logits.shape)} and labels {strange(labels) or tuple(labels.shape)} were given; expected "
+            "(N, C) and (N,)"
         )
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise ValueError(f"{bad} of {len(logits)} rows of logits hold NaN or infinity; expected numbers: drop them")
-    logits, labels = logits.detach().double(), class_indices(labels, len(logits))
+    labels = class_indices(labels, *logits.shape)
+    logits = logits.detach().double()
+    power = 2.0 ** math.frexp(logits.abs().amax().item())[1]  # of logits of any size the products are numbers then
+    logits = logits / power
     own = logits.gather(1, labels[:, None])[:, 0]
     if (logits.amax(1) - own).mean() <= 0:
         raise ValueError(
@@ -51,16 +59,14 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             "the labels get no larger logits than the other classes: the cross-entropy falls until T is infinite; "
             "do logits and labels belong to the same samples?"
         )
-    log_t = torch.zeros((), dtype=torch.float64, device=logits.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [log_t], max_iter=200, tolerance_grad=1e-10, tolerance_change=1e-15, line_search_fn="strong_wolfe"
-    )
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(logits / log_t.exp(), labels)
-        loss.backward()
-        return loss
+    def slope(log_beta: float) -> float:
+        """Of the mean cross-entropy in beta = 1/T; it rises with beta."""
+        return ((logits * math.exp(log_beta)).softmax(1).mul(logits).sum(1) - own).mean().item()
 
-    optimizer.step(closure)
-    return log_t.exp().item()
+    low = high = 0.0
+    while slope(low) >= 0:
+        low -= 2
+    while slope(high) <= 0:
+        high += 2
+    return power * math.exp(-need("scipy.optimize").brentq(slope, low, high, xtol=1e-12))

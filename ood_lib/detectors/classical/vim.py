@@ -41,10 +41,10 @@ def vim(logits: Tensor, residual: Tensor, alpha: float) -> Tensor:
 class ViM(Detector):
     r"""Residual outside the main directions of the training features, weighed against the energy, see `vim`.
 
-    The origin :math:`u = -W^{+} b` is the feature to which the head gives equal logits as far as it can; the D main
-    directions are the leading eigenvectors of :math:`\sum_n (z_n-u)(z_n-u)^\top`; alpha makes the mean residual of the
-    training features as long as their mean largest logit.  The fit passes over the features twice, so it cannot learn
-    piece by piece.  Logits are computed by ``head``.
+    The origin :math:`u = -W^{+} b` is the feature whose logits are as equal as possible. The D main directions are the
+    leading eigenvectors of :math:`\sum_n (z_n-u)(z_n-u)^\top`. The factor alpha makes the mean residual of the
+    training features equal to their mean largest logit. The fit passes over the features twice, so it cannot learn
+    piece by piece. Logits are computed by ``head``.
 
     Args:
         head: the network's last linear layer.

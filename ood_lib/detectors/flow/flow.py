@@ -35,7 +35,7 @@ class StandardNormal(nn.Module):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw (n, K) on the CPU."""
-        return torch.randn(n, self.dim, generator=generator, device="cpu")
+        return torch.randn(n, self.dim, generator=generator, dtype=torch.float32, device="cpu")
 
 
 class ClassNormals(StandardNormal):
@@ -171,9 +171,10 @@ def coupling_flow(
 def glow(dim: int, blocks: int = 10, *, classes: int = 0, seed: int = 0) -> Flow:
     """The flow of the paper: in each block an unclamped `Coupling` of the same halves, `InvertibleLinear`, `ActNorm`.
 
-    One net for s and one for t, each with one hidden layer of K units.  The released code masks every second coordinate
-    and lets its nets read and write K numbers, half of them zeros; the order of features means nothing, so here the
-    first half stays, and what is multiplied by zero is left out (the nets hold half as many weights, drawn alike).
+    One net for s and one for t, each with one hidden layer of K units. The released code masks every second
+    coordinate, and its nets read and write K numbers, half of them zeros. The order of features has no meaning, so
+    here the first half stays unchanged, and the factors of zero are left out (the nets have half as many weights, from
+    the same initial distribution).
 
     References:
         Cook, Lavoie & Waslander, Feature Density Estimation for Out-of-Distribution Detection via Normalizing Flows,

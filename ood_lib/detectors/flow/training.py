@@ -1,8 +1,8 @@
 """Maximum likelihood for a normalizing flow: an Adam that reads features from where they lie, and can stop anywhere.
 
-What is fed to update n follows from the seed and n alone, so a training that was interrupted goes on as if nothing had
-happened, and the same seed gives the same batches on every device.  Which update is kept is decided by the likelihood
-of held-out rows; no OOD data has a part in it.
+The batch of update n depends on the seed and n alone. So an interrupted training resumes exactly where it stopped, and
+the same seed gives the same batches on every device. The update that is kept is chosen by the likelihood of held-out
+rows, without OOD data.
 """
 
 import math
@@ -63,7 +63,8 @@ class FlowTraining:
         held: Tensor | None = None, batch_size: int = 250, learning_rate: float = 1e-3, noise: float = 0.0,
         normalize: bool = False, autocast: bool | Literal["auto"] = False, seed: int = 0,
     ) -> None:  # fmt: skip
-        self.flow, self.z, self.labels = flow, z, labels
+        self.flow: Any = flow
+        self.z, self.labels = z, labels
         self.rows = torch.arange(len(z), device="cpu") if rows is None else rows
         self.held = self.rows[:0] if held is None else held
         if len(self.rows) == 0:
@@ -92,7 +93,9 @@ class FlowTraining:
         z = self.z[rows].to(self.like)
         z = directions(z) if self.normalize else z
         if self.noise:
-            z = z + self.noise * torch.randn(z.shape, generator=self._generator(use, index), device="cpu").to(z)
+            z = z + self.noise * torch.randn(
+                z.shape, generator=self._generator(use, index), dtype=torch.float32, device="cpu"
+            ).to(z)
         return z, None if self.labels is None else self.labels[rows].to(z.device)
 
     def _generator(self, use: str, index: int) -> torch.Generator:
@@ -113,7 +116,7 @@ class FlowTraining:
         for _ in range(updates):
             z, labels = self.batch(self.update)
             with torch.enable_grad(), torch.autocast(z.device.type, self.autocast, enabled=bool(self.autocast)):
-                loss = -self.flow.log_prob(z, labels).mean()  # type: ignore[operator]
+                loss = -self.flow.log_prob(z, labels).mean()
             if not math.isfinite(loss.item()):
                 raise self._lost(z)
             self.optimizer.zero_grad()
@@ -137,7 +140,7 @@ class FlowTraining:
         """Mean log-density of some rows, in nats, under the noise of training (the same each time)."""
         self.flow.eval()
         parts = (self.read(part, "look", i) for i, part in enumerate(rows.split(2048)))
-        return sum(self.flow.log_prob(z, y).sum().item() for z, y in parts) / len(rows)  # type: ignore[operator]
+        return sum(self.flow.log_prob(z, y).sum().item() for z, y in parts) / len(rows)
 
     def look(self, train: float | None = None) -> None:
         """Note the likelihoods, and the flow when it is the best so far; without ``train``, that of the first rows.

@@ -210,6 +210,11 @@ class ResidualEBM(Detector):
             self.start.fit(features)
         chunks = (self._prepare(chunk) for chunk in features.split(self.chunk))
         z = torch.cat([self.points(chunk).float() for chunk in chunks])  # on the detector's device
+        if not z.isfinite().all() or not z.std(0, correction=0).any():
+            raise ValueError(
+                f"features between {z.min().item():g} and {z.max().item():g} are infinite, or all equal, in single "
+                "precision, in which residuals are trained: rescale them"
+            )
         self.positive.fill_(bool((z >= 0).all()))
         self.length.copy_(z.norm(dim=1).median())
         self.t_p.fill_(self._unit(z) if self.prior_temperature is None else self.prior_temperature)
@@ -265,7 +270,9 @@ class ResidualEBM(Detector):
     def _negatives(self, batch: Tensor, pool: Tensor | None, draw: torch.Generator) -> Tensor:
         if pool is not None:
             rows = torch.randperm(len(pool), generator=draw, device="cpu")[: len(batch)].to(pool.device)
-            renewed = (torch.rand(len(batch), 1, generator=draw, device="cpu") < RENEWED).to(pool.device)
+            renewed = (torch.rand(len(batch), 1, generator=draw, dtype=torch.float32, device="cpu") < RENEWED).to(
+                pool.device
+            )
             start = torch.where(renewed, self._fresh(len(batch), draw), pool[rows])
             pool[rows] = ends = self._chain(start, draw)
         else:
@@ -282,7 +289,7 @@ class ResidualEBM(Detector):
         if sample and self.start != "noise":
             return sample(n, generator).to(self.net.shift)
         width = len(self.net.shift)
-        noise = torch.randn(n, width, generator=generator, device="cpu").to(self.net.shift)
+        noise = torch.randn(n, width, generator=generator, dtype=torch.float32, device="cpu").to(self.net.shift)
         return noise * (self.length / math.sqrt(width)).to(noise)
 
     def _chain(self, start: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ood_lib.checks import check
+from ood_lib.tensors import check_floats
 
 __all__ = ["DivergedError", "schedule", "sgld"]
 
@@ -41,6 +42,7 @@ def schedule(first: float, decay: float, steps: int) -> list[float]:
     return [(first - last) * (1 - t / steps) ** 2 + last for t in range(steps)]
 
 
+@torch.inference_mode(False)
 def sgld(
     energy: Callable[[Tensor], Tensor],
     start: Tensor,
@@ -92,10 +94,11 @@ def sgld(
     check("integer [0, inf)", steps=steps)
     check("[0, inf)", "a finite number", step_size=step_size, temperature=temperature, decay=decay)
     check("[0, inf) or None", "a finite number", noise=noise)
+    check_floats("(n, D)", start=start)
     z = start.detach().clone()
     z = z if project is None else project(z)
     place = torch.device("cpu") if generator is None else generator.device
-    drawn = torch.empty(z.shape, device=place)  # these three are reused by every step
+    drawn = torch.empty(z.shape, dtype=torch.float32, device=place)  # these three are reused by every step
     push, drift = torch.empty_like(z), torch.empty_like(z)
     root = None if metric is None else metric.mT.to(z)
     square = None if root is None else root.mT @ root

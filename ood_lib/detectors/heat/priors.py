@@ -67,7 +67,7 @@ class GMMPrior(GMM):
         return self.project(super().sample(n, generator))
 
     def _seen(self, features: Features) -> Features:
-        return Features(penultimate=self.project(getattr(features, self.field)), labels=features.labels)
+        return Features(penultimate=self.project(getattr(features, self.field).double()), labels=features.labels)
 
     def _fit(self, features: Features) -> None:
         super()._fit(features if self.components is None else self._seen(self._prepare(features)))
@@ -76,7 +76,7 @@ class GMMPrior(GMM):
         return super()._measure(self._seen(chunk))
 
     def _score(self, features: Features) -> Tensor:
-        return super()._score(self._seen(features))
+        return super()._score(self._seen(features)).to(getattr(features, self.field).dtype)
 
     def _check(self, features: Features) -> None:
         if self.field == "style" and isinstance(features, Features) and features.style is None:

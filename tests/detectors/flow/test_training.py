@@ -221,8 +221,8 @@ def test_saving_fails_without_leaving_anything(tmp_path, monkeypatch):
     checkpoint.save(training())
     before = checkpoint.path.read_bytes()
 
-    def full(state, path):
-        path.write_bytes(b"half")
+    def full(state, file):
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", full)

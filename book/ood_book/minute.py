@@ -1,0 +1,150 @@
+"""What a chapter found, for the box *In one minute* at its top: from kept results, before anything runs.
+
+`ood-book sync` writes these lines into the chapter, which names in `notebooks/notebooks.yaml` what is shown:
+
+    duels    method, baseline and what to call the baseline, of a file of `book/results/verdicts`; the first as a table
+    values   detectors of a file of `book/results` and what to call them, with near and far AUROC
+    leaders  files of `book/results`, with the best detector of each
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ood_book.notebooks import Refused
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["called", "found"]
+
+NETWORKS = {
+    "cifar10-resnet9": "our ResNet-9 on CIFAR-10",
+    "cifar10-densenet": "DenseNet on CIFAR-10",
+    "cifar10-resnet56": "ResNet-56 on CIFAR-10",
+    "cifar100-densenet": "DenseNet on CIFAR-100",
+    "voc-mobilenetv2": "MobileNetV2 on PASCAL VOC",
+    "digits, live": "small networks on digits",
+    "digits": "small networks on digits",
+}
+GROUPS = {"near": "near-OOD", "far": "far-OOD"}
+
+
+def called(network: str) -> str:
+    """What a reader calls a network; the name itself where there is no other."""
+    return NETWORKS.get(network, network)
+
+
+def found(root: Path, asked: Mapping[str, Any]) -> list[str]:
+    """Lines of Markdown with what the kept results say.
+
+    Args:
+        root: the folder of the book.
+        asked: what is shown, by kind; empty: nothing.
+
+    Raises:
+        Refused: something is asked for that the results do not have.
+    """
+    kinds: dict[str, Callable[[Path, Any], list[str]]] = {"duels": _duels, "values": _values, "leaders": _leaders}
+    if unknown := set(asked) - set(kinds):
+        raise Refused(f"notebooks.yaml asks for {sorted(unknown)} of the results; expected some of {sorted(kinds)}")
+    return [line for kind, what in asked.items() for line in kinds[kind](root / "book/results", what)]
+
+
+def _duels(results: Path, asked: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
+    """The first pair as a table, network by network; the others in a sentence each."""
+    import ood_lib as ood
+
+    lines: list[str] = []
+    for run, pairs in asked.items():
+        kept = ood.load_verdicts(results / f"verdicts/{run}.json")
+        for number, (method, baseline, words) in enumerate(pairs):
+            rows = kept[(kept["detector"] == method) & (kept["minus"] == baseline)]
+            if rows.empty:
+                raise Refused(f"book/results/verdicts/{run}.json does not compare {method!r} with {baseline!r}")
+            lines += [_sentence(rows, method, words)] if number else _table(rows, method, words)
+        lines += ["", _origin(kept.iloc[0])]
+    return lines
+
+
+def _table(rows: "pd.DataFrame", method: str, baseline: str) -> list[str]:
+    groups = [g for g in GROUPS if (rows["group"] == g).any()]
+    wide = rows.pivot(index="network", columns="group", values="verdict")
+    wide = wide.loc[list(dict.fromkeys(rows["network"])), groups]
+    lines = [
+        f"**What we found.** AUROC of *{method}* minus that of *{baseline}*, in points, with the 95 % interval:",
+        "",
+        f"| network | {' | '.join(GROUPS[g] for g in groups)} |",
+        "|---" * (1 + len(groups)) + "|",
+    ]
+    for network, row in zip(wide.index, wide.to_numpy()):
+        lines.append(f"| {called(network)} | {' | '.join(map(_marked, row))} |")
+    return [*lines, ""]
+
+
+def _marked(verdict: Any) -> str:
+    numbers = str(verdict).removesuffix(verdict.word).strip()
+    return f"**{verdict.word}** {numbers}"
+
+
+def _sentence(rows: "pd.DataFrame", method: str, baseline: str) -> str:
+    """Each pair of words for near and far, with the networks where they hold."""
+    wide = rows.pivot(index="network", columns="group", values="verdict")
+    by_words: dict[str, list[str]] = {}
+    for network in dict.fromkeys(rows["network"]):
+        words = [(GROUPS[g], wide[g][network].word) for g in GROUPS if g in wide]
+        same = len({word for _, word in words}) == 1
+        said = (
+            words[0][1] + (" on both" if len(words) > 1 else "") if same else ", ".join(f"{w} on {g}" for g, w in words)
+        )
+        by_words.setdefault(said, []).append(called(network))
+    return f"- *{method}* against *{baseline}*: " + "; ".join(
+        f"**{said}** ({', '.join(names)})" for said, names in by_words.items()
+    )
+
+
+def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """A table of AUROC in percent with intervals, a row for each detector."""
+    import ood_lib as ood
+    from ood_lib.evaluation.metrics import as_percent
+
+    lines: list[str] = []
+    for run, detectors in asked.items():
+        kept = ood.load_results(results / f"{run}.json")
+        board = ood.leaderboard(kept).set_index("detector")
+        if missing := [d for d in detectors if d not in board.index]:
+            raise Refused(f"book/results/{run}.json has no detector {missing[0]!r}")
+        groups = [g for g in GROUPS if board[g].notna().any()]
+        lines += [
+            "**What we found.** Mean AUROC in %, with the 95 % interval:",
+            "",
+            f"| score | {' | '.join(GROUPS[g] for g in groups)} |",
+            "|---" * (1 + len(groups)) + "|",
+        ]
+        for detector, words in detectors.items():
+            cells = [as_percent(*board.loc[detector, [g, f"{g}_low", f"{g}_high"]]) for g in groups]
+            lines.append(f"| {words} | {' | '.join(cells)} |")
+        lines += ["", _origin(kept.iloc[0])]
+    return lines
+
+
+def _leaders(results: Path, asked: Sequence[str]) -> list[str]:
+    """The best detector of each run near and far, a row for each run."""
+    import ood_lib as ood
+
+    lines = [
+        "**What we found.** The detector with the highest mean AUROC, in %, on each network that we measured:",
+        "",
+        f"| network | {' | '.join(GROUPS.values())} |",
+        "|---" * (1 + len(GROUPS)) + "|",
+    ]
+    for run in asked:
+        board = ood.leaderboard(ood.load_results(results / f"{run}.json")).set_index("detector")
+        best = [f"{board[g].idxmax()}, {100 * board[g].max():.1f}" for g in GROUPS]
+        lines.append(f"| {called(run)} | {' | '.join(best)} |")
+    return [*lines, "", "These are stored runs of [the leaderboard](06_leaderboard), whatever this page is run with."]
+
+
+def _origin(row: "pd.Series") -> str:
+    """Which run is shown: a page that is run with other values shows the same box."""
+    return f"This is the stored run `{row['command']}` of {row['date']}, whatever this page is run with."

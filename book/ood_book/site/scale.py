@@ -1,0 +1,225 @@
+"""What the page on large data says of speed: tables, a figure and sentences, all read from measured files.
+
+The files are made by `python -m tests.benchmarks.peers` and `python -m tests.benchmarks.growth`.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from ood_lib.evaluation.plots import COLORS, FULL, theme
+
+__all__ = ["add_speed", "draw_growth", "growth_table", "predicted", "relative", "slope", "speed_table", "told"]
+
+OURS = "ood_lib"
+
+AXES = {"train": "fit", "test": "score", "width": "fit", "classes": "fit"}  # what is varied, and which time it drives
+
+LABELS = {
+    "train": "training images", "test": "images to score", "width": "features per image", "classes": "classes",
+}  # fmt: skip
+
+STYLES = {  # as a reader tells the lines apart without colour
+    "Energy": (COLORS["grey"], "X", "-"), "Mahalanobis": (COLORS["id"], "o", "-"), "ViM": (COLORS["other"], "D", "-."),
+    "KNN": (COLORS["near"], "^", "--"), "GMM": (COLORS["far"], "s", ":"), "WeiPer+KLD": ("#D55E00", "v", "-"),
+}  # fmt: skip
+
+IMAGENET = {"train": 1_281_167, "test": 50_000, "width": 2048, "classes": 1000}
+HUGE = IMAGENET | {"train": 100_000_000}
+
+
+# -- beside the peers -------------------------------------------------------------------------------------------------
+
+
+def limit(work: Mapping[str, float] | None, rates: Mapping[str, float]) -> float | None:
+    """The least seconds of one thread for matrix products and memory traffic, side by side; None where unknown."""
+    if work is None:
+        return None
+    products = work["single"] / rates["single"] + work["double"] / rates["double"]
+    return max(products, work["moved"] / rates["memory"])
+
+
+def relative(row: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, Any]:
+    """What the table says of a measured row: least seconds, spread, best peer, and ratios to it and to the limit."""
+    least = {name: min(way["seconds"]) for name, way in row["ways"].items()}
+    ours = least.pop(OURS)
+    best = min(least, key=lambda name: least[name], default=None)
+    bound = limit(row["work"], rates)
+    return {
+        "seconds": ours,
+        "spread": statistics.median(row["ways"][OURS]["seconds"]) / ours - 1,
+        "peer": best,
+        "ratio": ours / least[best] if best else None,
+        "limit": ours / bound if bound else None,
+        "memory": row["ways"][OURS]["memory_mb"],
+        "peer_memory": row["ways"][best]["memory_mb"] if best else None,
+    }
+
+
+def speed_table(content: Mapping[str, Any]) -> str:
+    """The rows as a table of Markdown."""
+    head = ["", "ood_lib, s", "median run", "best peer", "time / peer", "time / limit", "MB", "peer's MB"]
+    lines = [head, ["---"] + ["---:"] * 2 + ["---"] + ["---:"] * 4]
+    for name, row in content["rows"].items():
+        r = relative(row, content["machine"]["rates"])
+        numbers = [_digits(r["seconds"]), f"+{100 * r['spread']:.0f} %", r["peer"] or "none"]
+        numbers += ["–" if r[key] is None else _digits(r[key]) for key in ("ratio", "limit")]
+        numbers += ["–" if r[key] is None else f"{r[key]:.0f}" for key in ("memory", "peer_memory")]
+        lines.append([name, *numbers])
+    return _markdown(lines)
+
+
+def compared(content: Mapping[str, Any], level: float = 1.1) -> str:
+    """How the rows stand to peers and limit, in sentences; within 10 % counts as level."""
+    found = {name: relative(row, content["machine"]["rates"]) for name, row in content["rows"].items()}
+    ratios = {name: r["ratio"] for name, r in found.items() if r["ratio"] is not None}
+    slower = {name: ratio for name, ratio in ratios.items() if ratio > level}
+    text = f"In {len(ratios) - len(slower)} of {len(ratios)} rows the library is level with its best peer or faster."
+    if slower:
+        named = ", ".join(f"{name} ({ratio:.2f} times its time)" for name, ratio in slower.items())
+        text += f" It is slower in: {named}."
+    near = [name for name, r in found.items() if r["limit"] is not None and r["limit"] <= 2]
+    known = [name for name, r in found.items() if r["limit"] is not None]
+    return text + f" In {len(near)} of the {len(known)} rows with a limit it is within twice the limit."
+
+
+def made_with(content: Mapping[str, Any]) -> str:
+    """Machine and versions, in a sentence."""
+    m = content["machine"]
+    rates = {name: value / 1e9 for name, value in m["rates"].items()}
+    versions = ", ".join(f"{name} {version}" for name, version in m["versions"].items())
+    return (
+        f"Measured by `{content['command']}` on one thread of {m['processor']} ({m['cores']} cores, shared with "
+        f"other work; processor time, least of five runs): {rates['single']:.0f} GFLOP/s in float32, "
+        f"{rates['double']:.0f} in float64, {rates['memory']:.0f} GB/s. Versions: {versions}."
+    )
+
+
+# -- how cost grows ---------------------------------------------------------------------------------------------------
+
+
+def seconds(point: Mapping[str, Any], what: str) -> float:
+    """Least time of a point."""
+    return min(point[what])
+
+
+def slope(points: Sequence[Mapping[str, Any]], axis: str, what: str) -> float:
+    """Exponent of the last doubling: the time grows like the quantity to this power; 0 where it is lost in overhead."""
+    a, b = points[-2:]
+    return math.log(seconds(b, what) / seconds(a, what)) / math.log(b[axis] / a[axis])
+
+
+def predicted(row: Mapping[str, Any], shape: Mapping[str, int], what: str) -> float:
+    """Seconds for a shape: the largest point of training images, carried on by the slope of each quantity."""
+    start = row["train"][-1]
+    found = seconds(start, what)
+    for axis in AXES:
+        found *= (shape[axis] / start[axis]) ** max(0.0, slope(row[axis], axis, what))
+    return found
+
+
+def growth_table(content: Mapping[str, Any]) -> str:
+    """Slopes, how well they predict, and what they say of larger data: a table of Markdown."""
+    head = ["", *(f"{LABELS[axis]} ({what})" for axis, what in AXES.items())]
+    head += ["measured / predicted", "ImageNet, fit", "ImageNet, score", "100 million, fit"]
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    for name in _detectors(content):
+        row = content["rows"][name]
+        cells = [f"{slope(row[axis], axis, what):.1f}" for axis, what in AXES.items()]
+        both = [
+            seconds(row["together"][0], what) / predicted(row, row["together"][0], what) for what in ("fit", "score")
+        ]
+        sizes = [predicted(row, IMAGENET, "fit"), predicted(row, IMAGENET, "score"), predicted(row, HUGE, "fit")]
+        lines.append([name, *cells, " and ".join(f"{b:.1f}" for b in both), *map(duration, sizes)])
+    return _markdown(lines)
+
+
+def told(content: Mapping[str, Any]) -> str:
+    """What follows for ImageNet and for 100 million images, in sentences."""
+    rows = content["rows"]
+    memory = {name: [rows[name]["train"][i]["memory_mb"] for i in (0, -1)] for name in _detectors(content)}
+    flat = [name for name, (few, many) in memory.items() if many < 2 * few]
+    bank = HUGE["train"] * HUGE["width"] * 4 / 1e9
+    knn = [predicted(rows["KNN"], shape, "score") for shape in (IMAGENET, HUGE)]
+    factor = rows["KNN"]["train"][-1]["train"] / rows["KNN"]["train"][0]["train"]
+    times = f"{factor:.0f} times as many training images"
+    text = f"With {times}, the memory of {' and '.join(flat)} stayed below twice what it was. " if flat else ""
+    text += (
+        f"KNN keeps every training feature: for 100 million of {HUGE['width']} numbers that is {bank:.0f} GB, and the "
+        f"{IMAGENET['test']:,} images of ImageNet's validation set would take {duration(knn[1])} on one thread, "
+        f"instead of {duration(knn[0])} with ImageNet's own training set."
+    )
+    for name, what in (("heads of WeiPer", "heads"), ("OOD sets", "sets")):
+        if name in rows:
+            found = rows[name][what]
+            ratio = found[-1][what] / found[0][what]
+            times = seconds(found[-1], "score") / seconds(found[0], "score")
+            text += f" {ratio:.0f} times as many {name} took {times:.1f} times as long."
+    return text
+
+
+def draw_growth(content: Mapping[str, Any], path: Path) -> None:
+    """Seconds against each quantity, on logarithmic axes, a line for each detector."""
+    with plt.rc_context():
+        theme()
+        figure, axes = plt.subplots(2, 2, figsize=(FULL, 5.2), sharey=True)
+        for ax, (axis, what) in zip(axes.flat, AXES.items()):
+            for name in _detectors(content):
+                color, marker, line = STYLES[name]
+                points = content["rows"][name][axis]
+                x, y = [p[axis] for p in points], [seconds(p, what) for p in points]
+                ax.loglog(x, y, color=color, marker=marker, linestyle=line, label=name)
+            ax.set(xlabel=LABELS[axis], ylabel=f"seconds to {what}", xticks=x)
+            ax.set_xticklabels([f"{value:,}" for value in x])
+            ax.minorticks_off()
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def duration(value: float) -> str:
+    """Seconds in the unit that reads well.
+
+    Example:
+        >>> duration(0.0123), duration(90), duration(7200), duration(864000)
+        ('12 ms', '90 s', '120 min', '10 days')
+    """
+    for unit, size, most in (("ms", 1e-3, 1), ("s", 1, 100), ("min", 60, 7201), ("h", 3600, 172800)):
+        if value < most:
+            return f"{value / size:.2g} {unit}" if value < 10 * size else f"{value / size:.0f} {unit}"
+    return f"{value / 86400:.0f} days"
+
+
+def add_speed(book: Path) -> None:
+    """Write what the page includes, into `_generated`."""
+    target = book / "_generated"
+    target.mkdir(exist_ok=True)
+    peers, growth = (
+        json.loads((book / f"results/speed/{n}.json").read_text(encoding="utf-8")) for n in ("peers", "growth")
+    )
+    parts = [compared(peers), speed_table(peers), made_with(peers)]
+    (target / "speed.md").write_text("\n\n".join(parts), encoding="utf-8")
+    (target / "growth.md").write_text("\n\n".join([growth_table(growth), told(growth)]), encoding="utf-8")
+    draw_growth(growth, target / "growth.png")
+
+
+def _detectors(content: Mapping[str, Any]) -> list[str]:
+    return [name for name in STYLES if name in content["rows"]]
+
+
+def _digits(value: float) -> str:
+    """Two digits, without an exponent."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.{max(1, 1 - math.floor(math.log10(value)))}f}"
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,63 @@
+"""Network and detector as one module of tensor operations alone, which `torch.export` and ONNX take."""
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from ood_lib.detectors.detector import Detector
+from ood_lib.features.features import Features
+
+__all__ = ["Exportable", "exportable"]
+
+
+class Exportable(nn.Module):
+    """Images (N, C, H, W) in [0, 1] to scores (N,) and logits (N, classes); made by `exportable`."""
+
+    def __init__(self, body: nn.Module, head: nn.Linear, detector: Detector) -> None:
+        super().__init__()
+        self.body, self.head, self.detector = body, head, detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Larger score = more OOD; nothing is checked here, neither shapes nor NaN."""
+        penultimate = self.body(images)
+        logits = self.head(penultimate)
+        return self.detector._score(Features(penultimate=penultimate, logits=logits)), logits
+
+
+def exportable(network: Any, detector: Detector) -> Exportable:
+    """A copy of network and detector, in eval mode, whose forward is tensor operations from end to end.
+
+    `Detector.score` looks at numbers (is one of them NaN?) and `adapt` at what layers did, which no exporter follows.
+    Here the head is cut off the network, and what it read goes to head and detector.  The threshold stays outside:
+    compare the scores with ``detector.threshold``.
+
+    Args:
+        network: of the library, or made by `adapt` or `load_network`.
+        detector: fitted; it reads the penultimate feature, logits, or both.
+
+    Raises:
+        ValueError: the detector is not fitted, or reads style; the network has no single linear layer as its head.
+
+    Example:
+        >>> import torch
+        >>> from ood_lib import Energy, ResNet
+        >>> module = exportable(ResNet(channels=1, classes=3).eval(), Energy())
+        >>> program = torch.export.export(module, (torch.rand(2, 1, 8, 8),))
+        >>> program.module()(torch.rand(2, 1, 8, 8))[0].shape
+        torch.Size([2])
+    """
+    detector._require_fit()
+    detector._complete()
+    if foreign := [field for field in detector.reads if field not in ("penultimate", "logits")]:
+        raise ValueError(f"{type(detector).__name__} reads {foreign}; expected one that reads penultimate or logits")
+    whole, head = copy.deepcopy(network).eval(), network.head
+    places = [name for name, module in network.named_modules() if module is head]
+    if len(places) != 1:
+        raise ValueError(
+            f"the head of {type(network).__name__} is no single layer of it: export the network by hand, and score its "
+            "outputs"
+        )
+    parent, _, name = places[0].rpartition(".")
+    setattr(whole.get_submodule(parent), name, nn.Identity())
+    return Exportable(whole, copy.deepcopy(head), copy.deepcopy(detector)).eval().requires_grad_(False)

@@ -1,0 +1,68 @@
+"""Whether the images that come are still like the calibration set: evidence that grows when they are not."""
+
+import bisect
+import random
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ood_lib.checks import check
+
+__all__ = ["Watch"]
+
+
+class Watch:
+    r"""Evidence that scores have changed since calibration, image by image; large evidence says: recalibrate.
+
+    Each score is ranked among the calibration scores and all scores seen since.  As long as they are exchangeable, its
+    rank p (ties broken at random) is uniform on (0, 1) and independent of those before it, for every detector and
+    every number of calibration images.  A bet f on p has mean 1 then, and the statistic of Shiryaev and Roberts,
+
+    .. math:: R_t = (1 + R_{t-1})\, f(p_t), \qquad \mathrm{E}[R_t] = t,
+
+    reaches a level c after c images at the soonest, on average.  Half of the bets are that alarms, :math:`p \le
+    \alpha`, come two, four or eight times as often; the others lean towards small or towards large p.  The evidence is
+    the mean of their statistics.
+
+    Args:
+        calibration: scores of held-out ID images, such as ``detector.calibration``.
+        alpha: share of ID images that are refused, 1 - tpr.
+        patience: c, images to the first false alarm: no fewer, on average.
+        seed: of the ties.
+
+    Raises:
+        ValueError: alpha is not in (0, 0.1], patience is not above 1, or there is no calibration score.
+
+    References:
+        Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005; Volkhonskiy et al., Inductive Conformal
+        Martingales for Change-Point Detection, COPA 2017.
+
+    Example:
+        >>> watch = Watch(torch.linspace(-2, 2, 500), patience=10_000)
+        >>> watch.update([3.0] * 40) >= watch.patience
+        True
+    """
+
+    def __init__(
+        self, calibration: Tensor | Iterable[float], alpha: float = 0.05, patience: float = 100_000, seed: int = 0
+    ) -> None:
+        check("(0, 0.1]", "a share of ID images that are refused", alpha=alpha)
+        check("(1, inf)", "a number of images", patience=patience)
+        self.known = sorted(torch.as_tensor(calibration).double().tolist())
+        check(len, "calibration scores, at least one", calibration=self.known)
+        self.alpha, self.patience, self.random = alpha, patience, random.Random(seed)
+        self.rates, self.leans = [2 * alpha, 4 * alpha, 8 * alpha], [0.5, 1.0, -0.5]
+        self.statistics = [0.0] * 6
+
+    def update(self, scores: Tensor | Iterable[float]) -> float:
+        """The evidence after these scores, in the order in which they came; at `patience` or above it is an alarm."""
+        for score in scores.flatten().tolist() if isinstance(scores, Tensor) else map(float, scores):
+            low, high = bisect.bisect_left(self.known, score), bisect.bisect_right(self.known, score)
+            above = len(self.known) - high + self.random.random() * (high - low + 1)
+            p = above / (len(self.known) + 1)
+            self.known.insert(high, score)
+            bets = [q / self.alpha if p <= self.alpha else (1 - q) / (1 - self.alpha) for q in self.rates]
+            bets += [1 + lean * (1 - 2 * p) for lean in self.leans]
+            self.statistics = [(1 + r) * bet for r, bet in zip(self.statistics, bets)]
+        return sum(self.statistics) / len(self.statistics)
