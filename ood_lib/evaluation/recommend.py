@@ -6,6 +6,7 @@ Larger score = more OOD.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ood_lib.checks import check
 from ood_lib.evaluation.metrics import auroc
 from ood_lib.evaluation.verdict import SetScores, Verdict, score_verdicts
 
@@ -26,9 +27,12 @@ class Recommendation(NamedTuple):
 
 
 def recommend(
-    scored: Mapping[str, SetScores], seconds: Mapping[str, float] | None = None, least: float = 0.0
+    scored: Mapping[str, SetScores], seconds: Mapping[str, float] | None = None, least: float = 0.0, slack: float = 0.02
 ) -> Recommendation:
-    """The detector to use: the cheapest whose paired interval to the one of the largest mean AUROC holds zero.
+    """The detector to use: the cheapest that is not surely worse than the one of the largest mean AUROC.
+
+    Not surely worse: the paired interval of their difference holds zero.  On few images it may hold a large loss too,
+    so that of these only detectors are taken whose own mean lies within `slack` of the best.
 
     The mean is that of the near and of the far sets, or of the only group.  A choice made on images says
     little about itself on the same images: choose on one half and judge on the other (`SetScores.halves`), or leave an
@@ -39,6 +43,7 @@ def recommend(
         seconds: to score one image, for each detector; None: all cost the same.
         least: a cost up to this counts as none, such as some percent of what the network itself takes; of detectors of
             one cost the one with the largest AUROC is taken.
+        slack: how much AUROC, by estimate, may be given up for a lower cost.
 
     Raises:
         ValueError: no detector, no OOD set, or a detector without its cost.
@@ -52,6 +57,7 @@ def recommend(
     """
     if not scored:
         raise ValueError("no detector was given; expected the scores of one at least")
+    check("[0, inf)", "seconds an image, and a share of AUROC", least=least, slack=slack)
     if seconds is not None and (lacking := [name for name in scored if name not in seconds]):
         raise ValueError(f"there is no cost of {lacking}; expected the seconds an image of each detector")
     means = {name: _mean(s) for name, s in scored.items()}
@@ -59,7 +65,8 @@ def recommend(
     against = {name: _whole(scored[name], scored[order[0]]) for name in order}
     candidates = tuple(name for name in order if against[name].high >= 0)
     cost = {name: max(least, seconds[name]) if seconds else 0.0 for name in candidates}
-    return Recommendation(min(candidates, key=lambda name: cost[name]), order[0], candidates, against)
+    close = [name for name in candidates if against[name].difference >= -slack]
+    return Recommendation(min(close, key=lambda name: cost[name]), order[0], candidates, against)
 
 
 def _mean(scored: SetScores) -> float:

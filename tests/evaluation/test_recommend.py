@@ -29,6 +29,14 @@ def test_of_those_that_may_be_the_best_the_cheapest_is_taken():
     assert recommend(scored, costs, least=5.0).detector == found.best  # none of them costs anything
 
 
+def test_what_few_images_cannot_tell_is_no_reason_to_give_up_many_points():
+    scored = made(1.2, 1.0, n=20, noise=1.0)
+    found = recommend(scored, {"d0": 2.0, "d1": 1.0})
+    gap = found.against_best["d1"].difference
+    assert found.best == "d0" and "d1" in found.candidates and gap < -0.02
+    assert found.detector == "d0" and recommend(scored, {"d0": 2.0, "d1": 1.0}, slack=0.01 - gap).detector == "d1"
+
+
 def test_the_order_is_that_of_the_mean_over_groups_and_the_best_is_level_with_itself():
     scored = made(0.5, 1.5, 1.0)
     found = recommend(scored)
