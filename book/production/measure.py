@@ -138,20 +138,18 @@ def watch() -> dict[str, Any]:
     }
 
 
-def _first_alarm(random: np.random.Generator, length: int, start: int = 0, ood: float = 0, shift: float = 0) -> Any:
+def _first_alarm(random: np.random.Generator, length: int, start: int = 0, share: float = 0, shift: float = 0) -> Any:
     """The number of images to the first alarm, or None; from `start` on, the scores have changed."""
-    import ood_lib
-
-    watching = ood_lib.Watch(random.standard_normal(CALIBRATION), patience=PATIENCE, seed=int(random.integers(2**31)))
+    watching = ood.Watch(random.standard_normal(CALIBRATION), patience=PATIENCE, seed=int(random.integers(2**31)))
     scores = random.standard_normal(length)
     changed = scores[start:]
-    if ood or shift:
-        changed += np.where(random.random(len(changed)) < ood, 3.0, shift)
+    if share or shift:
+        changed += np.where(random.random(len(changed)) < share, 3.0, shift)
     return next((t for t, s in enumerate(scores, 1) if watching.update([s]) >= PATIENCE), None)
 
 
-def _delays(random: np.random.Generator, ood: float, shift: float, streams: int = 50) -> dict[str, Any]:
-    found = [_first_alarm(random, BEFORE + 8000, BEFORE, ood, shift) for _ in range(streams)]
+def _delays(random: np.random.Generator, share: float, shift: float, streams: int = 50) -> dict[str, Any]:
+    found = [_first_alarm(random, BEFORE + 8000, BEFORE, share, shift) for _ in range(streams)]
     after = [t - BEFORE for t in found if t is not None and t > BEFORE]
     whole = sorted(after + [math.inf] * sum(t is None for t in found))
     low, middle, high = (whole[int(q * (len(whole) - 1))] for q in (0.1, 0.5, 0.9))
@@ -194,7 +192,7 @@ def _share(count: int, total: int) -> dict[str, float]:
 def detectors(head: Any, features: ood.Features) -> dict[str, Any]:
     """Those that read the penultimate feature or logits, fitted."""
     made = dict(ood.classical_detectors(head, features))
-    made |= {"WeiPer": ood.WeiPer(head=head), "GMM": ood.GMM(2), "FeatureFlow": ood.FeatureFlow(epochs=1)}
+    made |= {"WeiPer": ood.WeiPer(head=head), "GMM": ood.GMM(2), "FeatureFlow": ood.FeatureFlow(updates=30)}
     made |= {"JointEnergy": ood.JointEnergy(), "compose([KNN, Energy])": ood.compose([ood.KNN(k=5), ood.Energy()])}
     return {name: detector.fit(features) for name, detector in made.items()}
 
@@ -205,9 +203,10 @@ def export(sizes: tuple[int, ...] = (1, 2, 7, 64)) -> dict[str, Any]:
     torch.manual_seed(0)
     network = ood.ResNet(3, 4, widths=(8, 16)).eval()
     images = torch.rand(600, 3, 8, 8)
-    seen = network.represent(images)
-    labels = torch.arange(600) % 4
-    features = ood.Features(penultimate=seen.penultimate.detach(), logits=seen.logits.detach(), labels=labels)
+    with torch.no_grad():
+        network.head.bias -= network(images).mean(0)  # each class is predicted then, as some detectors ask
+        penultimate, logits, _ = network.represent(images)
+    features = ood.Features(penultimate=penultimate, logits=logits, labels=logits.argmax(1))
     found = {}
     for name, detector in detectors(network.head, features).items():
         expected = {n: detector.score(features[:n]) for n in sizes}

@@ -1,12 +1,12 @@
 """Network and detector as one module of tensor operations alone, which `torch.export` and ONNX take."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ood_lib.detectors.detector import Detector
-from ood_lib.features.features import Features
 
 __all__ = ["Exportable", "exportable"]
 
@@ -22,7 +22,8 @@ class Exportable(nn.Module):
         """Larger score = more OOD; nothing is checked here, neither shapes nor NaN."""
         penultimate = self.body(images)
         logits = self.head(penultimate)
-        return self.detector._score(Features(penultimate=penultimate, logits=logits)), logits
+        seen: Any = SimpleNamespace(penultimate=penultimate, logits=logits)  # Features counts rows: a fixed number then
+        return self.detector._score(seen), logits
 
 
 def exportable(network: Any, detector: Detector) -> Exportable:
