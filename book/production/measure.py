@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 
 import ood_lib as ood
@@ -49,7 +50,7 @@ def service() -> dict[str, Any]:
             url = f"http://127.0.0.1:{PORT}/score"
             _wait(server, url)
             loads = [(size, clients) for size in (1, 32) for clients in (1, CLIENTS)]
-            rows = [_load(httpx, url, size, clients) for size, clients in loads]
+            rows = [_load(httpx, url, server.pid, size, clients) for size, clients in loads]
         finally:
             server.terminate()
             server.wait()
@@ -74,7 +75,7 @@ def _wait(server: subprocess.Popen, url: str) -> None:
     raise RuntimeError("the service did not answer within two minutes")
 
 
-def _load(httpx: Any, url: str, size: int, clients: int) -> dict[str, Any]:
+def _load(httpx: Any, url: str, pid: int, size: int, clients: int) -> dict[str, Any]:
     random = np.random.default_rng(0)
     body = {"pictures": [_png(random) for _ in range(size)]}
 
@@ -90,11 +91,15 @@ def _load(httpx: Any, url: str, size: int, clients: int) -> dict[str, Any]:
                 last += taken[-1]
         return taken
 
+    process = psutil.Process(pid)
+    before = sum(process.cpu_times()[:2])
     with ThreadPoolExecutor(clients) as pool:
         taken = np.concatenate([*pool.map(client, range(clients))])
+    spent = (sum(process.cpu_times()[:2]) - before) / (len(taken) + 3 * clients)  # also of those before the clock
     rate = len(taken) / SECONDS
     waits = {f"p{q}_ms": round(1000 * float(np.quantile(taken, q / 100)), 1) for q in (50, 99)}
-    return {"batch": size, "clients": clients, "requests": len(taken), "requests_per_second": round(rate, 1)} | waits
+    facts = {"batch": size, "clients": clients, "requests": len(taken), "requests_per_second": round(rate, 1)}
+    return facts | waits | {"processor_ms": round(1000 * spent, 1)}
 
 
 def _png(random: np.random.Generator) -> str:
