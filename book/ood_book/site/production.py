@@ -45,11 +45,10 @@ def _service(part: dict[str, Any]) -> str:
         rows.append([f"{row['batch']}", f"{row['clients']}", f"{rate:.1f}", f"{rate * row['batch']:.0f}", *waits])
     load = part["origin"]["load_before"]
     busy = (
-        f" Other work ran at the same time (load {load:.0f}): an idle machine answers sooner; the processor time of a request depends little on it."
-        if load > 1
-        else ""
+        f" Other work ran at the same time (load {load:.0f}): an idle machine answers sooner; the processor time of a "
+        "request depends little on it."
     )
-    return f"{_table(rows)}\n{part['network']}; {part['detector']}. {_origin(part)}{busy}\n"
+    return f"{_table(rows)}\n{part['network']}; {part['detector']}. {_origin(part)}{busy if load > 1 else ''}\n"
 
 
 def _watch(part: dict[str, Any]) -> str:
