@@ -63,7 +63,7 @@ def _watch(part: dict[str, Any]) -> str:
         f"scores and `patience={early}` reached the level after {part['mean_images_at_least']:,.0f} images on average "
         f"(runs were ended at {most:,}, so the true mean is larger), and within {early:,} images in "
         f"{_percent(alarms)} of them. With a change after {part['before']:,} unchanged images, the alarm came after "
-        f"so many further images:\n\n{_table(rows)}\n"
+        f"so many further images (services with an earlier, false alarm are left out):\n\n{_table(rows)}\n"
         f"A fixed band on the number of alarms is simpler, and correct only if it accounts for the calibration set. "
         f"Over {band['windows']} windows of {band['window']:,} images, a band was to be left by chance in "
         f"{band['promised']:.0%} of unchanged services at most. The binomial band, which takes 5 % for the true rate, "
@@ -74,7 +74,8 @@ def _watch(part: dict[str, Any]) -> str:
 
 
 def _percent(share: dict[str, float]) -> str:
-    return f"{share['share']:.1%} (95 % interval {share['low']:.1%} to {share['high']:.1%})".replace("%", " %")
+    shown = (f"{100 * share[name]:.1f} %" for name in ("share", "low", "high"))
+    return "{} (95 % interval {} to {})".format(*shown)
 
 
 def _export(part: dict[str, Any]) -> str:
@@ -91,4 +92,6 @@ def _export(part: dict[str, Any]) -> str:
 def _verdict(error: float | None) -> str:
     if error is None:
         return "–"
+    if error == 0:
+        return "0"
     return f"{error:.0e}" if error <= LIMIT else f"**{error:.0e}**, too much"
