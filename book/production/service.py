@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI, HTTPException
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Base64Bytes, BaseModel
+from pydantic import Base64Bytes, BaseModel, Field
 
 import ood_lib as ood
 
@@ -20,7 +20,7 @@ app = FastAPI()
 class Request(BaseModel):
     """Picture files, one or several."""
 
-    pictures: list[Base64Bytes]
+    pictures: list[Base64Bytes] = Field(min_length=1)
 
 
 def decide(files: list[bytes]) -> list[dict[str, Any]]:

@@ -46,7 +46,8 @@ def check_width(z: Tensor, width: int, who: str = "those it was fitted on were",
 def check_pairs(**rows: Tensor) -> None:
     """Raise ValueError when tensors do not have one row per image each: one with a single row would be broadcast."""
     shapes = {name: tuple(x.shape) for name, x in rows.items()}
-    if any(len(shape) == 0 for shape in shapes.values()) or len({shape[0] for shape in shapes.values()}) > 1:
+    counts = [shape[0] if shape else None for shape in shapes.values()]  # a symbol in torch.export, which has no hash
+    if any(count is None or count != counts[0] for count in counts):
         given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"{given} were given; expected one row per image in each of them")
 

@@ -22,7 +22,7 @@ from ood_book.notebooks import Refused, content_hash, sources
 from ood_book.percent import load
 from ood_book.reading import SYNCED
 from ood_book.run.plan import Task, hash_files, library_hash
-from ood_book.site import front, scale
+from ood_book.site import front, production, scale
 from ood_book.site.explorables import add_scripts, as_html
 from ood_book.site.links import used_by
 from ood_book.site.missing import Missing
@@ -190,6 +190,8 @@ def _add_front(root: Path, book: Path) -> None:
         (book / "_generated/strip.md").write_text(front.strip(front.judge(book / "_static/front")), encoding="utf-8")
         (book / "_generated/headline.md").write_text(front.headline(book / "results"), encoding="utf-8")
         (book / "_generated/cite.md").write_text(front.bibtex(root / "CITATION.cff"), encoding="utf-8")
+        for name, text in production.fragments(book / "results").items():
+            (book / f"_generated/production-{name}.md").write_text(text, encoding="utf-8")
 
 
 def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
