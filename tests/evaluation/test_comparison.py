@@ -186,7 +186,7 @@ def test_a_duel_is_the_paired_t_interval():
     one, other = [0.91, 0.85, 0.97, 0.9], [0.88, 0.86, 0.9, 0.84]
     found = compare_over_seeds(table_of(one, other), "one", "other", "near")
     test = scipy.stats.ttest_rel(one, other)
-    low, high = test.confidence_interval()
+    low, high = test.confidence_interval(0.99)
     assert found.difference == pytest.approx(100 * np.subtract(one, other).mean())
     assert found.difference - found.half == pytest.approx(100 * low) and found.half > 0
     assert found.difference + found.half == pytest.approx(100 * high)
