@@ -242,7 +242,7 @@ def _fpr(ranked: _Ranked, tpr: float, positive: Positive, confidence: float) -> 
 
 
 def _rate_interval(wrong: np.ndarray, m: int, tpr: float, confidence: float) -> tuple[float, float]:
-    """Ends of the interval of a rate, from the negatives (of m) up to each of the sorted positives, see `fpr_at_tpr`."""
+    """Ends of the interval of a rate, from the negatives (of m) up to each sorted positive, see `fpr_at_tpr`."""
     stats, special, optimize = (need(f"scipy.{name}") for name in ("stats", "special", "optimize"))
     n, tail = len(wrong), (1 - confidence) / 2
     first, last = stats.binom.ppf([1e-9, 1 - 1e-9], n, tpr).astype(int)
@@ -253,7 +253,7 @@ def _rate_interval(wrong: np.ndarray, m: int, tpr: float, confidence: float) -> 
     below, above = counts[ranks], counts[ranks + 1]
 
     def up_to(x: float, c: np.ndarray, alpha: int) -> float:
-        """Mass up to x of the mixture of Beta(c + alpha, m - c + 1 - alpha), which are points at 0 and 1 at the ends."""
+        """Mass up to x of the mixture of Beta(c + alpha, m - c + 1 - alpha), points at 0 and 1 at its ends."""
         some = (c + alpha > 0) & (m - c + 1 - alpha > 0)
         inside = special.betainc(np.where(some, c + alpha, 1), np.where(some, m - c + 1 - alpha, 1), x)
         return float(weights @ np.where(some, inside, c + alpha == 0))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest, norm, ttest_1samp
+from scipy.stats import beta, binom, binomtest, norm, ttest_1samp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from ood_lib.evaluation.metrics import Metrics, as_percent, aupr, auroc, evaluate, fpr_at_tpr, mean_interval, too_wide
