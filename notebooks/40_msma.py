@@ -1034,7 +1034,7 @@ def ahead(names, of):
 
 densities = [name for name in auxiliaries(network) if name in set(table["detector"])]
 display(Markdown(f"The classifiers are right on {np.mean(accuracies):.1f} % of the test images. Differences in points of AUROC, "
-                 "paired over networks, with 95 % intervals:\n\n" + "\n".join(lines) + "\n\n"
+                 "paired over networks, with 99 % intervals:\n\n" + "\n".join(lines) + "\n\n"
                  f"On the near sets, densities of the norms that are above their plain sum: {ahead(densities, 'sum of norms')}. Nearest "
                  f"neighbours on pixels or classifier features that are above the mixture: {ahead(['pixels, KNN', 'KNN'], 'MSMA, mixture')}."))  # fmt: skip
 
