@@ -93,7 +93,7 @@ def test_labels_outside_the_networks_classes_are_named(labels: list[int], said: 
 
 
 def test_an_empty_training_set_is_named():
-    with pytest.raises(ValueError, match="training set is empty"):
+    with pytest.raises(ValueError, match="data set is empty"):
         train(linear(), TensorDataset(torch.empty(0, 1, 6, 6), torch.empty(0, dtype=torch.long)))
 
 
@@ -200,7 +200,7 @@ def test_labels_that_do_not_fit_the_logits_are_named(labels: torch.Tensor, said:
 
 
 def test_the_map_on_no_image_is_refused():
-    with pytest.raises(ValueError, match=r"data set is empty.*\(image, labels\)"):
+    with pytest.raises(ValueError, match=r"data set is empty.*\(image, label\)"):
         mean_average_precision(Flat(), TensorDataset(torch.empty(0, 1, 6, 6), torch.empty(0, 4)), device="cpu")
 
 
