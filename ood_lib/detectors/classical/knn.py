@@ -126,13 +126,18 @@ class KNN(Detector):
 
     def _place(self, z: Tensor) -> Tensor:
         # distances do not see a shift, rounding does: |a|^2 + |b|^2 - 2ab loses what a and b share
-        return directions(z) if self.normalize else z - self.centre.to(z.dtype)
+        return self._turned(z) - self.centre.to(z.dtype)
+
+    def _turned(self, z: Tensor) -> Tensor:
+        return directions(z) if self.normalize else z
 
     def _fit(self, features: Features) -> None:
         if len(features) < self.k:
             raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
         z = self._prepare(Features(penultimate=features.penultimate)).penultimate
-        self.centre = z.median(0).values  # unlike the mean, it stays among the rows when one of them lies far away
+        self.centre = (
+            self._turned(z).median(0).values
+        )  # unlike the mean, it stays among the rows when one of them lies far away
         self.bank = self._place(z)
 
     def _score(self, features: Features) -> Tensor:
