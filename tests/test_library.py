@@ -19,8 +19,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "ood_lib").rglob("*.py") if path.stem != "__init__")
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in FILES]
 MODULES = [name for name in NAMES if not name.endswith("__main__")]
-PACKAGES = {
-    "IPython": "ipython",
+PACKAGES = {"IPython": "ipython",
     "markdown_it": "markdown-it-py",
     "mdit_py_plugins": "mdit-py-plugins",
     "sphinx_revealjs": "sphinx-revealjs",
