@@ -159,11 +159,11 @@ def verdict(entry: Entry, kind: Kind) -> str:
     """One of `FINE`, or what is wrong."""
     torch.manual_seed(0)
     given = {}
-    for name, x in entry.inputs.items():
-        changed = name.rsplit("_", 1)[-1] in kind.roles and name.startswith(kind.only)
-        given[name] = kind.change(x) if changed else x
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # torch says of some kinds that they are prototypes
+        for name, x in entry.inputs.items():
+            changed = name.rsplit("_", 1)[-1] in kind.roles and name.startswith(kind.only)
+            given[name] = kind.change(x) if changed else x
         try:
             with kind.around():
                 found = entry.call(*given.values())
