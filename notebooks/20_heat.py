@@ -1062,7 +1062,7 @@ plt.show()
 pairs = [(f"hybrid {n}", f"prior {n}") for n in names]
 pairs += [("HEAT", "priors composed"), ("HEAT", "prior GMM"), ("HEAT", "KNN"), ("priors composed", "KNN")]
 lines = [f"* {a} against {b}: near {ood.compare_over_seeds(table, a, b, 'near')}; far {ood.compare_over_seeds(table, a, b, 'far')}." for a, b in pairs]
-display(Markdown("Differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))
+display(Markdown("Differences in points of AUROC, paired over networks, with 99 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
 # *Prior logits* and *Energy* are the same detector, and their rows agree. Where a prior already gives nearly every far

@@ -919,7 +919,7 @@ plt.show()
 # %% tags=["hide-input"]
 duels = [("Flow + classes", "Flow + classes, untrained"), ("Flow, paper", "Flow")]
 lines = [f"* {one} against {two}: near {ood.compare_over_seeds(table, one, two, 'near')}; far {ood.compare_over_seeds(table, one, two, 'far')}." for one, two in duels]
-display(Markdown("Two more differences in points of AUROC, paired over networks, with 95 % intervals:\n\n" + "\n".join(lines)))
+display(Markdown("Two more differences in points of AUROC, paired over networks, with 99 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
 # Where a Gaussian already has 100 % on the far sets, training cannot improve it. *Flow, paper* differs from *Flow* in

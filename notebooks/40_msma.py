@@ -1074,7 +1074,7 @@ def ahead(names, of):
 
 densities = [name for name in auxiliaries(network) if name in set(table["detector"])]
 display(Markdown(f"The classifiers are right on {np.mean(accuracies):.1f} % of the test images. Differences in points of AUROC, "
-                 "paired over networks, with 95 % intervals:\n\n" + "\n".join(lines) + "\n\n"
+                 "paired over networks, with 99 % intervals:\n\n" + "\n".join(lines) + "\n\n"
                  f"On the near sets, these densities of the norms are clearly better than their sum: {ahead(densities, 'sum of norms')}. These nearest "
                  f"neighbours, on pixels or classifier features, are clearly better than the mixture: {ahead(['pixels, KNN', 'KNN'], 'MSMA, mixture')}."))  # fmt: skip
 

@@ -1056,7 +1056,7 @@ words = {duel.word for duel in duels}
 display(Markdown(
     "**On photographs the published order, joint energy before largest logit before softmax, "
     + ("reproduces.**" if words == {"better"} else "is contradicted.**" if "worse" in words else "is not settled by these splits.**")
-    + " Differences in points of AUROC, paired over splits, with 95 % intervals:\n\n" + "\n".join(lines)
+    + " Differences in points of AUROC, paired over splits, with 99 % intervals:\n\n" + "\n".join(lines)
     + "\n\nThe OOD sets are the same in all splits. The intervals do not include this: with other OOD pictures all results could change together. "
     f"On the validation pictures C = {' or '.join(f'{c:g}' for c in sorted(set(best)))} was best."
 ))  # fmt: skip
@@ -1175,12 +1175,12 @@ def on_set(cells, one, other, name):
 
 
 def short(duel, least=False):
-    """A difference as text, with its 95 % interval from five networks on, and with the least effect to be found."""
+    """A difference as text, with its 99 % interval from five networks on, and with the least effect to be found."""
     text = f"{duel.difference:+z.1f}"
     if duel.networks < 5 or duel.half >= 50:
         return text
     quantile = student(duel.networks - 1).ppf
-    power = f" ({duel.half * (1 + quantile(0.8) / quantile(0.975)):.1f})"  # found in 80 % of repetitions
+    power = f" ({duel.half * (1 + quantile(0.8) / quantile(0.995)):.1f})"  # found in 80 % of repetitions
     return f"{text} ± {duel.half:.1f}" + power * least
 
 
@@ -1188,7 +1188,7 @@ def short(duel, least=False):
 duels = [("JointEnergy", other) for other in ("MaxLogit", "MSP", "SumProb", "Mahalanobis")] + [("ODIN", "MaxLogit")]
 differences = {f"{a} against {b}": {k: short(on_set(table, a, b, k)) for k in sets} for a, b in duels}
 summary, note = ood.summarize(table), "no interval: fewer than five networks, or wider than ± 50"
-caption = f"Differences in points of AUROC, paired over networks, ± 95 % interval ({note})"
+caption = f"Differences in points of AUROC, paired over networks, ± 99 % interval ({note})"
 display(pd.DataFrame(differences).T.style.set_caption(caption))
 worst = table[table["metric"] == "auroc"].groupby(["detector", "ood_set"])["value"].mean().idxmin()
 display(Markdown(
@@ -1252,7 +1252,7 @@ lost = {k: 100 * p.nanmean().item() for k, p in precision.items()}
 norms = [max(r[r["layer"] != "head"]["reshaped"].max() for r in after[k]) for k in ("hard", "hard, eval")]
 duels = [("hard, eval", "plain, eval"), ("hard", "plain"), ("bounded", "plain"), ("plain, eval", "plain")]
 differences = {f"{a} against {b}": {k: short(on_set(by_kind, a, b, k), least=True) for k in sets} for a, b in duels}
-caption = f"Joint energy, points of AUROC, ± 95 % interval (smallest effect found in 80 % of repetitions; {note})"
+caption = f"Joint energy, points of AUROC, ± 99 % interval (smallest effect found in 80 % of repetitions; {note})"
 display(pd.DataFrame(differences).T.style.set_caption(caption))
 display(Markdown(
     f"Without the call of `train()` the mAP of plain networks changes from {lost['plain']:.1f} to {lost['plain, eval']:.1f} %, "

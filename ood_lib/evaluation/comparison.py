@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.evaluation.metrics import (
+    CALLED,
     DIRECTIONS,
     Positive,
     as_percent,
@@ -134,10 +135,13 @@ class SeedComparison(NamedTuple):
 
     The difference has the sign of the values: positive where the first detector has more, which is better for an AUROC
     and worse for an FPR95.  ``word`` and ``ahead`` know which.
+
+    A method is called better or worse where the interval leaves out zero.  It is Student's t at 99 %, because the
+    differences of networks are skewed: then it keeps what 95 % promise, see `ood_lib.evaluation.metrics.CALLED`.
     """
 
     difference: float  # mean over networks
-    half: float  # of its 95 % interval, Student's t; NaN for one network
+    half: float  # of its interval, Student's t at 99 %; NaN for one network
     ahead: int  # networks on which the first detector is better
     networks: int
     metric: str = "auroc"
@@ -185,7 +189,7 @@ def compare_over_seeds(
         >>> table = pd.DataFrame(rows, columns=["detector", "seed", "value"])
         >>> table = table.assign(metric="auroc", group="near", ood_set="letters")
         >>> print(compare_over_seeds(table, "a", "b", "near"))
-        **+9.0 [+6.5, +11.5]** (better; ahead on 3 of 3 networks)
+        **+9.0 [+3.3, +14.7]** (better; ahead on 3 of 3 networks)
     """
     if metric not in DIRECTIONS:
         raise ValueError(f"metric={metric!r} was given; expected one of {sorted(DIRECTIONS)}")
@@ -205,7 +209,7 @@ def compare_over_seeds(
                 f"the rows of those that both have: {sorted({*a[seed].index} & {*b[seed].index})}"
             )
     gap = [100 * (a[seed].astype(float).mean() - b[seed].astype(float).mean()) for seed in seeds]
-    mean, low, _ = mean_interval(gap)
+    mean, low, _ = mean_interval(gap, CALLED)
     return SeedComparison(mean, mean - low, sum(DIRECTIONS[metric] * g > 0 for g in gap), len(gap), metric)
 
 

@@ -183,12 +183,13 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, log_sigma: Tensor) -> Tensor:
         """Images (N, channels, H, W), scales (N,) or (1,) to (N, channels, H, W)."""
-        check_images(x, self.channels, self.stem.weight)
+        check_floats("(N, channels, H, W)", images=x)
         if x.ndim != 4 or x.shape[1] != self.channels or any(side % self.multiple for side in x.shape[2:]):
             raise ValueError(
                 f"images of shape {tuple(x.shape)} were given; expected (N, {self.channels}, H, W) with sides that "
                 f"{self.multiple} divides: pad them, or build it with other channels, widths or patch"
             )
+        check_images(x, self.channels, self.stem.weight)
         e = self.embedding(log_sigma)
         h = self.stem(F.pixel_unshuffle(x, self.patch))
         skips = []

@@ -5,6 +5,7 @@ network says how to get from a noised image to the mean of the clean ones that m
 :math:`\sigma^2` every noise scale has a loss between 0 and D/2, where D is the number of pixels and channels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -97,7 +98,12 @@ def denoising_error(
     def error(sigma: Tensor) -> float:
         return sum(dsm_loss(network, a, sigma, b).cpu().double().sum().item() for a, b in chunks) * 2 / x.numel()
 
-    return torch.tensor([error(sigma) for sigma in checked_scales(sigmas).to(x)[:, None]], dtype=torch.float64)
+    found = [error(sigma) for sigma in checked_scales(sigmas).to(x)[:, None]]
+    if not all(map(math.isfinite, found)):
+        raise ValueError(
+            f"the errors {found} are no finite numbers: the network or {x.dtype} overflowed on these images"
+        )
+    return torch.tensor(found, dtype=torch.float64, device="cpu")
 
 
 def draw_scales(network: Any, n: int, generator: torch.Generator) -> Tensor:

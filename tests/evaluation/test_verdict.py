@@ -83,7 +83,7 @@ def test_networks_that_disagree_widen_the_interval_beyond_their_images(generator
 
 
 def test_networks_that_agree_narrow_it(generator):
-    networks = [pair(drawn(generator, (1, 1), worse=0.4)) for _ in range(5)]
+    networks = [pair(drawn(generator, (1, 1), worse=0.4)) for _ in range(10)]
     alone, together = verdicts(networks[:1])["near"], verdicts(networks)["near"]
     assert together.high - together.low < alone.high - alone.low
 

@@ -196,7 +196,7 @@ def test_the_network_runs_in_eval_mode_and_is_given_back_as_it_was(network: ResN
 
 def test_the_mode_is_given_back_after_a_failure_too(network: ResNet):
     network.train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"expected \(N, 1, H, W\)"):
         extract(network, TensorDataset(torch.rand(4, 2, 8, 8), torch.zeros(4)), **OPTIONS)  # two channels
     assert network.training
 

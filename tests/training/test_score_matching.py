@@ -83,7 +83,7 @@ def test_levels_are_drawn_in_equal_shares():
 
 
 def test_the_largest_draw_there_is_has_a_level(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda n, generator: torch.full((n,), 1 - 2**-24))
+    monkeypatch.setattr(torch, "rand", lambda n, generator, **own: torch.full((n,), 1 - 2**-24))
     assert draw_scales(ScoreNetwork(1, levels=[0.3, 0.1]), 128, seeded())[-1] == pytest.approx(0.1)
 
 

@@ -126,14 +126,20 @@ class KNN(Detector):
 
     def _place(self, z: Tensor) -> Tensor:
         # distances do not see a shift, rounding does: |a|^2 + |b|^2 - 2ab loses what a and b share
-        return directions(z) if self.normalize else z - self.centre.to(z.dtype)
+        return self._turned(z) - self.centre.to(z.dtype)
+
+    def _turned(self, z: Tensor) -> Tensor:
+        return directions(z) if self.normalize else z
 
     def _fit(self, features: Features) -> None:
         if len(features) < self.k:
             raise ValueError(f"KNN(k={self.k}) was given {len(features)} training features; it needs at least k")
         z = self._prepare(Features(penultimate=features.penultimate)).penultimate
-        if not self.normalize:  # unlike the mean, the median stays among the rows when one of them lies far away
-            self.centre = largest(z.T, len(z) // 2 + 1)[:, 0].clone()
+        turned = self._turned(z)
+        if self.normalize:
+            self.centre = turned.mean(0)
+        else:  # unlike the mean, the median stays among the rows when one of them lies far away
+            self.centre = largest(turned.T, len(z) // 2 + 1)[:, 0].clone()
         self.bank = self._place(z)
 
     def _score(self, features: Features) -> Tensor:
