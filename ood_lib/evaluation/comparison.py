@@ -231,7 +231,7 @@ def checked_table(table: Any) -> None:
     if table.index.nlevels > 1 or table.index.name in KEYS:
         raise ValueError(f"the index of the table is {table.index.names}; expected columns alone: table.reset_index()")
     values = table["value"]
-    good = values.map(lambda x: (isinstance(x, numbers.Real) and (x != x or 0 <= x <= 1)) or x is None)
+    good = values.map(lambda x: (isinstance(x, numbers.Real) and (x != x or 0 <= float(x) <= 1)) or x is None)
     if not good.all():
         raise ValueError(
             f"{int((~good).sum())} of {len(table)} values are no shares, the first of them "

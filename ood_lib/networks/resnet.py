@@ -1,6 +1,7 @@
 """A residual classifier small enough to read, and one that learns more in an hour."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,7 +80,7 @@ class ResNet(nn.Module):
 
     def represent(self, images: Tensor) -> Representation:
         """Images (N, channels, H, W) in [0, 1] to penultimate (N, K), logits (N, C) and style (N, K)."""
-        conv = self.stem[0]
+        conv: Any = self.stem[0]
         check_images(images, conv.in_channels, conv.weight)
         maps = self.stages(self.stem(self.normalize(images)))  # (N, K, h, w)
         penultimate = maps.mean((2, 3))
