@@ -1,4 +1,4 @@
-"""The numbers of the page "In production": python book/production/measure.py PART, written to results/production.json.
+"""The numbers of the page "In production": python book/production/measure.py PART, written to measured.json.
 
 PART is `service` (requests a second and waiting times), `watch` (false alarms and delay of the evidence for drift) or
 `export` (how far the scores of an exported module are from those of the library).
@@ -26,7 +26,7 @@ import torch
 import ood_lib as ood
 
 HERE = Path(__file__).parent
-RESULT = HERE.parent / "results/production.json"
+RESULT = HERE / "measured.json"
 
 # -- service ----------------------------------------------------------------------------------------------------------
 

@@ -144,8 +144,8 @@ def test_the_columns_and_the_exit_statuses_are_those_of_the_command():
 
 
 def test_the_numbers_of_the_page_are_those_measured():
-    found = json.loads((ROOT / "book/results/production.json").read_text())
-    made = fragments(ROOT / "book/results")
+    found = json.loads((ROOT / "book/production/measured.json").read_text())
+    made = fragments(ROOT / "book/production/measured.json")
     for name, text in made.items():
         assert f"_generated/production-{name}.md" in PAGE
         assert "Not measured" not in text
@@ -156,7 +156,7 @@ def test_the_numbers_of_the_page_are_those_measured():
 
 
 def test_the_evidence_raises_no_more_false_alarms_than_it_promises():
-    watch = json.loads((ROOT / "book/results/production.json").read_text())["watch"]
+    watch = json.loads((ROOT / "book/production/measured.json").read_text())["watch"]
     assert watch["mean_images_at_least"] >= watch["patience"]
     band = watch["band"]
     assert band["beta_binomial"]["low"] <= band["promised"] < band["binomial"]["low"]

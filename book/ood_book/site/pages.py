@@ -190,7 +190,8 @@ def _add_front(root: Path, book: Path) -> None:
         (book / "_generated/strip.md").write_text(front.strip(front.judge(book / "_static/front")), encoding="utf-8")
         (book / "_generated/headline.md").write_text(front.headline(book / "results"), encoding="utf-8")
         (book / "_generated/cite.md").write_text(front.bibtex(root / "CITATION.cff"), encoding="utf-8")
-        for name, text in production.fragments(book / "results").items():
+    if (book / "production").is_dir():
+        for name, text in production.fragments(book / "production/measured.json").items():
             (book / f"_generated/production-{name}.md").write_text(text, encoding="utf-8")
 
 

@@ -9,9 +9,9 @@ __all__ = ["fragments"]
 LIMIT = 1e-4  # relative difference up to which scores count as equal
 
 
-def fragments(results: Path) -> dict[str, str]:
+def fragments(measured: Path) -> dict[str, str]:
     """What the page includes, by name; a part that was not measured is missing, and says so."""
-    found = json.loads((results / "production.json").read_text(encoding="utf-8"))
+    found = json.loads(measured.read_text(encoding="utf-8"))
     parts = {"service": _service, "watch": _watch, "export": _export}
     return {name: make(found[name]) if name in found else "Not measured yet.\n" for name, make in parts.items()}
 
