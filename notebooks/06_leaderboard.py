@@ -75,6 +75,7 @@ results: str = ""  # folder for this run's result file; empty: do not write
 # %% tags=["hide-input"]
 import html
 import tempfile
+import warnings
 from pathlib import Path
 
 import pandas as pd
@@ -86,6 +87,7 @@ from ood_lib.evaluation import explorables, metrics, plots
 from ood_lib.evaluation.results import origins
 
 plots.theme()
+warnings.filterwarnings("ignore", message=".*ranks almost as its prior")  # after few updates: the board shows it
 
 # %% [markdown]
 # ## 1. The board

@@ -156,6 +156,8 @@ folder = tempfile.TemporaryDirectory(prefix="audit-")  # is removed with the ker
 place = Path(folder.name)
 
 # %% [markdown]
+# ## Pictures and network
+#
 # ### The pictures
 #
 # **Where do the pictures of this page come from?** No photographs come with the library, only what networks know of them. The default
@@ -345,7 +347,7 @@ display(pd.Series(facts, name="").to_frame().style.set_caption("The network and 
 # distance of accuracy and confidence over these bins {cite:p}`guo2017calibration`. It is above zero for a calibrated network too, so it
 # is compared with the one that such a network would have by chance.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Confidence against accuracy on the ID test images, in bins of equally many; on the line the network is as often right as it says. Bars are 95 % intervals.", "name": "fig-audit-reliability"}, "image": {"alt": "Reliability picture. Mean confidence of a bin on the horizontal axis, share of right answers on the vertical axis with bars for its interval, and a diagonal line. A point below the line is a bin in which the network says more than it keeps."}}
+# %% tags=["hide-input"]
 calibration = None if right is None else ood.reliability(x.test.logits, known, seed=seed)
 if calibration is None:
     say("An image has several labels, or the network has no logits: there is no single confidence to compare.")
@@ -356,6 +358,9 @@ else:
         "over-confident": f"The network is **over-confident**, it says {100 * calibration.gap:+.1f} points more than it keeps: {ends}.",
         "under-confident": f"The network is **under-confident**, it says {-100 * calibration.gap:.1f} points less than it keeps: {ends}.",
     }[calibration.word])  # fmt: skip
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Confidence against accuracy on the ID test images, in bins of equally many; on the line the network is as often right as it says. Bars are 95 % intervals.", "name": "fig-audit-reliability"}, "image": {"alt": "Reliability picture. Mean confidence of a bin on the horizontal axis, share of right answers on the vertical axis with bars for its interval, and a diagonal line. A point below the line is a bin in which the network says more than it keeps."}}
+if calibration is not None:
     hits = [share(round(a * n), n) for a, n in zip(calibration.accuracy.tolist(), calibration.images.tolist())]
     value, low, high = map(np.array, zip(*hits))
     figure, ax = plt.subplots(figsize=(plots.HALF, plots.HALF))
@@ -627,7 +632,7 @@ unfair = {
     for name, own in members.items()
 }
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of ID test images refused, by class, with 95 % intervals; the line is what the threshold promises over all classes. At most fifteen classes are shown, the ones refused most often.", "name": "fig-audit-classes"}, "image": {"alt": "Horizontal dot plot of the share of refused test images for each class with its interval, sorted from most to least refused, and a vertical line at the promised share. A class whose interval lies to the right of the line pays for the others."}}
+# %% tags=["hide-input"]
 more = [n for n, p in unfair.items() if p < level and refused[n][0] > 1 - tpr]
 less = [n for n, p in unfair.items() if p < level and refused[n][0] < 1 - tpr]
 say(
@@ -635,6 +640,8 @@ say(
     + (f"Surely less often: {listed(less)}. " if less else "")
     + f"(Of {len(members)} classes, tested at {100 * level:.2g} % each, so that one false verdict among all has a probability of 5 % at most.)"
 )
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of ID test images refused, by class, with 95 % intervals; the line is what the threshold promises over all classes. At most fifteen classes are shown, the ones refused most often.", "name": "fig-audit-classes"}, "image": {"alt": "Horizontal dot plot of the share of refused test images for each class with its interval, sorted from most to least refused, and a vertical line at the promised share. A class whose interval lies to the right of the line pays for the others."}}
 top = sorted(refused, key=lambda n: -refused[n][0])[:15]
 value, low, high = 100 * np.array([refused[n] for n in top]).T
 figure, ax = plt.subplots(figsize=(plots.FULL * 0.7, 0.7 + 0.26 * len(top)))
@@ -717,7 +724,7 @@ at = np.array([t or "" for t in times]).argsort(kind="stable").argsort(kind="sta
 path, height = (np.concatenate([relative(v, own) for own in rows if own.sum() > 1]) for v in (at, score))
 rho, p = stats.spearmanr(path, height)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of ID test images refused in each tenth of their order, with 95 % intervals; the line is what the threshold promises.", "name": "fig-audit-drift"}, "image": {"alt": "Ten points from the first to the last tenth of the ID test images in their order. Each is the share of images refused, with a vertical bar for its interval. A horizontal dotted line marks the promised share. A trend of the points upwards or downwards would be drift."}}
+# %% tags=["hide-input"]
 out = np.concatenate([(~accepted).numpy()[own] for own in rows if own.sum() > 1])
 tenth = np.minimum((10 * (path - 1e-9)).astype(int), 9)
 counts = np.array([[(out & (tenth == d)).sum(), (~out & (tenth == d)).sum()] for d in range(10) if (tenth == d).any()])
@@ -727,6 +734,8 @@ trend = f"The score **{'rises' if rho > 0 else 'falls'} on the way**" if p < 0.0
 parts = "**stretches differ** in how often they are refused" if uneven < 0.025 else "stretches do not surely differ"
 advice = " Ask what changed there, and set the threshold on images of each kind." if min(p, uneven) < 0.025 else ""
 say(f"{trend} (rank correlation of place and score {rho:+z.2f}, p = {p:.2g}), and {parts} (p = {uneven:.2g}), by {basis}.{advice}")
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of ID test images refused in each tenth of their order, with 95 % intervals; the line is what the threshold promises.", "name": "fig-audit-drift"}, "image": {"alt": "Ten points from the first to the last tenth of the ID test images in their order. Each is the share of images refused, with a vertical bar for its interval. A horizontal dotted line marks the promised share. A trend of the points upwards or downwards would be drift."}}
 points = [(d, *share(out[tenth == d].sum(), (tenth == d).sum())) for d in range(10) if (tenth == d).any()]
 d, value, low, high = 100 * np.array(points).T
 figure, ax = plt.subplots(figsize=(plots.FULL * 0.7, 2.4))
