@@ -68,7 +68,8 @@ if importlib.util.find_spec("ood_lib") is None:
 # These are the parameters of the page. For your own network and pictures pass them on the command line:
 #
 # ```bash
-# ood-book run audit -p benchmark folder:pictures -p model torchvision:resnet50 -p weights model.pt
+# ood-book run audit -p benchmark folder:pictures \
+#   -p model torchvision:resnet50 -p weights model.pt
 # ```
 #
 # The folder is laid out as on [Bring your own data and model](../book/own-data). A model is `torchvision:NAME`, `timm:NAME`,
@@ -297,7 +298,7 @@ def decided(network):
         return "there is no head: what the model returns is the feature, and no detector that needs logits is used"
     if not names:
         return "the output is the mean of several linear layers, which were taken together as one"
-    return f"`{names[0]}` is the last linear layer, and what it makes is what the network returns, compared on every image"
+    return f"{names[0]}, the last linear layer: what it makes is what the network returns, compared on every image"
 
 
 width = x.test.penultimate.shape[1]
@@ -387,7 +388,7 @@ if calibration is not None and calibration.word != "calibrated":
 
 # %%
 def detectors_for(x):
-    """Detectors that fit the model: with several labels, without a head, or a classifier."""
+    """Detectors that fit the model: of several labels, without a head, or a classifier."""
     features = {"KNN": ood.KNN(min(50, max(1, len(x.train) // 5)))}
     if x.train.labels.ndim == 2:
         sums = {"SumLogit": ood.SumLogit(), "SumProb": ood.SumProb()}
@@ -397,8 +398,8 @@ def detectors_for(x):
     if x.head is None:
         return features | {"Mahalanobis": ood.Mahalanobis(), "RMDS": ood.RMDS()}
     own = ood.classical_detectors(x.head, x.train)
-    own |= {"WeiPer+KLD": ood.WeiPer(x.head, repeats=None), "GMM, length 1": ood.GMMPrior()}
-    return own
+    own["WeiPer+KLD"] = ood.WeiPer(x.head, repeats=None)
+    return own | {"GMM, length 1": ood.GMMPrior()}
 
 # %% tags=["hide-input"]
 with warnings.catch_warnings(record=True) as caught:

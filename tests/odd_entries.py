@@ -535,6 +535,21 @@ def temperature_(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 WRONG = torch.where(torch.arange(36) % 5 == 0, (LABELS + 1) % 3, LABELS)
+
+
+def ece_(logits: np.ndarray, labels: np.ndarray) -> float:
+    fits = logits.ndim == 2 and labels.shape == logits.shape[:1]
+    if not (fits and 0 <= labels.min() <= labels.max() < logits.shape[1]):
+        raise NoReference
+    p = softmax(logits, 1)
+    order = p.max(1).argsort(kind="stable")
+    gaps = np.array_split((p.max(1) - (p.argmax(1) == labels))[order], max(1, min(10, len(p) // 10)))
+    return sum(abs(gap.sum()) for gap in gaps) / len(p)
+
+
+ENTRIES["reliability"] = Entry(
+    {"logits": LOGITS, "labels": WRONG}, lambda logits, labels: ood.reliability(logits, labels, draws=2).ece, ece_
+)
 ENTRIES["fit_temperature"] = Entry({"logits": LOGITS, "labels": WRONG}, ood.fit_temperature, temperature_, rtol=1e-4)
 
 
@@ -616,6 +631,7 @@ def compared(known_scores: Any, test_scores: Any, b_known_scores: Any, test_b_sc
 ENTRIES |= {
     "evaluate": Entry(SCORES, evaluated, evaluate_, rtol=1e-9, single=1e-9),
     "compare": Entry(PAIRED, compared, delong_, rtol=1e-7, single=1e-7),
+    "Watch": Entry(SCORES, lambda known_scores, test_scores: ood.Watch(known_scores).update(test_scores), ITSELF),
 }
 
 

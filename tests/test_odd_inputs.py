@@ -45,6 +45,11 @@ NO_DATA = {
     "noise_scales": "three numbers", "pick_device": "a device", "pretrained": "a name", "provenance": "text",
     "save_verdicts": "verdicts, which are records", "seal": "an answer of any kind is hashed",
     "spectral_normalize": "a network", "split_folder": "a path", "tally": "verdicts, which are records",
+    "MadeFor": "what a file says of itself", "NetworkCard": "a record", "Recommendation": "a record of words",
+    "Reliability": "a record of numbers", "Scored": "a record", "exportable": "a network and a detector",
+    "load_network": "a name", "made_for": "a path", "read_picture": "a picture file; see tests/data/test_images.py",
+    "recommend": "scores in records, which detectors made", "score_files": "picture files, one row of text for each",
+    "score_verdicts": "scores in records, which detectors made", "SetScores": "a record of scores",
     "Benchmark": "a record of data sets, which extract_benchmark takes",
 }  # fmt: skip
 

@@ -1,13 +1,14 @@
 """Is a network as often right as it says?  The expected calibration error, its interval, and what chance makes."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ood_lib.checks import check
 from ood_lib.data.labels import class_indices
+from ood_lib.tensors import check_floats
 
 __all__ = ["Reliability", "reliability"]
 
@@ -72,31 +73,34 @@ def reliability(logits: Tensor, labels: Tensor, *, bins: int = 10, draws: int = 
     """
     check("integer [1, inf)", "a number of bins", bins=bins)
     check("integer [2, inf)", "a number of draws", draws=draws)
-    if logits.ndim != 2 or len(logits) == 0:
+    check_floats("(N, C)", logits=logits)
+    if len(logits) == 0:
         raise ValueError(f"logits of shape {tuple(logits.shape)} were given; expected (N, C) of one image at least")
     labels = class_indices(labels, len(logits), logits.shape[1])
     confidence, answer = logits.double().softmax(1).max(1)
     order = confidence.argsort(stable=True)
     confidence, right = confidence[order].cpu(), (answer == labels.to(answer.device))[order].double().cpu()
     generator = torch.Generator().manual_seed(seed)
-    again = torch.tensor([_ece(confidence[r], right[r], bins) for r in _resampled(len(right), draws, generator)])
-    drawn = [torch.rand(len(right), generator=generator, dtype=torch.float64) < confidence for _ in range(draws)]
-    chance = torch.tensor([_ece(confidence, x.double(), bins) for x in drawn]).quantile(0.95).item()
+    exact: Any = {"dtype": torch.float64, "device": "cpu"}
+    rows = _resampled(len(right), draws, generator)
+    again = torch.tensor([_ece(confidence[r], right[r], bins) for r in rows], **exact)
+    drawn = [torch.rand(len(right), generator=generator, **exact) < confidence for _ in range(draws)]
+    chance = torch.tensor([_ece(confidence, x.double(), bins) for x in drawn], **exact).quantile(0.95).item()
     ece = _ece(confidence, right, bins)
     low, high = (max(0.0, 2 * ece - again.quantile(q).item()) for q in (0.975, 0.025))
     parts = _bins(len(right), bins)
     said, kept = (torch.stack([part.mean() for part in x.split(parts)]) for x in (confidence, right))
-    return Reliability(ece, min(low, ece), max(high, ece), chance, said, kept, torch.tensor(parts))
+    return Reliability(ece, min(low, ece), max(high, ece), chance, said, kept, torch.tensor(parts, device="cpu"))
 
 
 def _bins(n: int, bins: int) -> list[int]:
     """How many images each bin holds."""
-    return [len(part) for part in torch.arange(n).tensor_split(max(1, min(bins, n // 10)))]
+    return [len(part) for part in torch.arange(n, device="cpu").tensor_split(max(1, min(bins, n // 10)))]
 
 
 def _resampled(n: int, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Rows (N,) of each bootstrap sample, in rising order."""
-    return (torch.randint(n, (n,), generator=generator).sort().values for _ in range(draws))
+    return (torch.randint(n, (n,), generator=generator, device="cpu").sort().values for _ in range(draws))
 
 
 def _ece(confidence: Tensor, right: Tensor, bins: int) -> float:

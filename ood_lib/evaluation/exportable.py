@@ -22,7 +22,7 @@ def _squares(a: Tensor, b: Tensor) -> Tensor:
 
 def _knn(detector: Any, z: Tensor) -> Tensor:
     bank, z = detector.bank.double(), z.double()
-    z = F.normalize(z) if detector.normalize else z - detector.centre
+    z = (F.normalize(z) if detector.normalize else z) - detector.centre
     return _squares(z, bank).topk(detector.k, largest=False).values.amax(1).sqrt().float()
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "HALF",
     "LINES",
     "MARKERS",
+    "NAMES",
     "band",
     "benchmark_images",
     "benchmark_table",

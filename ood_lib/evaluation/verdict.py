@@ -126,8 +126,8 @@ def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -
 
     The interval reaches Student's t times :math:`\sigma`, with Satterthwaite's degrees of freedom.  With one network it
     speaks of other images and of this network; with several, which are several seeds of a recipe, also of other seeds.
-    Networks differ by skewed amounts, and few of them hide it: :math:`\kappa` is Student's t at 99 % over that at 95 %
-    (2.3 for three networks), by which at most about 5 of 100 verdicts of no true difference are wrong, also for
+    Networks differ by skewed amounts, and few of them hide it.  So :math:`\kappa` is Student's t at 99 % over that at
+    95 %, 2.3 for three networks.  With it at most about 5 of 100 verdicts of no true difference are wrong, also for
     exponential differences; without it up to 15 are (tests/benchmarks/bench_intervals.py).
 
     Args:

@@ -2,12 +2,10 @@
 
 import bisect
 import random
-from collections.abc import Iterable
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from ood_lib.checks import check
+from ood_lib.evaluation.metrics import checked_scores
 
 __all__ = ["Watch"]
 
@@ -26,7 +24,7 @@ class Watch:
     the mean of their statistics.
 
     Args:
-        calibration: scores of held-out ID images, such as ``detector.calibration``.
+        calibration: scores of held-out ID images (N,), a tensor, an array or a list: ``detector.calibration``.
         alpha: share of ID images that are refused, 1 - tpr.
         patience: c, images to the first false alarm: no fewer, on average.
         seed: of the ties.
@@ -45,19 +43,18 @@ class Watch:
     """
 
     def __init__(
-        self, calibration: Tensor | Iterable[float], alpha: float = 0.05, patience: float = 100_000, seed: int = 0
+        self, calibration: Any, alpha: float = 0.05, patience: float = 100_000, seed: int = 0
     ) -> None:
         check("(0, 0.1]", "a share of ID images that are refused", alpha=alpha)
         check("(1, inf)", "a number of images", patience=patience)
-        self.known = sorted(torch.as_tensor(calibration).double().tolist())
-        check(len, "calibration scores, at least one", calibration=self.known)
+        self.known = sorted(checked_scores(calibration, "calibration").tolist())
         self.alpha, self.patience, self.random = alpha, patience, random.Random(seed)
         self.rates, self.leans = [2 * alpha, 4 * alpha, 8 * alpha], [0.5, 1.0, -0.5]
         self.statistics = [0.0] * 6
 
-    def update(self, scores: Tensor | Iterable[float]) -> float:
+    def update(self, scores: Any) -> float:
         """The evidence after these scores, in the order in which they came; at `patience` or above it is an alarm."""
-        for score in scores.flatten().tolist() if isinstance(scores, Tensor) else map(float, scores):
+        for score in checked_scores(scores, "scores").tolist():
             low, high = bisect.bisect_left(self.known, score), bisect.bisect_right(self.known, score)
             above = len(self.known) - high + self.random.random() * (high - low + 1)
             p = above / (len(self.known) + 1)

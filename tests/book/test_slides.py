@@ -268,7 +268,7 @@ def test_of_a_run_the_command_writes_the_editions_and_a_deck(tmp_path, capsys):
     line = ["teach", "weiper", "--slides", "--profile", "quick", "--root", str(ROOT), "--out", str(tmp_path)]
     if cli.main(line):
         pytest.skip(capsys.readouterr().err)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*EDITIONS, "slides"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*EDITIONS, "slides", "quiz", "student.zip"])
     assert [p.name for p in (tmp_path / "slides").iterdir()] == ["10_weiper.html"]
 
 

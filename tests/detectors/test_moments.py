@@ -73,7 +73,7 @@ def test_a_large_common_offset_costs_no_digits():
 
 @pytest.mark.parametrize(
     ("labels", "complaint"),
-    [(LABELS - 1, "smallest one given is -1"), (LABELS[:50], r"\(50,\)"), (torch.zeros(90, 4), r"\(90, 4\)")],
+    [(LABELS - 1, "labels run from -1 to 2"), (LABELS[:50], r"\(50,\)"), (torch.zeros(90, 4), r"\(90, 4\)")],
 )
 def test_what_is_no_class_index_is_named(labels: torch.Tensor, complaint: str):
     with pytest.raises(ValueError, match=complaint):

@@ -110,7 +110,7 @@ def test_a_write_into_the_tensors_stays_in_memory(tmp_path, expected: bytes, mon
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_mapped_file_holds_what_was_saved(tmp_path, monkeypatch, dtype: torch.dtype):
     monkeypatch.setattr(ood_lib.features.blocks, "SMALL", 0)
-    saved = Features(penultimate=normal(7, 3).to(dtype), labels=torch.eye(7, 3).bool(), style=torch.empty(7, 0))
+    saved = Features(penultimate=normal(7, 3).to(dtype), labels=torch.eye(7, 3).bool(), style=normal(7, 1))
     saved.save(tmp_path / "bank")
     loaded = Features.load(tmp_path / "bank").tensors()
     assert loaded.keys() == saved.tensors().keys()
