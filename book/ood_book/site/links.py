@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
@@ -30,9 +31,8 @@ def uses(code: str, imports: str = "") -> list[str]:
         >>> uses("import ood_lib as ood; from ood_lib import plots; plots.theme(ood.WeiPer())")
         ['ood_lib.evaluation.plots.theme', 'ood_lib.detectors.weiper.WeiPer']
     """
-    tree = ast.parse(code)
-    known = dict(_imported(ast.parse(imports) if imports else tree))
-    named = (_dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name))
+    known = _imported(imports or code)
+    named = (_dotted(node) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Attribute | ast.Name))
     whole = (known[first] + rest for first, rest in named if first in known)
     return sorted({place for name in whole if (place := _place(name))})
 
@@ -60,13 +60,16 @@ def used_by(root: Path) -> dict[str, dict[str, list[str]]]:
     return found
 
 
-def _imported(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """Each name that an import of the library binds, and what it stands for."""
-    for node in ast.walk(tree):
+@cache  # asked for again by every cell of a notebook
+def _imported(code: str) -> dict[str, str]:
+    """The names that imports of the library bind, and what each stands for."""
+    found: dict[str, str] = {}
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
-            yield from ((a.asname, a.name) for a in node.names if a.asname and a.name.split(".")[0] == "ood_lib")
+            found |= {a.asname: a.name for a in node.names if a.asname and a.name.split(".")[0] == "ood_lib"}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ood_lib":
-            yield from ((a.asname or a.name, f"{node.module}.{a.name}") for a in node.names)
+            found |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return found
 
 
 def _dotted(node: ast.expr) -> tuple[str, str]:
