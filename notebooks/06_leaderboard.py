@@ -17,7 +17,7 @@
 # **You need** the words of [the protocol chapter](05_protocol): near, far, AUROC, FPR95.
 #
 # <!-- made by ood-book sync -->
-# **It takes** 4 minutes to read, without exercises and what is folded, and 5 minutes to run. No GPU, no download.
+# **It takes** 3 minutes to read, without exercises and what is folded, and 5 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **The claim** of any leaderboard is that its first line is the best method. Do not believe it: read section 3 first.
@@ -56,7 +56,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # {term}`bank`, features that another network left on disk, goes through the same cells:
 # `ood-book run leaderboard -p benchmark bank:PATH`.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip

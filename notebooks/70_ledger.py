@@ -17,7 +17,7 @@
 # **You need** the words of [the protocol chapter](05_protocol): near, far, AUROC, FPR95.
 #
 # <!-- made by ood-book sync -->
-# **It takes** 3 minutes to read, without exercises and what is folded, and 1 minute to run. No GPU, no download.
+# **It takes** 2 minutes to read, without exercises and what is folded, and 1 minute to run. No GPU, no download.
 # <!-- end -->
 #
 # **The claim** of this page is that a value without its setting is worth nothing. Every row has both.
@@ -54,7 +54,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # %% [markdown]
 # These are the parameters of the page: two files that you may replace by your own.
 
-# %% tags=["parameters"]
+# %% tags=["parameters", "hide-input"]
 claims: str = "../book/claims.yaml"  # what the papers say
 archive: str = "../book/results"  # what we measured
 close: float = 3.0  # points from a claimed value that still count as close
