@@ -258,9 +258,10 @@ def test_an_entry_point_answers_well_or_says_what_is_wrong_whatever_comes(name: 
     judge(name, kinds_of(ENTRIES[name]))
 
 
-def test_the_count(capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("run", ["sampled", pytest.param("whole", marks=pytest.mark.odd)])
+def test_the_count(run: str, capsys: pytest.CaptureFixture):
     """Comes last: what the tests of this file that ran in this process have found."""
     if COUNTS:
         with capsys.disabled():
-            print(f"\n{sum(COUNTS.values())} odd inputs of {len(EACH_KIND)} kinds: {dict(COUNTS)}")
+            print(f"\n{run}: {sum(COUNTS.values())} odd inputs of {len(EACH_KIND)} kinds: {dict(COUNTS)}")
     assert not COUNTS["neither"]
