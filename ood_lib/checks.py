@@ -2,6 +2,7 @@
 
 import operator
 import re
+import sys
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -28,6 +29,8 @@ def check(expected: str | Collection[Any] | Callable[[Any], Any], meaning: str =
         Traceback (most recent call last):
         ValueError: fraction=2 was given; expected a share of each class, 0 < fraction <= 1
     """
+    if "torch" in sys.modules and sys.modules["torch"].compiler.is_exporting():
+        return  # a program of tensors looks at no number
     for name, value in given.items():
         if isinstance(expected, str):
             good, words = _interval(expected, name, value)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from ood_lib.files import atomic
@@ -106,7 +107,7 @@ def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:
 def _ordinary(found: Tensor) -> bool:
     """Whether lengths are such that no square on the way to them was too large or too small for a number."""
     limits = torch.finfo(found.dtype)
-    return bool(((found > limits.tiny**0.25) & (found < limits.max**0.25)).all())
+    return not is_exporting() and bool(((found > limits.tiny**0.25) & (found < limits.max**0.25)).all())
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -128,7 +129,8 @@ def directions(x: Tensor) -> Tensor:
 
 def _plain(x: Tensor) -> bool:
     """Whether numpy may order it: its sort uses the vector units of a CPU, and keeps neither places nor gradients."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not x.requires_grad
+    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    return plain and not (x.requires_grad or is_exporting())
 
 
 def ascending(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from ood_lib.data.labels import label_matrix, present
 from ood_lib.detectors.detector import Detector
@@ -132,7 +133,7 @@ class MomentDetector(Detector):
     @torch.no_grad()
     def _complete(self) -> None:
         """Finish what `partial_fit` or `merge` has left pending."""
-        if not self.fitted and len(self.counts):
+        if not is_exporting() and not self.fitted and len(self.counts):
             self._thaw()
             self._finish(self.moments)
             self._lay_out()

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
@@ -37,6 +38,8 @@ def kept(width: int, percentile: float) -> int:
 def kept_mask(z: Tensor, percentile: float) -> Tensor:
     """Which k entries of each row are the largest, (N, K) of booleans; of equal ones those that come first."""
     z, count = z.detach(), kept(z.shape[1], percentile)
+    if is_exporting():  # which cannot ask whether there are equal ones
+        return torch.zeros_like(z, dtype=torch.bool).scatter(1, z.topk(count, dim=1).indices, True)
     mask = z >= largest(z, count)[:, :1]
     if (tied := mask.sum(1) > count).any():  # topk would choose by the machine and by the size of the batch
         places = z[tied].sort(dim=1, descending=True, stable=True).indices[:, :count]
@@ -49,7 +52,7 @@ def scale_factor(z: Tensor, percentile: float) -> Tensor:
     some = largest(z, kept(z.shape[1], percentile)).sum(1, keepdim=True)
     dead = (z == 0).all(1, keepdim=True)  # any factor leaves them zero
     factor = (z.sum(1, keepdim=True) / some.masked_fill(dead, 1)).exp()
-    bad = int((((some <= 0) | ~factor.isfinite()) & ~dead).sum())
+    bad = 0 if is_exporting() else int((((some <= 0) | ~factor.isfinite()) & ~dead).sum())
     if bad:
         raise ValueError(
             f"in {bad} of {len(z)} rows the kept entries sum to zero or less, or their share is so small that its "

@@ -85,7 +85,7 @@ class Flow(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Data (N, K) to latents u (N, K) and the logarithm of the stretch, log_det (N,)."""
-        total = x.new_zeros(len(x))
+        total = x.new_zeros(x.shape[0])
         for layer in self.layers:
             x, log_det = layer(x)
             total = total + log_det
