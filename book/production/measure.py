@@ -197,7 +197,8 @@ def _share(count: int, total: int) -> dict[str, float]:
 def detectors(head: Any, features: ood.Features) -> dict[str, Any]:
     """Those that read the penultimate feature or logits, fitted."""
     made = dict(ood.classical_detectors(head, features))
-    made |= {"WeiPer": ood.WeiPer(head=head), "GMM": ood.GMM(2), "FeatureFlow": ood.FeatureFlow(updates=30)}
+    made |= {"WeiPer, limit": ood.WeiPer(head, repeats=None), "GMM": ood.GMM(2)}
+    made["FeatureFlow"] = ood.FeatureFlow(updates=30)
     made |= {"JointEnergy": ood.JointEnergy(), "compose([KNN, Energy])": ood.compose([ood.KNN(k=5), ood.Energy()])}
     return {name: detector.fit(features) for name, detector in made.items()}
 

@@ -38,7 +38,7 @@ class NotFittedError(RuntimeError):
 
 def check_width(z: Tensor, width: int, who: str = "those it was fitted on were", what: str = "features") -> None:
     """Raise ValueError when rows (N, K) are not as wide as they have to be."""
-    if z.shape[1] != width:
+    if not is_exporting() and z.shape[1] != width:
         raise ValueError(
             f"the {what} are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
         )

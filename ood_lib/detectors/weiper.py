@@ -14,11 +14,12 @@ References:
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from ood_lib.checks import check
@@ -133,9 +134,14 @@ def histogram(
         index.clamp_(0, bins - 1)
     else:  # high itself is inside, and so is what lies so close below it that its index was rounded up
         index.masked_fill_((index == bins) & (values <= high), bins - 1)
-    rows = torch.arange(len(values), device=values.device)[:, None] * (bins + 2)
+    rows = torch.arange(values.shape[0], device=values.device)[:, None] * (bins + 2)
     flat = index.long().add_(1).add_(rows).flatten()  # bins 0 and B+1 of each row collect what is dropped
-    counts = torch.bincount(flat, minlength=len(values) * (bins + 2)).view(len(values), -1)
+    cells = values.shape[0] * (bins + 2)
+    if is_exporting():  # which cannot know how long the result of `bincount` is
+        counts = values.new_zeros(cells).index_add_(0, flat, torch.ones_like(flat, dtype=values.dtype))
+    else:
+        counts = torch.bincount(flat, minlength=cells)
+    counts = counts.view(values.shape[0], bins + 2)
     return counts[:, 1:-1].to(values.dtype) / values.shape[1]
 
 
@@ -172,7 +178,8 @@ def gaussian_histogram(
     _check_bins(low, high, bins, overflow)
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64).to(mean)
     std = std.clamp_min(torch.finfo(std.dtype).tiny)[..., None]
-    below = mean.new_empty(len(mean), bins + 1)  # filled in place: small results between large ones fragment the heap
+    # filled in place: small results between large ones fragment the heap
+    below = mean.new_empty(mean.shape[0], bins + 1)
     block = max(1, CELLS // (mean.shape[1] * len(edges)))
     for rows, m, s in zip(below.split(block), mean[..., None].split(block), std.split(block)):
         torch.mean(torch.special.ndtr((edges - m).div_(s)), 1, out=rows)
@@ -261,6 +268,15 @@ def weiper_kld(
     d1 = symmetric_kl(reference, smooth(density, smooth_penultimate), eps_penultimate)
     d2 = symmetric_kl(reference_weiper, smooth(density_weiper, smooth_weiper), eps_weiper)
     return d1 + lambda1 * d2 - lambda2 * confidence
+
+
+@cache
+@torch.inference_mode(False)
+def normal_nodes(dimensions: int, count: int) -> Tensor:
+    """Points (count, dimensions) that fill the standard normal distribution evenly, the same ones each time."""
+    with torch.device("cpu"):
+        sobol = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0)
+        return torch.special.ndtri(sobol.draw(count, dtype=torch.float64).clamp(1e-9, 1 - 1e-9))
 
 
 class WeiPer(Detector):
@@ -376,8 +392,7 @@ class WeiPer(Detector):
 
     def _limit(self, z: Tensor) -> Iterator[Tensor]:
         mean, std = self.moments(z)
-        sobol = torch.quasirandom.SobolEngine(mean.shape[1], scramble=True, seed=0)
-        nodes = torch.special.ndtri(sobol.draw(NODES, dtype=torch.float64).clamp(1e-9, 1 - 1e-9)).to(z)  # (NODES, C)
+        nodes = normal_nodes(mean.shape[1], NODES).to(z)
         for block in nodes.split(max(1, COLUMNS // mean.shape[1])):
             yield torch.addcmul(mean[:, None], std[:, None], block)
 
@@ -438,18 +453,21 @@ class WeiPer(Detector):
 
     # -- scoring -----------------------------------------------------------------------------------------------
 
+    def ends(self) -> tuple[float, float, float, float]:
+        """Of both histograms: the smallest and largest activation, then perturbed logit, of the training set."""
+        return *self.range_penultimate.tolist(), *self.range_weiper.tolist()
+
     def densities(self, z: Tensor, confidence: bool = True) -> tuple[Tensor, Tensor, Tensor]:
         """Histograms of the activations and of the perturbed logits, both (N, B), and MSP_W (N,), of a fitted detector.
 
         Without ``confidence`` MSP_W stays zero, which spares the closed form its only numerical average.
         """
-        low, high = self.range_weiper.tolist()
-        lowest, highest = self.range_penultimate.tolist()
+        lowest, highest, low, high = self.ends()
         own = histogram(z, lowest, highest, self.bins, self.overflow)
         if self.repeats is None:
             shared = gaussian_histogram(*self.moments(z), low, high, self.bins, self.overflow)
-            return own, shared, -self._mean(msp, z) if confidence else z.new_zeros(len(z))
-        shared, msp_w = torch.zeros_like(own), z.new_zeros(len(z))
+            return own, shared, -self._mean(msp, z) if confidence else z.new_zeros(z.shape[0])
+        shared, msp_w = torch.zeros_like(own), z.new_zeros(z.shape[0])
         for view in self.views(z):  # one pass serves both
             shared += histogram(view.flatten(1), low, high, self.bins, self.overflow) * view.shape[1]
             if confidence:
@@ -458,7 +476,7 @@ class WeiPer(Detector):
 
     def _mean(self, score: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """S_W, the mean of a logit score over the perturbed heads, (n,)."""
-        total = sum((score(view).sum(1) for view in self.views(z)), z.new_zeros(len(z)))
+        total = sum((score(view).sum(1) for view in self.views(z)), z.new_zeros(z.shape[0]))
         return total / (self.repeats or NODES)
 
     def arguments(self) -> dict[str, Any]:

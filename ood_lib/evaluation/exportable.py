@@ -8,9 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.detectors.classical.knn import KNN
 from ood_lib.detectors.classical.mahalanobis import Mahalanobis
 from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.weiper import NODES, WeiPer, normal_nodes
 
 __all__ = ["Exportable", "exportable"]
 
@@ -64,7 +66,8 @@ def exportable(network: Any, detector: Detector) -> Exportable:
         detector: fitted; it reads the penultimate feature, logits, or both.
 
     Raises:
-        ValueError: the detector is not fitted, or reads style; the network has no single linear layer as its head.
+        ValueError: the detector is not fitted, reads style, or is WeiPer with drawn heads; the network has no single
+            linear layer as its head.
 
     Example:
         >>> import torch
@@ -87,4 +90,14 @@ def exportable(network: Any, detector: Detector) -> Exportable:
         )
     parent, _, name = places[0].rpartition(".")
     setattr(whole.get_submodule(parent), name, nn.Identity())
-    return Exportable(whole, copy.deepcopy(head), copy.deepcopy(detector)).eval().requires_grad_(False)
+    detector = copy.deepcopy(detector)
+    if isinstance(detector, WeiPer):  # what follows from it is computed now, not by the program
+        check(
+            lambda repeats: repeats is None,
+            "None, the closed form: a program would draw other heads each time",
+            repeats=detector.repeats,
+        )
+        ends = detector.ends()
+        detector.ends = lambda: ends  # type: ignore[method-assign]
+        normal_nodes(head.out_features, NODES)
+    return Exportable(whole, copy.deepcopy(head), detector).eval().requires_grad_(False)

@@ -38,9 +38,20 @@ def test_scores_and_logits_are_those_of_the_library(name, detector):
     assert network.head.out_features == 4
 
 
-def test_an_exported_program_takes_any_number_of_images():
-    network = networks()["adapted"]
-    detector, seen = fitted(network, ood.Energy())
+TENSOR_CODE = {
+    "Energy": lambda head: ood.Energy(),
+    "ReAct": ood.ReAct,
+    "ASH": ood.ASH,
+    "SCALE": ood.SCALE,
+    "WeiPer": lambda head: ood.WeiPer(head, repeats=None),
+    "flow": lambda head: ood.FeatureFlow(updates=2),
+}
+
+
+@pytest.mark.parametrize("make", TENSOR_CODE.values(), ids=TENSOR_CODE)
+def test_an_exported_program_takes_any_number_of_images(make):
+    network = networks()["library"]
+    detector, seen = fitted(network, make(network.head))
     module = ood.exportable(network, detector)
     whole = torch.export.export(module, (IMAGES[:3],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)).module()
     for count in (1, 2, 50):
@@ -53,6 +64,9 @@ def test_what_cannot_be_exported_is_named():
         ood.exportable(network, ood.KNN())
     detector, _ = fitted(network, ood.GMMPrior("style"))
     with pytest.raises(ValueError, match=r"reads \['style'\]"):
+        ood.exportable(network, detector)
+    detector, _ = fitted(network, ood.WeiPer(network.head, repeats=5))
+    with pytest.raises(ValueError, match="repeats=5 was given; expected None"):
         ood.exportable(network, detector)
 
 
