@@ -37,6 +37,7 @@ class Watch:
         Martingales for Change-Point Detection, COPA 2017.
 
     Example:
+        >>> import torch
         >>> watch = Watch(torch.linspace(-2, 2, 500), patience=10_000)
         >>> watch.update([3.0] * 40) >= watch.patience
         True
