@@ -31,11 +31,13 @@ from ood_lib.features.features import Features
 from ood_lib.tensors import check_floats, lengths
 
 __all__ = [
+    "NODES",
     "WeiPer",
     "gaussian_histogram",
     "histogram",
     "logit_noise",
     "noise",
+    "normal_nodes",
     "perturb",
     "smooth",
     "symmetric_kl",
