@@ -19,6 +19,7 @@ import pandas as pd
 import ood_lib as ood
 from ood_book.metadata import read_yaml
 from ood_book.notebooks import Refused
+from ood_book.site.tables import table
 from ood_lib.data.images import ImageFormat
 from ood_lib.training.recipes import card
 
@@ -127,12 +128,11 @@ def strip(decisions: Sequence[Decision]) -> str:
 def headline(results: Path) -> str:
     """AUROC of a few detectors on CIFAR-10 for each of two networks, and which leads: a Markdown table, a sentence."""
     tables = {name: ood.load_results(results / f"{file}.json") for file, name in RESULTS.items()}
-    rows = {(name, group): _means(table, group) for name, table in tables.items() for group in ("near", "far")}
-    wide = pd.DataFrame(rows).loc[list(METHODS)]
+    means = {(name, group): _means(one, group) for name, one in tables.items() for group in ("near", "far")}
+    wide = pd.DataFrame(means).loc[list(METHODS)]
     head = [f"{name}, {group}-OOD" for name, group in wide.columns]
-    lines = [["detector", *head], ["---", *("---:" for _ in head)]]
-    lines += [[method, *(f"{100 * value:.1f}" for value in row)] for method, row in zip(wide.index, wide.to_numpy())]
-    return f"{_leaders(wide)}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    rows = [[method, *(f"{100 * value:.1f}" for value in row)] for method, row in zip(wide.index, wide.to_numpy())]
+    return f"{_leaders(wide)}\n\n{table(['detector', *head], rows)}"
 
 
 def _means(table: pd.DataFrame, group: str) -> pd.Series:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ood_book.site.tables import table
+
 __all__ = ["fragments"]
 
 LIMIT = 1e-4  # relative difference up to which scores count as equal
@@ -16,29 +18,15 @@ def fragments(measured: Path) -> dict[str, str]:
     return {name: make(found[name]) if name in found else "Not measured yet.\n" for name, make in parts.items()}
 
 
-def _table(rows: list[list[str]]) -> str:
-    head, *rest = rows
-    line = ["---", *("---:" for _ in head[1:])]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, line, *rest)) + "\n"
-
-
 def _origin(part: dict[str, Any]) -> str:
     origin = part["origin"]
     return f"Measured by `{origin['command']}` on {origin['date']}: {origin['device']}; {origin['versions']}."
 
 
 def _service(part: dict[str, Any]) -> str:
-    rows = [
-        [
-            "pictures in a request",
-            "clients",
-            "requests a second",
-            "pictures a second",
-            "median",
-            "99 % within",
-            "processor time",
-        ]
-    ]
+    head = ["pictures in a request", "clients", "requests a second", "pictures a second"]
+    head += ["median", "99 % within", "processor time"]
+    rows = []
     for row in part["rows"]:
         rate = row["requests_per_second"]
         waits = [f"{row[name]:.0f} ms" for name in ("p50_ms", "p99_ms", "processor_ms")]
@@ -48,12 +36,12 @@ def _service(part: dict[str, Any]) -> str:
         f" Other work ran at the same time (load {load:.0f}): an idle machine answers sooner; the processor time of a "
         "request depends little on it."
     )
-    return f"{_table(rows)}\n{part['network']}; {part['detector']}. {_origin(part)}{busy if load > 1 else ''}\n"
+    return f"{table(head, rows)}\n{part['network']}; {part['detector']}. {_origin(part)}{busy if load > 1 else ''}\n"
 
 
 def _watch(part: dict[str, Any]) -> str:
     alarms, band, streams = part["false_alarm_within_patience"], part["band"], part["streams"]
-    rows = [["change", "10 % of alarms by", "half by", "90 % by"]]
+    head, rows = ["change", "10 % of alarms by", "half by", "90 % by"], []
     for name, row in part["delay"].items():
         shown = ["not within 8,000" if row[q] is None else f"{row[q]:,}" for q in ("p10", "median", "p90")]
         rows.append([name, *shown])
@@ -63,7 +51,7 @@ def _watch(part: dict[str, Any]) -> str:
         f"scores and `patience={early}` reached the level after {part['mean_images_at_least']:,.0f} images on average "
         f"(runs were ended at {most:,}, so the true mean is larger), and within {early:,} images in "
         f"{_percent(alarms)} of them. With a change after {part['before']:,} unchanged images, the alarm came after "
-        f"so many further images (services with an earlier, false alarm are left out):\n\n{_table(rows)}\n"
+        f"so many further images (services with an earlier, false alarm are left out):\n\n{table(head, rows)}\n"
         f"A fixed band on the number of alarms is simpler, and correct only if it accounts for the calibration set. "
         f"Over {band['windows']} windows of {band['window']:,} images, a band was to be left by chance in "
         f"{band['promised']:.0%} of unchanged services at most. The binomial band, which takes 5 % for the true rate, "
@@ -80,11 +68,11 @@ def _percent(share: dict[str, float]) -> str:
 
 def _export(part: dict[str, Any]) -> str:
     makers = ("torch.export", "ONNX")
-    rows = [["detector", "`torch.export`", "ONNX Runtime"]]
-    rows += [[f"`{name}`", *(_verdict(row[way]) for way in makers)] for name, row in part["detectors"].items()]
+    head = ["detector", "`torch.export`", "ONNX Runtime"]
+    rows = [[f"`{name}`", *(_verdict(row[way]) for way in makers)] for name, row in part["detectors"].items()]
     sizes = ", ".join(map(str, part["sizes"]))
     return (
-        f"{_table(rows)}\nThe largest relative difference to `detector.score` over batches of {sizes} images; the "
+        f"{table(head, rows)}\nThe largest relative difference to `detector.score` over batches of {sizes} images; the "
         f"program was exported with a batch of 3. A dash: the exporter refuses the detector. {_origin(part)}\n"
     )
 

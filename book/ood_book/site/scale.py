@@ -16,6 +16,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from ood_book.site.tables import table
 from ood_lib.evaluation.plots import COLORS, FULL, theme
 
 __all__ = [
@@ -87,14 +88,14 @@ def relative(row: Mapping[str, Any], rates: Mapping[str, float]) -> dict[str, An
 def speed_table(content: Mapping[str, Any]) -> str:
     """The rows as a table of Markdown."""
     head = ["", "ood_lib, s", "median run", "best peer", "time / peer", "time / limit", "MB", "peer's MB"]
-    lines = [head, ["---"] + ["---:"] * 2 + ["---"] + ["---:"] * 4]
+    lines = []
     for name, row in content["rows"].items():
         r = relative(row, content["machine"]["rates"])
         numbers = [_digits(r["seconds"]), f"+{100 * r['spread']:.0f} %", r["peer"] or "none"]
         numbers += ["–" if r[key] is None else _digits(r[key]) for key in ("ratio", "limit")]
         numbers += ["–" if r[key] is None else f"{r[key]:.0f}" for key in ("memory", "peer_memory")]
         lines.append([name, *numbers])
-    return _markdown(lines)
+    return table(head, lines, words=(0, 3))
 
 
 def compared(content: Mapping[str, Any], level: float = 1.1) -> str:
@@ -159,7 +160,7 @@ def growth_table(content: Mapping[str, Any]) -> str:
     """Slopes, how well they predict, and what they say of larger data: a table of Markdown."""
     head = ["", *(f"{LABELS[axis]} ({what})" for axis, what in AXES.items())]
     head += ["measured / predicted", "ImageNet, fit", "ImageNet, score", "100 million, fit"]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    lines = []
     for name in _detectors(content):
         row = content["rows"][name]
         cells = [f"{slope(row[axis], axis, what):.1f}" for axis, what in AXES.items()]
@@ -169,7 +170,7 @@ def growth_table(content: Mapping[str, Any]) -> str:
         asked = ((IMAGENET, "fit"), (IMAGENET, "score"), (HUGE, "fit"))
         sizes = [extrapolated(content, name, shape, what) for shape, what in asked]
         lines.append([name, *cells, " and ".join(f"{b:.1f}" for b in both), *map(duration, sizes)])
-    return _markdown(lines)
+    return table(head, lines)
 
 
 def told(content: Mapping[str, Any]) -> str:
@@ -248,7 +249,3 @@ def _detectors(content: Mapping[str, Any]) -> list[str]:
 def _digits(value: float) -> str:
     """Two digits, without an exponent."""
     return f"{value:.0f}" if value >= 10 else f"{value:.{max(1, 1 - math.floor(math.log10(value)))}f}"
-
-
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
