@@ -37,7 +37,7 @@ from ood_lib.warn import warn
 
 __all__ = ["Scored", "main", "score_files"]
 
-ACCEPTED, REFUSED, BAD, UNREADABLE, PIPE_CLOSED, INTERRUPTED = 0, 1, 2, 3, 141, 130
+ACCEPTED, REFUSED, BAD, UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
 
 EXIT = """exit status, as of grep: 0 every picture is accepted; 1 at least one is refused; 3 at least one could not be
 read or scored (its row says why); 2 the command could not do its work: wrong options, no picture, a detector that does
@@ -251,9 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(BAD, f"{parser.prog}: {error}\n")
     try:
         return _write(rows, total, names, given)
-    except BrokenPipeError:  # whoever read the table has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return PIPE_CLOSED
+    except BrokenPipeError:  # `terminal` knows what to say of it
+        raise
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception:  # Python's own status for it, 1, would say that a picture is refused
