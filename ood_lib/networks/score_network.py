@@ -61,6 +61,11 @@ def checked_scales(sigmas: Tensor | Sequence[float]) -> Tensor:
     return scales
 
 
+def _scales(sigma: Tensor | float, images: Tensor) -> Tensor:
+    """One noise scale, or one for each image, as numbers like those of the images, (1,) or (N,)."""
+    return torch.as_tensor(sigma, device=sigma.device if isinstance(sigma, Tensor) else "cpu").to(images).reshape(-1)
+
+
 def checked_images(images: Tensor) -> Tensor:
     """The images (N, C, H, W), as they are.
 
@@ -281,7 +286,7 @@ class ScoreNetwork(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Scores of images (N, channels, H, W) at one noise scale, or one each (N,), in the shape of the images."""
         check_floats("(N, channels, H, W)", images=x)
-        sigma = torch.as_tensor(sigma, device=sigma.device if isinstance(sigma, Tensor) else "cpu").to(x).reshape(-1)
+        sigma = _scales(sigma, x)
         log_sigma, sigma = sigma.log(), sigma[:, None, None, None]
         if not self.precondition:
             return self.body(x - 0.5, log_sigma) / sigma
@@ -343,7 +348,7 @@ class GaussianScore(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Scores of images (N, ...) at one noise scale, or one each (N,), in the shape of the images."""
         check_floats("(N, D, ...)", images=x)
-        sigma = torch.as_tensor(sigma, device=sigma.device if isinstance(sigma, Tensor) else "cpu").to(x).reshape(-1, 1)
+        sigma = _scales(sigma, x)[:, None]
         y = (x.flatten(1) - self.mean.to(x)) @ self.axes.to(x)
         if y.numel() and 100 * torch.finfo(y.dtype).eps * (far := y.abs().amax().item()) > sigma.min():
             raise ValueError(

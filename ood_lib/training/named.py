@@ -390,11 +390,8 @@ def _published(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
         raise ValueError(f"the weights of {name} do not come with the library; give those of {about.source}")
     model = about.network()
     alone = all(key.startswith("module.") for key in wanted.state)  # as DataParallel saves them
-    try:
-        state = about.read({key.removeprefix("module.") if alone else key: x for key, x in wanted.state.items()})
-    except KeyError as error:
-        raise ValueError(f"{wanted.weights} is no checkpoint of {name}: it holds no {error}") from error
-    _fill(model, state, wanted)
+    found = {key.removeprefix("module.") if alone else key: x for key, x in wanted.state.items()}
+    _fill(model, about.state(found, name, wanted.weights), wanted)
     frame = ImageFormat(3, 224, stretch=True) if about.benchmark == "folder:" else ImageFormat(3, 32)
     return model, NetworkCard(name, frame, about.mean, about.std)
 

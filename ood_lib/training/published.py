@@ -150,9 +150,14 @@ class Published(NamedTuple):
     std: tuple[float, float, float]
     source: str
     licence: str
-    read: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = (
-        dict  # from the checkpoint's parameters to the network's
-    )
+    read: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict  # parameters of the file to the network's
+
+    def state(self, found: Mapping[str, Tensor], name: str, weights: object) -> dict[str, Tensor]:
+        """The parameters of the network; raises ValueError when those found in a file are of another checkpoint."""
+        try:
+            return self.read(found)
+        except KeyError as error:
+            raise ValueError(f"{weights} is no checkpoint of {name}: it holds no {error}") from error
 
 
 _CIFAR = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -188,10 +193,7 @@ def published(name: str, weights: str | os.PathLike[str]) -> Adapted:
     """
     about = PUBLISHED[name]
     network = about.network()
-    try:
-        state = about.read(load_file(weights))
-    except KeyError as error:
-        raise ValueError(f"{weights} is no checkpoint of {name}: it holds no {error}") from error
+    state = about.state(load_file(weights), name, weights)
     expected = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
     if differing := sorted(expected ^ state.keys()):
         raise ValueError(f"{weights} is no checkpoint of {name}: {len(differing)} names differ, {differing[:3]} ...")
