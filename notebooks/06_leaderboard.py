@@ -80,10 +80,11 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML, Markdown, display
+from ood_book import explorables
 
 import ood_lib as ood
 from ood_lib.data.benchmark import benchmark_hash
-from ood_lib.evaluation import explorables, metrics, plots
+from ood_lib.evaluation import metrics, plots
 from ood_lib.evaluation.results import origins
 
 plots.theme()

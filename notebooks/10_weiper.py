@@ -41,9 +41,10 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% tags=["remove-input"]
+from ood_book import explorables
+
 import ood_lib as ood
 from ood_lib.detectors.weiper import logit_noise
-from ood_lib.evaluation import explorables
 
 (shown,) = ood.benchmark_features("cifar10-resnet9")
 

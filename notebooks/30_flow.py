@@ -217,7 +217,7 @@ models = {"GMM": gmm, "HEAT": hybrid, "flow": toy_flow()}
 models["flow, classes in its base"] = toy_flow(toy.labels)
 
 # %% tags=["hide-input"]
-from ood_lib.evaluation import explorables
+from ood_book import explorables
 
 
 def steps_of(points):

@@ -43,8 +43,9 @@ if importlib.util.find_spec("ood_lib") is None:
 # %% tags=["remove-input"]
 from pathlib import Path
 
+from ood_book import explorables
+
 import ood_lib as ood
-from ood_lib.evaluation import explorables
 from ood_lib.shipped import BANKS
 
 if (stored := Path("../book/results")).is_dir():  # a notebook alone, as in Colab, has no results of earlier runs

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_output
+from ood_book import explorables
 from ood_book.site.explorables import add_scripts, as_html
-
-from ood_lib.evaluation import explorables
 
 
 def displayed(monkeypatch: pytest.MonkeyPatch) -> list:

@@ -341,7 +341,7 @@ def test_keys_turn_pages_show_notes_and_print_a_slide_a_page(browser, tmp_path):
 
 def test_a_chart_to_turn_is_a_still_picture_with_its_caption():
     """Without the chart's scripts, and before the claim, which stands on the title all the same."""
-    from ood_lib.evaluation.explorables import label_energies
+    from ood_book.explorables import label_energies
 
     spec = label_energies().properties(description="Bars.").to_dict() | {"usermeta": {"caption": "Turn it."}}
     chapter = hard()

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from ood_book import explorables
 from PIL import Image
 
 import ood_lib as ood
 from ood_lib.detectors.weiper import gaussian_histogram
-from ood_lib.evaluation import explorables
 from ood_lib.evaluation.metrics import auroc, fpr_at_tpr
 
 vl_convert = pytest.importorskip("vl_convert")
