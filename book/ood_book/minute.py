@@ -16,7 +16,7 @@ from ood_book.notebooks import Refused
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["called", "found"]
+__all__ = ["called", "compared", "found"]
 
 NETWORKS = {
     "cifar10-resnet9": "our ResNet-9 on CIFAR-10",
@@ -51,6 +51,31 @@ def found(root: Path, asked: Mapping[str, Any]) -> list[str]:
     return [line for kind, what in asked.items() for line in kinds[kind](root / "book/results", what)]
 
 
+def compared(results: Path, run: str, pairs: Sequence[Sequence[str]]) -> list[str]:
+    """Pairs of a file of `book/results/verdicts` in a line each, and the run that they are from.
+
+    Args:
+        results: `book/results`.
+        run: name of the file.
+        pairs: method, baseline, and what to call the latter.
+
+    Raises:
+        Refused: the file does not compare the two.
+    """
+    import ood_lib as ood
+
+    kept = ood.load_verdicts(results / f"verdicts/{run}.json")
+    lines = [_sentence(_rows(kept, run, method, baseline), method, words) for method, baseline, words in pairs]
+    return [*lines, "", _origin(kept.iloc[0])]
+
+
+def _rows(kept: "pd.DataFrame", run: str, method: str, baseline: str) -> "pd.DataFrame":
+    rows = kept[(kept["detector"] == method) & (kept["minus"] == baseline)]
+    if rows.empty:
+        raise Refused(f"book/results/verdicts/{run}.json does not compare {method!r} with {baseline!r}")
+    return rows
+
+
 def _duels(results: Path, asked: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
     """The first pair as a table, network by network; the others in a sentence each."""
     import ood_lib as ood
@@ -59,11 +84,9 @@ def _duels(results: Path, asked: Mapping[str, Sequence[Sequence[str]]]) -> list[
     for run, pairs in asked.items():
         kept = ood.load_verdicts(results / f"verdicts/{run}.json")
         for number, (method, baseline, words) in enumerate(pairs):
-            rows = kept[(kept["detector"] == method) & (kept["minus"] == baseline)]
-            if rows.empty:
-                raise Refused(f"book/results/verdicts/{run}.json does not compare {method!r} with {baseline!r}")
+            rows = _rows(kept, run, method, baseline)
             lines += [_sentence(rows, method, words)] if number else _table(rows, method, words)
-        lines += ["", _origin(kept.iloc[0])]
+        lines += ["", _origin(kept.iloc[0], ", also where this page is run with other values")]
     return lines
 
 
@@ -123,7 +146,7 @@ def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:
         for detector, words in detectors.items():
             cells = [as_percent(*board.loc[detector, [g, f"{g}_low", f"{g}_high"]]) for g in groups]
             lines.append(f"| {words} | {' | '.join(cells)} |")
-        lines += ["", _origin(kept.iloc[0])]
+        lines += ["", _origin(kept.iloc[0], ", also where this page is run with other values")]
     return lines
 
 
@@ -148,8 +171,6 @@ def _leaders(results: Path, asked: Sequence[str]) -> list[str]:
     ]
 
 
-def _origin(row: "pd.Series") -> str:
-    """Which run is shown: a page that is run with other values shows the same box."""
-    return (
-        f"The numbers are those of `{row['command']}` on {row['date']}, also where this page is run with other values."
-    )
+def _origin(row: "pd.Series", more: str = "") -> str:
+    """Which run is shown."""
+    return f"The numbers are those of `{row['command']}` on {row['date']}{more}."

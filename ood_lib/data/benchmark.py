@@ -202,6 +202,9 @@ def _align_columns(name: str, data: ImageSet, classes: tuple[str, ...]) -> None:
         data.labels = data.labels[:, [data.classes.index(c) for c in classes]]
 
 
+#: Every benchmark that is made of images, by name.
+#:
+#: :meta hide-value:
 BENCHMARKS: Mapping[str, Callable[[Shelf], Benchmark]] = {
     **{name: partial(_bundled, name) for name in BUNDLED},
     **{name: partial(_published, name) for name in PROTOCOLS},

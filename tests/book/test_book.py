@@ -10,6 +10,7 @@ import re
 import subprocess
 import tomllib
 from collections import Counter
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ pytest.importorskip("papermill")
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
-PAGES = sorted((ROOT / "book").glob("*.md"))
+PAGES = sorted([*ROOT.glob("book/*.md"), *ROOT.glob("book/api/*.md")])
 PROSE = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 QUICK = [ROOT / "_build/run/quick" / f"{path.stem}.ipynb" for path in NOTEBOOKS]  # there once `make test` has run them
 RUNS = [path for path in QUICK if path.is_file()]
@@ -104,6 +105,7 @@ def test_citation_record_is_complete_and_of_this_version():
     assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"]
     assert [set(author) for author in citation["authors"]] == [{"name"}]  # an entity
     assert citation["version"] == ood_lib.__version__ == version("ood_lib")
+    assert isinstance(citation["date-released"], date) and citation["date-released"].year >= 2026
 
 
 # ------------------------------------------------------------------------------------------------ notebooks

@@ -468,11 +468,11 @@ def test_without_pages_a_chapter_travels_along_and_a_page_is_its_words(myst, mar
         ),
         (
             "{py:func}`~ood_lib.detectors.msma.score_norms` {math}`x^2`",
-            "[`score_norms`](https://site/book/api.html#ood_lib.detectors.msma.score_norms) $x^2$",
+            "[`score_norms`](https://site/book/api/papers.html#ood_lib.detectors.msma.score_norms) $x^2$",
         ),
         (
             "{py:mod}`ood_lib.detectors.msma`",
-            "[`ood_lib.detectors.msma`](https://site/book/api.html#module-ood_lib.detectors.msma)",
+            "[`ood_lib.detectors.msma`](https://site/book/api/papers.html#module-ood_lib.detectors.msma)",
         ),
         ("a {term}`score`, its {term}`scores <score (Stein)>`", "a score, its scores"),
         ("(sec-a)=\n## A", "## A"),

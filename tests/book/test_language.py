@@ -13,7 +13,7 @@ jupytext = pytest.importorskip("jupytext")
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
-PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted([*ROOT.glob("book/*.md"), *ROOT.glob("book/api/*.md")]), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 MODULES = sorted(p for folder in ("ood_lib", "book/ood_book") for p in (ROOT / folder).rglob("*.py"))
 LONG = 35  # words of a sentence at most
 

@@ -75,7 +75,7 @@ ood.MSP()
     [
         (
             "ood_lib.detectors.flow.flow.glow",
-            "*Used in:* :doc:`Flows </notebooks/30_flow>` (`2.1 <../notebooks/30_flow.html#glow-it>`__), "
+            "*Used in:* :doc:`Flows </notebooks/30_flow>` (`2.1 <../../notebooks/30_flow.html#glow-it>`__), "
             ":doc:`X </notebooks/x>`.",
         ),
         ("ood_lib.detectors.flow.flow.other", "Text."),

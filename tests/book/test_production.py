@@ -149,7 +149,9 @@ def test_the_numbers_of_the_page_are_those_measured():
     for name, text in made.items():
         assert f"_generated/production-{name}.md" in PAGE
         assert "Not measured" not in text
-        assert found[name]["origin"]["command"].startswith(f"python book/production/measure.py {name}")
+        assert name == "promise" or found[name]["origin"]["command"].startswith(
+            f"python book/production/measure.py {name}"
+        )
     assert all(f"| {row['requests_per_second']:.1f} |" in made["service"] for row in found["service"]["rows"])
     assert all(f"| {name} |" in made["watch"] for name in found["watch"]["delay"])
     assert "too much" not in made["export"], "a wrong score is not exported without a word"
@@ -168,3 +170,17 @@ def test_a_service_of_few_lines():
     assert len(code) <= 32
     assert all(len(line) <= 92 for line in text.split("\n"))
     assert io.StringIO(text).readline().startswith('"""')
+
+
+def test_what_a_threshold_may_refuse_is_what_it_does_refuse():
+    (low, high) = map(
+        int, re.search(r"between (\d+) % and (\d+) %", fragments(FILES / "measured.json")["promise"]).groups()
+    )
+    generator = np.random.default_rng(0)
+    thresholds = np.sort(generator.random((20_000, 100)), axis=1)[
+        :, 95
+    ]  # rank 96 of 100; a uniform score is its own share
+    assert (round(100 * np.quantile(1 - thresholds, 0.025)), round(100 * np.quantile(1 - thresholds, 0.975))) == (
+        low,
+        high,
+    )

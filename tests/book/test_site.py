@@ -245,7 +245,7 @@ def test_a_wrong_nested_address_shows_a_styled_page_that_leads_home(browser, add
         assert tab.locator("h1").inner_text().startswith("The OOD Book")
 
 
-@pytest.mark.parametrize(("word", "page"), [("langevin", "20_heat"), ("weiper_kld", "api"), ("tweedie", "40_msma")])
+@pytest.mark.parametrize(("word", "page"), [("langevin", "20_heat"), ("weiper_kld", "papers"), ("tweedie", "40_msma")])
 def test_the_search_finds_a_word_where_it_stands_and_asks_no_other_host(word, page, browser, address):
     with browser.new_context() as context:
         tab, asked = context.new_page(), set()

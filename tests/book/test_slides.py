@@ -222,6 +222,70 @@ def test_a_deck_is_made_by_the_rules():
     assert {slide.title for slide in deck} == {"A chapter", "1. Formulas", "Quiz"}
 
 
+TAGGED = """# %% [markdown]
+# # A chapter
+#
+# **Kept.** Prose.
+# %% [markdown] tags=["slide"]
+# Plain words, all of them.
+#
+# - A point. And more of it.
+# %% [markdown] tags=["skip"]
+# ## Left out
+#
+# **Bold, and left out.**
+# %% [markdown]
+# **Below it.**
+# %% tags=["slide"]
+shown_code = 1
+# %% tags=["slide", "hide-input"]
+folded_code = 2
+# %% tags=["skip"]
+assert "skipped code"
+# %% [markdown] tags=["slide"]
+# ### Its own heading
+#
+# More plain words.
+# %% [markdown] tags=["skip"]
+# ```{exercise-start} Hard
+# :label: ex-hard
+# ```
+# Too hard.
+#
+# ```{exercise-end}
+# ```
+# %% [markdown]
+# ```{solution-start} ex-hard
+# ```
+# %% tags=["slide", "solution"]
+secret = 3
+# %% [markdown] tags=["slide"]
+# A secret.
+#
+# ```{solution-end}
+# ```
+"""
+
+
+def test_the_tags_of_a_lecturer_come_before_the_rules(tmp_path):
+    (tmp_path / "page.py").write_text(TAGGED)
+    chapter = load(tmp_path / "page.py")
+    folded = next(cell for cell in chapter.cells if cell.source == "folded_code = 2")
+    folded.outputs = [nbformat.v4.new_output("display_data", {"image/png": PNG})]
+    deck = slides(chapter)
+    seen = {(slide.title, slide.kind): text(slide.parts) for slide in deck if slide.parts}
+    assert [*seen] == [
+        ("A chapter", "title"), ("A chapter", "text"), ("Left out", "text"), ("Left out", "code"),
+        ("Left out", "figure"), ("Its own heading", "text"),
+    ]  # fmt: skip
+    assert "Plain words, all of them." in seen["A chapter", "text"] and "And more of it." in seen["A chapter", "text"]
+    assert "Plain words" not in seen["A chapter", "title"] and "Below it." in seen["Left out", "text"]
+    assert "shown_code" in seen["Left out", "code"] and "More plain words." in seen["Its own heading", "text"]
+    everything = shown(deck) + noted(deck)
+    left = ("Bold, and left out", "folded_code", "skipped code", "Too hard", "secret")
+    assert [words for words in left if words in everything] == [] and "Prose." in noted(deck)
+
+
 @pytest.mark.parametrize(
     ("prose", "sentences"),
     [

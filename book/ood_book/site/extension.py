@@ -104,7 +104,7 @@ def _link_chapters(app: Any, what: str, name: str, obj: Any, options: Any, lines
 
 def _chapter(page: str, title: str, headings: Sequence[str]) -> str:
     """A link to a chapter, and in brackets one to each section, by its number."""
-    places = (f"`{h.split()[0].rstrip('.')} <../notebooks/{page}.html#{make_id(h)}>`__" for h in headings)
+    places = (f"`{h.split()[0].rstrip('.')} <../../notebooks/{page}.html#{make_id(h)}>`__" for h in headings)
     within = ", ".join(places)
     return f":doc:`{title} </notebooks/{page}>`" + (f" ({within})" if within else "")
 

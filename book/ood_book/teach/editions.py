@@ -160,20 +160,23 @@ def placed(notebook: Any) -> Iterator[Part]:
             continue
         end = 0
         for fence in FENCE.finditer(cell.source):
-            yield from _text(place, label, cell.source[end : fence.start()])
+            yield from _text(place, label, cell.source[end : fence.start()], cell)
             kind, side, title, options = fence.groups()
             end, place = fence.end(), kind if side == "start" else ""
             if side == "start":
                 label = next(iter(re.findall(r":label: (\S+)", options)), title)
-                yield from _text(place, label, f"**Exercise.** *{title}*" if kind == "exercise" else SOLVED)
-        yield from _text(place, label, cell.source[end:])
+                yield from _text(place, label, f"**Exercise.** *{title}*" if kind == "exercise" else SOLVED, cell)
+        yield from _text(place, label, cell.source[end:], cell)
     if place:
         raise Refused(f"the {place} {label} has no {{{place}-end}}")
 
 
-def _text(place: str, label: str, text: str) -> Iterator[Part]:
+def _text(place: str, label: str, text: str, cell: Any) -> Iterator[Part]:
+    """A piece of a cell of text, with the tags of the whole."""
     if text.strip():
-        yield Part(place, _markdown(text), label)
+        piece = _markdown(text)
+        piece.metadata["tags"] = cell.metadata.get("tags", [])
+        yield Part(place, piece, label)
 
 
 def role(cell: Any) -> str:
