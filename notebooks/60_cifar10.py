@@ -88,7 +88,7 @@ if (stored := Path("../book/results")).is_dir():  # a notebook alone, as in Cola
 # **You will learn** which detectors keep their place when the network or the ID data change, why a distance can fail on
 # one network and lead on another, and what each chapter's method gains on photographs.
 #
-# **You need** [the protocol chapter](05_protocol), and of each of [WeiPer](10_weiper), [HEAT](20_heat) and
+# **You need** [what counts as OOD](05_protocol) and [how sure a number is](06_certainty), and of each of [WeiPer](10_weiper), [HEAT](20_heat) and
 # [feature flows](30_flow) at least the first section.
 # ```
 #
