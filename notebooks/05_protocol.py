@@ -59,7 +59,18 @@ explorables.show(
 # data. So the maximum softmax probability (MSP) tells them apart. {cite:t}`lee2018mahalanobis` ask the features instead, by the Mahalanobis distance.
 #
 # <!-- made by ood-book sync -->
-# **It takes** 1 minutes to read.
+# **What we found.** Mean AUROC in % on each network that we measured:
+#
+# | network | near-OOD | far-OOD |
+# |---|---|---|
+# | our ResNet-9 on CIFAR-10 | MSP 87.5, Mahalanobis 49.0 | MSP 91.8, Mahalanobis 60.8 |
+# | DenseNet on CIFAR-10 | MSP 87.4, Mahalanobis 59.2 | MSP 91.5, Mahalanobis 94.7 |
+# | ResNet-56 on CIFAR-10 | MSP 85.9, Mahalanobis 77.5 | MSP 88.6, Mahalanobis 93.1 |
+# | DenseNet on CIFAR-100 | MSP 76.0, Mahalanobis 53.5 | MSP 73.9, Mahalanobis 84.2 |
+#
+# The numbers are those of stored runs, as on [the leaderboard](08_leaderboard), not of this page's.
+#
+# **It takes** 19 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use** AUROC to compare detectors, and a threshold calibrated on held-out ID images to decide. Name the OOD images with every number.

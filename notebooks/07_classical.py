@@ -48,7 +48,7 @@ from ood_lib.evaluation import explorables
 from ood_lib.evaluation.metrics import auroc
 
 chance = torch.Generator().manual_seed(0)
-centres = torch.tensor([[6.0, 2.0], [2.0, 6.0], [6.5, 6.5]], dtype=torch.float64)
+centres = torch.tensor([[6.0, 2.0], [2.0, 6.0], [6.0, 6.0]], dtype=torch.float64)
 plane_head = torch.nn.Linear(2, 3)
 plane_head.weight.data, plane_head.bias.data = centres.clone(), -centres.square().sum(1) / 2
 
@@ -65,11 +65,15 @@ def known(each=400):
 
 # %% tags=["remove-input"]
 toy_train, toy_val, toy_test = known(), known(100), known(100)
-spots = {"near": [(4.0, 4.0), 0.4], "far": [(10.5, 3.0), 0.5], "far, short": [(0.8, 0.8), 0.3]}
+spots = {"near": [(4.0, 4.0), 0.4], "far": [(10.5, 1.0), 0.5], "far, short": [(0.8, 0.8), 0.3]}
 clouds = {k: torch.tensor(c, dtype=torch.float64) + w * torch.randn(200, 2, generator=chance, dtype=torch.float64) for k, (c, w) in spots.items()}
 clouds = {k: features_at(z.clamp_min(0.01)) for k, z in clouds.items()}
-in_plane = ood.classical_detectors(plane_head, toy_train)
-in_plane |= {"ASH": ood.ASH(plane_head, 0.5), "SCALE": ood.SCALE(plane_head, 0.5)}  # one of two features is kept
+in_plane = {
+    "MSP": ood.MSP(), "MaxLogit": ood.MaxLogit(), "Energy": ood.Energy(), "GEN": ood.GEN(), "KLMatching": ood.KLMatching(),
+    "ReAct": ood.ReAct(plane_head), "ASH": ood.ASH(plane_head, 0.5), "SCALE": ood.SCALE(plane_head, 0.5),  # one of two is kept
+    "KNN": ood.KNN(50), "NNGuide": ood.NNGuide(10, 0.1), "SHE": ood.SHE(), "FDBD": ood.FDBD(plane_head),
+    "Mahalanobis": ood.Mahalanobis(), "RMDS": ood.RMDS(), "ViM": ood.ViM(plane_head), "GMM": ood.GMM(),
+}  # fmt: skip
 for judge in in_plane.values():
     judge.fit(toy_val if judge.fits == "val" else toy_train)
 
@@ -125,7 +129,18 @@ explorables.show(
 # everywhere.
 #
 # <!-- made by ood-book sync -->
-# **It takes** 1 minutes to read.
+# **What we found.** The detector with the highest mean AUROC, in %, on each network that we measured:
+#
+# | network | near-OOD | far-OOD |
+# |---|---|---|
+# | our ResNet-9 on CIFAR-10 | ReAct, 89.7 | NNGuide, 94.3 |
+# | DenseNet on CIFAR-10 | SCALE, 90.4 | KNN, 98.4 |
+# | ResNet-56 on CIFAR-10 | KNN, 87.9 | GMM, length 1, 97.6 |
+# | DenseNet on CIFAR-100 | FDBD, 78.4 | KNN, 96.0 |
+#
+# The numbers are those of stored runs, as on [the leaderboard](08_leaderboard), not of this page's.
+#
+# **It takes** 15 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use** two or three detectors of different families as candidates, and choose between them on validation data of your own network.
@@ -191,8 +206,9 @@ figure.supylabel("feature 2", fontsize=10)
 plt.show()
 
 # %% [markdown]
-# Look for the families. Scores on logits are dark between the classes and bright behind them. Scores on directions draw wedges, because the length of a
-# feature does not count. Densities are dark wherever there are no data. No map is dark at all three clouds for free: each formula below says what it looks at.
+# Look for the families. Scores on logits are dark between the classes and bright behind them. KNN draws wedges, because the length of a
+# feature does not count: it cannot tell the short features from those of the class in the same direction. Gaussian densities are dark wherever there are no
+# data. They have it easy here, with two dimensions and classes that *are* Gaussian; real features are neither.
 #
 # ## 2. Derivation: one idea a family
 #
@@ -239,11 +255,11 @@ assert torch.allclose(-3 * high - 1, margin / 1000, atol=2e-3)
 # %% [markdown]
 # ### 2.3 Reshaped features: what if the largest activations lied?
 #
-# Three detectors change the feature $z$, apply the head, and take the energy of the logits. With $S_1$ the sum of all entries and $S_2$ that of the largest ones:
+# Three detectors change the feature $z$, apply the head, and take the energy of the logits. With $S_1$ the sum of all entries and $S_2$ that of the $k$ largest:
 #
 # * **ReAct** {cite:p}`sun2021react` clips, $\min(z,c)$, with $c$ a high percentile of ID activations. OOD images tend to fire few units strongly.
-# * **ASH** {cite:p}`djurisic2023ash` keeps the largest entries, multiplied by $e^{S_1/S_2}$, and sets the others to zero.
-# * **SCALE** {cite:p}`xu2024scale` multiplies by the same factor and prunes nothing.
+# * **ASH** {cite:p}`djurisic2023ash` gives each of the $k$ largest entries the same value, $S_1/k$, and sets the others to zero (its variant B).
+# * **SCALE** {cite:p}`xu2024scale` multiplies all of them by $e^{S_1/S_2}$ and prunes nothing.
 
 # %%
 def of_reshaped(z):
@@ -256,7 +272,7 @@ assert torch.allclose(of_reshaped(z.clamp(max=clip)), in_plane["ReAct"](toy_test
 largest = z.amax(1, keepdim=True)  # of two entries one is kept
 factor = (z.sum(1, keepdim=True) / largest).exp()
 assert torch.allclose(of_reshaped(z * factor), in_plane["SCALE"](toy_test), rtol=1e-4)
-pruned = z * factor * (z == largest)
+pruned = z.sum(1, keepdim=True) * (z == largest)
 assert torch.allclose(of_reshaped(pruned), in_plane["ASH"](toy_test), rtol=1e-4)
 
 # %% [markdown]
@@ -545,7 +561,7 @@ display(Markdown(
 #
 # ## 7. Turn the knobs
 #
-# **How much does a setting matter?** Six of the detectors have a knob that OpenOOD tunes. Turn each alone. No curve chooses anything here:
+# **How much does a setting matter?** Six of the detectors have a knob that OpenOOD tunes. Turn each alone. No curve chooses a setting here:
 # [what a choice on OOD images costs](06_certainty) is measured on the page before.
 
 # %% tags=["hide-input"]

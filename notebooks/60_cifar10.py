@@ -73,7 +73,7 @@ if (stored := Path("../book/results")).is_dir():  # a notebook alone, as in Cola
 # | ResNet-56 on CIFAR-10 | KNN, 87.9 | GMM, length 1, 97.6 |
 # | DenseNet on CIFAR-100 | FDBD, 78.4 | KNN, 96.0 |
 #
-# The numbers are those of stored runs, as on [the leaderboard](06_leaderboard), not of this page's.
+# The numbers are those of stored runs, as on [the leaderboard](08_leaderboard), not of this page's.
 #
 # **It takes** 9 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
 # <!-- end -->
