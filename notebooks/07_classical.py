@@ -65,7 +65,7 @@ def known(each=400):
 
 # %% tags=["remove-input"]
 toy_train, toy_val, toy_test = known(), known(100), known(100)
-spots = {"near": [(4.0, 4.0), 0.4], "far": [(10.5, 1.0), 0.5], "far, short": [(0.8, 0.8), 0.3]}
+spots = {"between": [(4.0, 4.0), 0.4], "behind": [(10.5, 1.0), 0.5], "short": [(0.8, 0.8), 0.3]}
 clouds = {k: torch.tensor(c, dtype=torch.float64) + w * torch.randn(200, 2, generator=chance, dtype=torch.float64) for k, (c, w) in spots.items()}
 clouds = {k: features_at(z.clamp_min(0.01)) for k, z in clouds.items()}
 in_plane = {
@@ -104,7 +104,7 @@ plane = alt.Chart(alt.Data(values=cells)).transform_calculate(
 shade = alt.Color("share:Q", scale=alt.Scale(scheme="greys", domain=[0, 100]), legend=alt.Legend(title="% of ID points below"))
 axes = {"x": alt.X("x1:Q", title="feature 1", scale=alt.Scale(domain=[0, 12])), "y": alt.Y("y1:Q", title="feature 2", scale=alt.Scale(domain=[0, 12]))}
 ground = plane.mark_rect().encode(**axes, x2="x2:Q", y2="y2:Q", color=shade)
-roles = [("id", "circle", toy_test, 6), ("near", "triangle-up", clouds["near"], 5), *(("far", "square", clouds[k], 5) for k in ("far", "far, short"))]
+roles = [("id", "circle", toy_test, 6), ("near", "triangle-up", clouds["between"], 5), *(("far", "square", clouds[k], 5) for k in ("behind", "short"))]
 for role, shape, x, step in roles:
     dots = [{"x": round(a, 2), "y": round(b, 2)} for a, b in x.penultimate[::step].tolist()]
     mark = alt.Chart(alt.Data(values=dots)).mark_point(filled=True, shape=shape, size=28, opacity=1, color=COLORS[role], stroke="white", strokeWidth=0.5)
@@ -191,10 +191,10 @@ torch.manual_seed(seed)
 # softmax is exactly the posterior of the classes. Nothing is trained. One OOD cloud lies between the classes, one behind a class, and one has short
 # features, near the origin. Here are all detectors that read features or logits, side by side. (ODIN needs images.)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "The plane as each detector sees it. Dark: a larger score than all ID points. Blue circles are ID points, orange triangles the cloud between the classes, pink squares the two far clouds. Below each name: AUROC in % of the clouds, near, far, short.", "name": "fig-classical-plane"}, "image": {"alt": "Sixteen small maps of the same plane with the same clouds. Logit scores are dark only between the classes and towards the origin, KNN and NNGuide in wedges by direction, Mahalanobis, RMDS and the Gaussian mixture everywhere away from the classes."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "The plane as each detector sees it. Dark: a larger score than all ID points. Blue circles are ID points, orange triangles the cloud between the classes, pink squares the two far clouds. Below each name: AUROC in % of the three clouds: between the classes, behind one, short.", "name": "fig-classical-plane"}, "image": {"alt": "Sixteen small maps of the same plane with the same clouds. Logit scores are dark only between the classes and towards the origin, KNN and NNGuide in wedges by direction, Mahalanobis, RMDS and the Gaussian mixture everywhere away from the classes."}}
 figure, axes = plt.subplots(4, 4, figsize=(plots.FULL, 8.4), sharex=True, sharey=True)
-points = {"id": toy_test.penultimate[::6], "near": clouds["near"].penultimate[::8]}
-points["far"] = torch.cat([clouds[k].penultimate[::8] for k in ("far", "far, short")])
+points = {"id": toy_test.penultimate[::6], "near": clouds["between"].penultimate[::8]}
+points["far"] = torch.cat([clouds[k].penultimate[::8] for k in ("behind", "short")])
 for ax, (name, judge) in zip(axes.flat, in_plane.items()):
     ax.imshow(map_of(judge, 60)[1].reshape(60, 60).T, extent=(0, 12, 0, 12), origin="lower", cmap="Greys", alpha=0.7, vmin=0, vmax=1)
     for role, z in points.items():
