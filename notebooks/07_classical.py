@@ -181,8 +181,8 @@ from IPython.display import Markdown, display
 from ood_lib.detectors.classical.recipes import FAMILIES
 from ood_lib.evaluation import metrics, plots
 
-plots.theme()
 torch.manual_seed(seed)
+plots.theme()
 
 # %% [markdown]
 # ## 1. The idea on a toy
@@ -589,7 +589,7 @@ for n, x in enumerate(features):
                 turned.append({"knob": knob, "value": value, "group": group, "seed": seed + n, "auroc": mean})
 turned = pd.DataFrame(turned)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC along one knob of each detector, near-OOD (orange, dashed) and far-OOD (pink, dotted): mean over networks, and the range from the lowest to the highest network. Some knobs move both groups in opposite directions.", "name": "fig-classical-knobs"}, "image": {"alt": "Six panels, one for each detector with a knob. Two lines a panel, the mean AUROC on near-OOD and on far-OOD along the values of the knob, each with a band from the lowest to the highest network."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC along one knob of each detector, near-OOD (orange, dashed) and far-OOD (pink, dotted): mean over networks, and the range from the lowest to the highest network. Do near and far ask for the same value?", "name": "fig-classical-knobs"}, "image": {"alt": "Six panels, one for each detector with a knob. Two lines a panel, the mean AUROC on near-OOD and on far-OOD along the values of the knob, each with a band from the lowest to the highest network."}}
 figure, axes = plt.subplots(2, 3, figsize=(plots.FULL, 4.6), sharey=True)
 for ax, (knob, rows) in zip(axes.flat, turned.groupby("knob", sort=False)):
     for group, own in rows.groupby("group", sort=False):
