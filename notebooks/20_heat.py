@@ -1912,8 +1912,8 @@ check_better(better)
 #   is no measure of success.
 # * Compare HEAT with the untrained composition of its priors, and give the prior of a hybrid a reasonable ridge.
 #   Section 5.1 shows how much each step gains.
-# * Does the {term}`representation` fail, or the energy on it? For the logits it is mostly the energy: in the protocol
-#   chapter a Mahalanobis distance on the same logits detects most far images. Section 5.2 shows how far the residual
+# * Does the {term}`representation` fail, or the energy on it? For the logits it is mostly the energy: in [the
+#   classical detectors](07_classical), section 6, a Mahalanobis distance on the same logits detects most far images. Section 5.2 shows how far the residual
 #   closes the gap to the mixture.
 # * If a prior is no density, its hybrid is none either: the hybrid on logits rates a stretched feature as more typical.
 #

@@ -74,7 +74,7 @@ if (stored := Path("../book/results")).is_dir():  # a notebook alone, as in Cola
 # | ResNet-56 on CIFAR-10 | KNN, 87.9 | GMM, length 1, 97.6 |
 # | DenseNet on CIFAR-100 | FDBD, 78.4 | KNN, 96.0 |
 #
-# The numbers are those of stored runs, as on [the leaderboard](06_leaderboard), not of this page's.
+# The numbers are those of stored runs, as on [the leaderboard](08_leaderboard), not of this page's.
 #
 # **It takes** 9 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -89,7 +89,7 @@ if (stored := Path("../book/results")).is_dir():  # a notebook alone, as in Cola
 # **You will learn** which detectors keep their place when the network or the ID data change, why a distance can fail on
 # one network and lead on another, and what each chapter's method gains on photographs.
 #
-# **You need** [the protocol chapter](05_protocol), and of each of [WeiPer](10_weiper), [HEAT](20_heat) and
+# **You need** [what counts as OOD](05_protocol) and [how sure a number is](06_certainty), and of each of [WeiPer](10_weiper), [HEAT](20_heat) and
 # [feature flows](30_flow) at least the first section.
 # ```
 #

@@ -5,6 +5,8 @@
     - `duels`: method, baseline and its name, of a file of `book/results/verdicts` (the first: a table)
     - `values`: detectors of a file of `book/results` and what to call them, with near and far AUROC
     - `leaders`: files of `book/results`, with the best detector of each
+    - `level`: the same, with the interval of the best one and how many others lie in it
+    - `means`: detectors and files of `book/results`, with the mean AUROC of each detector in each
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +47,9 @@ def found(root: Path, asked: Mapping[str, Any]) -> list[str]:
     Raises:
         Refused: something is asked for that the results do not have.
     """
-    kinds: dict[str, Callable[[Path, Any], list[str]]] = {"duels": _duels, "values": _values, "leaders": _leaders}
+    kinds: dict[str, Callable[[Path, Any], list[str]]] = {
+        "duels": _duels, "values": _values, "leaders": _leaders, "level": _level, "means": _means,
+    }  # fmt: skip
     if unknown := set(asked) - set(kinds):
         raise Refused(f"notebooks.yaml asks for {sorted(unknown)} of the results; expected some of {sorted(kinds)}")
     return [line for kind, what in asked.items() for line in kinds[kind](root / "book/results", what)]
@@ -152,22 +156,59 @@ def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 def _leaders(results: Path, asked: Sequence[str]) -> list[str]:
     """The best detector of each run near and far, a row for each run."""
+
+    def best(board: "pd.DataFrame", group: str) -> str:
+        return f"{board[group].idxmax()}, {100 * board[group].max():.1f}"
+
+    what = "The detector with the highest mean AUROC, in %, on each network that we measured:"
+    return _by_network(results, asked, what, best)
+
+
+def _level(results: Path, asked: Sequence[str]) -> list[str]:
+    """The best detector of each run with its interval, and how many others have a mean inside it."""
+    from ood_lib.evaluation.metrics import as_percent
+
+    def best(board: "pd.DataFrame", group: str) -> str:
+        first = board.loc[board[group].idxmax()]
+        value, low, high = first[[group, f"{group}_low", f"{group}_high"]]
+        inside = int((board[group] >= low).sum()) - 1
+        return f"{first.name}, {as_percent(value, low, high)}; {inside} of {len(board) - 1}"
+
+    what = (
+        "The best detector on each network that we measured, with its mean AUROC in % and its 95 % interval over test "
+        "images, and how many of the others have a mean inside that interval:"
+    )
+    return _by_network(results, asked, what, best)
+
+
+def _means(results: Path, asked: Mapping[str, Sequence[str]]) -> list[str]:
+    """Mean AUROC of some detectors in each run."""
+
+    def each(board: "pd.DataFrame", group: str) -> str:
+        if missing := [d for d in asked["detectors"] if d not in board.index]:
+            raise Refused(f"a file of book/results that notebooks.yaml names has no detector {missing[0]!r}")
+        return ", ".join(f"{d} {100 * board.loc[d, group]:.1f}" for d in asked["detectors"])
+
+    return _by_network(results, asked["runs"], "Mean AUROC in % on each network that we measured:", each)
+
+
+def _by_network(results: Path, runs: Sequence[str], what: str, cell: Callable[["pd.DataFrame", str], str]) -> list[str]:
+    """A table with a row for each run and a column for each group; `cell` makes an entry of a leaderboard."""
     import ood_lib as ood
 
     lines = [
-        "**What we found.** The detector with the highest mean AUROC, in %, on each network that we measured:",
+        f"**What we found.** {what}",
         "",
         f"| network | {' | '.join(GROUPS.values())} |",
         "|---" * (1 + len(GROUPS)) + "|",
     ]
-    for run in asked:
+    for run in runs:
         board = ood.leaderboard(ood.load_results(results / f"{run}.json")).set_index("detector")
-        best = [f"{board[g].idxmax()}, {100 * board[g].max():.1f}" for g in GROUPS]
-        lines.append(f"| {called(run)} | {' | '.join(best)} |")
+        lines.append(f"| {called(run)} | {' | '.join(cell(board, group) for group in GROUPS)} |")
     return [
         *lines,
         "",
-        "The numbers are those of stored runs, as on [the leaderboard](06_leaderboard), not of this page's.",
+        "The numbers are those of stored runs, as on [the leaderboard](08_leaderboard), not of this page's.",
     ]
 
 
