@@ -42,7 +42,8 @@ if importlib.util.find_spec("ood_lib") is None:
 # %% [markdown]
 # ```{admonition} In one minute
 # :class: tip
-# **The claim** of any leaderboard is that its first line is the best method. It is the best on one network and its sets: the next table has another first line.
+# **The claim** of any leaderboard is that its first line is the best method. It is the best on one network and its OOD sets.
+# Open another table below and compare.
 #
 # <!-- made by ood-book sync -->
 # **It takes** 3 minutes to read, without exercises and what is folded, and 5 minutes to run. No GPU, no download.
