@@ -443,6 +443,14 @@ while not Path("{book}/{other}.here").exists():
     assert cli.main(["run", "-j", "2"]) == 0
 
 
+def test_the_notebook_with_the_longest_budget_begins_first_and_the_others_keep_their_order(book, monkeypatch, capfd):
+    write_notebook(book, "30_gamma", "delta: float = 1.0", "")
+    monkeypatch.setattr(plan, "budgets", lambda root: {"10_alpha": 2, "20_beta": 2, "30_gamma": 3})
+    assert cli.main(["run", "-j", "1"]) == 0
+    begun = re.findall(r"(\w+): runs", capfd.readouterr().out)
+    assert begun == ["30_gamma", "10_alpha", "20_beta"]
+
+
 def test_two_runs_of_one_notebook_at_once_do_not_meet(book):
     meet = """
 # %%

@@ -21,7 +21,7 @@ DIED = "failed in its process, which died (out of memory?)"
 
 
 def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str, str]:
-    """Run every task, `jobs` at a time (default: one per core); what failed, by label."""
+    """Run every task, `jobs` at a time (default: one per core), the longest first; what failed, by label."""
     jobs = max(1, min(len(tasks), jobs or cores()))
     processes: list[subprocess.Popen] = []
     failures = {}
@@ -34,7 +34,10 @@ def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str
     pool = ThreadPoolExecutor(jobs)
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        futures = {pool.submit(run, index, task): task for index, task in enumerate(tasks)}
+        longest_first = sorted(
+            enumerate(tasks), key=lambda task: -(task[1].budget or 0)
+        )  # a long one at the end runs alone
+        futures = {pool.submit(run, index, task): task for index, task in longest_first}
         for future in as_completed(futures):
             task, (message, seconds) = futures[future], future.result()
             if message:
