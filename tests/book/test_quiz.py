@@ -7,11 +7,11 @@ from xml.etree import ElementTree as Xml
 
 import jupytext
 import pytest
-from ood_book.percent import load
 from ood_book.teach.handouts import together, zipped
 from ood_book.teach.plain import read_book
 from ood_book.teach.quiz import Choice, Question, moodle, qti, questions
 
+from tests.book.chapters import chapter
 from tests.book.test_lessons import NOTEBOOKS, QUIZZES, ROOT, quiz
 
 BOOK = read_book(ROOT)
@@ -31,8 +31,8 @@ def opened(files):
 
 @pytest.mark.parametrize("path", WITH_QUIZ, ids=lambda p: p.stem)
 def test_every_choice_of_the_page_is_there_with_its_explanation(path):
-    found = questions(load(path), BOOK)
-    page = quiz(jupytext.read(path).cells)
+    found = questions(chapter(path), BOOK)
+    page = quiz(chapter(path).cells)
     assert [[c.right for c in q.choices] for q in found] == [[right for _, right, _ in choices] for choices in page]
     html = [text for q in found for text in (q.text, *(part for c in q.choices for part in (c.text, c.why)))]
     assert all(len(re.sub(r"<[^>]+>", "", text)) > 2 for text in html)
@@ -42,7 +42,7 @@ def test_every_choice_of_the_page_is_there_with_its_explanation(path):
 
 @pytest.mark.parametrize("path", WITH_QUIZ, ids=lambda p: p.stem)
 def test_moodle_and_qti_hold_the_same_questions_with_one_right_answer(path):
-    asked = questions(load(path), BOOK)
+    asked = questions(chapter(path), BOOK)
     (_, *items), (_, tree) = Xml.fromstring(moodle("A: b", asked)).findall("question"), opened(qti("a", "A: b", asked))
     assert len(items) == len(asked) == len(tree.findall(".//q:item", IMS)) == 5
     for question, there, here in zip(asked, items, tree.findall(".//q:item", IMS)):
