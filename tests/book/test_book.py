@@ -24,9 +24,13 @@ from ood_book.run import plan
 import ood_lib
 from ood_lib.evaluation import plots
 
-jupytext = pytest.importorskip("jupytext")
-yaml = pytest.importorskip("yaml")
+pytest.importorskip("jupytext")
+pytest.importorskip("yaml")
 pytest.importorskip("papermill")
+
+import yaml
+
+from tests.book.chapters import chapter
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
@@ -51,7 +55,7 @@ def read(path):
 
 
 def cells_of(path, kind="code"):
-    return [c for c in jupytext.read(path).cells if c.cell_type == kind]
+    return [c for c in chapter(path).cells if c.cell_type == kind]
 
 
 def tags(cell):

@@ -5,11 +5,14 @@ Held over the pages, the prose, captions and generated sentences of the chapters
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-jupytext = pytest.importorskip("jupytext")
+pytest.importorskip("jupytext")
+
+from tests.book.chapters import chapter
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
@@ -51,6 +54,7 @@ def pieces(text):
     return [" ".join(re.sub(r"\*\*|__|^#+ |^[*-] ", "", p).split()) for p in parts if p and p.strip(" -|:\n")]
 
 
+@cache  # both laws read them
 def sentences(text):
     """The sentences of a Markdown text."""
     end = r"(?<!\bal\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<=[.?!])[\"”')*_]*\s+(?=[\"“'(*_]*[A-Z0-9$δλσατβ])"
@@ -84,12 +88,13 @@ def spoken(code):
     return [t for t in texts if len(t.split()) > 2]
 
 
+@cache
 def said(path):
     """All that a page says: prose from the first section on, held to both laws, and the rest, held to the words."""
     if path.suffix == ".md":
         return [path.read_text(encoding="utf-8")], []
     prose, rest, begun = [], [], False
-    for cell in jupytext.read(path).cells:
+    for cell in chapter(path).cells:
         begun = begun or bool(re.search(r"^## ", cell.source, re.M))
         if cell.cell_type == "markdown":
             (prose if begun else rest).append(cell.source)

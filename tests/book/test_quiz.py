@@ -12,11 +12,11 @@ from xml.etree import ElementTree as Xml
 import jupytext
 import pytest
 from ood_book.notebooks import title_of
-from ood_book.percent import load
 from ood_book.teach.handouts import together, zipped
 from ood_book.teach.plain import read_book
 from ood_book.teach.quiz import Choice, Question, moodle, qti, questions
 
+from tests.book.chapters import chapter
 from tests.book.test_lessons import NOTEBOOKS, QUIZZES, ROOT, quiz
 
 BOOK = read_book(ROOT)
@@ -157,7 +157,7 @@ def ill_valued(root):
 
 @pytest.mark.parametrize("path", WITH_QUIZ, ids=lambda p: p.stem)
 def test_the_files_follow_the_published_formats(path):
-    asked, title = questions(load(path), BOOK), title_of(path.read_text(encoding="utf-8"))
+    asked, title = questions(chapter(path), BOOK), title_of(path.read_text(encoding="utf-8"))
     written = moodle(title, asked)
     assert written.startswith("<?xml")  # Moodle wants it first
     root, (manifest, tree) = Xml.fromstring(written), opened(qti(path.stem, title, asked))
@@ -209,8 +209,8 @@ def test_a_moodle_file_with_a_fault_is_found_out(old, new, fault):
 
 @pytest.mark.parametrize("path", WITH_QUIZ, ids=lambda p: p.stem)
 def test_every_choice_of_the_page_is_there_with_its_explanation(path):
-    found = questions(load(path), BOOK)
-    page = quiz(jupytext.read(path).cells)
+    found = questions(chapter(path), BOOK)
+    page = quiz(chapter(path).cells)
     assert [[c.right for c in q.choices] for q in found] == [[right for _, right, _ in choices] for choices in page]
     html = [text for q in found for text in (q.text, *(part for c in q.choices for part in (c.text, c.why)))]
     assert all(len(re.sub(r"<[^>]+>", "", text)) > 2 for text in html)
@@ -220,7 +220,7 @@ def test_every_choice_of_the_page_is_there_with_its_explanation(path):
 
 @pytest.mark.parametrize("path", WITH_QUIZ, ids=lambda p: p.stem)
 def test_moodle_and_qti_hold_the_same_questions_with_one_right_answer(path):
-    asked = questions(load(path), BOOK)
+    asked = questions(chapter(path), BOOK)
     (_, *items), (_, tree) = Xml.fromstring(moodle("A: b", asked)).findall("question"), opened(qti("a", "A: b", asked))
     assert len(items) == len(asked) == len(tree.findall(".//q:item", IMS)) == 5
     for question, there, here in zip(asked, items, tree.findall(".//q:item", IMS)):

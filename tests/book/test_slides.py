@@ -7,6 +7,7 @@ here of what is hard to place. The part in a browser needs the extra `site` and 
 import base64
 import html
 import re
+from functools import cache
 
 import pytest
 from ood_book import cli
@@ -16,7 +17,8 @@ from ood_book.teach.deck import authors, deck_of, page
 from ood_book.teach.editions import EDITIONS
 from ood_book.teach.slides import slides
 
-from tests.book.test_editions import BOOK, LESSON, MYST, cells
+from tests.book.chapters import chapter, executed
+from tests.book.test_editions import LESSON, MYST, cells, made
 from tests.book.test_lessons import NOTEBOOKS as SOURCES
 from tests.book.test_lessons import ROOT, RUNS, exercises, nbformat
 from tests.book.test_site import browser, fetched  # noqa: F401
@@ -40,6 +42,12 @@ def text(pieces):
     return html.unescape(re.sub(r"<[^>]+>", "", "".join(pieces)))
 
 
+@cache
+def slides_of(source):
+    """The slides of a chapter; made once, and only read."""
+    return slides(chapter(source), cited=authors(ROOT / "book/references.bib"))
+
+
 def shown(deck):
     return text(part for slide in deck for part in [slide.title, *slide.parts])
 
@@ -57,25 +65,25 @@ def squeezed(words):
 
 @each_source
 def test_every_heading_of_a_chapter_has_a_slide(source):
-    prose = "\n".join(c.source for c in load(source).cells if c.cell_type == "markdown")
+    prose = "\n".join(c.source for c in chapter(source).cells if c.cell_type == "markdown")
     wanted = re.findall(r"^#{1,3} (.+)$", prose, re.M)
-    titles = [re.sub(r"\\[()]", "", text([slide.title])) for slide in slides(load(source))]
+    titles = [re.sub(r"\\[()]", "", text([slide.title])) for slide in slides_of(source)]
     assert len(wanted) > 3
     assert [w for w in wanted if w.replace("$", "").replace("`", "") not in titles] == []
 
 
 @each_source
 def test_every_display_formula_is_on_a_slide(source):
-    student = EDITIONS["student"](load(source), BOOK)
+    student = made("student", source)
     prose = "\n".join(c.source for c in student.cells if c.cell_type == "markdown")
-    seen = squeezed(shown(slides(load(source))))
+    seen = squeezed(shown(slides_of(source)))
     formulas = [squeezed(x).strip() for x in re.findall(r"\$\$(.+?)\$\$", prose, re.S)]
     assert [x for x in formulas if x not in seen] == []
 
 
 @each_source
 def test_solutions_mistakes_and_checks_never_appear(source):
-    deck = slides(load(source))
+    deck = slides_of(source)
     everything = shown(deck) + noted(deck)
     assert [x for x in cells(source, "solution", "wrong", "check", "exercise") if x in everything] == []
     assert "ood.Check(" not in everything
@@ -83,9 +91,9 @@ def test_solutions_mistakes_and_checks_never_appear(source):
 
 @each_source
 def test_every_exercise_and_every_question_of_the_quiz_has_a_slide(source):
-    deck, prose = slides(load(source)), "\n".join(c.source for c in load(source).cells)
+    deck, prose = slides_of(source), "\n".join(c.source for c in chapter(source).cells)
     kinds = [slide.kind for slide in deck]
-    assert kinds.count("exercise") == len(exercises(load(source).cells))
+    assert kinds.count("exercise") == len(exercises(chapter(source).cells))
     quiz = [slide for slide in deck if slide.kind == "quiz"]
     assert len(quiz) == (5 if "### Quiz" in prose else 0)
     assert [slide.title for slide in quiz if "".join(slide.parts).count("<details>") < 3] == []
@@ -93,21 +101,21 @@ def test_every_exercise_and_every_question_of_the_quiz_has_a_slide(source):
 
 @each_source
 def test_no_directive_and_no_role_is_left(source):
-    deck = slides(load(source), cited=authors(ROOT / "book/references.bib"))
+    deck = slides_of(source)
     everything = [shown(deck), noted(deck)]
     assert [re.findall(MYST, x, re.M) for x in everything] == [[], []]
 
 
 @each_source
 def test_prose_is_in_the_notes_and_not_on_the_slides(source):
-    deck = slides(load(source))
+    deck = slides_of(source)
     wordy = [slide for slide in deck if slide.kind == "text"]
     assert len(shown(wordy)) < 0.5 * len(noted(deck))
     assert [slide.title for slide in wordy if len(text(slide.parts)) > 800] == []  # formulas as they are typed
 
 
 def test_the_title_has_goal_and_claim():
-    first = slides(load(ROOT / "notebooks/10_weiper.py"), "what to reach", {"granz2024weiper": "Granz"})[0]
+    first = slides(chapter(ROOT / "notebooks/10_weiper.py"), "what to reach", {"granz2024weiper": "Granz"})[0]
     assert first.kind == "title" and "What to reach" in text(first.parts)
     assert "The claim of Granz: " in text(first.parts)
 
@@ -148,7 +156,7 @@ def pictures(notebook):
 
 @each_run
 def test_every_figure_is_on_a_slide_with_its_alternative_and_its_caption(run):
-    notebook = nbformat.read(run, as_version=4)
+    notebook = executed(run)
     figures = [slide for slide in slides(notebook) if slide.kind == "figure"]
     alts = [html.unescape(a) for slide in figures for a in re.findall(r'alt="([^"]*)"', "".join(slide.parts))]
     wanted = pictures(notebook)
@@ -158,7 +166,7 @@ def test_every_figure_is_on_a_slide_with_its_alternative_and_its_caption(run):
 
 @each_run
 def test_every_table_is_on_a_slide_or_in_the_notes(run):
-    notebook = nbformat.read(run, as_version=4)
+    notebook = executed(run)
     said = [o.get("data", {}).get("text/html", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     rows = [text([row]) for table in said for row in re.findall(r"<tr.*?</tr>", table, re.S) if "<table" in table]
     deck = slides(notebook)

@@ -3,12 +3,11 @@
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -20,11 +19,10 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset, TensorDataset
 
 import ood_lib.features.sealed
-from ood_lib import Features, ResNet, extract
+from ood_lib import KNN, Features, Mahalanobis, ResNet, extract
+from tests.apart import apart, finish, start
 from tests.conftest import normal, seeded
 
-START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["torch", "ood_lib", "torch._dynamo"])
 ROWS, BATCH = 23, 5  # five blocks, the last one of three rows
 
 
@@ -60,18 +58,6 @@ class Images(Dataset):
 def run(out: Path, data: Dataset | None = None, network: ResNet | None = None, **options) -> Features:
     given = {"batch_size": BATCH, "device": "cpu", "progress": False} | options
     return extract(network or make_network(), data or Images(), out=out, **given)
-
-
-def start(target, *args) -> multiprocessing.Process:
-    process = START.Process(target=target, args=args)
-    process.start()
-    return process
-
-
-def finish(*processes: multiprocessing.Process) -> list[int]:
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
 
 
 @pytest.fixture(scope="module")
@@ -132,38 +118,37 @@ def test_a_file_larger_than_the_memory_opens(tmp_path):
     assert features[rows - 3 :].penultimate.sum() == 0 and len(features) == rows
 
 
-BOUNDED = """
-import sys, threading, time
-import torch
-from ood_lib import KNN, Features, Mahalanobis
+def anonymous() -> int:
+    """Bytes of this process that are no file."""
+    return next(int(x.split()[1]) for x in Path("/proc/self/status").open() if x.startswith("RssAnon")) * 1024
 
-def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
 
-def watch():
-    global peak
-    while True:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
+def memory_of_detectors(bank: Path) -> int:
+    """Bytes that a fit and the scores of two detectors take at most."""
+    peaks, over = [], threading.Event()
 
-torch.set_num_threads(1)
-torch.eye(64).double() @ torch.eye(64).double(), torch.linalg.eigh(torch.eye(64).double())  # what loads lazily
-start = peak = anonymous()
-threading.Thread(target=watch, daemon=True).start()
-bank = Features.load(sys.argv[1])
-Mahalanobis().fit(bank).score(bank)
-KNN(k=5).fit(bank[:500]).score(bank)
-print(peak - start)
-"""
+    def watch() -> None:
+        while not over.wait(0.002):
+            peaks.append(anonymous())
+
+    torch.set_num_threads(1)
+    torch.eye(64).double() @ torch.eye(64).double(), torch.linalg.eigh(torch.eye(64).double())  # what loads lazily
+    KNN(k=5), Mahalanobis()
+    before, watcher = anonymous(), threading.Thread(target=watch)
+    watcher.start()
+    features = Features.load(bank)
+    Mahalanobis().fit(features).score(features)
+    KNN(k=5).fit(features[:500]).score(features)
+    over.set()
+    watcher.join()
+    return max(peaks) - before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory is read from /proc")
 def test_detectors_learn_from_a_bank_and_score_it_in_a_fraction_of_its_memory(tmp_path):
     bank = Features(penultimate=normal(300_000, 256, dtype=torch.float32), labels=torch.arange(300_000) % 5)
     bank.save(tmp_path / "bank")
-    command = [sys.executable, "-c", BOUNDED, tmp_path / "bank"]
-    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 0 < grown < os.path.getsize(tmp_path / "bank") / 3
+    assert 0 < apart(memory_of_detectors, tmp_path / "bank") < os.path.getsize(tmp_path / "bank") / 3
 
 
 # -- what may happen to those who make it -------------------------------------------------------------------------
