@@ -4,8 +4,8 @@
 
 Each OOD set of each network is left out in turn. `ood.recommend` chooses on one half of the ID images and of the images
 of the other sets, as the page *Audit your network* does. The choice is judged on the set that was left out, with the
-other half of the ID images. Its opponent is the detector that is best on that set, which nobody can know before. About
-two minutes; what a detector costs is measured on this machine, and a cost below a tenth of a millisecond an image is none.
+other half of the ID images. Its opponent is the detector that is best on that set, which nobody can know before.
+What a detector costs is measured here; a cost below a tenth of a millisecond an image is none. About two minutes.
 """
 
 import argparse

@@ -128,10 +128,10 @@ def intervals(content: Mapping[str, Any]) -> str:
     return (
         f"{tests}\n\n{table(head, lines, words=())}\n"
         "An interval of 95 % over networks should miss in 5 of 100 cases. Where differences between networks are "
-        f"skewed, Student's t misses in {_span(skewed, 'at_95')} of 100. At 99 %, as `compare_over_seeds` uses it, it misses "
-        f"in {_span(skewed, 'called')}. A verdict over {few[0]['networks']} networks, in which the error of the images is "
-        f"counted too, is wrong in {_span(few, 'with')} of 100 cases of no difference, and would be in up to "
-        f"{_most(few, 'without')} without its correction. {_origin(content)}"
+        f"skewed, Student's t misses in {_span(skewed, 'at_95')} of 100. At 99 %, as `compare_over_seeds` uses it, it "
+        f"misses in {_span(skewed, 'called')}. A verdict over {few[0]['networks']} networks, in which the error of "
+        f"the images is counted too, is wrong in {_span(few, 'with')} of 100 cases of no difference. Without its "
+        f"correction it would be wrong in up to {_most(few, 'without')}. {_origin(content)}"
     )
 
 

@@ -226,8 +226,8 @@ def gpu_part(content: Mapping[str, Any] | None) -> str:
     """Recipes of paper size on a GPU, in each way of running them; how to measure them where nobody has."""
     if content is None or content["machine"]["tiny"]:
         return (
-            "Not measured yet. On a machine with a CUDA device, `tests/gpu/run.sh` writes `book/results/speed/gpu.json` "
-            "in less than ten minutes, and the next `ood-book build` shows it here."
+            "Not measured yet. On a machine with a CUDA device, `tests/gpu/run.sh` writes "
+            "`book/results/speed/gpu.json` in less than ten minutes, and the next `ood-book build` shows it here."
         )
     head = ["recipe", "run in", "rows a second", "times float32", "share of the chip's rate", "GB"]
     lines, failed = [], []
