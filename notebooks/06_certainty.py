@@ -42,9 +42,9 @@ if importlib.util.find_spec("ood_lib") is None:
 
 # %% tags=["remove-input"]
 import torch
+from ood_book import explorables
 
 import ood_lib as ood
-from ood_lib.evaluation import explorables
 from ood_lib.evaluation.metrics import auroc
 
 (bank,) = ood.benchmark_features("cifar10-resnet56")

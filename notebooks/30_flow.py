@@ -40,6 +40,19 @@ if importlib.util.find_spec("ood_lib") is None:
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
+# %% tags=["remove-input"]
+from ood_book import explorables
+
+explorables.show(
+    explorables.flow_by_hand(),
+    caption="A flow with two knobs, to be fitted by hand. At first its map is a straight line and its density one Gaussian, which "
+    "ranks an OOD point between the bumps below the data. Lower the slope and raise the bend until the loss is least: does the score "
+    "of the OOD point rise, and how much density is left between the bumps?",
+    alt_text="Left, the map from features to latents, a line that sliders bend. Right, the density of data in two bumps and the "
+    "density of the flow, with a vertical line at the OOD point. Below, the loss, the lowest possible loss, the scores of the OOD "
+    "point and of a bump, and which is larger. Sliders set the map's slope and bend, and the place of the OOD point.",
+)
+
 # %% [markdown]
 # ```{admonition} In one minute
 # :class: tip

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "flow_layers", "hybrid_energy", "label_energies", "near_against_far", "perturbed_logits",
+    "flow_by_hand", "flow_layers", "hybrid_energy", "label_energies", "near_against_far", "perturbed_logits",
     "pictures_of_an_embedding", "score_norms_of_two_bumps", "score_thresholds", "show",
 ]  # fmt: skip
 
@@ -172,6 +172,71 @@ def flow_layers(known: Sequence[Tensor], other: Sequence[Tensor], reach: float =
     rings = rings.transform_calculate(x="datum.r * cos(datum.t)", y="datum.r * sin(datum.t)")
     rings = rings.mark_line(color="#888888", strokeWidth=1).encode(x=x, y=y, detail="r:N", order="t:Q")
     return (rings + points).properties(width=340, height=340).add_params(layer).configure_view(stroke=None)
+
+
+def flow_by_hand(slope: float = 0.65, bend: float = 0.0, ood: float = 0.0) -> "alt.VConcatChart":
+    r"""A flow on a line with two knobs, the map :math:`f(x) = a x + b x^3`, and the density that it gives.
+
+    The density is :math:`p(x) = N(f(x); 0, 1)\, f'(x)`.  The data are :math:`\tfrac12 N(-1.5, 0.5^2) + \tfrac12 N(1.5,
+    0.5^2)`, and the loss is their mean of :math:`-\log p`.
+
+    Args:
+        slope: a, the slope of the map at zero.
+        bend: b; with b = 0 the density is one Gaussian.
+        ood: where the OOD point lies.
+    """
+    alt = need("altair")
+    a = _slider("a", "slope a of the map at zero", 0.02, 1.2, 0.01, slope)
+    b = _slider("b", "its bend b", 0, 0.6, 0.01, bend)
+    place = _slider("o", "place of the OOD point", -4, 4, 0.1, ood)
+    data = "(0.5 * densityNormal(datum.x, -1.5, 0.5) + 0.5 * densityNormal(datum.x, 1.5, 0.5))"
+
+    def latent(x: str) -> str:
+        return f"(a * {x} + b * pow({x}, 3))"
+
+    def score(x: str) -> str:
+        """-log p, which does not underflow far away."""
+        return f"(pow({latent(x)}, 2) / 2 + log(2 * PI) / 2 - log(a + 3 * b * {x} * {x}))"
+
+    grid = alt.Chart(alt.sequence(-4, 4.001, 0.05, as_="x"))
+    x = alt.X("x:Q", title="feature x", scale=alt.Scale(domain=[-4, 4]))
+    at = alt.Chart(alt.Data(values=[{}])).transform_calculate(x="o")
+    rule = at.mark_rule(color=COLORS["far"], strokeWidth=2, strokeDash=[2, 2]).encode(x="x:Q")
+    y = alt.Y("u:Q", title="latent u = f(x)", scale=alt.Scale(domain=[-4, 4]))
+    line = grid.transform_calculate(u=latent("datum.x")).mark_line(color=COLORS["other"], strokeWidth=2, clip=True)
+    left = (line.encode(x=x, y=y) + rule).properties(width=WIDTH - 20, height=HEIGHT - 30)
+    names = ["data", "flow"]
+    lines = grid.transform_calculate(data=data, flow=f"exp(-{score('datum.x')})").transform_fold(names, ["of", "value"])
+    legend = alt.Legend(orient="bottom", title=None)
+    curves = lines.mark_line(strokeWidth=2).encode(
+        x=x,
+        y=alt.Y("value:Q", title="density", scale=alt.Scale(domain=[0, 0.6], clamp=True)),
+        color=alt.Color("of:N", scale=alt.Scale(domain=names, range=[COLORS["id"], COLORS["other"]]), legend=legend),
+        strokeDash=alt.StrokeDash("of:N", scale=alt.Scale(domain=names, range=[[6, 3], [1, 0]]), legend=legend),
+    )
+    right = (curves + rule).properties(width=WIDTH - 20, height=HEIGHT - 30)
+    right = right.resolve_scale(color="independent", strokeDash="independent")
+    means = grid.transform_calculate(p=data, loss=score("datum.x")).transform_calculate(
+        loss="datum.p * datum.loss", least="datum.p > 0 ? -datum.p * log(datum.p) : 0"
+    )
+    means = means.transform_aggregate(loss="sum(loss)", least="sum(least)")
+    said = {"loss": "Loss, mean −log p of the data: ", "least": "The lowest that an increasing map can reach: "}
+    losses = means.transform_fold([*said], ["of", "value"]).transform_calculate(
+        text=f"(datum.of == 'loss' ? '{said['loss']}' : '{said['least']}') + format(0.05 * datum.value, '.2f')"
+    )
+    losses = losses.mark_text(align="left", fontSize=13, limit=420)
+    losses = losses.encode(x=alt.value(0), y=alt.Y("of:N", axis=None, sort=[*said]), text="text:N")
+    losses = losses.properties(width=2 * WIDTH, height=44)
+    numbers = _text(
+        [
+            ("Score −log p of the OOD point: ", f"format({score('o')}, '.2f')"),
+            ("Score of the centre of a bump: ", f"format({score('1.5')}, '.2f')"),
+            ("The flow ranks the OOD point ", f"({score('o')} > {score('1.5')} ? 'above' : 'below') + ' the bump'"),
+        ],
+        width=2 * WIDTH,
+        height=66,
+    )
+    return ((left | right) & losses & numbers).add_params(a, b, place).configure_view(stroke=None)
 
 
 def hybrid_energy(lam: float = 0.25, temperature: float = 1.0, ood: float = 0.0) -> "alt.VConcatChart":

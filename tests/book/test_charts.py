@@ -116,6 +116,26 @@ def test_the_hybrid_is_the_prior_with_the_best_residual(lam: float, temperature:
     assert f"The hybrid ranks it {'above' if hybrid[0] > hybrid[1] else 'below'} the bump" in found
 
 
+@pytest.mark.parametrize(("a", "b", "place"), [(0.65, 0.0, 0.0), (0.1, 0.3, 0.4), (1.2, 0.6, -4.0)])
+def test_a_flow_by_hand_is_the_change_of_variables_and_its_loss_the_cross_entropy(a: float, b: float, place: float):
+    def score(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_()
+        u = a * x + b * x**3
+        (slope,) = torch.autograd.grad(u.sum(), x)
+        return -torch.distributions.Normal(0.0, 1.0).log_prob(u.detach()) - slope.log()
+
+    x = torch.linspace(-4, 4, 8001, dtype=torch.float64)
+    p = torch.stack([torch.distributions.Normal(c, 0.5).log_prob(x).exp() for c in (-1.5, 1.5)]).mean(0)
+    found = texts(explorables.flow_by_hand(), a=a, b=b, o=place)
+    there = score(torch.tensor([place, 1.5], dtype=torch.float64))
+    assert number(found, "Score −log p of the OOD point: ") == pytest.approx(there[0].item(), abs=0.006)
+    assert number(found, "Score of the centre of a bump: ") == pytest.approx(there[1].item(), abs=0.006)
+    assert f"The flow ranks the OOD point {'above' if there[0] > there[1] else 'below'} the bump" in found
+    loss, least = (number(found, label) for label in ("Loss", "The lowest that an increasing map can reach: "))
+    assert loss == pytest.approx(torch.trapezoid(p * score(x), x).item(), abs=0.006)
+    assert least == pytest.approx(-torch.trapezoid(p * p.log(), x).item(), abs=0.006) and least <= loss
+
+
 @pytest.mark.parametrize("layer", [0.0, 1.0, 0.5])
 def test_points_stand_where_the_flow_has_put_them(layer: float):
     steps = [torch.tensor([[-4.0, 4.0]]), torch.tensor([[0.0, 2.0]])]
