@@ -87,6 +87,16 @@ def book(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def pages(book):
+    """Where that project's pages go; the scripts of charts, which take long to make, are those of the book's builds."""
+    made = ROOT / "_build/vega"
+    made.mkdir(parents=True, exist_ok=True)
+    (book / "_build").mkdir()
+    (book / "_build/vega").symlink_to(made)
+    return book / "_build/html"
+
+
 def output_of(book: Path, name: str, folder: str = "default") -> str:
     return (book / "_build/run" / folder / f"{name}.ipynb").read_text()
 
@@ -735,7 +745,7 @@ def test_a_file_without_a_place_for_what_is_made_is_refused(asking, capsys):
     assert "README.md has no lines" in capsys.readouterr().err
 
 
-def test_build_takes_the_values_of_run_shows_them_fails_on_a_warning_and_spares_foreign_folders(book, capfd):
+def test_build_takes_the_values_of_run_shows_them_fails_on_a_warning_and_spares_foreign_folders(book, pages, capfd):
     pytest.importorskip("jupyter_book")
     (book / "book/intro.md").write_text("# Intro\n\n```{include} _generated/10_alpha/numbers.md\n```")
     boxed = '\n# %% [markdown]\n# ```{note}\n# Boxed.\n# ```\n\n# %% tags=["hide-input"]\nprint(6 * 7)\n'
@@ -744,7 +754,7 @@ def test_build_takes_the_values_of_run_shows_them_fails_on_a_warning_and_spares_
     assert cli.main(["build", *values]) == 2
     assert "Run: ood-book run --profile quick -p seeds 7" in capfd.readouterr().err
     assert cli.main(["run", *values]) == cli.main(["build", *values]) == 0
-    pages = book / "_build/html-quick-seeds=7"
+    pages = pages.with_name("html-quick-seeds=7")
     assert "seeds 7" in (pages / "book/intro.html").read_text()
     alpha, beta = ((pages / f"notebooks/{name}.html").read_text() for name in ("10_alpha", "20_beta"))
     assert "seeds=7" in alpha and "injected-parameters" in alpha
@@ -769,7 +779,9 @@ def test_build_takes_the_values_of_run_shows_them_fails_on_a_warning_and_spares_
     assert (pages / "notebooks/10_alpha.html").is_file()  # the last good pages stay
 
 
-def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_the_book_is_not_complete(book, capfd):
+def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_the_book_is_not_complete(
+    book, pages, capfd
+):
     pytest.importorskip("jupyter_book")
     labels = "\n# %% [markdown]\n# (beta-way)=\n# ## 1. The way\n"
     write_notebook(book, "20_beta", BETA, labels + BETA_CODE.replace("1 / delta", "1 / (delta - 2)"))
@@ -782,7 +794,6 @@ def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_t
     said = capfd.readouterr()
     assert "not complete" in said.err and '  20_beta failed in cell [4] of "1. The way": # the comment' in said.err
     assert "Run: ood-book run 20_beta --profile default" in said.err and "WARNING" not in said.err
-    pages = book / "_build/html"
     assert f"open {pages / 'index.html'}" in said.out
     assert "seeds=2" in (pages / "notebooks/10_alpha.html").read_text()
     beta, intro = ((pages / f"{name}.html").read_text() for name in ("notebooks/20_beta", "book/intro"))
