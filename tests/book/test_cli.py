@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pickle
-import platform
 import re
 import shlex
 import shutil
@@ -23,6 +22,7 @@ from ood_book.notebooks import parameters_of, sources, title_of
 from ood_book.run import limits, plan, runner, work
 
 import ood_lib
+from ood_lib import files
 from ood_lib.data import NAMES
 
 pytestmark = pytest.mark.processes
@@ -457,23 +457,18 @@ _ = (Path(results) / "numbers.md").write_text("whole")
 """
     write_notebook(book, "10_alpha", ALPHA, meet)
     command = [sys.executable, "-c", "import sys; from ood_book.cli import main; sys.exit(main())", "run", "alpha"]
-    both = [subprocess.Popen(command, cwd=book) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
-    folder = book / "_build/run/default"
-    assert sorted(p.name for p in folder.iterdir()) == ["10_alpha", "10_alpha.ipynb"]
-    assert (folder / "10_alpha/numbers.md").read_text() == "whole"
-
-
-def test_a_draft_that_nobody_writes_any_more_is_removed_and_one_in_use_is_not(book):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    names = (f".10_alpha.{platform.node()}.{pid}.partial" for pid in (gone.pid, os.getpid()))
-    dead, used = ((book / "_build/run/default" / name) for name in names)
-    dead.mkdir(parents=True)
-    used.mkdir()
-    (task,) = plan.plan(book, "default", {}, ["alpha"])[1]
-    work.clear(task)
-    assert used.is_dir() and not dead.exists()
+    folder = book / "_build/run/default"
+    used = files.draft(folder / "10_alpha.ipynb")
+    dead = folder / used.name.replace(f".{os.getpid()}.", f".{gone.pid}.")
+    used.mkdir(parents=True)
+    dead.mkdir()
+    both = [subprocess.Popen(command, cwd=book) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    # a draft that nobody writes any more is removed, and one in use is not
+    assert sorted(p.name for p in folder.iterdir()) == [used.name, "10_alpha", "10_alpha.ipynb"]
+    assert (folder / "10_alpha/numbers.md").read_text() == "whole"
 
 
 def process_is_alive(pid: int) -> bool:

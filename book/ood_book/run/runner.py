@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from pathlib import Path
 
 from ood_book.run.plan import Task
-from ood_book.run.work import DONE, bars, clear, cores, interrupt
+from ood_book.run.work import DONE, bars, cores, interrupt
+from ood_lib.files import sweep
 
 __all__ = ["run_in_process", "run_side_by_side", "say"]
 
@@ -41,8 +43,8 @@ def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         _stop(processes)
-        for task in tasks:
-            clear(task)
+        for folder in {task.target.parent for task in tasks if isinstance(task.target, Path)}:
+            sweep(folder)
         signal.signal(signal.SIGTERM, before)
     print("\n" * len(tasks) if bars() else "", end="")  # below the bars
     return failures
