@@ -15,7 +15,7 @@ import torch
 from ood_book.site.production import fragments
 
 import ood_lib as ood
-from ood_lib.evaluation.score_files import EXIT, _parser
+from ood_lib.evaluation.score_command import EXIT, _parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "book/production.md").read_text(encoding="utf-8")
@@ -115,7 +115,7 @@ def test_the_exported_program_scores_as_the_library_does(place):
 
 
 def test_the_file_on_drift_reads_what_the_command_writes(place, capsys):
-    from ood_lib.evaluation.score_files import main
+    from ood_lib.evaluation.score_command import main
 
     run("fit.py")
     command = ["detector.safetensors", "pictures/val", "lost.png", "--model", "production_net:net"]

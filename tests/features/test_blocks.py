@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import Dataset, TensorDataset
 
-import ood_lib.features.blocks
+import ood_lib.features.sealed
 from ood_lib import Features, ResNet, extract
 from tests.conftest import normal, seeded
 
@@ -101,7 +101,7 @@ def test_a_bank_is_read_and_not_made_again(tmp_path):
 
 @pytest.mark.parametrize("small", [0, 2**24])
 def test_a_write_into_the_tensors_stays_in_memory(tmp_path, expected: bytes, monkeypatch, small: int):
-    monkeypatch.setattr(ood_lib.features.blocks, "SMALL", small)
+    monkeypatch.setattr(ood_lib.features.sealed, "SMALL", small)
     features = run(tmp_path / "bank")
     features.penultimate.zero_()
     assert (tmp_path / "bank").read_bytes() == expected
@@ -109,7 +109,7 @@ def test_a_write_into_the_tensors_stays_in_memory(tmp_path, expected: bytes, mon
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_mapped_file_holds_what_was_saved(tmp_path, monkeypatch, dtype: torch.dtype):
-    monkeypatch.setattr(ood_lib.features.blocks, "SMALL", 0)
+    monkeypatch.setattr(ood_lib.features.sealed, "SMALL", 0)
     saved = Features(penultimate=normal(7, 3).to(dtype), labels=torch.eye(7, 3).bool(), style=normal(7, 1))
     saved.save(tmp_path / "bank")
     loaded = Features.load(tmp_path / "bank").tensors()
