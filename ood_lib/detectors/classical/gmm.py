@@ -171,11 +171,7 @@ class GMM(MomentDetector):
     whitening: Tensor
 
     def __init__(
-        self,
-        components: int | None = None,
-        covariance: Covariance = "tied",
-        ridge: float = 1e-6,
-        seed: int = 0,
+        self, components: int | None = None, covariance: Covariance = "tied", ridge: float = 1e-6, seed: int = 0
     ) -> None:
         super().__init__()
         check("integer [1, inf) or None", "a number of Gaussians (None: one per class)", components=components)
@@ -183,8 +179,6 @@ class GMM(MomentDetector):
         check("[0, inf)", "a share of the mean variance", ridge=ridge)
         self.components, self.covariance, self.ridge, self.seed = components, covariance, ridge, seed
         self.kind = covariance
-        self.register_buffer("weights", torch.empty(0, dtype=torch.float64))
-        self.register_buffer("whitening", torch.empty(0, dtype=torch.float64))
 
     # -- fitting ------------------------------------------------------------------------------------------------
 

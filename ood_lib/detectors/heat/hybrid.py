@@ -25,11 +25,8 @@ from ood_lib.warn import warn
 __all__ = ["ResidualEBM"]
 
 Start = Literal["prior", "noise", "data", "persistent"]
-
 HARDLY, LAST = 0.1, 20  # a gap below this share of the largest, over so many last updates, is hardly any training
-
 FAR = 30.0  # times beyond which energies count as diverged, and features as of another scale
-
 POOL, RENEWED = 10, 0.05  # persistent chains per batch row, and the share of them that begins anew
 
 
@@ -70,9 +67,6 @@ class ResidualEBM(Detector):
             out of its range.
         DivergedError: on fitting, an energy that is not finite, or far beyond its bound; the average of the weights
             before that is kept.
-
-    References:
-        Lafon et al., HEAT, ICML 2023; in full in `ood_lib.detectors.heat.heat`.
 
     Example:
         >>> from ood_lib import GMM
@@ -134,7 +128,6 @@ class ResidualEBM(Detector):
         check("[0, 1)", "a share", average=average)
         self.net: Any = self._network(1)
         self.history = Diagnostics()
-        self.register_buffer("metric", torch.empty(0))
         self.register_buffer("t_p", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("length", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("narrowest", torch.tensor(1.0, dtype=torch.float64))
