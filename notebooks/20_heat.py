@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -56,8 +56,8 @@ explorables.show(
 # ```{admonition} In one minute
 # :class: tip
 # **The claim** of {cite:t}`lafon2023heat`: take simple densities of a frozen network's features, correct
-# each with a small energy network that learns only the residual, compose the results, and you detect
-# out-of-distribution (OOD) images better than either the simple densities or an energy network alone.
+# each with a small energy network that learns only the residual, and compose the results. This detects
+# out-of-distribution (OOD) images better than the simple densities or an energy network alone.
 #
 # <!-- made by ood-book sync -->
 # **What we found.** AUROC of *HEAT* minus that of *the energy of the logits*, in points, with the 95 % interval:
@@ -70,10 +70,10 @@ explorables.show(
 # | DenseNet on CIFAR-100 | **worse** −3.0 [−4.0, −1.9] | **better** +15.1 [+13.9, +16.3] |
 # | small networks on digits | **better** +2.5 [+1.3, +3.7] | **cannot tell** +14.3 [−11.3, +39.9] |
 #
-# - *HEAT* against *its Gaussian mixture with a ridge*: **better near, cannot tell far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10); **better near, level far** (DenseNet on CIFAR-10, small networks on digits); **better near, worse far** (DenseNet on CIFAR-100)
-# - *HEAT* against *the same priors composed without training*: **cannot tell near and far** (our ResNet-9 on CIFAR-10); **level near and far** (DenseNet on CIFAR-10, small networks on digits); **level near, cannot tell far** (ResNet-56 on CIFAR-10); **level near, worse far** (DenseNet on CIFAR-100)
+# - *HEAT* against *its Gaussian mixture with a ridge*. **Better near, cannot tell far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10). **Better near, level far** (DenseNet on CIFAR-10, small networks on digits). **Better near, worse far** (DenseNet on CIFAR-100).
+# - *HEAT* against *the same priors composed without training*. **Cannot tell near and far** (our ResNet-9 on CIFAR-10). **Level near and far** (DenseNet on CIFAR-10, small networks on digits). **Level near, cannot tell far** (ResNet-56 on CIFAR-10). **Level near, worse far** (DenseNet on CIFAR-100).
 #
-# The numbers are those of `ood-book run 20_heat` on 2026-11-29, also where this page is run with other values.
+# The numbers are those of `ood-book run 20_heat` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -85,9 +85,9 @@ explorables.show(
 #
 # ```{admonition} Before you start
 # :class: dropdown
-# **You will learn** what an energy-based model is and how one trains a density without knowing its constant, why
-# contrastive divergence is biased, how Langevin dynamics draws samples, why a learned {term}`energy` alone cannot be
-# trusted far from the data, and how a hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
+# **You will learn** what an energy-based model is and how one trains a density without knowing its constant. You will
+# see how Langevin dynamics draws samples, why contrastive divergence is biased, and why a learned {term}`energy` alone
+# cannot be trusted far from the data. A hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
 #
 # **You need** densities, gradients, and enough PyTorch to read `autograd.grad`. The chapter stands alone; of WeiPer it
 # uses only the benchmark. The exercises take 45 minutes more.
@@ -907,7 +907,7 @@ own_priors = [  # digits, trained live: three priors, nothing chosen
     }
     for h, x in zip(heats, features)
 ]  # fmt: skip
-everywhere = ladders | {f"{benchmark}, live": list(zip(features, own_priors))}
+everywhere = ladders | {f"{benchmark}": list(zip(features, own_priors))}
 
 # %% tags=["hide-input"]
 duels = {

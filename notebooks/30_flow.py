@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -57,7 +57,7 @@ explorables.show(
 # ```{admonition} In one minute
 # :class: tip
 # **The claim** of {cite:t}`cook2024flow`: fit a normalizing flow to the normalised features of any
-# pretrained network for one epoch, without labels and without OOD data, and minus its log-density detects far-OOD images
+# pretrained network for one epoch, without labels and without OOD data. Minus its log-density then detects far-OOD images
 # better than what came before.
 #
 # <!-- made by ood-book sync -->
@@ -71,10 +71,10 @@ explorables.show(
 # | DenseNet on CIFAR-100 | **worse** −20.5 [−22.8, −18.2] | **better** +12.1 [+10.5, +13.6] |
 # | small networks on digits | **cannot tell** +1.1 [−1.5, +3.7] | **cannot tell** +14.3 [−11.4, +40.0] |
 #
-# - *the flow* against *the Mahalanobis distance with a ridge*: **level near, better far** (our ResNet-9 on CIFAR-10); **worse near and far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **better near, cannot tell far** (ResNet-56 on CIFAR-10); **level near and far** (small networks on digits)
-# - *the flow* against *KNN*: **worse near, better far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10); **worse near, level far** (DenseNet on CIFAR-10); **worse near and far** (DenseNet on CIFAR-100); **better near, cannot tell far** (small networks on digits)
+# - *the flow* against *the Mahalanobis distance with a ridge*. **Level near, better far** (our ResNet-9 on CIFAR-10). **Worse near and far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100). **Better near, cannot tell far** (ResNet-56 on CIFAR-10). **Level near and far** (small networks on digits).
+# - *the flow* against *KNN*. **Worse near, better far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10). **Worse near, level far** (DenseNet on CIFAR-10). **Worse near and far** (DenseNet on CIFAR-100). **Better near, cannot tell far** (small networks on digits).
 #
-# The numbers are those of `ood-book run 30_flow` on 2026-11-29, also where this page is run with other values.
+# The numbers are those of `ood-book run 30_flow` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 28 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -86,9 +86,9 @@ explorables.show(
 #
 # ```{admonition} Before you start
 # :class: dropdown
-# **You will learn** to build a density that you can evaluate exactly, from layers that you can invert; why such a density
-# can fail on pixels and work on features; what it does when the data lie on a sphere; and whether training longer helps or
-# hurts, measured instead of assumed.
+# **You will learn** to build a density that you can evaluate exactly, from layers that you can invert. You will see why
+# such a density can fail on pixels and work on features, and what it does when the data lie on a sphere. You will measure
+# what training adds to the Gaussian from which the flow starts.
 #
 # **You need** the normal distribution, the determinant of a matrix, and enough PyTorch to read a small network.
 # ```

@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -56,7 +56,7 @@ explorables.show(
 # ```{admonition} In one minute
 # :class: tip
 # **The claim** of {cite:t}`mahmood2021msma`: train one network on the gradients of the blurred data
-# density, read the lengths of these gradients at many blurs, fit a density to the lengths, and you detect OOD images
+# density, read the lengths of these gradients at many blurs, and fit a density to the lengths. This detects OOD images
 # without labels, also where the likelihood of a deep model is fooled.
 #
 # <!-- made by ood-book sync -->
@@ -67,7 +67,7 @@ explorables.show(
 # | a density on the log norms of a small score network | 53.9 [53.7, 54.1] | 92.9 [91.6, 94.2] |
 # | the same without a network: the exact score of one Gaussian on pixels | 60.2 [56.6, 63.6] | 95.0 [93.8, 95.9] |
 #
-# The numbers are those of `ood-book run msma` on 2026-11-29, also where this page is run with other values.
+# The numbers are those of `ood-book run msma` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 6 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -80,9 +80,9 @@ explorables.show(
 #
 # ```{admonition} Before you start
 # :class: dropdown
-# **You will learn** what the {term}`score <score (Stein)>` of a density is, how a network learns it without ever seeing a
-# density, why the length of the score at one noise scale tells some outliers and hides others, and what changes when you
-# read ten scales at once.
+# **You will learn** what the {term}`score <score (Stein)>` of a density is, and how a network learns it without ever
+# seeing a density. You will see why the length of the score at one noise scale reveals some outliers and hides others, and
+# what changes when you read ten scales at once.
 #
 # **You need** the normal distribution, gradients, integration by parts, and enough PyTorch to read a training loop.
 # ```

@@ -24,7 +24,6 @@ NETWORKS = {
     "cifar10-resnet56": "ResNet-56 on CIFAR-10",
     "cifar100-densenet": "DenseNet on CIFAR-100",
     "voc-mobilenetv2": "MobileNetV2 on PASCAL VOC",
-    "digits, live": "small networks on digits",
     "digits": "small networks on digits",
 }
 GROUPS = {"near": "near-OOD", "far": "far-OOD"}
@@ -97,9 +96,8 @@ def _sentence(rows: "pd.DataFrame", method: str, baseline: str) -> str:
         everywhere = f"{next(iter(words.values()))} {' and '.join(words)}"
         said = everywhere if same else ", ".join(f"{w} {g}" for g, w in words.items())
         by_words.setdefault(said, []).append(called(network))
-    return f"- *{method}* against *{baseline}*: " + "; ".join(
-        f"**{said}** ({', '.join(names)})" for said, names in by_words.items()
-    )
+    said_of = [f"**{said.capitalize()}** ({', '.join(names)})." for said, names in by_words.items()]
+    return f"- *{method}* against *{baseline}*. {' '.join(said_of)}"
 
 
 def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -144,12 +142,14 @@ def _leaders(results: Path, asked: Sequence[str]) -> list[str]:
     return [
         *lines,
         "",
-        "The numbers are those of stored runs, as on [the leaderboard](06_leaderboard), not of this page's.",
+        "The numbers are those of the stored runs of [the leaderboard](06_leaderboard). "
+        "This page runs the detectors again, so close leaders may change places below.",
     ]
 
 
 def _origin(row: "pd.Series") -> str:
     """Which run is shown: a page that is run with other values shows the same box."""
     return (
-        f"The numbers are those of `{row['command']}` on {row['date']}, also where this page is run with other values."
+        f"The numbers are those of `{row['command']}` on {row['date']}. "
+        "They stay when you run this page with other values."
     )
