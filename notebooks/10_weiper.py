@@ -720,7 +720,8 @@ published.rename(columns=symbols).style.hide(axis="index").format(precision=2).s
 # scored on the same images, so their difference is paired. For a single network, the interval says how much the
 # difference would vary with other test images. For several seeds, as on `digits`, it also covers the training seed. All
 # scores use infinitely many heads, so no result depends on a random draw. At $\delta=0$ WeiPer+ReAct is ReAct, with the
-# same clip.
+# same clip. *Better* and *worse* mean that the interval leaves out zero. *Level* means that it holds zero and lies within a
+# point of it, and *cannot tell* that it is wider.
 
 # %% tags=["hide-input"]
 data_sets = {10: published.loc[0], 100: published.loc[1]}  # by number of classes
@@ -1118,6 +1119,9 @@ display(pd.DataFrame.from_dict(rows, orient="index").style.format("{:g}").set_ca
 areas(tuned_claims).set_caption("AUROC in %, all tuned alike, without the validation half; bold: largest")
 
 # %% [markdown]
+# A $\delta$ of zero in the table of choices means that the validation images rejected the perturbation. Compare the rows
+# *WeiPer MSP* and *WeiPer+KLD*, too: the paper calls the second the better score.
+#
 # Compare with section 5.2: good hyperparameters belong to a data set and a network, not to a method. Compare only
 # methods that were tuned in the same way, and ask for each published number which OOD images were used to choose its
 # settings. The validation half comes from one of the test sets, as in the published protocol, so the numbers are

@@ -444,10 +444,11 @@ recipes.style.hide(axis="index").format("{:g}", subset=list(recipes)[1:])
 # residual moves a point by at most two of them. The law bounds the best residual, not the network. Far from data and
 # negatives nothing limits the network, as section 1 showed. There it grows at most linearly, whereas the energy of a
 # mixture grows quadratically. (This is the case in the plane of section 1. On the unit sphere, on which two of the
-# three priors are defined, all distances are at most two, so the prior does not outgrow the network.) (In $D$
-# dimensions the energy of even an exact Gaussian has a standard deviation of $\sqrt{D/2}$ nats. For a prior that is a
+# three priors are defined, all distances are at most two, so the prior does not outgrow the network.)
+#
+# In $D$ dimensions the energy of even an exact Gaussian has a standard deviation of $\sqrt{D/2}$ nats. For a prior that is a
 # density, the default is never less: a smaller spread over its own training set is a sign of overfitting. The energy of
-# the logits is no density, and its spread is used as it is.)
+# the logits is no density, and its spread is used as it is.
 
 # %% [markdown]
 # ### 2.6 Langevin dynamics: samples from points that move
@@ -954,8 +955,8 @@ display(Markdown("Claim by claim, on the mean of near and far:\n\n" + "\n".join(
 # %% [markdown]
 # Each row compares the two detectors on the same images. On a bank the interval covers the choice of test images and
 # the training of the residual, but not that of the network. For the networks trained here it covers the training of the
-# network as well. *Level* means a difference of less than a point; *cannot tell* means that there are too few images.
-# The validation set is near-OOD. Settings that are best on it can be worse on far-OOD, so read both columns. The next
+# network as well. *Better* and *worse* mean that the interval leaves out zero. *Level* means that it holds zero and lies
+# within a point of it, and *cannot tell* that it is wider: the images or the trainings are too few. The validation set is near-OOD. Settings that are best on it can be worse on far-OOD, so read both columns. The next
 # figure shows every step on one scale.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Every step on each network: the gain over the mixture alone, in points of AUROC (mean of near and far), with 95 % intervals of the paired difference. Filled: untrained; open: trained. Compare each open dot with the filled one above it.", "name": "fig-heat-ladder"}, "image": {"alt": "One panel per network. Rows are the mixture with ridge, its hybrid, the logits, their hybrid, both priors composed untrained, and HEAT. The horizontal axis is the gain over the mixture alone in points of AUROC, with a vertical line at zero. Filled dots mark untrained detectors and open dots trained ones, each with an interval."}}
@@ -1449,7 +1450,7 @@ frame.style.format("{:.2f}").format_index("{:g}").set_caption(caption)
 off = (frame["training"] - frame["held out"]).abs()
 prior_near = 100 * ood.group_auroc(style_hybrid.prior, f)["near"]
 display(Markdown(
-    f"Training and held-out images differ by {off.min():.2f} to {off.max():.2f} of the bound. The prior alone has a near AUROC of {prior_near:.2f} on this network; "
+    f"Training and held-out images differ by at most {off.max():.2f} of the bound. The prior alone has a near AUROC of {prior_near:.2f} on this network; "
     f"the hybrid has {frame.iloc[0]['near AUROC']:.2f} at λ = {frame.index[0]:g} and {frame.iloc[-1]['near AUROC']:.2f} at λ = {frame.index[-1]:g}."
 ))  # fmt: skip
 
@@ -1912,8 +1913,8 @@ check_better(better)
 #   is no measure of success.
 # * Compare HEAT with the untrained composition of its priors, and give the prior of a hybrid a reasonable ridge.
 #   Section 5.1 shows how much each step gains.
-# * Does the {term}`representation` fail, or the energy on it? For the logits it is mostly the energy: in the protocol
-#   chapter a Mahalanobis distance on the same logits detects most far images. Section 5.2 shows how far the residual
+# * Does the {term}`representation` fail, or the energy on it? For the logits of `digits` it is mostly the energy: in
+#   the protocol chapter a Mahalanobis distance on the same logits detects most far images. Section 5.2 shows how far the residual
 #   closes the gap to the mixture.
 # * If a prior is no density, its hybrid is none either: the hybrid on logits rates a stretched feature as more typical.
 #

@@ -636,7 +636,8 @@ def story(name, way):
 display(Markdown("\n".join(story(name, way) for name in real for way in (PAPER, OURS)) or "No bank was given."))
 
 # %% [markdown]
-# Is more training worse? Each curve shows three things. *The start*: ActNorm ignores correlations between features, so
+# Is more training worse? A curve that still rises at its last update cannot say. Beyond that, each curve shows three
+# things. *The start*: ActNorm ignores correlations between features, so
 # without whitening the flow may start below chance, and has to learn what a covariance matrix would have given it. *The
 # likelihood*: where the held-out curve falls while the training curve rises, the flow overfits, which is easy with a
 # few thousand rows. Noise prevents this, because it differs in each batch. *The AUROC at the circle*: where it lies
@@ -814,8 +815,10 @@ display(Markdown(
 # * with *KNN*.
 #
 # A further table tests the paper's claim: its way to train, against a logit score on far-OOD. The last table shows the
-# effect of noise and whitening. The last row of each table is for the small networks trained on this page, always with
-# noise. Each of the others is a single network, so its interval covers only the choice of test images.
+# effect of noise and whitening, on the real networks only. In the other tables, the last row is for the small networks
+# trained on this page, always with noise. Every other row is a single network. Its interval covers the choice of test
+# images and, where several flows were trained, the training of the flow, but not that of the network. With two flows it
+# is wide where these two disagree.
 
 # %% tags=["hide-input"]
 def start_of(flow):

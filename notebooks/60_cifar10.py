@@ -284,6 +284,9 @@ lines.append(f"* Over all columns, **{spread.index[0]}** varies least ({spread.i
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
+# The box at the top names the leaders of stored runs, two of them on all images. Where two detectors are close, the
+# leader may be another one here.
+#
 # For your own network this means: a ranking on another network is weak evidence. The order of the detectors depends on
 # the network and the ID set as much as on the detectors, so compare the candidates on validation data of your own
 # network.

@@ -189,7 +189,7 @@ display(Markdown(
 #
 # * A claimed *difference* is **reproduced** on a network when ours is surely positive and the claimed number lies in our interval (or no
 #   number is known). If it is surely positive but of another size, the **same direction** is said, with *smaller* or *larger*. It is
-#   **opposite** when it is surely negative, **no difference** when the whole interval lies within one point of zero, else **undecided**.
+#   **opposite** when it is surely negative, **no difference** when the interval holds zero and lies within one point of it, else **undecided**.
 # * A claimed *value* is **reproduced** when it lies in our interval, **close** within `close` points, else **not reproduced**.
 # * A claim has the verdict of its tests where they agree, and **differs by network** where they do not.
 # * A test in **another setting** (another ID set, other images, a much smaller network) is shown and does not count for or against the
@@ -212,7 +212,7 @@ def show(rows, caption):
         "paper": paper.where(first, ""), "our network": rows["network"], "ours": rows["ours"], "verdict": word,
     })  # fmt: skip
     display(cells.style.hide(axis="index").set_caption(caption).set_table_attributes('class="ledger"'))
-    for text in rows.loc[first, "elsewhere"].dropna().unique():
+    for text in rows["elsewhere"].dropna().unique():
         display(Markdown(f"*Another setting:* {text}"))
 
 
