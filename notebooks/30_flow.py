@@ -192,6 +192,8 @@ right.legend(loc="lower center", fontsize=8)
 plt.show()
 
 # %% [markdown]
+# (Set both sliders of the chart at the top to 0.3 to see this map again.)
+#
 # A small interval of width $\mathrm dx$ is mapped to one of width $f'(x)\,\mathrm dx$ and keeps its mass, so
 # $p(x)\,\mathrm dx = p_0(f(x))\,f'(x)\,\mathrm dx$. One fixed Gaussian and one monotone map give a density with two
 # modes, and we can evaluate it exactly, without an unknown normalising constant. **A normalizing flow does the same in
@@ -1592,7 +1594,7 @@ def standardised(detector, f):
 
 votes = [standardised(d["Flow"], f) for d, f in zip(fitted, features)]
 together = {n: torch.stack([vote[n] for vote in votes]).mean(0) for n in votes[0]}
-print(f"all {len(votes)} networks {near_of(together):.4f}")
+print(f"all networks ({len(votes)}) {near_of(together):.4f}")
 print(f"the first alone {near_of(alone()):.4f}")
 check_together(together)
 
