@@ -41,9 +41,10 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% tags=["remove-input"]
+from ood_book import explorables
+
 import ood_lib as ood
 from ood_lib.detectors.weiper import logit_noise
-from ood_lib.evaluation import explorables
 
 (shown,) = ood.benchmark_features("cifar10-resnet9")
 
@@ -95,7 +96,7 @@ explorables.show(
 # - *WeiPer+KLD, tuned* against *KNN, tuned in the same way*. **Level near, worse far** (our ResNet-9 on CIFAR-10). **Better near, worse far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100). **Cannot tell near, worse far** (ResNet-56 on CIFAR-10, small networks on digits).
 # - *WeiPer+KLD* against *the same score without perturbation, both with the published settings*. **Better near and far** (our ResNet-9 on CIFAR-10, DenseNet on CIFAR-10). **Worse near and far** (ResNet-56 on CIFAR-10). **Worse near, better far** (DenseNet on CIFAR-100). **Cannot tell near and far** (small networks on digits).
 #
-# The numbers are those of `ood-book run 10_weiper` on 2026-11-29. They stay when you run this page with other values.
+# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 10_weiper` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 30 minutes to read, without exercises and what is folded, and 4 minutes to run. No GPU, no download.
 # <!-- end -->

@@ -41,7 +41,7 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% tags=["remove-input"]
-from ood_lib.evaluation import explorables
+from ood_book import explorables
 
 explorables.show(
     explorables.hybrid_energy(),
@@ -73,7 +73,7 @@ explorables.show(
 # - *HEAT* against *its Gaussian mixture with a ridge*. **Better near, cannot tell far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10). **Better near, level far** (DenseNet on CIFAR-10, small networks on digits). **Better near, worse far** (DenseNet on CIFAR-100).
 # - *HEAT* against *the same priors composed without training*. **Cannot tell near and far** (our ResNet-9 on CIFAR-10). **Level near and far** (DenseNet on CIFAR-10, small networks on digits). **Level near, cannot tell far** (ResNet-56 on CIFAR-10). **Level near, worse far** (DenseNet on CIFAR-100).
 #
-# The numbers are those of `ood-book run 20_heat` on 2026-11-29. They stay when you run this page with other values.
+# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 20_heat` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -1913,8 +1913,8 @@ check_better(better)
 #   is no measure of success.
 # * Compare HEAT with the untrained composition of its priors, and give the prior of a hybrid a reasonable ridge.
 #   Section 5.1 shows how much each step gains.
-# * Does the {term}`representation` fail, or the energy on it? For the logits of `digits` it is mostly the energy: in
-#   the protocol chapter a Mahalanobis distance on the same logits detects most far images. Section 5.2 shows how far the residual
+# * Does the {term}`representation` fail, or the energy on it? For the logits of `digits` it is mostly the energy: in [the
+#   classical detectors](07_classical), section 6, a Mahalanobis distance on the same logits detects most far images. Section 5.2 shows how far the residual
 #   closes the gap to the mixture.
 # * If a prior is no density, its hybrid is none either: the hybrid on logits rates a stretched feature as more typical.
 #

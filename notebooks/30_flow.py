@@ -41,7 +41,7 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% tags=["remove-input"]
-from ood_lib.evaluation import explorables
+from ood_book import explorables
 
 explorables.show(
     explorables.flow_by_hand(),
@@ -74,9 +74,9 @@ explorables.show(
 # - *the flow* against *the Mahalanobis distance with a ridge*. **Level near, better far** (our ResNet-9 on CIFAR-10). **Worse near and far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100). **Better near, cannot tell far** (ResNet-56 on CIFAR-10). **Level near and far** (small networks on digits).
 # - *the flow* against *KNN*. **Worse near, better far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10). **Worse near, level far** (DenseNet on CIFAR-10). **Worse near and far** (DenseNet on CIFAR-100). **Better near, cannot tell far** (small networks on digits).
 #
-# The numbers are those of `ood-book run 30_flow` on 2026-11-29. They stay when you run this page with other values.
+# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 30_flow` on 2026-11-29. They stay when you run this page with other values.
 #
-# **It takes** 28 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
+# **It takes** 29 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when you need a density of features that you can evaluate exactly, and have no labels.
@@ -232,7 +232,7 @@ models = {"GMM": gmm, "HEAT": hybrid, "flow": toy_flow()}
 models["flow, classes in its base"] = toy_flow(toy.labels)
 
 # %% tags=["hide-input"]
-from ood_lib.evaluation import explorables
+from ood_book import explorables
 
 
 def steps_of(points):

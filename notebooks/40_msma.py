@@ -41,7 +41,7 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% tags=["remove-input"]
-from ood_lib.evaluation import explorables
+from ood_book import explorables
 
 explorables.show(
     explorables.score_norms_of_two_bumps(),

@@ -41,7 +41,7 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% tags=["remove-input"]
-from ood_lib.evaluation import explorables
+from ood_book import explorables
 
 explorables.show(
     explorables.label_energies(),
@@ -67,7 +67,7 @@ explorables.show(
 #
 # - *MaxLogit* against *MSP over labels*. **Better near and far** (MobileNetV2 on PASCAL VOC).
 #
-# The numbers are those of `ood-book run 50_snojoe -p seeds 2 -p umap_points 300 -p images_per_set 160` on 2026-11-29. They stay when you run this page with other values.
+# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 50_snojoe -p seeds 2 -p umap_points 300 -p images_per_set 160` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 11 minutes to run. No GPU, no download.
 # <!-- end -->

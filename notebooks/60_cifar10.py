@@ -45,9 +45,9 @@ import math
 from pathlib import Path
 
 import pandas as pd
+from ood_book import explorables
 
 import ood_lib as ood
-from ood_lib.evaluation import explorables
 from ood_lib.shipped import BANKS
 
 names = ["MSP", "MaxLogit", "Energy", "ReAct", "KNN", "ViM", "Mahalanobis"]
@@ -94,7 +94,7 @@ explorables.show(
 # | ResNet-56 on CIFAR-10 | KNN, 87.9 | GMM, length 1, 97.6 |
 # | DenseNet on CIFAR-100 | FDBD, 78.4 | KNN, 96.0 |
 #
-# The numbers are those of the stored runs of [the leaderboard](06_leaderboard). This page runs the detectors again, so close leaders may change places below.
+# The numbers are those of the stored runs of [the leaderboard](08_leaderboard), not of this page.
 #
 # **It takes** 9 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -109,7 +109,7 @@ explorables.show(
 # **You will learn** which detectors keep their place when the network or the ID data change, and why a distance can fail
 # on one network and lead on another. You will see what each chapter's method gains on photographs.
 #
-# **You need** [the protocol chapter](05_protocol), and of each of [WeiPer](10_weiper), [HEAT](20_heat) and
+# **You need** [what counts as OOD](05_protocol) and [how sure a number is](06_certainty), and of each of [WeiPer](10_weiper), [HEAT](20_heat) and
 # [feature flows](30_flow) at least the first section.
 # ```
 #

@@ -14,7 +14,7 @@
 # **You will find** each headline claim of the five papers, our value beside it on every network that can test it, and a
 # verdict; and how to add a line.
 #
-# **You need** the words of [the protocol chapter](05_protocol): near, far, AUROC, FPR95.
+# **You need** the words of [the first chapter](05_protocol): near, far, AUROC, FPR95.
 #
 # <!-- made by ood-book sync -->
 # **It takes** 2 minutes to read, without exercises and what is folded, and 1 minute to run. No GPU, no download.
@@ -195,7 +195,7 @@ display(Markdown(
 # * A test in **another setting** (another ID set, other images, a much smaller network) is shown and does not count for or against the
 #   claim. A claim that we cannot test stays, and says what it needs.
 #
-# Differences are paired, image by image ([how](05_protocol)). Our CIFAR-10 networks are smaller than the papers' or trained by
+# Differences are paired, image by image ([how](06_certainty)). Our CIFAR-10 networks are smaller than the papers' or trained by
 # others, and some OOD sets are samples ({ref}`sources <ledger-sources>`). "Opposite" therefore means: not on this network with
 # these settings. It does not mean that the paper is wrong.
 #
@@ -274,7 +274,7 @@ display(Markdown(origins(measured)))
 
 # %% [markdown]
 # **Add a line.** Put the claim into `book/claims.yaml`, the file of the run that tests it into `book/results/`
-# ([how to make one](06_leaderboard)), and run this page again.
+# ([how to make one](08_leaderboard)), and run this page again.
 
 # %% tags=["hide-input"]
 if results:

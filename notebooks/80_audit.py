@@ -61,7 +61,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # **You will learn** which detector to take for *your* network, what its threshold promises, whether it warns before the network is
 # wrong, and what to put beside your weights. The page runs on your network and your folder of pictures with one command.
 #
-# **You need** a trained classifier and the pictures it was trained on; OOD pictures if you have any. To read it, [the protocol
+# **You need** a trained classifier and the pictures it was trained on; OOD pictures if you have any. To read it, [the first
 # chapter](05_protocol).
 # ```
 #
@@ -455,7 +455,7 @@ for name in order:
 cells(rows, f"Against {whole.best}: difference of the AUROC in points, 95 % interval, paired image by image; and what a score costs")
 
 # %% [markdown]
-# FPR95 here is the share of OOD images that is accepted when 95 % of ID images are ([the protocol](05_protocol) explains both meanings).
+# FPR95 here is the share of OOD images that is accepted when 95 % of ID images are ([the first chapter](05_protocol) explains both meanings).
 # A difference whose interval leaves out zero is certain on images like these; with another network the order may change
 # ([Photographs](60_cifar10)).
 #
@@ -530,7 +530,7 @@ else:
 # ## 5. Does the threshold keep its promise?
 #
 # The threshold is set on ID validation images alone, so that a new ID image is accepted with the probability that you ask for, on average over
-# validation sets ([the protocol](05_protocol), section 2.4). The test images, which it has not seen, check that.
+# validation sets ([the first chapter](05_protocol), section 2.3). The test images, which it has not seen, check that.
 
 # %%
 detector = detectors[pick]

@@ -19,13 +19,14 @@ from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.norm_bank import NORM_BANK, make_score_norms
 from ood_lib.evaluation.benchmark import run_benchmark
 from ood_lib.evaluation.results import provenance
-from ood_lib.evaluation.score_files import main as score_pictures
+from ood_lib.evaluation.score_command import main as score_pictures
 from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
 from ood_lib.features.features import Features
 from ood_lib.files import check_writable
 from ood_lib.networks.network import Network, pick_device
 from ood_lib.terminal import terminal
-from ood_lib.training.published import PUBLISHED, published
+from ood_lib.training.named import load_network
+from ood_lib.training.published import PUBLISHED
 from ood_lib.training.recipes import RECIPES, seeded, train_recipe
 
 __all__ = ["main"]
@@ -58,14 +59,14 @@ def main() -> None:
     name = seeded(given.name, given.seed)
     command = f"python -m ood_lib {given.name} --seed {given.seed} --missing {given.missing}"
     origin: dict[str, Any] = provenance(command, pick_device(given.device), data=benchmark_hash(bench))
-    network: Network
+    network: Any
     if ours:
         network, _ = train_recipe(
             given.name, bench, given.out, seed=given.seed, origin=origin | {"sets": "; ".join(bench.notes)},
             device=given.device,
         )  # fmt: skip
     else:
-        network = published(given.name, given.weights)
+        network = load_network(given.name, weights=given.weights)
         origin |= {"weights": PUBLISHED[given.name].source, "licence": PUBLISHED[given.name].licence}
     if given.all:
         _see(network, bench, given.device).save(given.out / f"{name}-features", **origin)

@@ -20,12 +20,11 @@ from typing import Any
 
 __all__ = [
     "FULL", "UNWRITABLE", "atomic", "check_writable", "clock", "draft", "draft_folder", "explained", "locked",
-    "read_json", "sha256_of", "sweep", "write_bytes", "write_text",
+    "read_json", "sha256_of", "sweep", "write_text",
 ]  # fmt: skip
 
 DRAFT = re.compile(r"\..*?(?:\.([0-9a-f]{8})\.(\d+))?\.[0-9a-f]{8}\.partial")  # of machine and process; once of neither
 FORGOTTEN = 7 * 24 * 3600  # seconds after which nobody on another machine writes any more
-
 UNWRITABLE = {number: "it cannot be written" for number in (errno.EROFS, errno.EACCES, errno.EPERM)}  # a folder
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
 
@@ -108,9 +107,7 @@ def sweep(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-@cache
-def _sweep_once(folder: Path) -> None:
-    sweep(folder)
+_sweep_once = cache(sweep)
 
 
 def _is_left(path: Path) -> bool:
@@ -234,12 +231,6 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a {type(found).__name__}; expected an object {{...}}: {mend}")
     return found
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file, whole or not at all."""
-    with atomic(path) as fresh:
-        fresh.write_bytes(data)
 
 
 def sha256_of(path: Path) -> str:

@@ -4,6 +4,8 @@
   const here = document.currentScript.src;
   const dark = () => document.documentElement.dataset.theme === "dark";
 
+  const AXES = 72; // pixels of an axis with its labels and its title
+
   // Panels that do not fit side by side stand below each other, and none is wider than the page.
   const fit = (spec, room) => {
     const narrow = room < 500;
@@ -12,7 +14,7 @@
       delete spec.hconcat;
     }
     ["hconcat", "vconcat", "layer"].forEach((kind) => (spec[kind] ?? []).forEach((part) => fit(part, room)));
-    if (spec.width) spec.width = Math.min(spec.width, room - 60);
+    if (spec.width) spec.width = Math.min(spec.width, room - AXES);
     if (narrow && spec.mark?.type === "text") spec.mark.fontSize = 11;
   };
 

@@ -1,2 +1,2 @@
-"""The book's runner, not the library: the `ood-book` command and what it stands on.  No result depends on it; what a
-notebook computes depends on the rest of `ood_lib` alone."""
+"""The book's runner, not the library: the `ood-book` command and what it stands on.  What a notebook computes depends
+on `ood_lib` alone, and what it shows on the charts of `explorables` too."""

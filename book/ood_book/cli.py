@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ood_book.notebooks import Refused, content_hash, find_root, parameters_of, select, sources, title_of
 from ood_book.run.budget import PATIENCE, PROMISED, WARN
 from ood_lib.extras import MissingExtraError
-from ood_lib.files import FULL, UNWRITABLE, check_writable, read_json, write_bytes, write_text
+from ood_lib.files import FULL, UNWRITABLE, atomic, check_writable, read_json, write_text
 from ood_lib.terminal import terminal
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def _teach(args: argparse.Namespace) -> int:
     book = replace(read_book(root), site="")  # the pages have the solutions
     made = {path: data for source in select(root, args.notebooks) for path, data in handouts(source, book).items()}
     for path, data in (made | {"student.zip": together(made, "student")}).items():
-        write_bytes(out / path, data)
+        with atomic(out / path) as fresh:
+            fresh.write_bytes(data)
     for task in tasks:
         write_text(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
     print(f"editions are in {out}: {', '.join([*EDITIONS, 'student.zip', 'quiz', *['slides'] * args.slides])}")

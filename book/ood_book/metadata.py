@@ -1,5 +1,6 @@
 """What each notebook asks of reader and machine (`notebooks/notebooks.yaml`), and what other files say of it."""
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -136,13 +137,28 @@ def _readme(root: Path, entries: dict[str, About]) -> list[str]:
         f"| [![Open {a.title} in Colab]({badge})]({place}/{name}.ipynb) |"
         for name, a in entries.items()
     ]
-    return ["", "| chapter | representation | energy | read | run | open |", "|---|---|---|---:|---:|---|", *rows, ""]
+    head = ["| chapter | representation | energy | read | run | open |", "|---|---|---|---:|---:|---|"]
+    return [
+        "",
+        *head,
+        *rows,
+        "",
+        f"All together: {_together(entries)}. These are budgets; a test fails where a run exceeds them by half.",
+        "",
+    ]
+
+
+def _together(entries: dict[str, About]) -> str:
+    """What all notebooks take, one after the other or two at a time."""
+    read, run = (sum(getattr(a, name) for a in entries.values()) for name in ("read", "run"))
+    return f"{read} min to read; {run} min to run one after the other, {math.ceil(run / 2)} min on two cores"
 
 
 def _page(root: Path, entries: dict[str, About]) -> list[str]:
     rows = [["Notebook", "You learn", "You need", "It takes"]]
     for name, a in entries.items():
         rows.append([f"[{a.title}](../notebooks/{name})", a.goal, a.needs, f"{a.cost}; {a.data}"])
+    rows.append(["all", "", "", _together(entries)])
     lines = [f"{'* -' if cell is row[0] else '  -'} {cell}" for row in rows for cell in row]
     options = [":name: tab-notebooks", ":header-rows: 1", ":widths: 16 30 27 27", ""]
     return ["", "```{list-table} What each notebook needs from you and from one core of your machine.",

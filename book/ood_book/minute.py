@@ -5,6 +5,8 @@
     - `duels`: method, baseline and its name, of a file of `book/results/verdicts` (the first: a table)
     - `values`: detectors of a file of `book/results` and what to call them, with near and far AUROC
     - `leaders`: files of `book/results`, with the best detector of each
+    - `level`: the same, with the interval of the best one and how many others lie in it
+    - `means`: detectors and files of `book/results`, with the mean AUROC of each detector in each
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +18,7 @@ from ood_book.notebooks import Refused
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["called", "found"]
+__all__ = ["called", "compared", "found"]
 
 NETWORKS = {
     "cifar10-resnet9": "our ResNet-9 on CIFAR-10",
@@ -26,6 +28,11 @@ NETWORKS = {
     "voc-mobilenetv2": "MobileNetV2 on PASCAL VOC",
     "digits": "small networks on digits",
 }
+WORDS = (
+    "*Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. "
+    "*Cannot tell*: it is wider."
+)
+KEPT = " They stay when you run this page with other values."
 GROUPS = {"near": "near-OOD", "far": "far-OOD"}
 
 
@@ -44,10 +51,37 @@ def found(root: Path, asked: Mapping[str, Any]) -> list[str]:
     Raises:
         Refused: something is asked for that the results do not have.
     """
-    kinds: dict[str, Callable[[Path, Any], list[str]]] = {"duels": _duels, "values": _values, "leaders": _leaders}
+    kinds: dict[str, Callable[[Path, Any], list[str]]] = {
+        "duels": _duels, "values": _values, "leaders": _leaders, "level": _level, "means": _means,
+    }  # fmt: skip
     if unknown := set(asked) - set(kinds):
         raise Refused(f"notebooks.yaml asks for {sorted(unknown)} of the results; expected some of {sorted(kinds)}")
     return [line for kind, what in asked.items() for line in kinds[kind](root / "book/results", what)]
+
+
+def compared(results: Path, run: str, pairs: Sequence[Sequence[str]]) -> list[str]:
+    """Pairs of a file of `book/results/verdicts` in a line each, and the run that they are from.
+
+    Args:
+        results: `book/results`.
+        run: name of the file.
+        pairs: method, baseline, and what to call the latter.
+
+    Raises:
+        Refused: the file does not compare the two.
+    """
+    import ood_lib as ood
+
+    kept = ood.load_verdicts(results / f"verdicts/{run}.json")
+    lines = [_sentence(_rows(kept, run, method, baseline), method, words) for method, baseline, words in pairs]
+    return [*lines, "", _origin(kept.iloc[0])]
+
+
+def _rows(kept: "pd.DataFrame", run: str, method: str, baseline: str) -> "pd.DataFrame":
+    rows = kept[(kept["detector"] == method) & (kept["minus"] == baseline)]
+    if rows.empty:
+        raise Refused(f"book/results/verdicts/{run}.json does not compare {method!r} with {baseline!r}")
+    return rows
 
 
 def _duels(results: Path, asked: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
@@ -58,11 +92,9 @@ def _duels(results: Path, asked: Mapping[str, Sequence[Sequence[str]]]) -> list[
     for run, pairs in asked.items():
         kept = ood.load_verdicts(results / f"verdicts/{run}.json")
         for number, (method, baseline, words) in enumerate(pairs):
-            rows = kept[(kept["detector"] == method) & (kept["minus"] == baseline)]
-            if rows.empty:
-                raise Refused(f"book/results/verdicts/{run}.json does not compare {method!r} with {baseline!r}")
+            rows = _rows(kept, run, method, baseline)
             lines += [_sentence(rows, method, words)] if number else _table(rows, method, words)
-        lines += ["", _origin(kept.iloc[0])]
+        lines += ["", f"{WORDS} {_origin(kept.iloc[0], KEPT)}"]
     return lines
 
 
@@ -121,35 +153,68 @@ def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:
         for detector, words in detectors.items():
             cells = [as_percent(*board.loc[detector, [g, f"{g}_low", f"{g}_high"]]) for g in groups]
             lines.append(f"| {words} | {' | '.join(cells)} |")
-        lines += ["", _origin(kept.iloc[0])]
+        lines += ["", _origin(kept.iloc[0], KEPT)]
     return lines
 
 
 def _leaders(results: Path, asked: Sequence[str]) -> list[str]:
     """The best detector of each run near and far, a row for each run."""
+
+    def best(board: "pd.DataFrame", group: str) -> str:
+        return f"{board[group].idxmax()}, {100 * board[group].max():.1f}"
+
+    what = "The detector with the highest mean AUROC, in %, on each network that we measured:"
+    return _by_network(results, asked, what, best)
+
+
+def _level(results: Path, asked: Sequence[str]) -> list[str]:
+    """The best detector of each run with its interval, and how many others have a mean inside it."""
+    from ood_lib.evaluation.metrics import as_percent
+
+    def best(board: "pd.DataFrame", group: str) -> str:
+        first = board.loc[board[group].idxmax()]
+        value, low, high = first[[group, f"{group}_low", f"{group}_high"]]
+        inside = int((board[group] >= low).sum()) - 1
+        return f"{first.name}, {as_percent(value, low, high)}; {inside} of {len(board) - 1}"
+
+    what = (
+        "The best detector on each network that we measured, with its mean AUROC in % and its 95 % interval over test "
+        "images, and how many of the others have a mean inside that interval:"
+    )
+    return _by_network(results, asked, what, best)
+
+
+def _means(results: Path, asked: Mapping[str, Sequence[str]]) -> list[str]:
+    """Mean AUROC of some detectors in each run."""
+
+    def each(board: "pd.DataFrame", group: str) -> str:
+        if missing := [d for d in asked["detectors"] if d not in board.index]:
+            raise Refused(f"a file of book/results that notebooks.yaml names has no detector {missing[0]!r}")
+        return ", ".join(f"{d} {100 * board.loc[d, group]:.1f}" for d in asked["detectors"])
+
+    return _by_network(results, asked["runs"], "Mean AUROC in % on each network that we measured:", each)
+
+
+def _by_network(results: Path, runs: Sequence[str], what: str, cell: Callable[["pd.DataFrame", str], str]) -> list[str]:
+    """A table with a row for each run and a column for each group; `cell` makes an entry of a leaderboard."""
     import ood_lib as ood
 
     lines = [
-        "**What we found.** The detector with the highest mean AUROC, in %, on each network that we measured:",
+        f"**What we found.** {what}",
         "",
         f"| network | {' | '.join(GROUPS.values())} |",
         "|---" * (1 + len(GROUPS)) + "|",
     ]
-    for run in asked:
+    for run in runs:
         board = ood.leaderboard(ood.load_results(results / f"{run}.json")).set_index("detector")
-        best = [f"{board[g].idxmax()}, {100 * board[g].max():.1f}" for g in GROUPS]
-        lines.append(f"| {called(run)} | {' | '.join(best)} |")
+        lines.append(f"| {called(run)} | {' | '.join(cell(board, group) for group in GROUPS)} |")
     return [
         *lines,
         "",
-        "The numbers are those of the stored runs of [the leaderboard](06_leaderboard). "
-        "This page runs the detectors again, so close leaders may change places below.",
+        "The numbers are those of the stored runs of [the leaderboard](08_leaderboard), not of this page.",
     ]
 
 
-def _origin(row: "pd.Series") -> str:
-    """Which run is shown: a page that is run with other values shows the same box."""
-    return (
-        f"The numbers are those of `{row['command']}` on {row['date']}. "
-        "They stay when you run this page with other values."
-    )
+def _origin(row: "pd.Series", more: str = "") -> str:
+    """Which run is shown."""
+    return f"The numbers are those of `{row['command']}` on {row['date']}.{more}"

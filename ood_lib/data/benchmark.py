@@ -19,10 +19,12 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from ood_lib.checks import check
 from ood_lib.data.bundled import BUNDLED
 from ood_lib.data.folders import named_sets, read_splits
-from ood_lib.data.images import ImageArray, ImageFormat, ImageSet, divide, picture_shape
+from ood_lib.data.images import ImageArray, ImageFormat, ImageSet, divide
 from ood_lib.data.locate import Shelf
+from ood_lib.data.pictures import picture_shape
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
 from ood_lib.shipped import BANKS, FORMER_NAMES
 from ood_lib.tensors import check_floats
@@ -200,6 +202,9 @@ def _align_columns(name: str, data: ImageSet, classes: tuple[str, ...]) -> None:
         data.labels = data.labels[:, [data.classes.index(c) for c in classes]]
 
 
+#: Every benchmark that is made of images, by name.
+#:
+#: :meta hide-value:
 BENCHMARKS: Mapping[str, Callable[[Shelf], Benchmark]] = {
     **{name: partial(_bundled, name) for name in BUNDLED},
     **{name: partial(_published, name) for name in PROTOCOLS},
@@ -246,8 +251,7 @@ def load_benchmark(
         >>> load_benchmark("digits").image_shape
         (1, 8, 8)
     """
-    if missing not in ("raise", "skip"):
-        raise ValueError(f'missing is {missing!r}; expected "raise" or "skip"')
+    check(("raise", "skip"), missing=missing)
     name = os.fspath(name)
     own = name.startswith("folder:") and name != "folder:"
     if image_size is not None and (not own or image_size < 1):

@@ -20,7 +20,6 @@ from ood_lib.extras import need
 __all__ = ["BUNDLED", "Bundle", "bundled_digits", "bundled_scenes"]
 
 KNOWN = 7  # digits 0-6 are known, 7-9 are not
-
 BANDS = {"train": (0, 2, 4), "val": (3,), "test": (1,)}  # fifths of a photograph's width, 128 pixels each
 
 
@@ -161,5 +160,4 @@ def _seen(images: Tensor, labels: Tensor | None = None) -> ImageArray:
 
 
 _unlabelled: Callable[[Tensor], ImageArray] = _seen
-
 BUNDLED: dict[str, Callable[[], Bundle]] = {"digits": bundled_digits, "scenes": bundled_scenes}

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ood_lib.data.annotations import read_coco, read_voc
-from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, ImageSet, find_pictures
+from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, ImageSet
+from ood_lib.data.pictures import find_pictures
 from ood_lib.extras import need
 from ood_lib.files import draft_folder
 

@@ -15,14 +15,7 @@ from ood_lib.data.images import ImageArray, ImageFiles
 from ood_lib.data.length import length
 from ood_lib.tensors import as_tensor, strange
 
-__all__ = [
-    "DataIdentity",
-    "collate_items",
-    "collate_labelled",
-    "data_identity",
-    "dataset_hash",
-    "known_marks",
-]
+__all__ = ["DataIdentity", "collate_items", "collate_labelled", "data_identity", "dataset_hash", "known_marks"]
 
 LOOKS = 16  # items that are read twice where a data set may change them on the way
 

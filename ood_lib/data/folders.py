@@ -13,15 +13,15 @@ from pathlib import Path
 from torch import Tensor
 
 from ood_lib.data.annotations import read_table
-from ood_lib.data.images import ImageFiles, ImageSet, divide, find_pictures
+from ood_lib.data.images import ImageFiles, ImageSet, divide
 from ood_lib.data.locate import MissingDataError, Shelf, read_classes, subfolders
+from ood_lib.data.pictures import find_pictures
 from ood_lib.files import draft_folder
 from ood_lib.warn import warn
 
 __all__ = ["named_sets", "read_splits", "split_folder"]
 
 SPLITS, GROUPS = ("train", "val", "test"), ("near", "far")
-
 SHARES = (0.7, 0.1, 0.2)
 
 LAYOUT = (
@@ -92,11 +92,7 @@ def named_sets(place: Path) -> list[str]:
 
 
 def split_folder(
-    source: str | os.PathLike[str],
-    target: str | os.PathLike[str],
-    *,
-    shares: Sequence[float] = SHARES,
-    seed: int = 0,
+    source: str | os.PathLike[str], target: str | os.PathLike[str], *, shares: Sequence[float] = SHARES, seed: int = 0
 ) -> Path:
     """Divide `source/<class>/<picture>` into train, val and test below a new folder, for `load_benchmark`.
 

@@ -8,9 +8,8 @@ has no class here: its label is -1.
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -20,28 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ood_lib.extras import need
+from ood_lib.data.pictures import decode
+from ood_lib.files import sha256_of
 from ood_lib.tensors import PRECISIONS, as_tensor, check_floats
-from ood_lib.warn import warn
 
-__all__ = [
-    "ImageFormat", "ImageArray", "ImageFiles", "ImageSet", "divide", "find_pictures", "is_grey", "is_hidden",
-    "picture_shape", "read_picture", "recolour",
-]  # fmt: skip
-
-# Beside hidden folders: what systems and network disks leave among pictures.
-LITTER = (
-    "__MACOSX", "__pycache__", "@eaDir", "@Recycle", "@tmp", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found",
-    "System Volume Information", "Thumbs.db", "desktop.ini",
-)  # fmt: skip
-
-NO_PICTURES = (".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf")  # for Pillow
-
-BESIDE = (
-    ".txt", ".csv", ".tsv", ".json", ".xml", ".md", ".yaml", ".yml", ".mat", ".npz", ".npy", ".html", ".log", ".py",
-    ".ipynb", ".pdf", ".zip", ".gz", ".tar",
-)  # fmt: skip
-"""Endings of what is meant to stand beside pictures: nobody misses it among them."""
+__all__ = ["ImageArray", "ImageFiles", "ImageFormat", "ImageSet", "divide", "read_picture", "recolour"]
 
 
 @dataclass(frozen=True)
@@ -234,7 +216,7 @@ class ImageFiles(_Images):
         paths = [self.base / name for name in self.names]
         sizes = [path.stat().st_size for path in paths]
         often = Counter(sizes)
-        return [_digest(path) if often[size] > 1 else f"{size}" for path, size in zip(paths, sizes)]
+        return [sha256_of(path) if often[size] > 1 else f"{size}" for path, size in zip(paths, sizes)]
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
@@ -245,19 +227,18 @@ class ImageFiles(_Images):
     def fingerprint(self) -> str:
         """sha256 of names, which may be no UTF-8, sizes, modification times, labels and frame; reads no picture."""
         digest = hashlib.sha256(f"{self.frame}".encode())
-        for name, label in zip(self.names, self.labels.tolist(), strict=True):
-            stat = (self.base / name).stat()
-            digest.update(f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}\n".encode(errors="surrogateescape"))
+        for about in self._facts():
+            digest.update(about + b"\n")
         return digest.hexdigest()
 
     def marks(self) -> list[bytes]:
         """A mark of each picture, of its name, size, modification time, label and frame; reads no picture."""
-        form, marks = f"{self.frame}".encode(), []
+        return [_mark(f"{self.frame}".encode(), about) for about in self._facts()]
+
+    def _facts(self) -> Iterator[bytes]:
         for name, label in zip(self.names, self.labels.tolist(), strict=True):
             stat = (self.base / name).stat()
-            about = f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}"
-            marks.append(_mark(form, about.encode(errors="surrogateescape")))
-        return marks
+            yield f"{name}\t{stat.st_size}\t{stat.st_mtime_ns}\t{label}".encode(errors="surrogateescape")
 
     def _fetch(self, indices: Tensor) -> Tensor:
         return torch.stack([read_picture(self.base / self.names[i], self.frame) for i in indices.tolist()])
@@ -317,72 +298,8 @@ def divide(
     return parts
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the reader's own: .ipynb_checkpoints, __MACOSX, @eaDir."""
-    return name.startswith(".") or name in LITTER
-
-
-@lru_cache(maxsize=1)
-def _endings() -> tuple[str, ...]:
-    """Of the files that Pillow, with whatever plugins there are, opens as pictures."""
-    pillow = need("PIL.Image")
-    readable = {ending for ending, kind in pillow.registered_extensions().items() if kind in pillow.OPEN}
-    return tuple(sorted(readable - {*NO_PICTURES}))
-
-
-def find_pictures(folder: Path, within: Path | None = None, tell: bool = False) -> list[str]:
-    """Sorted relative names of all pictures below `folder`, hidden ones left out.
-
-    Links to folders are followed, but for those that lead back into `within`: there each picture is found already.
-
-    Args:
-        folder: where to look.
-        within: the whole that the folder is a part of; None = the folder.
-        tell: warn of files and links that are left out, by name and number.
-    """
-    home = os.path.realpath(within or folder)
-    seen: set[str] = set()
-    found: list[str] = []
-    others: list[str] = []
-    back: list[str] = []
-    for where, folders, files in os.walk(folder, followlinks=True):
-        inner = sorted(name for name in folders if not is_hidden(name))
-        again = [name for name in inner if _leads_back(os.path.join(where, name), home, seen)]  # fills `seen`
-        folders[:] = [name for name in inner if name not in again]  # where os.walk goes on
-        names = {os.path.relpath(os.path.join(where, file), folder) for file in files if not is_hidden(file)}
-        pictures = {name for name in names if name.lower().endswith(_endings())}
-        found += pictures
-        others += [name for name in names - pictures if not name.lower().endswith(BESIDE)]
-        back += [os.path.relpath(os.path.join(where, name), folder) for name in again]
-    if tell and others:
-        ends = Counter(os.path.splitext(name)[1].lower() or "without an ending" for name in others)
-        kinds = ", ".join(f"{count} {end}" for end, count in ends.most_common(5))
-        warn(
-            f"{len(others)} files in {folder} are left out, which Pillow does not open: {kinds}, such as {min(others)}"
-        )
-    if tell and back:
-        warn(f"{len(back)} links in {folder} lead to what is found already, and are left out: the first is {min(back)}")
-    return sorted(found)
-
-
-def _leads_back(path: str, home: str, seen: set[str]) -> bool:
-    """Whether a folder is a link to something that is looked at anyway, or that holds where one stands."""
-    real = os.path.realpath(path)
-    back = os.path.islink(path) and (real in seen or os.path.commonpath([real, home]) in (real, home))
-    seen.add(real)
-    return back
-
-
 def _mark(*parts: Any) -> bytes:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.digest()[:16]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(b"".join(parts)).digest()[:16]
 
 
 def read_picture(source: str | os.PathLike[str] | IO[bytes], frame: ImageFormat | None = None) -> Tensor:
@@ -395,40 +312,4 @@ def read_picture(source: str | os.PathLike[str] | IO[bytes], frame: ImageFormat 
     Raises:
         ValueError: no complete 8-bit picture.
     """
-    return ImageArray(_decode(source)[None], frame=frame).images[0]
-
-
-def _decode(path: str | os.PathLike[str] | IO[bytes]) -> np.ndarray:
-    """The pixels of a picture file, turned as its EXIF says: uint8 (H, W) when it is grey, else (H, W, 3)."""
-    pillow = need("PIL.Image")
-    where = path if isinstance(path, str | os.PathLike) else "the picture"
-    try:
-        with pillow.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):  # Pillow clips 16 bits to 8, silently
-                raise ValueError(f"pixels of mode {picture.mode}; save it with 8 bits a channel")
-            upright = need("PIL.ImageOps").exif_transpose(picture)
-            return np.asarray(upright.convert("L" if is_grey(picture.mode) else "RGB"))
-    except FileNotFoundError:
-        raise
-    except pillow.DecompressionBombError as error:
-        raise ValueError(
-            f"{where} has more pixels than Pillow opens: {error}; make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
-        ) from error
-    except MemoryError as error:
-        raise MemoryError(f"{where} does not fit into the memory: make it smaller") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{where} cannot be read as a picture: {error}") from error
-
-
-def is_grey(mode: str) -> bool:
-    """Whether pictures of this mode of Pillow have one channel."""
-    return mode in ("1", "L", "LA", "La") or mode.startswith(("I", "F"))
-
-
-def picture_shape(path: Path) -> tuple[int, int, int] | None:
-    """Channels, height and width of a picture by its header; None where it cannot be read."""
-    try:
-        with need("PIL.Image").open(path) as picture:
-            return 1 if is_grey(picture.mode) else 3, picture.height, picture.width
-    except Exception:  # it is named when it is looked at
-        return None
+    return ImageArray(decode(source)[None], frame=frame).images[0]

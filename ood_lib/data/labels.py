@@ -69,10 +69,7 @@ def label_matrix(labels: Tensor, rows: int, classes: int | None = None) -> Tenso
 
 
 def present(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and classes of all labels that are present: an image with two labels is named twice, one without never.
-
-    Args:
-        labels: (N, C) of 0/1.
+    """Rows and classes of all labels (N, C) that are present: an image with two is named twice, one without never.
 
     Returns:
         Indices of images and of classes, both of the length labels.sum().
@@ -107,10 +104,7 @@ class LabelCounts(NamedTuple):
 
 
 def count_labels(labels: Tensor) -> LabelCounts:
-    """How often each label occurs, and how many images carry none.
-
-    Args:
-        labels: (N, C) of 0/1.
+    """How often each label of a matrix (N, C) of 0/1 occurs, and how many images carry none.
 
     Raises:
         ValueError: an entry other than 0 and 1, or another shape.

@@ -11,7 +11,6 @@ from ood_lib.data.images import ImageFormat
 __all__ = ["OPENOOD_CIFAR10", "PROTOCOLS", "Protocol", "departures"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
 _DTD, _MNIST, _SVHN = 5640, 70_000, 26_032
 
 
@@ -46,7 +45,6 @@ _CIFAR_LISTS = {
 }  # fmt: skip
 
 _JOINT_ENERGY = "JointEnergy"
-
 _UNLABELLED = ("val and test are a tenth and nine tenths of the official val split: test labels are not public",)
 
 PROTOCOLS = {

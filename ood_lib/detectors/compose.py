@@ -21,7 +21,7 @@ __all__ = ["Composed", "compose", "soft_extreme"]
 
 
 def soft_extreme(u: Tensor, beta: float) -> Tensor:
-    r"""Between minimum and maximum, :math:`\frac1\beta \log \frac1n \sum_k e^{\beta u_k}`; grows with every u_k.
+    r"""Between minimum and maximum, :math:`\frac1\beta \log \frac1n \sum_k e^{\beta u_k}`, (N,); grows with every u_k.
 
     Its derivatives are the weights :math:`\mathrm{softmax}(\beta u)`.  Beta = 0 is the mean, plus and minus infinity
     are maximum and minimum.  The paper leaves 1/n out, which shifts all scores by :math:`\log(n) / \beta`.
@@ -29,9 +29,6 @@ def soft_extreme(u: Tensor, beta: float) -> Tensor:
     Args:
         u: energies of n members on one scale, (n, N).
         beta: any number, or infinity.
-
-    Returns:
-        (N,)
 
     Raises:
         ValueError: ``beta`` is NaN.

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 __all__ = ["as_bytes", "describe", "from_bytes", "public_name", "rebuild", "unknown"]
 
 Plain = Any  # None, truth, number, string, and lists and dicts of them
-
 REBUILT = ("Detector", "ScoreNetwork")  # classes of `ood_lib` that, with their subclasses, a file may name
 
 

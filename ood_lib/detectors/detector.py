@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Literal, Self
 
@@ -79,7 +79,7 @@ class Detector(nn.Module):
     reads: tuple[str, ...] = ("penultimate",)  # fields of Features that must be there; some objects have their own
     needs_fit: ClassVar[bool] = True
     fits: ClassVar[Literal["train", "val"]] = "train"  # which ID features the recipe learns from
-    grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: `load_state_dict` takes the saved one
+    grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: empty before, `load_state_dict` takes them
     chunk: int = 2048  # rows scored at once: bounds the memory, does not change the result
 
     fitted: Tensor
@@ -95,6 +95,8 @@ class Detector(nn.Module):
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
         self.register_buffer("widths", torch.zeros(4, dtype=torch.long))
+        for name in self.grows:
+            self.register_buffer(name, torch.empty(0))
 
     # -- what a subclass writes -------------------------------------------------------------------------------
 
@@ -344,6 +346,11 @@ class Detector(nn.Module):
     def _prepare(self, chunk: Features) -> Features:
         """Bring a chunk to the detector's device and to at least single precision."""
         return chunk.to(self.threshold.device).single()
+
+    def _chunks(self, features: Features) -> Iterator[Tensor]:
+        """The penultimate features chunk by chunk, prepared."""
+        pieces = features.penultimate.split(self.chunk)
+        return (self._prepare(Features(penultimate=piece)).penultimate for piece in pieces)
 
     # -- saving -----------------------------------------------------------------------------------------------
 

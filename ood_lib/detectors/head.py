@@ -12,10 +12,7 @@ __all__ = ["FrozenHead"]
 
 
 class FrozenHead(nn.Module):
-    """The network's last linear layer, kept as buffers: it is saved with a detector, moves with it, and never learns.
-
-    Args:
-        head: with or without bias; its tensors are copied.
+    """The network's last linear layer, copied into buffers: it is saved with a detector, moves with it, never learns.
 
     Raises:
         ValueError: ``head`` is no linear layer, or has weights that are not finite.

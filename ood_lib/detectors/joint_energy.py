@@ -8,7 +8,7 @@ states, present with energy :math:`-\ell_i` and absent with energy 0, so its fre
     = \log \prod_i (1 - p_i),
 
 minus the log-partition over all label sets, and the log-probability that no label is present.  Each :math:`E_i` is
-negative: a label can only vouch for an image, never accuse it.
+negative: a label can only vouch for an image, never accuse it.  `SumProb` and `SumLogit` are the paper's baselines.
 """
 
 import math
@@ -28,11 +28,7 @@ def label_energies(logits: Tensor) -> Tensor:
 
     They add up to `joint_energy`, so they say which label vouches for an image: the one with the lowest energy.
 
-    Args:
-        logits: (..., C).
-
-    Returns:
-        (..., C), nowhere positive.
+    Logits (..., C) to energies of the same shape, nowhere positive.
 
     Example:
         >>> import torch
@@ -44,7 +40,7 @@ def label_energies(logits: Tensor) -> Tensor:
 
 
 def joint_energy(logits: Tensor, top: int | None = None, temperature: float = 1.0) -> Tensor:
-    r"""Joint energy :math:`-T \sum_i \log(1 + e^{\ell_i / T})`, computed without overflow; larger = more OOD.
+    r"""Joint energy :math:`-T \sum_i \log(1 + e^{\ell_i / T})`, computed without overflow, (...,); larger = more OOD.
 
     Args:
         logits: (..., C).
@@ -53,9 +49,6 @@ def joint_energy(logits: Tensor, top: int | None = None, temperature: float = 1.
         temperature: T > 0, 1 in the paper.  For T to 0 only present labels count, :math:`-\sum_i \max(\ell_i, 0)`; for
             T to infinity images rank as by `sum_logit`.  So the score needs logits of the right scale, as calibrated
             ones have.
-
-    Returns:
-        (...,)
 
     Raises:
         ValueError: ``top`` is below 1, or ``temperature`` is not positive.
@@ -79,16 +72,7 @@ def joint_energy(logits: Tensor, top: int | None = None, temperature: float = 1.
 
 
 def sum_prob(logits: Tensor) -> Tensor:
-    r"""Minus the expected number of labels, :math:`-\sum_i \sigma(\ell_i)`; larger = more OOD.
-
-    Args:
-        logits: (..., C).
-
-    Returns:
-        (...,)
-
-    References:
-        Wang et al., NeurIPS 2021 (a baseline there).
+    r"""Minus the expected number of labels, :math:`-\sum_i \sigma(\ell_i)`, (..., C) to (...,); larger = more OOD.
 
     Example:
         >>> import torch
@@ -100,18 +84,9 @@ def sum_prob(logits: Tensor) -> Tensor:
 
 
 def sum_logit(logits: Tensor) -> Tensor:
-    r"""Minus the sum of the logits, :math:`-\sum_i \ell_i`; larger = more OOD.
+    r"""Minus the sum of the logits, :math:`-\sum_i \ell_i`, (..., C) to (...,); larger = more OOD.
 
     The many absent labels, each far below zero, drown the few that are present.
-
-    Args:
-        logits: (..., C).
-
-    Returns:
-        (...,)
-
-    References:
-        Wang et al., NeurIPS 2021 (a baseline there).
 
     Example:
         >>> import torch
@@ -123,14 +98,9 @@ def sum_logit(logits: Tensor) -> Tensor:
 
 
 class JointEnergy(Detector):
-    """Energy of all labels together, see `joint_energy`; `label_energies` says which label it owes its value to.
+    """Energy of all labels together, with the arguments of `joint_energy`.
 
-    Args:
-        top: sum over so many labels only; None = all.
-        temperature: T > 0, by which logits are divided first.
-
-    Raises:
-        ValueError: ``top`` is below 1, or ``temperature`` is not positive.
+    `label_energies` says which label it owes its value to.
     """
 
     reads = ("logits",)

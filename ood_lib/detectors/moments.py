@@ -20,7 +20,6 @@ from ood_lib.data.labels import class_indices
 __all__ = ["Kind", "Moments", "check_size", "class_moments", "gram", "merge_moments", "pooled", "rounding", "spread"]
 
 Kind = Literal["none", "tied", "diagonal", "full"]
-
 MOST = 2**20  # classes; a label beyond would only fill the memory
 
 

@@ -60,9 +60,6 @@ def score_norms(
         ValueError: scales that are not positive and decreasing, or that the network was not trained for; a network in
             training mode; images outside [0, 1].
 
-    References:
-        Mahmood, Oliva & Styner, ICLR 2021, the weighted norms.
-
     Example:
         >>> score_norms(lambda x, sigma: -x / (1 + sigma**2), torch.tensor([[3.0, 4.0]]), [2.0, 1.0])
         tensor([[2.0000, 2.5000]])
@@ -79,14 +76,9 @@ def score_norms(
     given = [*zip(scales.tolist(), scales.to(images)[:, None])]  # as a number, and as the network takes it
 
     def norms(x: Tensor) -> Tensor:
-        return torch.stack([scale * _length(network(x, sigma)) for scale, sigma in given], 1)
+        return torch.stack([scale * lengths(network(x, sigma).flatten(1)) for scale, sigma in given], 1)
 
     return torch.cat([norms(x) for x in images.split(batch_size)])
-
-
-def _length(scores: Tensor) -> Tensor:
-    """Euclidean norm of each row, (N, ...) to (N,), in single precision at least."""
-    return lengths(scores.flatten(1))
 
 
 def _check_trained(network: Any, scales: Tensor) -> None:
@@ -216,9 +208,6 @@ class MSMA(Detector):
         ValueError: as `score_norms`; features that are no score norms of this network; norms of zero with ``log``; what
             the density refuses.
 
-    References:
-        Mahmood, Oliva & Styner, ICLR 2021.
-
     Example:
         >>> from ood_lib import extract, load_benchmark
         >>> bench, sharp = load_benchmark("digits"), lambda x, sigma: (0.5 - x) / (0.1 + sigma**2)
@@ -244,8 +233,6 @@ class MSMA(Detector):
         self.norms, self.log = ScoreNorms(network or _no_network, sigmas, extrapolate), log
         self.select = density is None
         self.density: Detector = copy.deepcopy(density) or GMM(1, "full")
-        self.register_buffer("mean", torch.empty(0))
-        self.register_buffer("std", torch.empty(0))
 
     def _fit(self, features: Features) -> None:
         features = self._tail(self._prepare(features))
@@ -264,7 +251,6 @@ class MSMA(Detector):
         self.mean, self.std = mean, std
 
     def _score(self, features: Features) -> Tensor:
-        check_width(features.penultimate, len(self.mean))
         return self.density.score(self._standardise(self._tail(features), self.mean, self.std))
 
     def _tail(self, features: Features) -> Features:

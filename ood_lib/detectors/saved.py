@@ -44,10 +44,6 @@ def load(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> De
     Its class need not be named: the file does.  Only classes that `ood_lib` itself exports are made again.  Scores are
     those of the detector that was saved, to the bit.
 
-    Args:
-        path: the file.
-        device: where the detector is to lie.
-
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it holds no detector, or one that this version of the library does not know.

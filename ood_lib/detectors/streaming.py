@@ -1,6 +1,5 @@
 """Base of the detectors whose fit is a function of moments: they learn in pieces, or from each other."""
 
-from collections.abc import Iterator
 from functools import partial, reduce
 from typing import ClassVar, Self
 
@@ -38,11 +37,6 @@ class MomentDetector(Detector):
     counts: Tensor
     means: Tensor
     scatter: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("counts", "means", "scatter"):
-            self.register_buffer(name, torch.empty(0, dtype=torch.float64))
 
     # -- what a subclass writes -------------------------------------------------------------------------------
 
@@ -114,10 +108,8 @@ class MomentDetector(Detector):
         return [value for part in self.children() for value in part.buffers()]
 
     def _collect(self, features: Features) -> Moments:
-        return reduce(partial(merge_moments, kind=self.kind), self._pieces(features))
-
-    def _pieces(self, features: Features) -> Iterator[Moments]:
-        return (self._measure(self._prepare(chunk)) for chunk in features.split(self.chunk))
+        pieces = (self._measure(self._prepare(chunk)) for chunk in features.split(self.chunk))
+        return reduce(partial(merge_moments, kind=self.kind), pieces)
 
     def _add(self, new: Moments) -> Self:
         self._thaw()

@@ -31,30 +31,18 @@ from ood_lib.features.features import Features
 from ood_lib.tensors import check_floats, lengths
 
 __all__ = [
-    "NODES",
-    "WeiPer",
-    "gaussian_histogram",
-    "histogram",
-    "logit_noise",
-    "noise",
-    "normal_nodes",
-    "perturb",
-    "smooth",
-    "symmetric_kl",
-    "weiper_kld",
-]
+    "NODES", "WeiPer", "gaussian_histogram", "histogram", "logit_noise", "noise", "normal_nodes", "perturb", "smooth",
+    "symmetric_kl", "weiper_kld",
+]  # fmt: skip
 
 COLUMNS = 1024  # perturbed logits per sample held at once; small blocks are as fast, and leave less memory behind
-
 CELLS = 2**18  # classes x edges of some samples held at once by the histogram of the limit
-
 NODES = 128  # quasi-random points that stand for the Gaussian in the limit of infinitely many repeats
-
 REACH = 3.0  # standard deviations that the histogram's range keeps around the training logits in that limit
 
 
 def noise(weight: Tensor, delta: float, repeats: int, generator: torch.Generator) -> Tensor:
-    r"""Random directions as long as delta times the class rows: :math:`\delta\,\lVert w_j\rVert\, e_{ij}`.
+    r"""Random directions as long as delta times the class rows: :math:`\delta\,\lVert w_j\rVert\, e_{ij}`, (r, C, K).
 
     :math:`e_{ij} = g_{ij} / \lVert g_{ij}\rVert` with :math:`g_{ij} \sim N(0, I_K)` is uniform on the unit sphere.
 
@@ -63,9 +51,6 @@ def noise(weight: Tensor, delta: float, repeats: int, generator: torch.Generator
         delta: length of the noise relative to the row it disturbs.
         repeats: r.
         generator: CPU generator; the same seed gives the same noise on every device.
-
-    Returns:
-        (r, C, K)
 
     References:
         Granz et al. 2024, definition of the weight perturbation; released code, both switches on.
@@ -94,15 +79,7 @@ def logit_noise(z: Tensor, weight: Tensor, delta: float) -> Tensor:
     r"""Standard deviation of a perturbed logit, :math:`\sigma_j(z) = \delta \lVert w_j\rVert \lVert z\rVert/\sqrt K`.
 
     Over the draw of the head, :math:`\langle e, z\rangle` has mean 0 and variance :math:`\lVert z\rVert^2 / K`, and is
-    close to normal already for moderate K.
-
-    Args:
-        z: (N, K).
-        weight: (C, K).
-        delta: relative noise length.
-
-    Returns:
-        (N, C)
+    close to normal already for moderate K.  Features z (N, K) and a head's weight (C, K) give (N, C).
     """
     check("[0, inf)", "a relative length of the noise", delta=delta)
     check_width(z, weight.shape[1], "the head reads")
@@ -158,14 +135,9 @@ def _check_bins(low: float, high: float, bins: int, overflow: str) -> None:
 
 
 def gaussian_histogram(
-    mean: Tensor,
-    std: Tensor,
-    low: float,
-    high: float,
-    bins: int,
-    overflow: Literal["clamp", "drop"] = "clamp",
+    mean: Tensor, std: Tensor, low: float, high: float, bins: int, overflow: Literal["clamp", "drop"] = "clamp"
 ) -> Tensor:
-    r"""Histogram of infinitely many draws from each row's equal-weight Gaussian mixture.
+    r"""Histogram of infinitely many draws from each row's equal-weight Gaussian mixture, (N, B).
 
     .. math:: h_b = \tfrac1C \sum_j \Phi\!\Big(\frac{t_{b+1}-\mu_j}{\sigma_j}\Big)
         - \Phi\!\Big(\frac{t_b-\mu_j}{\sigma_j}\Big)
@@ -173,9 +145,6 @@ def gaussian_histogram(
     Args:
         mean, std: (N, C).
         low, high, bins, overflow: as in `histogram`.
-
-    Returns:
-        (N, B)
     """
     _check_bins(low, high, bins, overflow)
     edges = torch.linspace(low, high, bins + 1, dtype=torch.float64).to(mean)
@@ -236,9 +205,9 @@ def weiper_kld(
 ) -> Tensor:
     r"""WeiPer+KLD, :math:`D(\bar p, q) + \lambda_1 D(\bar p^W, q^W) - \lambda_2\,\mathrm{MSP}_W`; larger = more OOD.
 
-    q and q^W are the sample's histograms, smoothed here; the training means stay unsmoothed, as in the paper's Fig. 2.
-    Where most values fall into one bin, the moving average alone then makes a distance that every image has, ID or not;
-    ``smooth_reference`` takes it away again.
+    One score for each image, (N,).  q and q^W are the sample's histograms, smoothed here; the training means stay
+    unsmoothed, as in the paper's Fig. 2.  Where most values fall into one bin, the moving average alone then makes a
+    distance that every image has, ID or not; ``smooth_reference`` takes it away again.
 
     Args:
         density: (N, B), histogram of the K activations of each sample.
@@ -250,9 +219,6 @@ def weiper_kld(
         smooth_penultimate, smooth_weiper: widths of the moving averages, in bins.
         eps_penultimate, eps_weiper: floors in `symmetric_kl` (constants of the released code).
         smooth_reference: smooth the training means as well (not in the released code).
-
-    Returns:
-        (N,)
 
     References:
         Granz et al. 2024, section on the KL divergence score; released code ``weiper_kldiv``.
@@ -414,9 +380,6 @@ class WeiPer(Detector):
             self.range_penultimate.copy_(own)
             self.range_weiper.copy_(shared)
             self.reference, self.reference_weiper = (mean.clone() for mean in self._mean_densities(features))
-
-    def _chunks(self, features: Features) -> Iterator[Tensor]:
-        return (self._prepare(chunk).penultimate for chunk in features.split(self.chunk))
 
     @staticmethod
     def _range(chunks: Iterator[Tensor]) -> Tensor:

@@ -116,9 +116,7 @@ def _judge(
 def group_auroc(detector: Detector, features: BenchmarkFeatures) -> dict[str, float]:
     """Mean AUROC of a fitted detector over the near and over the far sets; NaN for a group without a set.
 
-    Args:
-        detector: fitted; `run_benchmark` fits, and gives intervals and other metrics too.
-        features: whose test images and OOD sets are scored.
+    `run_benchmark` fits, and gives intervals and other metrics too.
 
     Example:
         >>> import torch

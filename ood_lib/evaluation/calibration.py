@@ -1,6 +1,5 @@
 """Is a network as often right as it says?  The expected calibration error, its interval, and what chance makes."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -82,7 +81,8 @@ def reliability(logits: Tensor, labels: Tensor, *, bins: int = 10, draws: int = 
     confidence, right = confidence[order].cpu(), (answer == labels.to(answer.device))[order].double().cpu()
     generator = torch.Generator().manual_seed(seed)
     exact: Any = {"dtype": torch.float64, "device": "cpu"}
-    rows = _resampled(len(right), draws, generator)
+    n = len(right)
+    rows = (torch.randint(n, (n,), generator=generator, device="cpu").sort().values for _ in range(draws))
     again = torch.tensor([_ece(confidence[r], right[r], bins) for r in rows], **exact)
     drawn = [torch.rand(len(right), generator=generator, **exact) < confidence for _ in range(draws)]
     chance = torch.tensor([_ece(confidence, x.double(), bins) for x in drawn], **exact).quantile(0.95).item()
@@ -96,11 +96,6 @@ def reliability(logits: Tensor, labels: Tensor, *, bins: int = 10, draws: int = 
 def _bins(n: int, bins: int) -> list[int]:
     """How many images each bin holds."""
     return [len(part) for part in torch.arange(n, device="cpu").tensor_split(max(1, min(bins, n // 10)))]
-
-
-def _resampled(n: int, draws: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Rows (N,) of each bootstrap sample, in rising order."""
-    return (torch.randint(n, (n,), generator=generator, device="cpu").sort().values for _ in range(draws))
 
 
 def _ece(confidence: Tensor, right: Tensor, bins: int) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ood_lib.checks import check
 from ood_lib.evaluation.metrics import (
     CALLED,
     DIRECTIONS,
@@ -32,20 +33,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "Comparison",
-    "SeedComparison",
-    "checked_table",
-    "compare",
-    "compare_over_seeds",
-    "counted_once",
-    "same_sets",
+    "Comparison", "SeedComparison", "checked_table", "compare", "compare_over_seeds", "counted_once", "same_sets",
     "wins",
-]
+]  # fmt: skip
 
 Interval = tuple[float, float]
-
 Scores = tuple[Tensor, Tensor]  # of one detector on ID and on OOD images
-
 Variances = tuple[float, float, float]  # of a, of b, of a - b
 
 
@@ -115,12 +108,9 @@ def compare(
         >>> 0 < result.low < result.difference < result.high
         True
     """
-    if metric not in ("auroc", "fpr95") or positive not in ("id", "ood"):
-        raise ValueError(
-            f"metric={metric!r}, positive={positive!r} were given; expected 'auroc' or 'fpr95', and 'id' or 'ood'"
-        )
-    if draws < 2:
-        raise ValueError(f"draws={draws} was given; expected at least two bootstrap draws")
+    check(("auroc", "fpr95"), metric=metric)
+    check(("id", "ood"), positive=positive)
+    check("integer [2, inf)", "bootstrap draws", draws=draws)
     pairs = list(zip(_paired(id_a, id_b, "id"), _paired(ood_a, ood_b, "ood")))  # (ID, OOD) of a, and of b
     if metric == "auroc":
         found, variances = [auroc(*scores, confidence) for scores in pairs], _delong(*pairs)
@@ -191,8 +181,7 @@ def compare_over_seeds(
         >>> print(compare_over_seeds(table, "a", "b", "near"))
         **+9.0 [+3.3, +14.7]** (better; ahead on 3 of 3 networks)
     """
-    if metric not in DIRECTIONS:
-        raise ValueError(f"metric={metric!r} was given; expected one of {sorted(DIRECTIONS)}")
+    check(DIRECTIONS, metric=metric)
     checked_table(table)
     rows = table[(table["metric"] == metric) & (table["group"] == group)]
     if lacking := {one, other} - set(rows["detector"]):
@@ -245,9 +234,6 @@ def checked_table(table: Any) -> None:
 def counted_once(rows: "pd.DataFrame") -> "pd.DataFrame":
     """The rows of a benchmark table, each of which is there once: a mean over networks must not count one twice.
 
-    Args:
-        rows: with the columns of `run_benchmark`.
-
     Raises:
         ValueError: a detector has two values for the same set, metric and seed.
     """
@@ -266,8 +252,7 @@ def counted_once(rows: "pd.DataFrame") -> "pd.DataFrame":
 def same_sets(rows: "pd.DataFrame") -> "pd.DataFrame":
     """The rows of one metric, of which means over the sets of a group can be compared: each is over the same sets.
 
-    Args:
-        rows: with the columns of `run_benchmark`; a value that is NaN is one that is not there.
+    A value that is NaN is one that is not there.
 
     Raises:
         ValueError: a detector, on one of its seeds, was judged on other sets of a group than the rest.

@@ -14,30 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ood_lib.checks import check
 from ood_lib.extras import need
 from ood_lib.tensors import as_tensor, ascending, single
 
 __all__ = [
-    "CALLED",
-    "DIRECTIONS",
-    "Metrics",
-    "Positive",
-    "as_percent",
-    "aupr",
-    "auroc",
-    "checked_scores",
-    "evaluate",
-    "fpr_at_tpr",
-    "mean_interval",
-    "student",
-    "too_wide",
-    "variance_of_mean",
-]
+    "CALLED", "DIRECTIONS", "Metrics", "Positive", "as_percent", "aupr", "auroc", "checked_scores", "evaluate",
+    "fpr_at_tpr", "mean_interval", "student", "too_wide", "variance_of_mean",
+]  # fmt: skip
 
 Positive = Literal["id", "ood"]
-
 DIRECTIONS = {"auroc": 1, "fpr95": -1, "aupr_in": 1, "aupr_out": 1}  # -1: the smaller, the better
-
 _Estimate = tuple[float, tuple[float, float]]  # value and interval
 
 
@@ -108,26 +95,13 @@ def _rank(id_scores: Tensor, ood_scores: Tensor, names: tuple[str, str] = ("id_s
     return _Ranked(known, unknown, below, upto, mirrored(upto), mirrored(below))
 
 
-def _range(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence={confidence} was given; expected the coverage of an interval, 0 < c < 1")
-
-
 def auroc(id_scores: Tensor, ood_scores: Tensor, confidence: float = 0.95) -> tuple[float, tuple[float, float]]:
-    """Probability that an OOD score exceeds an ID score (ties count one half), with DeLong's interval.
+    """Probability that an OOD score (M,) exceeds an ID score (N,), ties counting one half, with DeLong's interval.
 
     The interval is taken on the logit scale, so it stays inside [0, 1].  Where the two sets are separated perfectly,
     DeLong's variance is zero and says nothing; the bound is then that of n successes in n trials
     (Clopper & Pearson), n being the smaller set.  No other interval may promise more than that one: near perfection
     DeLong's variance is too small as well.
-
-    Args:
-        id_scores: (N,).
-        ood_scores: (M,).
-        confidence: coverage of the interval.
-
-    Returns:
-        The area and its interval.
 
     Raises:
         ValueError: no scores, or scores that are NaN or infinite.
@@ -139,7 +113,7 @@ def auroc(id_scores: Tensor, ood_scores: Tensor, confidence: float = 0.95) -> tu
         >>> auroc(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 2.0]))[0]
         0.875
     """
-    _range(confidence)
+    check("(0, 1)", "the coverage of an interval", confidence=confidence)
     return _auroc(_rank(id_scores, ood_scores), confidence)
 
 
@@ -167,11 +141,7 @@ def _logit_interval(value: float, std: float, n: int, confidence: float) -> tupl
 
 
 def fpr_at_tpr(
-    id_scores: Tensor,
-    ood_scores: Tensor,
-    tpr: float = 0.95,
-    positive: Positive = "id",
-    confidence: float = 0.95,
+    id_scores: Tensor, ood_scores: Tensor, tpr: float = 0.95, positive: Positive = "id", confidence: float = 0.95
 ) -> tuple[float, tuple[float, float]]:
     r"""False-positive rate where the true-positive rate first reaches ``tpr``, with an interval that is free of shapes.
 
@@ -192,15 +162,11 @@ def fpr_at_tpr(
     Without ties that is the same number; with ties its rate can be larger, never smaller: here no point is dropped.
 
     Args:
-        id_scores: (N,).
-        ood_scores: (M,).
+        id_scores, ood_scores: (N,) and (M,).
         tpr: share of positives to recall.
         positive: which class is to be recalled.  ``"id"``: share of OOD accepted when ``tpr`` of ID is accepted.
             ``"ood"`` (OpenOOD v1.5): share of ID rejected when ``tpr`` of OOD is rejected.
         confidence: coverage of the interval.
-
-    Returns:
-        The rate and its interval.
 
     Raises:
         ValueError: no scores, or scores that are NaN or infinite; an argument out of its range.
@@ -215,15 +181,13 @@ def fpr_at_tpr(
         >>> fpr_at_tpr(scores, scores + 50)[0]
         0.45
     """
-    _range(confidence)
-    if not 0 < tpr <= 1:
-        raise ValueError(f"tpr={tpr} was given; expected a share of positives to recall, 0 < tpr <= 1")
+    check("(0, 1)", "the coverage of an interval", confidence=confidence)
+    check("(0, 1]", "a share of positives to recall", tpr=tpr)
     return _fpr(_rank(id_scores, ood_scores), tpr, positive, confidence)
 
 
 def _fpr(ranked: _Ranked, tpr: float, positive: Positive, confidence: float) -> _Estimate:
-    if positive not in ("id", "ood"):
-        raise ValueError(f"positive={positive!r} was given; expected 'id' or 'ood'")
+    check(("id", "ood"), positive=positive)
     n, m = len(ranked.known), len(ranked.unknown)
     if positive == "id":  # by rank of the threshold: OOD scores up to it
         wrong = ranked.unknown_upto
@@ -263,18 +227,11 @@ def _rate_interval(wrong: np.ndarray, m: int, tpr: float, confidence: float) -> 
 
 
 def aupr(positives: Tensor, negatives: Tensor, confidence: float = 0.95) -> tuple[float, tuple[float, float]]:
-    """Average precision when positives should score higher, with the logit interval.
+    """Average precision when positives (N,) should score higher than negatives (M,), with the logit interval.
 
     Average precision is a sum of steps, one per distinct score.  OpenOOD joins the points of the curve by straight
-    lines instead (trapezoids), which no threshold reaches: on few scores the two differ in the second digit.
-
-    Args:
-        positives: (N,).
-        negatives: (M,).
-        confidence: coverage of the interval.
-
-    Returns:
-        The area (as scikit-learn's ``average_precision_score``) and its interval.
+    lines instead (trapezoids), which no threshold reaches: on few scores the two differ in the second digit.  Here it
+    is that of scikit-learn's ``average_precision_score``.
 
     Raises:
         ValueError: no scores, or scores that are NaN or infinite.
@@ -286,7 +243,7 @@ def aupr(positives: Tensor, negatives: Tensor, confidence: float = 0.95) -> tupl
         >>> aupr(torch.tensor([3.0, 1.0]), torch.tensor([2.0]))[0]
         0.8333333333333333
     """
-    _range(confidence)
+    check("(0, 1)", "the coverage of an interval", confidence=confidence)
     return _aupr_out(_rank(negatives, positives, ("negatives", "positives")), confidence)
 
 
@@ -313,8 +270,7 @@ def evaluate(id_scores: Tensor, ood_scores: Tensor, *, positive: Positive = "id"
     """Judge a detector by its scores on ID and OOD images; larger score = more OOD.
 
     Args:
-        id_scores: (N,).
-        ood_scores: (M,).
+        id_scores, ood_scores: (N,) and (M,).
         positive: the convention of ``fpr95``, see `Metrics`.
         confidence: coverage of the intervals.
 
@@ -325,7 +281,7 @@ def evaluate(id_scores: Tensor, ood_scores: Tensor, *, positive: Positive = "id"
         >>> evaluate(torch.arange(50.0), torch.arange(25.0, 75.0)).auroc
         0.875
     """
-    _range(confidence)
+    check("(0, 1)", "the coverage of an interval", confidence=confidence)
     ranked = _rank(id_scores, ood_scores)
     area, area_ci = _auroc(ranked, confidence)
     fpr, fpr_ci = _fpr(ranked, 0.95, positive, confidence)

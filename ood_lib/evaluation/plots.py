@@ -31,37 +31,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "COLORS",
-    "FULL",
-    "HALF",
-    "LINES",
-    "MARKERS",
-    "NAMES",
-    "band",
-    "benchmark_images",
-    "benchmark_table",
-    "density",
-    "dots",
-    "embedding",
-    "images",
-    "markdown_table",
-    "sortable_table",
-    "theme",
-    "training_curves",
-    "umap",
+    "COLORS", "FULL", "HALF", "LINES", "MARKERS", "NAMES", "band", "benchmark_images", "benchmark_table", "density",
+    "dots", "embedding", "images", "markdown_table", "sortable_table", "theme", "training_curves", "umap",
     "verdict_table",
-]
+]  # fmt: skip
 
 FULL, HALF = 7.2, 3.5  # figure widths in inches
-
 COLORS = {"id": "#0072B2", "near": "#E69F00", "far": "#CC79A7", "other": "#009E73", "grey": "#666666"}
-
 MARKERS = {"id": "o", "near": "^", "far": "s", "other": "D", "grey": "X"}
-
 LINES = {"id": "-", "near": "--", "far": ":", "other": "-.", "grey": "-"}
-
 NAMES = {"id": "in-distribution", "near": "near-OOD", "far": "far-OOD"}
-
 SCORE = "score (larger = more OOD →)"
 
 
@@ -149,11 +128,14 @@ def umap(rows: Tensor, seed: int, **options: Any) -> np.ndarray:
     """
     threads = torch.get_num_threads()
     with warnings.catch_warnings(action="ignore"):  # that a fixed seed means one thread, that a progress bar is absent
-        from umap import UMAP, umap_
+        from umap import UMAP, layouts, umap_
 
+        compiled = [umap_.fast_knn_indices, umap_.smooth_knn_dist, umap_.compute_membership_strengths]
+        private = "_nb_optimize_layout_euclidean_single_epoch"
+        compiled += filter(None, [getattr(layouts, private, None)])
         with suppress(RuntimeError):  # nowhere to keep it: a read-only home
-            for function in (umap_.fast_knn_indices, umap_.smooth_knn_dist, umap_.compute_membership_strengths):
-                function.enable_caching()  # compiled once for all notebooks, not 15 seconds in each
+            for function in compiled:
+                function.enable_caching()  # compiled once for all notebooks, not 20 seconds in each
         points = UMAP(**{"n_neighbors": 20, "min_dist": 0.2} | options, random_state=seed).fit_transform(rows.cpu())
     torch.set_num_threads(threads)  # its own threading raises it, and small operations then wait for each other
     return points
@@ -215,11 +197,7 @@ def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) 
         ax.hlines(y, rows["low"], rows["high"], **style)
         ax.plot(rows["value"], y, MARKERS[role], color=COLORS[role], label=NAMES[role])
     interval = "95 % interval over seeds" if summary["low"].notna().any() else "one network: no interval"
-    ax.set(
-        yticks=range(len(names)),
-        yticklabels=names,
-        xlabel=f"{label} (mean over sets, {interval})",
-    )
+    ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f"{label} (mean over sets, {interval})")
     ax.invert_yaxis()
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02 + 0.5 / len(names)), ncols=2)
     return ax

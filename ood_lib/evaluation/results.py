@@ -10,10 +10,9 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +33,8 @@ __all__ = [
 ]  # fmt: skip
 
 ENDS = ("", "_low", "_high")
-
 KEYS = ("benchmark", "network", "accuracy", "positive", "provenance", "rows")
-
 CODE = ("command", "weights")  # of a provenance, what a page sets as code
-
 ORIGIN = (*CODE, "commit", "device", "versions", "data", "sets")
 
 
@@ -109,7 +105,6 @@ def save_results(
     kind, _, place = benchmark.partition(":")
     rounded = table.round({c: 6 for c in ("value", "low", "high", "seconds", "seconds_per_1000", "memory_mb")})
     rows = rounded.astype(object).where(rounded.notna(), None).to_dict("records")
-    lines = ",\n".join(json.dumps(row) for row in rows)
     head = {
         "benchmark": f"{kind}:{Path(place).name}" if place else benchmark,
         "network": network,
@@ -117,15 +112,25 @@ def save_results(
         "positive": positive,
         "provenance": dict(origin),
     }
-    text = json.dumps(head, indent=1, ensure_ascii=False)[:-2] + f',\n "rows": [\n{lines}\n]\n}}\n'
-    write_text(path, text)
+    _write(path, head, "rows", rows)
+
+
+def _write(path: str | os.PathLike[str], head: dict[str, Any], name: str, rows: Iterable[dict[str, Any]]) -> None:
+    """A JSON object whose rows stand under `name`, one a line."""
+    lines = ",\n".join(map(json.dumps, rows))
+    write_text(path, json.dumps(head, indent=1, ensure_ascii=False)[:-2] + f',\n "{name}": [\n{lines}\n]\n}}\n')
+
+
+def _files(places: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """The files named, and the JSON files in the folders named."""
+    for place in map(Path, places):
+        yield from [place] if place.is_file() else sorted(place.glob("*.json"))
 
 
 def load_results(*places: str | os.PathLike[str]) -> "pd.DataFrame":
     """The rows of result files, one under the other, with the columns ``run``, benchmark, network, ... in front.
 
-    Args:
-        places: files, or folders of files; one that is not there is named by a warning.
+    A place is a file, or a folder of files; one that is not there is named by a warning.
 
     Raises:
         ValueError: a file is no result file.
@@ -135,9 +140,8 @@ def load_results(*places: str | os.PathLike[str]) -> "pd.DataFrame":
     for place in map(Path, places):
         if not place.exists():
             warn(f"there are no results at {place.absolute()}: expected result files of save_results, or a folder")
-    found = ([place] if place.is_file() else sorted(place.glob("*.json")) for place in map(Path, places))
     tables = []
-    for file in chain.from_iterable(found):
+    for file in _files(places):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             rows = pd.DataFrame(content["rows"])
@@ -161,24 +165,20 @@ def save_verdicts(
         found: by method and baseline, then by network, what `ood_lib.verdicts` found.
         origin: see `provenance`.
     """
-    lines = ",\n".join(
-        json.dumps(
-            {"detector": method, "minus": baseline, "network": network, "group": group}
-            | {name: round(value, 6) for name, value in verdict._asdict().items()}
-        )
+    rows = (
+        {"detector": method, "minus": baseline, "network": network, "group": group}
+        | {name: round(value, 6) for name, value in verdict._asdict().items()}
         for (method, baseline), networks in found.items()
         for network, groups in networks.items()
         for group, verdict in groups.items()
     )
-    head = json.dumps({"provenance": dict(origin)}, indent=1, ensure_ascii=False)[:-2]
-    write_text(path, head + f',\n "verdicts": [\n{lines}\n]\n}}\n')
+    _write(path, {"provenance": dict(origin)}, "verdicts", rows)
 
 
 def load_verdicts(*places: str | os.PathLike[str]) -> "pd.DataFrame":
     """The rows of files of `save_verdicts`, one under the other: what was compared where, and the `Verdict`.
 
-    Args:
-        places: files, or folders of files; a folder that is not there holds none.
+    A place is a file, or a folder of files; a folder that is not there holds none.
 
     Returns:
         Columns run (name of the file), detector, minus, network, group, verdict, then the provenance.
@@ -189,7 +189,7 @@ def load_verdicts(*places: str | os.PathLike[str]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for file in chain.from_iterable([p] if p.is_file() else sorted(p.glob("*.json")) for p in map(Path, places)):
+    for file in _files(places):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
             for row in content["verdicts"]:
@@ -216,11 +216,7 @@ def code_span(text: object) -> str:
 
 
 def origins(results: "pd.DataFrame") -> str:
-    """Where each run comes from: a Markdown list with one item per run, of the facts that its file holds.
-
-    Args:
-        results: from `load_results`.
-    """
+    """Where each run of `load_results` comes from: a Markdown list, one item per run, of the facts its file holds."""
     runs = results.reindex(columns=["run", *ORIGIN]).groupby("run", sort=False).first().astype(object).fillna("")
     return "\n".join(
         f"- **{run}**: " + "; ".join(f"{k} {code_span(v)}" if k in CODE else f"{k} {v}" for k, v in facts.items() if v)
@@ -234,9 +230,6 @@ def leaderboard(results: "pd.DataFrame") -> "pd.DataFrame":
     The interval is Student's t over seeds. A single network has no such interval. Instead, the mean of the intervals
     of its sets says how much other test images of the same kind could change the result (it is rather too wide,
     because errors of sets cancel).
-
-    Args:
-        results: from `load_results`.
 
     Returns:
         Columns run, detector, seeds, near, near_low, near_high, far, ..., near_fpr95, far_fpr95, seconds_per_1000,

@@ -20,7 +20,6 @@ from ood_lib.features.bank import BenchmarkFeatures
 __all__ = ["SetScores", "Verdict", "score_verdicts", "tally", "verdicts"]
 
 OodSet = tuple[str, str]  # group and name
-
 LEVEL = 0.01  # an interval that stays within one point of zero says that nothing is gained that matters
 
 
@@ -95,9 +94,6 @@ class SetScores:
     def halves(self, seed: int = 0) -> tuple[Self, Self]:
         """Two with half of the images of each set, drawn at random: the same images for each detector.
 
-        Args:
-            seed: of the draw.
-
         Raises:
             ValueError: a set has a single image.
         """
@@ -158,11 +154,7 @@ def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -
 def score_verdicts(compared: Sequence[tuple[SetScores, SetScores]]) -> dict[str, Verdict]:
     """`verdicts` of scores that are there already: those of the method and of its baseline, for each network.
 
-    Args:
-        compared: pairs of the scores of two detectors on the same images, in the same order.
-
-    Returns:
-        As of `verdicts`.
+    Both are of the same images, in the same order.
 
     Raises:
         ValueError: nothing to compare; pairs that were shown different images; no OOD set.
@@ -218,10 +210,7 @@ def _verdict(
 
 
 def tally(found: Mapping[str, Verdict]) -> str:
-    """Verdicts by network as one clause: ``better on ResNet-9 and DenseNet, cannot tell on digits``.
-
-    Args:
-        found: the verdict on each network, by the name of the network.
+    """Verdicts by the name of the network as one clause: ``better on ResNet-9 and DenseNet, cannot tell on digits``.
 
     Example:
         >>> sure, unsure = Verdict(0.9, 0.8, 0.05, 0.15), Verdict(0.7, 0.7, -0.2, 0.2)

@@ -43,9 +43,7 @@ class Watch:
         True
     """
 
-    def __init__(
-        self, calibration: Any, alpha: float = 0.05, patience: float = 100_000, seed: int = 0
-    ) -> None:
+    def __init__(self, calibration: Any, alpha: float = 0.05, patience: float = 100_000, seed: int = 0) -> None:
         check("(0, 0.1]", "a share of ID images that are refused", alpha=alpha)
         check("(1, inf)", "a number of images", patience=patience)
         self.known = sorted(checked_scores(calibration, "calibration").tolist())

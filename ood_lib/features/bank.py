@@ -18,7 +18,7 @@ from ood_lib.data.labels import class_indices
 from ood_lib.features.extract import extract
 from ood_lib.features.features import Features
 from ood_lib.files import draft_folder, read_json, sha256_of, write_text
-from ood_lib.networks.adapt import adapt
+from ood_lib.networks.adapt import as_network
 from ood_lib.networks.network import Network
 from ood_lib.shipped import FORMER_NAMES, SHIPPED
 from ood_lib.tensors import dequantized, quantized, save_tensors, single
@@ -29,7 +29,6 @@ __all__ = [
 ]  # fmt: skip
 
 T = TypeVar("T", Benchmark, "BenchmarkFeatures")
-
 BANK = "benchmark.json"  # the sha256 of each file of a bank; written last: a folder without it is not complete
 NEXT = ".next"  # in the folder of a bank: one that is whole, while its files take the place of the former ones
 
@@ -244,7 +243,7 @@ def _linear(state: Mapping[str, Tensor]) -> nn.Linear:
 
 def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **options: Any) -> BenchmarkFeatures:
     """Run the network over every set of a benchmark; ``options`` go to `extract`."""
-    seeing: Any = network if hasattr(network, "represent") else adapt(network)  # type: ignore[arg-type]
+    seeing = as_network(network)
 
     def run(data: Dataset) -> Features:
         return extract(seeing, data, **options)
@@ -321,13 +320,7 @@ def _rows(labels: Tensor | None, count: int, rows: int, seed: int) -> Tensor:
 def balanced_rows(labels: Tensor, rows: int, seed: int = 0) -> Tensor:
     """So many rows at most, as many of each label as there are, in their order.
 
-    Args:
-        labels: (N,)
-        rows: at most; all where there are fewer.
-        seed: of the draw.
-
-    Returns:
-        Indices, increasing.
+    Labels (N,) to increasing indices: of all rows where there are fewer.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     rank = torch.empty(len(labels), dtype=torch.long)  # of each row among those of its label

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ood_lib.checks import check
 from ood_lib.data.benchmark import Benchmark, benchmark_hash, load_benchmark
 from ood_lib.features.bank import BenchmarkFeatures, bank_folder, extract_benchmark
 from ood_lib.networks.adapt import network_for
@@ -70,8 +71,7 @@ def benchmark_features(
         >>> x.test.penultimate.shape[1], x.images is None
         (512, True)
     """
-    if networks < 1:
-        raise ValueError(f"networks={networks} was given; expected at least one")
+    check("integer [1, inf)", "how many networks", networks=networks)
     name = os.fspath(benchmark)
     if name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES):
         return _loaded(name, networks)

@@ -9,129 +9,34 @@ A block is recorded once its bytes are on the disk.  So it does not matter when 
 up the blocks without a record, and those whose bytes are not the recorded ones.  Nor does it matter when items are
 exchanged or taken out meanwhile: blocks of items that are the same stay.
 
-The sha256 of all blocks stand in the header of the file, so that a bit that changes later is noticed too.
+The sha256 of all blocks stand in the header of the file, see `ood_lib.features.sealed`.
 """
 
 import hashlib
 import json
-import mmap
 import os
 import shutil
-import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeVar, cast
+from typing import IO, Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from ood_lib.features import sealed
 from ood_lib.features.distributed import Team
 from ood_lib.files import clock, explained, locked, write_text
 from ood_lib.warn import warn
 
-__all__ = ["DIGESTS", "BlockFile", "map_tensors", "seal", "unsealed"]
+__all__ = ["BlockFile"]
 
 T = TypeVar("T")
-
 FORMAT = "2"
-
-DIGESTS = "digests"  # in the metadata of the header: rows of a block, and the sha256 of each
-
-AT_ONCE = 2**20  # bytes that are read to be hashed
-
 FORGOTTEN = 30 * 24 * 3600  # seconds after which nobody takes up again what was begun in a cache
-
-SMALL = 2**24  # bytes
-
 Make = Callable[[Sequence[range]], Generator[Mapping[str, Tensor], None, None]]
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-}  # fmt: skip
-
-# A write into the tensors stays in memory.  Linux wants to hear that no memory need be set aside for that (0x4000 is
-# MAP_NORESERVE): otherwise it refuses files larger than the memory.
-COPY_ON_WRITE: dict[str, int] = (
-    {"flags": mmap.MAP_PRIVATE | 0x4000, "prot": mmap.PROT_READ | mmap.PROT_WRITE}
-    if sys.platform == "linux"
-    else {"access": mmap.ACCESS_COPY}
-)
-
-
-def unsealed(rows: int, block: int) -> dict[str, str]:
-    """Metadata with room for the digests of a file's blocks."""
-    return {DIGESTS: " ".join([str(block), *["0" * 64] * (-(-rows // block) if block else 0)])}
-
-
-def seal(path: Path) -> None:
-    """Put the digests of its blocks into the header of a file that has room for them."""
-    with open(path, "r+b") as file:
-        header, start = _read_header(file)
-        room = header["__metadata__"][DIGESTS]
-        found = _found_digests(file)
-        file.seek(0)
-        head = file.read(start)
-        file.seek(head.index(room.encode()))
-        file.write(found.encode())  # as long as the room
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _found_digests(file: BinaryIO) -> str:
-    """What `seal` writes of a file as it is."""
-    file.seek(0)
-    header, start = _read_header(file)
-    block = int(header["__metadata__"][DIGESTS].split(" ", 1)[0])
-    rows = next((entry["shape"][0] for entry in _fields(header).values()), 0)
-    digests = (_digest_of(file, header, start, range(i, min(i + block, rows))) for i in range(0, rows, block or 1))
-    return " ".join([str(block), *digests])
-
-
-def _verify(path: Path) -> None:
-    with open(path, "rb") as file:
-        header, _ = _read_header(file)
-        sealed = header.get("__metadata__", {}).get(DIGESTS)
-        if sealed is not None and sealed != _found_digests(file):
-            raise SafetensorError("its bytes are not those that were written")
-
-
-def map_tensors(path: Path, verify: bool = True) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, read when they are looked at: it may be larger than the memory.
-
-    A file of up to 16 MiB is read at once, and does not mind what becomes of it.
-
-    Args:
-        path: of the file.
-        verify: read all of it once, to see whether the bytes are still those that were written.
-
-    Raises:
-        SafetensorError: the file is truncated or damaged, or no safetensors file.
-    """
-    with safe_open(path, "numpy"):  # checks header and size
-        pass
-    if verify:
-        try:
-            _verify(path)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SafetensorError(f"its header is damaged: {error}") from error
-    with open(path, "rb") as file:
-        header, start = _read_header(file)
-        small = path.stat().st_size <= SMALL
-        memory = bytearray(path.read_bytes()) if small else mmap.mmap(file.fileno(), 0, **COPY_ON_WRITE)
-
-    def tensor(entry: Mapping[str, Any]) -> Tensor:
-        dtype, (begin, end) = DTYPES[entry["dtype"]], entry["data_offsets"]
-        if begin == end:
-            return torch.empty(entry["shape"], dtype=dtype)
-        count = (end - begin) // dtype.itemsize
-        return torch.frombuffer(memory, dtype=dtype, count=count, offset=start + begin).reshape(entry["shape"])
-
-    return {name: tensor(entry) for name, entry in _fields(header).items()}
 
 
 class BlockFile:
@@ -200,7 +105,7 @@ class BlockFile:
         if wrong := self._missing(todo, ranks):
             raise OSError(f"{len(wrong)} blocks in {self.work} are not there as they were written: run again, or look")
         if ranks.rank == 0:
-            seal(self._data)
+            sealed.seal(self._data)
             os.replace(self._data, self.path)
             shutil.rmtree(self.work, ignore_errors=True)
         self._meet(ranks)
@@ -231,11 +136,11 @@ class BlockFile:
             return False
         except SafetensorError:
             return False
-        own = {name: value for name, value in found.items() if name != DIGESTS}
+        own = {name: value for name, value in found.items() if name != sealed.DIGESTS}
         if own or not self.anonymous:
             self._refuse_others(own, self.path)
         try:
-            map_tensors(self.path)
+            sealed.map_tensors(self.path)
         except SafetensorError:
             return False
         return True
@@ -272,10 +177,10 @@ class BlockFile:
     def _is_done(self, block: range, identity: Mapping[str, str] | None = None, rows: int = 0) -> bool:
         try:
             with open(self._data, "rb") as file:
-                header, start = _read_header(file)
-                own = {name: value for name, value in header["__metadata__"].items() if name != DIGESTS}
+                header, start = sealed.read_header(file)
+                own = {name: value for name, value in header["__metadata__"].items() if name != sealed.DIGESTS}
                 return own == (identity or self.identity) and self._record(block).read_text() == self._recorded(
-                    block, _digest_of(file, header, start, block)
+                    block, sealed.digest_of(file, header, start, block)
                 )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no record, no file, no header
             return False
@@ -350,13 +255,16 @@ class BlockFile:
         fresh = self._data.with_name("features.fresh")
         records: list[tuple[range, str]] = []
         with open(self._data, "rb") as old, open(fresh, "wb") as new:
-            former, start = _read_header(old)
-            header = _stretched(_fields(former), rows, self.rows)
-            header = {"__metadata__": {**self.identity, **unsealed(self.rows, block)}, **header}
-            new.write(_packed(header))
+            former, start = sealed.read_header(old)
+            header = sealed.stretched(sealed.fields_of(former), rows, self.rows)
+            header = {"__metadata__": {**self.identity, **sealed.unsealed(self.rows, block)}, **header}
+            new.write(sealed.packed(header))
             for part in kept:
-                digest = _digest(header)
-                places = zip(_places(former, start, rows), _places(header, len(_packed(header)), self.rows))
+                digest = sealed.digest_begun(header)
+                places = zip(
+                    sealed.places_of(former, start, rows),
+                    sealed.places_of(header, len(sealed.packed(header)), self.rows),
+                )
                 for (_, place, width), (_, target, _) in places:
                     old.seek(place + part.start * width)
                     new.seek(target + part.start * width)
@@ -380,11 +288,11 @@ class BlockFile:
 
     def _write(self, block: range, tensors: Mapping[str, Tensor], shared: bool) -> None:
         """Put the rows of a block, (n, ...) under each name, in their place; record them when they are on the disk."""
-        header = _header(tensors, self.rows, {**self.identity, **unsealed(self.rows, self._block)})
-        start, digest = len(_packed(header)), _digest(header)
+        header = sealed.header_of(tensors, self.rows, {**self.identity, **sealed.unsealed(self.rows, self._block)})
+        start, digest = len(sealed.packed(header)), sealed.digest_begun(header)
         with open(self._data, "wb", opener=partial(_in_place, shared)) as file:
-            file.write(_packed(header))  # every process writes the same
-            for name, place, width in _places(header, start, self.rows):
+            file.write(sealed.packed(header))  # every process writes the same
+            for name, place, width in sealed.places_of(header, start, self.rows):
                 rows = tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data
                 digest.update(rows)
                 file.seek(place + block.start * width)
@@ -409,63 +317,3 @@ def _is_free(file: IO[str]) -> bool:
 def _in_place(shared: bool, path: str, flags: int) -> int:
     """Open to write a part of a file.  With O_DSYNC, NFS sends the bytes written and not the page around them."""
     return os.open(path, flags & ~os.O_TRUNC | (getattr(os, "O_DSYNC", 0) if shared else 0), 0o666)
-
-
-def _header(tensors: Mapping[str, Tensor], rows: int, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The head that safetensors would write for one row, stretched to all of them."""
-    one = save({name: value[:1].clone() for name, value in tensors.items()})
-    header = json.loads(one[8 : 8 + int.from_bytes(one[:8], "little")])
-    return {"__metadata__": dict(metadata), **_stretched(header, 1, rows)}
-
-
-def _stretched(fields: Mapping[str, Any], rows: int, wanted: int) -> dict[str, Any]:
-    """The entries of a header for another number of rows."""
-    return {
-        name: entry
-        | {
-            "shape": [wanted, *entry["shape"][1:]],
-            "data_offsets": [offset // rows * wanted for offset in entry["data_offsets"]],
-        }
-        for name, entry in fields.items()
-    }
-
-
-def _packed(header: Mapping[str, Any]) -> bytes:
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that numbers of 8 bytes are aligned
-    return len(text).to_bytes(8, "little") + text
-
-
-def _read_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
-    """The head, and where the data begin."""
-    size = int.from_bytes(file.read(8), "little")
-    return json.loads(file.read(min(size, 10**8))), 8 + size
-
-
-def _fields(header: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: entry for name, entry in header.items() if name != "__metadata__"}
-
-
-def _places(header: Mapping[str, Any], start: int, rows: int) -> list[tuple[str, int, int]]:
-    """Name, first byte and bytes per row of each tensor."""
-    offsets = {name: entry["data_offsets"] for name, entry in _fields(header).items()}
-    return [(name, start + begin, (end - begin) // max(rows, 1)) for name, (begin, end) in offsets.items()]
-
-
-def _digest(header: Mapping[str, Any]) -> Any:
-    """Begun with what the header says, but for the digests in it."""
-    metadata = {name: value for name, value in header["__metadata__"].items() if name != DIGESTS}
-    return hashlib.sha256(json.dumps({**header, "__metadata__": metadata}, sort_keys=True).encode())
-
-
-def _digest_of(file: BinaryIO, header: Mapping[str, Any], start: int, block: range) -> str:
-    """The sha256 of the rows of a block, field after field."""
-    digest = _digest(header)
-    rows = next(entry["shape"][0] for entry in _fields(header).values())
-    for _, place, width in _places(header, start, rows):
-        file.seek(place + block.start * width)
-        left = len(block) * width
-        while left and (data := file.read(min(left, AT_ONCE))):
-            digest.update(data)
-            left -= len(data)
-    return digest.hexdigest()

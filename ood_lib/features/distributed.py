@@ -13,7 +13,6 @@ from torch import distributed
 __all__ = ["Team", "team"]
 
 T = TypeVar("T")
-
 PATIENCE = timedelta(days=7)  # how long the first waits for the last; a process that dies is noticed at once
 
 

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ood_lib.checks import check
 from ood_lib.data.fingerprint import collate_labelled, data_identity
 from ood_lib.data.length import length
-from ood_lib.features.blocks import BlockFile, map_tensors
+from ood_lib.features.blocks import BlockFile
 from ood_lib.features.distributed import Team, team
 from ood_lib.features.features import Features
 from ood_lib.features.identity import network_hash
+from ood_lib.features.sealed import map_tensors
 from ood_lib.files import UNWRITABLE
-from ood_lib.networks.adapt import adapt
+from ood_lib.networks.adapt import as_network
 from ood_lib.networks.modes import in_eval
 from ood_lib.networks.network import Network, Representation, pick_device
 from ood_lib.networks.precision import autocast_dtype
@@ -131,8 +133,7 @@ def _check(batch_size: int, precisions: Iterable[torch.dtype | None], *places: o
             raise ValueError(f"{given} was given as a precision; expected a floating-point one, such as torch.float16")
     if None not in places:
         raise ValueError("both out and cache were given; expected one place for the result")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} was given; expected a number of images, >= 1")
+    check("integer [1, inf)", "a number of images", batch_size=batch_size)
 
 
 def _agreed(autocast: torch.dtype | Literal["auto"] | None, device: torch.device, ranks: Team) -> torch.dtype | None:
@@ -151,7 +152,6 @@ def _cached_name(network: str, data: str, precision: str) -> str:
 
 
 Seen = dict[str, Tensor]
-
 T = TypeVar("T")
 
 
@@ -168,7 +168,7 @@ def forward(network: Any, dataset: Dataset, how: Pass, blocks: Sequence[range]) 
     Raises:
         ValueError: the data set has no labels, or its images are no floating-point tensors.
     """
-    network = network if hasattr(network, "represent") else adapt(network)
+    network = as_network(network)
     network.to(how.device)
     parameters = (p.dtype for p in network.parameters() if p.is_floating_point())
     on_gpu = how.device.type == "cuda"

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ood_lib.features.blocks import map_tensors, seal, unsealed
+from ood_lib.features.sealed import map_tensors, seal, unsealed
 from ood_lib.files import atomic
 from ood_lib.tensors import save_tensors, single, strange
 

@@ -16,19 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ood_lib.networks.adapt import adapt
+from ood_lib.networks.adapt import as_network
 from ood_lib.networks.modes import in_eval
 
 __all__ = ["network_hash"]
 
 ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>")
-
 LARGE = 2**30  # parameters of which no copy in double precision is made
-
 FINE, COARSE = 1e-6, 1e-3  # steps of what is compared: of a copy in double precision, and of the network as it is
-
 DIRECTIONS = 8
-
 OWN = frozenset(vars(nn.Module())) | {"training"}  # what each module has
 
 
@@ -45,7 +41,7 @@ def network_hash(network: Any, shape: Sequence[int] = ()) -> str:
     Raises:
         ValueError: the network is printed with an address, which says nothing of what is there.
     """
-    seeing = network if hasattr(network, "represent") else adapt(network)
+    seeing = as_network(network)
     text = str(seeing)
     if found := ADDRESS.search(text):
         raise ValueError(

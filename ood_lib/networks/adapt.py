@@ -12,15 +12,11 @@ from ood_lib.data.benchmark import Benchmark
 from ood_lib.networks.network import Representation, style_of
 from ood_lib.networks.resnet import ResNet
 
-__all__ = ["Adapted", "adapt", "network_for"]
+__all__ = ["Adapted", "adapt", "as_network", "network_for"]
 
 
 def network_for(bench: Benchmark, widths: Sequence[int] = (32, 64), blocks: int = 1) -> ResNet:
-    """The network of a benchmark: a small `ResNet`, to be trained on its images.
-
-    Args:
-        bench: from `load_benchmark`.
-        widths, blocks: of the `ResNet`.
+    """The network of a benchmark: a small `ResNet` of these widths and blocks, to be trained on its images.
 
     Example:
         >>> from ood_lib.data.benchmark import load_benchmark
@@ -238,7 +234,8 @@ def _run(model: nn.Module, images: Tensor) -> Any:
 @contextmanager
 def _uncompiled(model: nn.Module) -> Iterator[None]:
     """Run compiled parts as they were written: what torch.compile made of them calls no hooks."""
-    parts = [m for m in model.modules() if m is not model and _is_compiled(m)]
+    compiled = ("_orig_mod", "_compiled_call_impl")
+    parts = [m for m in model.modules() if m is not model and any(getattr(m, x, None) is not None for x in compiled)]
     if not parts or not hasattr(torch.compiler, "set_stance"):
         yield
     else:
@@ -247,10 +244,6 @@ def _uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 _STANCE = threading.RLock()  # torch keeps one stance for all threads
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def _rows(result: Tensor, model: nn.Module) -> Tensor:
@@ -328,3 +321,8 @@ def adapt(
             "and no logits, say adapt(model, head=False)"
         )
     return Adapted(model, linear[head or list(linear)[-1]], normalize, output, sure=head is not None)
+
+
+def as_network(model: Any) -> Any:
+    """A model that answers `represent`, as it is; any other classifier through `adapt`."""
+    return model if hasattr(model, "represent") else adapt(model)

@@ -26,23 +26,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "BATCHNORMS",
-    "MATRIX",
-    "LinearMap",
-    "batchnorm_gain",
-    "exact_norm",
-    "gain",
-    "linear_map",
-    "lipschitz_report",
+    "BATCHNORMS", "MATRIX", "LinearMap", "batchnorm_gain", "exact_norm", "gain", "linear_map", "lipschitz_report",
     "reshaped_norm",
-]
+]  # fmt: skip
 
 BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
 KINDS = (nn.Conv2d, nn.Linear, *BATCHNORMS)  # what a report knows
-
 COARSE = 1e-4  # from this tolerance on single precision will do, in which convolutions are several times faster
-
 DENSE = 64  # up to so many inputs or outputs the whole matrix is decomposed
 
 
@@ -67,8 +57,7 @@ MATRIX = LinearMap(_times, _times_transposed)  # of the weight as a matrix (outp
 def linear_map(layer: nn.Module) -> LinearMap:
     """What a layer does to a batch of inputs v, (N, features) or (N, channels, H, W), as a function of its weight.
 
-    Args:
-        layer: nn.Linear, or nn.Conv2d with zero padding, whose stride, padding, dilation and groups the map keeps.
+    Of an nn.Conv2d with zero padding the map keeps stride, padding, dilation and groups.
 
     Raises:
         ValueError: another layer, or another kind of padding.
@@ -107,17 +96,11 @@ def _zero_padded(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def reshaped_norm(weight: Tensor) -> Tensor:
-    r"""Largest singular value :math:`\sigma_{\max}` of a weight as a matrix (outputs, everything else).
+    r"""Largest singular value :math:`\sigma_{\max}` of a weight as a matrix (outputs, everything else), ().
 
     For a convolution this is not its norm :math:`\lVert A\rVert`: a pixel enters several patches, at most
     :math:`n = \lceil k_h/s\rceil\lceil k_w/s\rceil` (kernel size over stride), so
     :math:`\sigma_{\max} \le \lVert A\rVert \le \sqrt{n}\,\sigma_{\max}` (the first where one whole patch fits in).
-
-    Args:
-        weight: (outputs, ...), of a linear layer or a convolution.
-
-    Returns:
-        ()
 
     References:
         Tsuzuku, Sato & Sugiyama, Lipschitz-Margin Training, NeurIPS 2018 (the upper bound).
@@ -181,16 +164,10 @@ def exact_norm(layer: nn.Module, shape: Sequence[int], tolerance: float = 1e-6) 
 
 
 def batchnorm_gain(layer: nn.Module) -> Tensor:
-    r"""The most by which a BatchNorm stretches in eval mode, :math:`\max_c |\gamma_c| / \sqrt{v_c + \epsilon}`.
-
-    Args:
-        layer: a BatchNorm that keeps a running variance v.
-
-    Returns:
-        ()
+    r"""The most by which a BatchNorm stretches in eval mode, :math:`\max_c |\gamma_c| / \sqrt{v_c + \epsilon}`, ().
 
     Raises:
-        ValueError: it keeps none.
+        ValueError: the layer keeps no running variance v.
 
     References:
         Gouk et al., Regularisation of Neural Networks by Enforcing Lipschitz Continuity, Machine Learning 2021.
@@ -203,14 +180,7 @@ def batchnorm_gain(layer: nn.Module) -> Tensor:
 
 
 def gain(layer: Any, gamma: Tensor | None) -> Tensor:
-    """The gain that a BatchNorm would have with a given gamma, see `batchnorm_gain`.
-
-    Args:
-        layer: the BatchNorm, for its running variance v.
-        gamma: (channels,); None = 1 for each channel, as of a BatchNorm without it.
-
-    Returns:
-        ()
+    """The gain that a BatchNorm would have with a given gamma (channels,), None = 1 for each; see `batchnorm_gain`.
 
     Raises:
         ValueError: the layer keeps no running variance.

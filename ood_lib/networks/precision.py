@@ -3,13 +3,11 @@
 import logging
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    pass
 from ood_lib.networks.network import pick_device
 from ood_lib.warn import warn
 

@@ -91,9 +91,6 @@ class InstanceNormPlus(nn.Module):
     Here mu and v are mean and variance of a map, m and w those of the mu over the maps of an image.  Only how the maps
     stand to each other comes back: the output is blind to the contrast and brightness of all of them together.
 
-    Args:
-        channels: maps.
-
     References:
         Song & Ermon, Generative Modeling by Estimating Gradients of the Data Distribution, NeurIPS 2019.
     """
@@ -276,8 +273,7 @@ class ScoreNetwork(nn.Module):
         norm: Norm = "group",
     ) -> None:
         super().__init__()
-        if not sigma_data > 0:
-            raise ValueError(f"sigma_data={sigma_data} was given; expected the spread of the pixels, > 0")
+        check("(0, inf]", "the spread of the pixels", sigma_data=sigma_data)
         self.levels = None if levels is None else tuple(checked_scales(levels).tolist())
         high, low = checked_scales(self.levels or sigma_range[::-1])[[0, -1]].tolist()
         self.sigma_range, self.sigma_data, self.precondition = (low, high), sigma_data, precondition

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
+from ood_lib.checks import check
 from ood_lib.networks.lipschitz import BATCHNORMS, MATRIX, gain, linear_map
 
 __all__ = ["BoundedGain", "SpectralNorm", "power_iteration", "spectral_normalize"]
 
 Linear = Callable[[Tensor], Tensor]
-
 WARM_UP = 15  # steps before the first use, as in PyTorch
 
 
@@ -60,12 +60,6 @@ def _unit(x: Tensor) -> Tensor:
     return x / torch.linalg.vector_norm(x).clamp_min(1e-12)
 
 
-def _start(shape: Sequence[int], like: Tensor) -> Tensor:
-    """A random direction, always the same."""
-    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
-    return _unit(drawn.to(like.device, like.dtype))
-
-
 class SpectralNorm(nn.Module):
     r"""Parametrization of a weight by its spectral norm; made by `spectral_normalize`.
 
@@ -92,7 +86,11 @@ class SpectralNorm(nn.Module):
         """Find singular vectors from scratch, for inputs of a given shape."""
         weight = weight.detach().clone()
         with torch.autocast(weight.device.type, enabled=False):  # as in `forward`
-            self.u, self.v = power_iteration(partial(self.linear.apply, weight), _start((1, *shape), weight), WARM_UP)
+            drawn = torch.randn(
+                1, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+            )
+            start = _unit(drawn.to(weight.device, weight.dtype))
+            self.u, self.v = power_iteration(partial(self.linear.apply, weight), start, WARM_UP)
 
     def see(self, weight: Tensor, shape: Sequence[int]) -> None:
         """Learn the size of the input, on which the exact norm of a convolution depends; in eval mode only once."""
@@ -156,40 +154,44 @@ def spectral_normalize(
 ) -> nn.Module:
     r"""Divide the weights of a network by their spectral norm, from now on and while it is trained.
 
-    Hard: :math:`W \to c\,W / \hat\sigma`, larger or smaller, so that the norm is c.  Bounded:
-    :math:`W \to W / \max(1, \hat\sigma / c)`, so that it is at most c.  The defaults are what the released code of
-    SNoJoE does: hard, c = 1, reshaped, all convolutions, BatchNorm left alone (and then nothing is bounded).
+        Hard: :math:`W \to c\,W / \hat\sigma`, larger or smaller, so that the norm is c.  Bounded:
+        :math:`W \to W / \max(1, \hat\sigma / c)`, so that it is at most c.  The defaults are what the released code of
+        SNoJoE does: hard, c = 1, reshaped, all convolutions, BatchNorm left alone (and then nothing is bounded).
 
-    Args:
-        module: a layer or a whole network; changed in place (parametrizations on ``weight``; they are in the
-            ``state_dict``, so normalise a fresh network the same way before you load one).
-        mode: always divide, or only what is too large.
-        coefficient: c > 0.
-        norm: of the weight as a matrix, or of the convolution on the inputs that it meets (measured from the first
-            image that passes; until then the weight is left alone).
-        layers: types to normalise, among nn.Conv2d and nn.Linear.
-        batchnorm: also bound the gain of each BatchNorm by this; None = leave them alone.
+        Args:
+            module: a layer or a whole network; changed in place (parametrizations on ``weight``; they are in the
+                ``state_dict``, so normalise a fresh network the same way before you load one).
+            mode: always divide, or only what is too large.
+            coefficient: c > 0.
+            norm: of the weight as a matrix, or of the convolution on the inputs that it meets (measured from the first
+                image that passes; until then the weight is left alone).
+            layers: types to normalise, among nn.Conv2d and nn.Linear.
+            batchnorm: also bound the gain of each BatchNorm by this; None = leave them alone.
 
-    Returns:
-        The module.
+        Returns:
+            The module.
 
-    Raises:
-        ValueError: an argument out of its range, no such layer in the module, or one that is normalised already.
+        Raises:
+            ValueError: an argument out of its range, no such layer in the module, or one that is normalised already.
 
-    References:
-        Miyato et al., Spectral Normalization for Generative Adversarial Networks, ICLR 2018 (hard); Gouk et al.,
-        Regularisation of Neural Networks by Enforcing Lipschitz Continuity, Machine Learning 2021 (bounded); van
-        Amersfoort et al., On Feature Collapse and Deep Kernel Learning, 2021 (BatchNorm).
+        References:
+            Miyato et al., Spectral Normalization for Generative Adversarial Networks, ICLR 2018 (hard); Gouk et al.,
+            Regularisation of Neural Networks by Enforcing Lipschitz Continuity, Machine Learning 2021 (bounded); van
+            Amersfoort et al., On Feature Collapse and Deep Kernel Learning, 2021 (BatchNorm).
 
-    Example:
-        >>> from ood_lib.networks.lipschitz import reshaped_norm
-        >>> layer = spectral_normalize(nn.Linear(4, 3), layers=nn.Linear)
-        >>> for _ in range(50):  # each use in training mode is a step
-        ...     _ = layer.weight
-        >>> reshaped_norm(layer.weight).round(decimals=2)
-        tensor(1., grad_fn=<RoundBackward1>)
+        Example:
+            >>> from ood_lib.checks import check
+    from ood_lib.networks.lipschitz import reshaped_norm
+            >>> layer = spectral_normalize(nn.Linear(4, 3), layers=nn.Linear)
+            >>> for _ in range(50):  # each use in training mode is a step
+            ...     _ = layer.weight
+            >>> reshaped_norm(layer.weight).round(decimals=2)
+            tensor(1., grad_fn=<RoundBackward1>)
     """
-    _check_options(mode, coefficient, norm, batchnorm)
+    check(("hard", "bounded"), mode=mode)
+    check(("reshaped", "exact"), norm=norm)
+    check("(0, inf)", "a bound", coefficient=coefficient)
+    check("(0, inf) or None", "a bound", batchnorm=batchnorm)
     chosen: list[nn.Module] = [m for m in module.modules() if isinstance(m, layers)]
     if not chosen:
         raise ValueError(f"{type(module).__name__} has no layer of {layers} to normalise")
@@ -203,16 +205,6 @@ def spectral_normalize(
         for layer in [m for m in module.modules() if isinstance(m, BATCHNORMS) and m.affine]:
             register_parametrization(layer, "weight", BoundedGain(layer, batchnorm))
     return module
-
-
-def _check_options(mode: str, coefficient: float, norm: str, batchnorm: float | None) -> None:
-    if mode not in ("hard", "bounded") or norm not in ("reshaped", "exact"):
-        raise ValueError(
-            f"mode={mode!r}, norm={norm!r} were given; expected 'hard' or 'bounded', and 'reshaped' or 'exact'"
-        )
-    for name, bound in (("coefficient", coefficient), ("batchnorm", 1.0 if batchnorm is None else batchnorm)):
-        if not 0 < bound < float("inf"):
-            raise ValueError(f"{name}={bound} was given; expected a positive bound")
 
 
 def _show_input(layer: Any, inputs: tuple[Tensor, ...]) -> None:

@@ -8,5 +8,4 @@ SHIPPED = Path(__file__).parent
 
 #: The banks of classifiers, by name; who only asks for the names imports no torch.
 BANKS = tuple(sorted(file.parent.name for file in SHIPPED.glob("*/head.safetensors")))
-
 FORMER_NAMES = {"cifar10-bank": "cifar10-resnet9"}  # of banks, good for one more release

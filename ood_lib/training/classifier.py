@@ -135,7 +135,9 @@ def train_multilabel(
     """
     _check_recipe(epochs, batch_size, learning_rate, weight_decay, average, seed)
     check("[0, inf) or None", "the learning rate of all layers but the head", backbone_rate=backbone_rate)
-    _warn_of_absent_classes(train)
+    labels = getattr(train, "labels", None)
+    if isinstance(labels, Tensor) and labels.ndim == 2 and (absent := count_labels(labels).absent):
+        warn(f"no training image carries the classes {absent}: their logits can learn nothing but absence")
     where = pick_device(device)
     network.to(where)
     rates = _two_rates(network, learning_rate, backbone_rate)
@@ -154,12 +156,6 @@ def _two_rates(network: nn.Module, head: float, backbone: float | None) -> list[
     own = list(network.get_submodule("head").parameters())
     rest = [p for p in network.parameters() if all(p is not q for q in own)]
     return [{"params": own, "lr": head}, {"params": rest, "lr": backbone}]
-
-
-def _warn_of_absent_classes(train: Dataset) -> None:
-    labels = getattr(train, "labels", None)
-    if isinstance(labels, Tensor) and labels.ndim == 2 and (absent := count_labels(labels).absent):
-        warn(f"no training image carries the classes {absent}: their logits can learn nothing but absence")
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,18 +9,16 @@ import importlib
 import inspect
 import math
 import os
-import pickle
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ood_lib.checks import check
@@ -29,20 +27,17 @@ from ood_lib.data.images import ImageFormat
 from ood_lib.extras import MissingExtraError, need
 from ood_lib.networks.adapt import adapt
 from ood_lib.shipped import SHIPPED
-from ood_lib.tensors import single
 from ood_lib.training.published import PUBLISHED
 from ood_lib.training.recipes import RECIPES, card, pretrained
+from ood_lib.training.weights import below_prefix, fill, outputs, read_weights
 from ood_lib.warn import warn
 
-__all__ = ["NetworkCard", "load_network", "read_weights"]
+__all__ = ["NetworkCard", "load_network"]
 
 FORMS = (
     "expected torchvision:NAME, timm:NAME, hf:NAME, package.module:function, or one of the networks known here: "
     f"{', '.join(sorted({*RECIPES, *PUBLISHED}))}"
 )
-
-WRAPPED = ("state_dict", "model_state_dict", "model", "net", "network", "module", "state_dict_ema", "model_ema")
-"""Where checkpoints keep the weights beside other things, the plain ones before their moving averages."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +114,10 @@ def load_network(
     if hasattr(model, "represent"):
         if mean is not None or head is not None or output is not None:
             raise ValueError(f"{spec} answers represent by itself; mean, std, head and output are its own affair")
-        network = model
+        network: Any = model
     else:
         network = adapt(model, head=head, normalize=about.normalize, output=output)
-    network.card = about  # type: ignore[assignment]
+    network.card = about
     return network.eval().requires_grad_(False)
 
 
@@ -140,19 +135,19 @@ class _Wanted:
         """Whether the published weights are to be taken."""
         return self.weights is not None and self.state is None
 
-    def build(self, make: Callable[[int | None], nn.Module]) -> nn.Module:
-        """The model with its weights; `make` takes the number of outputs, None = as many as it has by itself."""
-        model = make(self.classes)
+    def build(self, make: Callable[..., nn.Module], word: str = "num_classes") -> nn.Module:
+        """The model with its weights; `make` takes the number of outputs by this word, where there is one."""
+        model = make(**({word: self.classes} if word and self.classes else {}))
         if not isinstance(model, nn.Module):
             raise ValueError(f"{self.spec} returned a {type(model).__name__}; expected a torch.nn.Module")
         if self.state is None:
             return model
-        fitting = _below_prefix(self.state, model.state_dict(), self)
-        found = None if self.classes else _outputs(model.state_dict(), fitting)
+        fitting = below_prefix(self.state, model.state_dict(), self.weights)
+        found = None if self.classes else outputs(model.state_dict(), fitting)
         if found:
-            model = make(found)
-            fitting = _below_prefix(self.state, model.state_dict(), self)
-        _fill(model, fitting, self)
+            model = make(**({word: found} if word else {}))
+            fitting = below_prefix(self.state, model.state_dict(), self.weights)
+        fill(model, fitting, self.spec, self.weights)
         return model
 
     def untrained(self) -> None:
@@ -192,101 +187,6 @@ def _changed(
     return about
 
 
-# -- weights ----------------------------------------------------------------------------------------------------------
-
-
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a file, taken out of a checkpoint that wraps it; no code of the file runs.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it holds no state dict, or whole objects.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path.absolute()}, from which the weights were to be read")
-    try:
-        found = load_file(path) if path.suffix == ".safetensors" else _load(path)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors, and reading it could run any code: save the weights alone, with "
-            f"torch.save(model.state_dict(), FILE) or safetensors ({str(error).splitlines()[0]})"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read as weights: {error}") from error
-    state = _unwrapped(found, path)
-    return {re.sub(r"(^|\.)_orig_mod\.", r"\1", name): single(value) for name, value in state.items()}
-
-
-def _load(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds a {type(found).__name__}; expected a state dict, names and tensors")
-    inner = [key for key in WRAPPED if isinstance(found.get(key), Mapping) and _tensors(found[key])]
-    if inner:
-        if others := inner[1:]:
-            warn(f"{path} holds weights under {inner}: those under {inner[0]!r} are taken, not {others}")
-        return _tensors(found[inner[0]])
-    if state := _tensors(found):
-        return state
-    raise ValueError(
-        f"{path} holds {list(found)[:5]} and no tensors; expected a state dict, or one under {WRAPPED[0]!r}"
-    )
-
-
-def _tensors(found: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-
-
-def _below_prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], wanted: _Wanted) -> dict[str, Tensor]:
-    """The weights as the model calls them: without what a wrapper (`module.`, `model.`) put before every name."""
-    first = next(iter(own), "")
-    prefixes = sorted((name.removesuffix(first) for name in state if name.endswith(first)), key=len)
-    prefixes = [p for p in prefixes if p in ("",) or p.endswith(".")]
-    if not prefixes or prefixes[0] == "":
-        return dict(state)
-    if len(prefixes) > 1:
-        warn(f"{wanted.weights} holds weights under {prefixes}: those under {prefixes[0]!r} are taken")
-    return {name.removeprefix(prefixes[0]): x for name, x in state.items() if name.startswith(prefixes[0])}
-
-
-def _outputs(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> int | None:
-    """The number of classes of the weights, where nothing but it differs from the model; None where it is the same."""
-    pairs = {
-        (len(own[name]), len(x)) for name, x in state.items()
-        if name in own and x.ndim and own[name].ndim == x.ndim and own[name].shape[1:] == x.shape[1:]
-        and len(own[name]) != len(x)
-    }  # fmt: skip
-    return pairs.pop()[1] if len(pairs) == 1 else None
-
-
-def _fill(model: nn.Module, state: Mapping[str, Tensor], wanted: _Wanted) -> None:
-    """Load all weights, or say what differs."""
-    own = model.state_dict()
-    counters = "num_batches_tracked"
-    differing = {
-        "lacks": [n for n in own if n not in state and not n.endswith(counters)],
-        "has besides": [n for n in state if n not in own and not n.endswith(counters)],
-        "has in another shape": [
-            f"{n} {tuple(x.shape)} for {tuple(own[n].shape)}" for n, x in state.items()
-            if n in own and x.shape != own[n].shape
-        ],
-    }  # fmt: skip
-    if said := "; ".join(f"it {how} {_some(names)}" for how, names in differing.items() if names):
-        raise ValueError(f"{wanted.weights} does not hold the weights of {wanted.spec}: {said}")
-    model.load_state_dict({n: x for n, x in state.items() if n in own}, strict=False)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-
-
-# -- sources ----------------------------------------------------------------------------------------------------------
-
-
 def _from_torchvision(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
     models = need("torchvision.models")
     _known(name, models.list_models(module=models), wanted)
@@ -297,9 +197,7 @@ def _from_torchvision(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCar
         model = models.get_model(name, weights=best)
     else:
         wanted.untrained()
-        model = wanted.build(
-            lambda n: models.get_model(name, weights=None, **({} if n is None else {"num_classes": n}))
-        )
+        model = wanted.build(partial(models.get_model, name, weights=None))
         names = ()
     if getattr(model, "transform_input", None) is False:
         warn(
@@ -328,7 +226,7 @@ def _from_timm(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
         wanted.same_classes(model.num_classes)
     else:
         wanted.untrained()
-        model = wanted.build(lambda n: timm.create_model(name, **({} if n is None else {"num_classes": n})))
+        model = wanted.build(partial(timm.create_model, name))
     how = timm.data.resolve_model_data_config(model)
     channels, height, width = how["input_size"]
     if height != width:
@@ -349,8 +247,8 @@ def _from_hugging_face(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCa
         config = auto.AutoConfig.from_pretrained(name)
         own = config.num_labels
 
-        def make(classes: int | None) -> nn.Module:
-            config.num_labels = classes or own
+        def make(num_classes: int = own) -> nn.Module:
+            config.num_labels = num_classes
             return kind.from_config(config)
 
         model = wanted.build(make)
@@ -391,7 +289,7 @@ def _published(name: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
     model = about.network()
     alone = all(key.startswith("module.") for key in wanted.state)  # as DataParallel saves them
     found = {key.removeprefix("module.") if alone else key: x for key, x in wanted.state.items()}
-    _fill(model, about.state(found, name, wanted.weights), wanted)
+    fill(model, about.state(found, name, wanted.weights), name, wanted.weights)
     frame = ImageFormat(3, 224, stretch=True) if about.benchmark == "folder:" else ImageFormat(3, 32)
     return model, NetworkCard(name, frame, about.mean, about.std)
 
@@ -406,7 +304,7 @@ def _from_function(spec: str, wanted: _Wanted) -> tuple[nn.Module, NetworkCard]:
         takes = [p for p in inspect.signature(function).parameters if p in ("classes", "num_classes")]
         if wanted.classes and not takes:
             raise ValueError(f"classes={wanted.classes} was given, but {spec} takes neither classes nor num_classes")
-        made = wanted.build(lambda n: function(**({} if n is None or not takes else {takes[0]: n})))
+        made = wanted.build(function, takes[0] if takes else "")
     return made, NetworkCard(spec)
 
 

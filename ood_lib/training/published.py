@@ -4,23 +4,18 @@ Their weights do not come with the library.  Whoever has them, as a safetensors 
 checkpoint, makes the bank again with ``python -m ood_lib NAME --weights FILE``.
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import DenseNet, MobileNetV2, mobilenet_v2
 from torchvision.models.resnet import BasicBlock
 
-from ood_lib.data.benchmark import Normalize
-from ood_lib.networks.adapt import Adapted, adapt
-
-__all__ = ["PUBLISHED", "CIFARResNet", "Published", "densenet_bc", "mobilenet_same", "published"]
+__all__ = ["PUBLISHED", "CIFARResNet", "Published", "densenet_bc", "mobilenet_same"]
 
 
 class CIFARResNet(nn.Module):
@@ -179,23 +174,3 @@ PUBLISHED = {
         "github.com/google-coral/test_data, tf2_mobilenet_v2_1.0_224_ptq.tflite", "Apache-2.0", _unfolded,
     ),
 }  # fmt: skip
-
-
-def published(name: str, weights: str | os.PathLike[str]) -> Adapted:
-    """A network of others, in eval mode.
-
-    Args:
-        name: one of `PUBLISHED`.
-        weights: safetensors file with the parameters of the checkpoint, under the names that they have there.
-
-    Raises:
-        ValueError: the file holds other parameters than the architecture.
-    """
-    about = PUBLISHED[name]
-    network = about.network()
-    state = about.state(load_file(weights), name, weights)
-    expected = {key for key in network.state_dict() if not key.endswith("num_batches_tracked")}
-    if differing := sorted(expected ^ state.keys()):
-        raise ValueError(f"{weights} is no checkpoint of {name}: {len(differing)} names differ, {differing[:3]} ...")
-    network.load_state_dict(state, strict=False)
-    return adapt(network.requires_grad_(False), normalize=Normalize(about.mean, about.std)).eval()

@@ -78,10 +78,7 @@ def denoising_error(
         x: (N, ...).
         sigmas: (L,), decreasing.
         seed: of the noise.
-        batch_size: rows in flight; the result does not depend on it.
-
-    Returns:
-        (L,) in float64.
+        batch_size: rows in flight; the result, (L,) in float64, does not depend on it.
 
     Raises:
         ValueError: a network in training mode; scales that are not positive and decreasing.

@@ -10,6 +10,7 @@ import re
 import subprocess
 import tomllib
 from collections import Counter
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,13 +24,17 @@ from ood_book.run import plan
 import ood_lib
 from ood_lib.evaluation import plots
 
-jupytext = pytest.importorskip("jupytext")
-yaml = pytest.importorskip("yaml")
+pytest.importorskip("jupytext")
+pytest.importorskip("yaml")
 pytest.importorskip("papermill")
+
+import yaml
+
+from tests.book.chapters import chapter
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
-PAGES = sorted((ROOT / "book").glob("*.md"))
+PAGES = sorted([*ROOT.glob("book/*.md"), *ROOT.glob("book/api/*.md")])
 PROSE = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 QUICK = [ROOT / "_build/run/quick" / f"{path.stem}.ipynb" for path in NOTEBOOKS]  # there once `make test` has run them
 RUNS = [path for path in QUICK if path.is_file()]
@@ -50,7 +55,7 @@ def read(path):
 
 
 def cells_of(path, kind="code"):
-    return [c for c in jupytext.read(path).cells if c.cell_type == kind]
+    return [c for c in chapter(path).cells if c.cell_type == kind]
 
 
 def tags(cell):
@@ -104,6 +109,7 @@ def test_citation_record_is_complete_and_of_this_version():
     assert citation["cff-version"] == "1.2.0" and citation["message"] and citation["title"]
     assert [set(author) for author in citation["authors"]] == [{"name"}]  # an entity
     assert citation["version"] == ood_lib.__version__ == version("ood_lib")
+    assert isinstance(citation["date-released"], date) and citation["date-released"].year >= 2026
 
 
 # ------------------------------------------------------------------------------------------------ notebooks

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import pickle
-import platform
 import re
 import shlex
 import shutil
@@ -21,8 +20,10 @@ import pytest
 from ood_book import cli, metadata, percent
 from ood_book.notebooks import parameters_of, sources, title_of
 from ood_book.run import limits, plan, runner, work
+from ood_book.site.missing import Missing
 
 import ood_lib
+from ood_lib import files
 from ood_lib.data import NAMES
 
 pytestmark = pytest.mark.processes
@@ -326,13 +327,6 @@ def test_the_command_of_a_run_makes_it_again_and_names_no_folder_of_this_machine
         assert repeated.key == task.key
 
 
-def test_a_run_knows_its_command(book):
-    code = "# %%\nimport os\nprint('command:', os.environ['OOD_COMMAND'])\n"
-    write_notebook(book, "10_alpha", ALPHA, code)
-    assert cli.main(["run", "alpha", "-p", "rate", "0.25"]) == 0
-    assert "command: ood-book run 10_alpha -p seeds 2 -p rate 0.25" in output_of(book, "10_alpha", "default-rate=0.25")
-
-
 def test_list_shows_titles_parameters_with_help_profiles_and_benchmarks(book, capsys):
     assert cli.main(["list"]) == 0
     shown = capsys.readouterr().out
@@ -359,9 +353,12 @@ def test_run_fills_results_records_itself_and_uses_this_interpreter(book, capsys
     ]
 
 
-def test_overrides_change_the_output_and_go_to_a_folder_of_their_own(book):
-    assert cli.main(["run", "notebooks/10_alpha.py", "-p", "seeds", "7"]) == 0
-    assert "seeds=7" in output_of(book, "10_alpha", "default-seeds=7")
+def test_overrides_change_the_output_and_the_command_and_go_to_a_folder_of_their_own(book):
+    code = "\n# %%\nprint('command:', os.environ['OOD_COMMAND'])\n"
+    write_notebook(book, "10_alpha", ALPHA, ALPHA_CODE + code)
+    assert cli.main(["run", "notebooks/10_alpha.py", "-p", "rate", "0.25"]) == 0
+    made = output_of(book, "10_alpha", "default-rate=0.25")
+    assert "seeds=2 rate=0.25" in made and "command: ood-book run 10_alpha -p seeds 2 -p rate 0.25" in made
     assert not (book / "_build/run/default").exists()
 
 
@@ -392,39 +389,48 @@ def test_a_finished_run_that_cannot_be_recorded_says_why_and_its_notebook_is_kep
     assert "t.csv" in output_of(book, "10_alpha.failed")
 
 
-def test_only_what_changed_runs_again(book, capsys):
-    def ran() -> bool:
-        assert cli.main(["run", "beta"]) == 0
-        return "20_beta: done" in capsys.readouterr().out
-
-    assert ran()
-    assert not ran()
-    write_notebook(book, "20_beta", BETA, BETA_CODE + "\n# %%\nlast = 1\n")
-    assert ran()
-    (book / "library/energy.py").write_text("TEMPERATURE = 2\n")
-    assert ran()
-    (book / "library/shipped").mkdir()
-    (book / "library/shipped/network.json").write_text('{"sha256": "other weights"}')
-    assert ran()
-    (book / "notebooks/profiles/default.yaml").write_text("delta: 4\n")
-    assert ran()
-    (book / "notebooks/profiles/default.yaml").write_text("delta: 4\nseeds: 9\n")
-    assert not ran()  # `seeds` is none of its parameters
+def is_done(book: Path) -> bool:
+    """Whether a run would leave beta as it is."""
+    return plan.plan(book, "default", {}, ["beta"])[1][0].is_done
 
 
-def test_a_page_that_a_parameter_names_counts_and_others_do_not(book, capsys):
-    def ran() -> bool:
-        assert cli.main(["run", "beta"]) == 0
-        return "20_beta: done" in capsys.readouterr().out
+def test_what_is_done_is_left_and_what_is_not_runs_again(book, capsys):
+    for change in ("", "\n# %%\nlast = 1\n"):
+        write_notebook(book, "20_beta", BETA, BETA_CODE + change)
+        for done, said in ((False, "20_beta: done"), (True, "20_beta: up to date")):
+            assert is_done(book) == done
+            assert cli.main(["run", "beta"]) == 0
+            assert said in capsys.readouterr().out
+    assert "last = 1" in output_of(book, "20_beta")
 
+
+def test_only_what_changed_is_to_be_run_again(book):
+    assert cli.main(["run", "beta"]) == 0
+    for name, text, counts in (
+        ("notebooks/20_beta.py", (book / "notebooks/20_beta.py").read_text() + "\n# %%\nlast = 1\n", True),
+        ("library/energy.py", "TEMPERATURE = 2\n", True),
+        ("library/shipped/network.json", '{"sha256": "other weights"}', True),
+        ("notebooks/profiles/default.yaml", "delta: 4\n", True),
+        ("notebooks/profiles/default.yaml", "delta: 2\nseeds: 9\n", False),  # `seeds` is none of its parameters
+    ):
+        file = book / name
+        before = file.read_text() if file.exists() else None
+        file.parent.mkdir(exist_ok=True)
+        assert is_done(book)
+        file.write_text(text)
+        assert is_done(book) != counts, name
+        file.unlink() if before is None else file.write_text(before)
+    assert is_done(book)
+
+
+def test_a_page_that_a_parameter_names_counts_and_others_do_not(book):
     (book / "book/results").mkdir()
     write_notebook(book, "20_beta", 'archive: str = "../book/results"\ndelta: float = 1.0', "\n# %%\nx = 1\n")
-    assert ran()
+    assert cli.main(["run", "beta"]) == 0
     (book / "book/intro.md").write_text("# Other\n")
-    assert not ran()
+    assert is_done(book)
     (book / "book/results/new.json").write_text("{}")
-    assert ran()
-    assert not ran()
+    assert not is_done(book)
 
 
 def test_notebooks_run_side_by_side(book):
@@ -443,6 +449,14 @@ while not Path("{book}/{other}.here").exists():
     assert cli.main(["run", "-j", "2"]) == 0
 
 
+def test_the_notebook_with_the_longest_budget_begins_first_and_the_others_keep_their_order(book, monkeypatch, capfd):
+    write_notebook(book, "30_gamma", "delta: float = 1.0", "")
+    monkeypatch.setattr(plan, "budgets", lambda root: {"10_alpha": 2, "20_beta": 2, "30_gamma": 3})
+    assert cli.main(["run", "-j", "1"]) == 0
+    begun = re.findall(r"(\w+): runs", capfd.readouterr().out)
+    assert begun == ["30_gamma", "10_alpha", "20_beta"]
+
+
 def test_two_runs_of_one_notebook_at_once_do_not_meet(book):
     meet = """
 # %%
@@ -457,23 +471,18 @@ _ = (Path(results) / "numbers.md").write_text("whole")
 """
     write_notebook(book, "10_alpha", ALPHA, meet)
     command = [sys.executable, "-c", "import sys; from ood_book.cli import main; sys.exit(main())", "run", "alpha"]
-    both = [subprocess.Popen(command, cwd=book) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
-    folder = book / "_build/run/default"
-    assert sorted(p.name for p in folder.iterdir()) == ["10_alpha", "10_alpha.ipynb"]
-    assert (folder / "10_alpha/numbers.md").read_text() == "whole"
-
-
-def test_a_draft_that_nobody_writes_any_more_is_removed_and_one_in_use_is_not(book):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    names = (f".10_alpha.{platform.node()}.{pid}.partial" for pid in (gone.pid, os.getpid()))
-    dead, used = ((book / "_build/run/default" / name) for name in names)
-    dead.mkdir(parents=True)
-    used.mkdir()
-    (task,) = plan.plan(book, "default", {}, ["alpha"])[1]
-    work.clear(task)
-    assert used.is_dir() and not dead.exists()
+    folder = book / "_build/run/default"
+    used = files.draft(folder / "10_alpha.ipynb")
+    dead = folder / used.name.replace(f".{os.getpid()}.", f".{gone.pid}.")
+    used.mkdir(parents=True)
+    dead.mkdir()
+    both = [subprocess.Popen(command, cwd=book) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    # a draft that nobody writes any more is removed, and one in use is not
+    assert sorted(p.name for p in folder.iterdir()) == [used.name, "10_alpha", "10_alpha.ipynb"]
+    assert (folder / "10_alpha/numbers.md").read_text() == "whole"
 
 
 def process_is_alive(pid: int) -> bool:
@@ -510,7 +519,7 @@ time.sleep(120)
     assert list((book / "_build/run/default").iterdir()) == []
 
 
-BUSY = """
+ENDLESS = """
 # %% [markdown]
 # ## 3. Never done
 # %%
@@ -519,7 +528,7 @@ from pathlib import Path
 Path("../pid").write_text(str(os.getpid()))
 # %%
 while True:
-    {}
+    time.sleep(1)
 """
 
 
@@ -528,12 +537,9 @@ def budgets_of(monkeypatch, **minutes):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
-@pytest.mark.parametrize("does", ["pass", "time.sleep(1)"])
-def test_a_run_over_its_budget_says_so_and_is_stopped_at_its_ceiling_while_the_others_finish(
-    book, capfd, monkeypatch, does
-):
+def test_a_run_over_its_budget_says_so_and_is_stopped_at_its_ceiling_while_the_others_finish(book, capfd, monkeypatch):
     budgets_of(monkeypatch, beta=0.02)
-    write_notebook(book, "20_beta", BETA, BUSY.format(does))
+    write_notebook(book, "20_beta", BETA, ENDLESS)
     assert cli.main(["run"]) == 1
     said = capfd.readouterr()
     late = "more than 3 times its budget of 0.02 min, in cell .*; it is stopped at 6 times"
@@ -547,12 +553,33 @@ def test_a_run_over_its_budget_says_so_and_is_stopped_at_its_ceiling_while_the_o
     assert names == {"10_alpha", "10_alpha.ipynb", "20_beta.failed.ipynb"}
 
 
-@pytest.mark.parametrize("words", [["--patience", "0"], ["--patience", "1e6"], ["-p", "delta", "3"]])
-def test_a_run_with_patience_or_with_values_of_its_own_is_not_stopped(book, capfd, monkeypatch, words):
+def test_the_processor_time_of_a_run_is_that_of_its_kernel():
+    def busy() -> int:
+        return sum(seconds >= 0.4 for _, seconds in work._kernel_usage())
+
+    before, code = busy(), "import os\nwhile sum(os.times()[:2]) < 0.5: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as kernel:
+        kernel.stdout.readline()
+        assert busy() == before + 1 and work._kernel_seconds() >= 0.4
+        kernel.communicate(b"\n")
+
+
+def test_a_run_with_patience_is_not_stopped(book, capfd, monkeypatch):
     budgets_of(monkeypatch, beta=0.0001)
     write_notebook(book, "20_beta", BETA, "\n# %%\nimport time\ntime.sleep(3)\n")
-    assert cli.main(["run", "beta", *words]) == 0
-    assert ("more than 3 times its budget" in capfd.readouterr().err) == (words[0] == "--patience")
+    assert cli.main(["run", "beta", "--patience", "0"]) == 0
+    assert "more than 3 times its budget" in capfd.readouterr().err
+
+
+def test_a_run_with_values_of_its_own_has_no_budget(book, monkeypatch):
+    budgets_of(monkeypatch, beta=4)
+    assert plan.plan(book, "default", {}, ["beta"])[1][0].budget == 4
+    assert plan.plan(book, "default", {"delta": "3"}, ["beta"])[1][0].budget is None
+
+
+@pytest.mark.parametrize("times", ["0", "1e6"])
+def test_a_patience_of_any_length_is_taken(times):
+    assert cli._parser().parse_args(["run", "--patience", times]).patience == float(times)
 
 
 @pytest.mark.parametrize("times", ["-1", "inf", "nan", "much"])
@@ -775,8 +802,8 @@ def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_t
     assert "which is missing" in intro
 
     (book / "notebooks/20_beta.py").write_text((book / "notebooks/20_beta.py").read_text() + "\n# %%\nlast = 1\n")
-    assert cli.main(["build"]) == 1  # another source: what failed is not this one
-    assert "20_beta has not been run as it is now" in capfd.readouterr().err
+    (task,) = plan.plan(book, "default", {}, ["beta"])[1]  # another source: what failed is not this one
+    assert Missing.of(task, ()).reason == "has not been run as it is now"
 
     write_notebook(book, "20_beta", BETA, labels + BETA_CODE)
     (book / "book/intro.md").write_text(f"# Intro\n\n{ways}\n")

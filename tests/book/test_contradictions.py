@@ -134,7 +134,9 @@ def test_no_sentence_of_a_run_contradicts_its_numbers(path):
 # ------------------------------------------------------------------------------------------------ other networks
 
 ELSEWHERE = {  # chapter: what is given in place of its defaults; BANK has one near and one far set
-    "05_protocol": {"benchmark": "BANK", "seeds": "1"},
+    "05_protocol": {"benchmark": "BANK", "benchmarks": '["BANK"]'},
+    "06_certainty": {"benchmark": "BANK", "benchmarks": '["BANK"]', "seeds": "1"},
+    "07_classical": {"benchmark": "BANK", "seeds": "1"},
     "10_weiper": {"benchmark": "BANK", "benchmarks": '["cifar100-densenet"]', "seeds": "1"},
     "20_heat": {"benchmark": "cifar10-densenet", "benchmarks": '["BANK"]', "seeds": "1"},
     "30_flow": {"benchmark": "cifar10-densenet", "benchmarks": '["cifar10-resnet56"]', "seeds": "1"},

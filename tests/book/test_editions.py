@@ -11,6 +11,7 @@ import re
 import tomllib
 import zipfile
 from contextlib import suppress
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +25,7 @@ from ood_book.teach.editions import EDITIONS, reader
 from ood_book.teach.plain import Book, Cited, labels, plain, read_book, references
 
 import ood_lib
+from tests.book.chapters import chapter, executed
 from tests.book.test_lessons import NOTEBOOKS as SOURCES
 from tests.book.test_lessons import ROOT, exercises, kind, nbformat
 
@@ -41,8 +43,10 @@ MYST = (  # a directive, an option, a row of a list table, a role, a target, a l
 ROLES = r"\{(?:cite|ref|numref|eq|doc|term|py|glue)(?::\w+)?\}`"  # that a cell of code would display
 
 
+@cache
 def made(edition, source):
-    return ALL[edition](load(source), BOOK)
+    """An edition of a chapter; made once, and only read."""
+    return ALL[edition](chapter(source), BOOK)
 
 
 def text(notebook, *kinds):
@@ -50,12 +54,12 @@ def text(notebook, *kinds):
 
 
 def cells(source, *kinds):
-    return [c.source for c in load(source).cells if kind(c) in kinds]
+    return [c.source for c in chapter(source).cells if kind(c) in kinds]
 
 
 def prose_of_solutions(source):
     """The lines between the fences of each solution."""
-    whole = "\n".join(c.source for c in load(source).cells if c.cell_type == "markdown")
+    whole = "\n".join(c.source for c in chapter(source).cells if c.cell_type == "markdown")
     found = re.findall(r"\{solution-start\}.*\n(?::.*\n)*```\n(.*?)```\{solution-end\}", whole, re.S)
     return [line for part in found for line in part.splitlines() if len(line) > 25]
 
@@ -71,7 +75,7 @@ def test_nothing_of_a_solution_reaches_a_student(source):
 def test_students_get_every_question_and_its_check(source):
     student = made("student", source)
     assert [x for x in cells(source, "exercise", "check") if x not in text(student, "code")] == []
-    assert text(student).count("**Exercise.**") == len(exercises(load(source).cells))
+    assert text(student).count("**Exercise.**") == len(exercises(chapter(source).cells))
     checks = [c for c in student.cells if kind(c) == "check"]
     assert len(checks) == len(cells(source, "check")) and all(map(is_folded, checks))
 
@@ -106,7 +110,7 @@ def given_away(check, solution):
 
 @each_source
 def test_no_number_in_a_check_is_the_answer(source):
-    found = {label: dict(parts) for label, parts in exercises(load(source).cells)}
+    found = {label: dict(parts) for label, parts in exercises(chapter(source).cells)}
     told = {label: given_away(p["check"].source, p["solution"].source) for label, p in found.items()}
     assert {label: x for label, x in told.items() if x} == {}
 
@@ -129,14 +133,14 @@ def test_an_answer_in_a_check_is_found_out():
 @each_source
 def test_teachers_get_all_of_it(source):
     shown = text(made("instructor", source), "code")
-    assert [c.source for c in load(source).cells if c.cell_type == "code" and c.source not in shown] == []
+    assert [c.source for c in chapter(source).cells if c.cell_type == "code" and c.source not in shown] == []
 
 
 @each_source
 def test_the_grader_gets_a_question_with_a_test_for_each_exercise(source):
     notebook = made("otter", source)
     raw = [c.source.split("\n")[0] for c in notebook.cells if c.cell_type == "raw"]
-    count = len(exercises(load(source).cells))
+    count = len(exercises(chapter(source).cells))
     one = ["# BEGIN QUESTION", "# BEGIN SOLUTION", "# END SOLUTION", "# BEGIN TESTS", "# END TESTS", "# END QUESTION"]
     assert raw == ["# ASSIGNMENT CONFIG", *one * count]
     assert len(set(re.findall(r"^name: (\w+)$", text(notebook, "raw"), re.M))) == count
@@ -181,7 +185,8 @@ def test_a_check_that_a_student_has_redefined_counts_for_nothing():
 def test_the_grader_is_told_to_install_what_colab_installs(source):
     config = yaml.safe_load(made("otter", source).cells[0].source)
     (needed,) = config["requirements"]
-    assert needed.startswith("ood_lib[plots] @ git+https://") and f'SOURCE = "{needed}"' in text(load(source), "code")
+    assert needed.startswith("ood_lib[plots] @ git+https://")
+    assert f'SOURCE = "{needed}"' in text(chapter(source), "code")
 
 
 @each_source
@@ -195,7 +200,7 @@ def test_every_edition_is_a_notebook_that_compiles_and_shows_no_directive(source
     shown = text(notebook, "markdown")
     assert re.findall(MYST, shown, re.M) == []
     assert [c.source for c in notebook.cells if c.cell_type == "code" and re.search(ROLES, c.source)] == []
-    assert notebook == made(edition, source)  # the same source, the same file
+    assert notebook == ALL[edition](load(source), BOOK)  # the same source, the same file
 
 
 def names(cell, context):
@@ -207,7 +212,7 @@ def names(cell, context):
 def test_no_later_cell_needs_what_a_cell_defines_that_is_left_out(source, left_out):
     """As far as names tell: the notebook of a student and that of a reader have to run to their ends."""
     defined, hidden, missing = set(), set(), set()
-    for cell in (c for c in load(source).cells if c.cell_type == "code"):
+    for cell in (c for c in chapter(source).cells if c.cell_type == "code"):
         if kind(cell) in left_out:
             hidden |= names(cell, ast.Store) - defined
         else:
@@ -282,7 +287,7 @@ def test_the_command_writes_the_chosen_notebooks_and_refuses_others(tmp_path, ca
 
 def committed(source):
     """The file that Colab and Jupyter open."""
-    return nbformat.read(source.with_suffix(".ipynb"), as_version=4)
+    return executed(source.with_suffix(".ipynb"))
 
 
 def untitled(cell):
@@ -300,7 +305,7 @@ def is_folded(cell):
 @each_source
 def test_a_reader_runs_the_code_of_the_chapter_cell_by_cell(source):
     ours = [untitled(c) for c in committed(source).cells if c.cell_type == "code"]
-    assert ours == [c.source for c in load(source).cells if c.cell_type == "code" and kind(c) != "wrong"]
+    assert ours == [c.source for c in chapter(source).cells if c.cell_type == "code" and kind(c) != "wrong"]
     assert "SOURCE = " in ours[0] and "pip" in ours[0]
 
 
@@ -309,7 +314,7 @@ def test_what_the_page_hides_is_folded_for_a_reader_and_nothing_else_but_solutio
     hidden = {"hide-input", "hide-cell", "remove-input", "remove-cell", "solution", "check"}
     wanted = {
         c.source: bool(hidden & (tags := set(c.metadata.get("tags", [])))) and "parameters" not in tags
-        for c in load(source).cells
+        for c in chapter(source).cells
     }
     found = {untitled(c): is_folded(c) for c in committed(source).cells if c.cell_type == "code"}
     assert [x.split("\n")[0] for x, folded in found.items() if folded != wanted[x]] == []
@@ -321,7 +326,7 @@ def test_a_solution_is_folded_with_all_that_it_says_and_shows(source):
     open_text = re.sub(r"<details>.*?</details>", "", text(notebook, "markdown"), flags=re.S)
     assert [line for line in prose_of_solutions(source) if line in open_text] == []
     solved = [c for c in notebook.cells if c.cell_type == "code" and kind(c) == "solution"]
-    assert len(solved) == len(exercises(load(source).cells))
+    assert len(solved) == len(exercises(chapter(source).cells))
     assert all(is_folded(c) and c.metadata.jupyter.outputs_hidden and c.metadata.collapsed for c in solved)
 
 
@@ -336,7 +341,7 @@ def test_the_first_cell_leads_back_to_the_page(source):
 
 @each_source
 def test_every_citation_names_authors_and_year_and_leads_somewhere(source):
-    prose = "\n".join(c.source for c in load(source).cells if c.cell_type == "markdown")
+    prose = "\n".join(c.source for c in chapter(source).cells if c.cell_type == "markdown")
     keys = {key.strip() for found in re.findall(r"\{cite:\w\}`([^`]+)`", prose) for key in found.split(",")}
     shown = text(committed(source), "markdown")
     for names, year, url in (BOOK.cited[key] for key in keys):
@@ -346,7 +351,7 @@ def test_every_citation_names_authors_and_year_and_leads_somewhere(source):
 
 @each_source
 def test_every_figure_has_its_caption_and_its_description_below(source):
-    notebook, below = load(source), committed(source).cells
+    notebook, below = chapter(source), committed(source).cells
     figures = {c.source: c.metadata["mystnb"] for c in notebook.cells if "mystnb" in c.metadata}
     found = {untitled(c): after.source for c, after in pairwise(below) if untitled(c) in figures}
     assert len(found) == len(figures) > 0
@@ -369,11 +374,11 @@ def test_what_is_unfolded_has_blank_lines_inside_and_a_formula_in_a_quotation_is
 def test_no_tool_writes_a_notebook_back_to_its_source():
     """Jupytext would, where `formats` pairs the two, and the directives would be gone."""
     assert "formats" not in tomllib.loads((ROOT / "notebooks/jupytext.toml").read_text())
-    assert not any("formats" in load(source).metadata.get("jupytext", {}) for source in SOURCES)
+    assert not any("formats" in source.read_text(encoding="utf-8").split("# %%")[0] for source in SOURCES)
 
 
 def test_the_code_of_a_solution_keeps_the_outputs_of_a_run():
-    notebook = load(SOURCES[0])
+    notebook = chapter(SOURCES[0])
     cell = next(c for c in notebook.cells if kind(c) == "solution")
     cell.outputs = [nbformat.v4.new_output("stream", text="0.8")]
     assert json.dumps(reader(notebook, BOOK)).count('"0.8"') == 1
@@ -468,11 +473,11 @@ def test_without_pages_a_chapter_travels_along_and_a_page_is_its_words(myst, mar
         ),
         (
             "{py:func}`~ood_lib.detectors.msma.score_norms` {math}`x^2`",
-            "[`score_norms`](https://site/book/api.html#ood_lib.detectors.msma.score_norms) $x^2$",
+            "[`score_norms`](https://site/book/api/papers.html#ood_lib.detectors.msma.score_norms) $x^2$",
         ),
         (
             "{py:mod}`ood_lib.detectors.msma`",
-            "[`ood_lib.detectors.msma`](https://site/book/api.html#module-ood_lib.detectors.msma)",
+            "[`ood_lib.detectors.msma`](https://site/book/api/papers.html#module-ood_lib.detectors.msma)",
         ),
         ("a {term}`score`, its {term}`scores <score (Stein)>`", "a score, its scores"),
         ("(sec-a)=\n## A", "## A"),

@@ -103,7 +103,7 @@ def test_who_leads_is_said_of_the_digits_that_are_shown():
 def test_the_entry_to_cite_is_the_record():
     record, entry = yaml.safe_load((ROOT / "CITATION.cff").read_text()), front.bibtex(ROOT / "CITATION.cff")
     assert [record[key] for key in ("title", "version", "repository-code") if record[key] not in entry] == []
-    assert entry.count("{") == entry.count("}")
+    assert entry.count("{") == entry.count("}") and f"year    = {{{record['date-released'].year}}}" in entry
 
 
 def chapter(tmp_path, name):

@@ -6,15 +6,18 @@ print), and the docstrings of what is public.
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-jupytext = pytest.importorskip("jupytext")
+pytest.importorskip("jupytext")
+
+from tests.book.chapters import chapter
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
-PAGES = [*sorted((ROOT / "book").glob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [*sorted([*ROOT.glob("book/*.md"), *ROOT.glob("book/api/*.md")]), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 MODULES = sorted(p for folder in ("ood_lib", "book/ood_book") for p in (ROOT / folder).rglob("*.py"))
 LONG = 35  # words of a sentence at most
 
@@ -76,6 +79,7 @@ def pieces(text):
     return [" ".join(re.sub(r"\*\*|__|^#+ |^[*-] ", "", p).split()) for p in parts if p and p.strip(" -|:\n")]
 
 
+@cache  # both laws read them
 def sentences(text):
     """The sentences of a Markdown text."""
     end = r"(?<!\bal\.)(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bvs\.)(?<=[.?!])[\"”')*_]*\s+(?=[\"“'(*_]*[A-Z0-9$δλσατβ])"
@@ -109,12 +113,13 @@ def spoken(code):
     return [t for t in texts if len(t.split()) > 2 and sum(c.isalpha() for c in t) > len(t) / 2]  # no tables
 
 
+@cache
 def said(path):
     """All that a page says: Markdown, captions, alt texts, and what its cells print."""
     if path.suffix == ".md":
         return [path.read_text(encoding="utf-8")]
     texts = []
-    for cell in jupytext.read(path).cells:
+    for cell in chapter(path).cells:
         if cell.cell_type == "markdown":
             texts.append(cell.source)
         else:

@@ -75,7 +75,7 @@ ood.MSP()
     [
         (
             "ood_lib.detectors.flow.flow.glow",
-            "*Used in:* :doc:`Flows </notebooks/30_flow>` (`2.1 <../notebooks/30_flow.html#glow-it>`__), "
+            "*Used in:* :doc:`Flows </notebooks/30_flow>` (`2.1 <../../notebooks/30_flow.html#glow-it>`__), "
             ":doc:`X </notebooks/x>`.",
         ),
         ("ood_lib.detectors.flow.flow.other", "Text."),
@@ -105,6 +105,17 @@ def test_the_base_of_the_404_page_comes_from_the_address(given, base, wanted, mo
     extension._set_base(None, config)
     assert config.notfound_urls_prefix == wanted
     assert f'href="{wanted}book/intro.html"' in config.notfound_context["body"]  # the way home
+
+
+def test_a_former_address_leads_to_the_page_of_today_where_there_is_one():
+    builder = SimpleNamespace(get_relative_uri=lambda former, page: f"to/{page}.html")
+    app = SimpleNamespace(env=SimpleNamespace(found_docs=set(extension.MOVED.values())), builder=builder)
+    for former, context, _ in extension._forward(app):
+        link = f"to/{extension.MOVED[former]}.html"
+        assert f'content="0; url={link}"' in context["metatags"] and f'href="{link}"' in context["body"]
+    assert [former for former, *_ in extension._forward(app)] == list(extension.MOVED)
+    app.env.found_docs = set()  # pages of another book
+    assert list(extension._forward(app)) == []
 
 
 def test_each_page_ends_with_the_version_of_the_library():

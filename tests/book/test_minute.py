@@ -1,5 +1,6 @@
 """The box at the top of a chapter says what the kept results say, word for word, and refuses what they do not hold."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -55,11 +56,24 @@ def test_values_and_leaders_are_those_of_the_result_files(root):
     assert "| mine | A, 80.0 | B, 95.0 |" in lines
 
 
+def test_level_is_who_lies_in_the_interval_of_the_best_and_means_are_those_of_the_files(root):
+    path = root / "book/results/mine.json"  # near: 80 [79, 81] and 70 [69, 71]; far: 95 [94, 96] and 90 [89, 91]
+    assert "| mine | A, 80.0 [79.0, 81.0]; 0 of 1 | B, 95.0 [94.0, 96.0]; 0 of 1 |" in found(root, {"level": ["mine"]})
+    kept = json.loads(path.read_text())
+    for row in kept["rows"]:
+        row["low"] -= 0.06 * (row["group"] == "far")
+    path.write_text(json.dumps(kept))
+    assert "| mine | A, 80.0 [79.0, 81.0]; 0 of 1 | B, 95.0 [88.0, 96.0]; 1 of 1 |" in found(root, {"level": ["mine"]})
+    asked = {"means": {"detectors": ["B", "A"], "runs": ["mine"]}}
+    assert "| mine | B 70.0, A 80.0 | B 95.0, A 90.0 |" in found(root, asked)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         ({"duels": {"run": [["B", "A", "A"]]}}, "does not compare 'B' with 'A'"),
         ({"values": {"mine": {"D": "D"}}}, "has no detector 'D'"),
+        ({"means": {"detectors": ["D"], "runs": ["mine"]}}, "has no detector 'D'"),
         ({"tables": {}}, "expected some of"),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 from ood_book.site.production import fragments
 
 import ood_lib as ood
-from ood_lib.evaluation.score_files import EXIT, _parser
+from ood_lib.evaluation.score_command import EXIT, _parser
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "book/production.md").read_text(encoding="utf-8")
@@ -115,7 +115,7 @@ def test_the_exported_program_scores_as_the_library_does(place):
 
 
 def test_the_file_on_drift_reads_what_the_command_writes(place, capsys):
-    from ood_lib.evaluation.score_files import main
+    from ood_lib.evaluation.score_command import main
 
     run("fit.py")
     command = ["detector.safetensors", "pictures/val", "lost.png", "--model", "production_net:net"]
@@ -149,7 +149,9 @@ def test_the_numbers_of_the_page_are_those_measured():
     for name, text in made.items():
         assert f"_generated/production-{name}.md" in PAGE
         assert "Not measured" not in text
-        assert found[name]["origin"]["command"].startswith(f"python book/production/measure.py {name}")
+        assert name == "promise" or found[name]["origin"]["command"].startswith(
+            f"python book/production/measure.py {name}"
+        )
     assert all(f"| {row['requests_per_second']:.1f} |" in made["service"] for row in found["service"]["rows"])
     assert all(f"| {name} |" in made["watch"] for name in found["watch"]["delay"])
     assert "too much" not in made["export"], "a wrong score is not exported without a word"
@@ -168,3 +170,17 @@ def test_a_service_of_few_lines():
     assert len(code) <= 32
     assert all(len(line) <= 92 for line in text.split("\n"))
     assert io.StringIO(text).readline().startswith('"""')
+
+
+def test_what_a_threshold_may_refuse_is_what_it_does_refuse():
+    (low, high) = map(
+        int, re.search(r"between (\d+) % and (\d+) %", fragments(FILES / "measured.json")["promise"]).groups()
+    )
+    generator = np.random.default_rng(0)
+    thresholds = np.sort(generator.random((20_000, 100)), axis=1)[
+        :, 95
+    ]  # rank 96 of 100; a uniform score is its own share
+    assert (round(100 * np.quantile(1 - thresholds, 0.025)), round(100 * np.quantile(1 - thresholds, 0.975))) == (
+        low,
+        high,
+    )

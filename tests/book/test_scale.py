@@ -81,14 +81,67 @@ def test_the_figure_has_four_panels_with_a_line_for_each_detector(tmp_path, monk
     assert [len(ax.lines) for ax in shown[0].axes] == [2, 2, 2, 2] and Image.open(tmp_path / "a.png").width > 600
 
 
+def gpu() -> dict:
+    ways = {
+        "float32": {"rows_per_second": 1000.0, "share_of_rate": 0.25, "times_float32": 1.0, "memory_mb": 1500.0},
+        "bfloat16": {"rows_per_second": 2600.0, "share_of_rate": 0.125, "times_float32": 2.6, "memory_mb": None},
+        "compiled": {"error": "RuntimeError: no compiler\nmore"},
+    }
+    machine = {
+        "device": "Chip 9",
+        "torch": "2.1",
+        "cuda": "12.1",
+        "tiny": False,
+        "rates": {"float32": 5e13, "bfloat16": 9e14},
+    }
+    return {"command": "tests/gpu/run.sh", "laws": "passed", "recipes": {"Flow": ways}, "machine": machine}
+
+
+def test_each_way_on_a_gpu_is_a_row_and_what_failed_is_named():
+    shown = scale.gpu_part(gpu())
+    assert "| Flow | float32 | 1,000 | 1.0 | 25 % | 1.5 |" in shown
+    assert "| Flow | bfloat16 | 2,600 | 2.6 | 12 % | – |" in shown
+    assert "Chip 9" in shown and "50 TFLOP/s in float32 and 900 TFLOP/s in bfloat16" in shown and "passed" in shown
+    assert "Not measured: Flow in compiled (RuntimeError: no compiler)." in shown and "more" not in shown
+
+
+@pytest.mark.parametrize("content", [None, {"machine": {"tiny": True}}])
+def test_without_a_gpu_the_page_says_how_to_measure(content):
+    assert "tests/gpu/run.sh" in scale.gpu_part(content) and "|" not in scale.gpu_part(content)
+
+
+def test_company_is_compared_with_the_calm_machine():
+    def runs(*seconds: float) -> list[dict]:
+        return [{"processor": s, "wall": 2 * s, "memory_mb": 10 * s} for s in seconds]
+
+    content = {"machine": {"cores": 2}, "notebook": "10_weiper", "profile": "quick"}
+    content["rows"] = {"6": runs(150, 180), "0": runs(90, 110), "2": runs(100)}
+    shown = scale.in_company(content)
+    lines = [line for line in shown.splitlines() if line.startswith("|")][2:]
+    assert lines == [
+        "| 0 | 2 | 100 | 1.00 (0.90 to 1.10) | 1.0 | 1100 |",
+        "| 2 | 1 | 100 | 1.00 (1.00 to 1.00) | 1.0 | 1000 |",
+        "| 6 | 2 | 165 | 1.65 (1.50 to 1.80) | 1.6 | 1800 |",
+    ]
+    assert "alone 0.90 to 1.10; beside 2 1.00 to 1.00, beside 6 1.50 to 1.80 busy processes." in shown
+    assert "tests.benchmarks.company" in scale.in_company(None)
+    with pytest.raises(ValueError, match="calm machine"):
+        scale.in_company(content | {"rows": {"2": runs(1)}})
+
+
 def test_the_page_shows_what_the_files_hold(tmp_path):
     page = (ROOT / "book/scale.md").read_text(encoding="utf-8")
-    assert all(f"_generated/{name}" in page for name in ("speed.md", "growth.md", "growth.png"))
+    assert all(f"_generated/{name}" in page for name in ("speed.md", "growth.md", "growth.png", "gpu.md", "company.md"))
     (tmp_path / "results").symlink_to(ROOT / "book/results")
     scale.add_speed(tmp_path)
     peers = json.loads((ROOT / "book/results/speed/peers.json").read_text())
     table = (tmp_path / "_generated/speed.md").read_text()
     assert all(f"\n| {name} | " in table for name in peers["rows"])
+    kept = {name: (ROOT / f"book/results/speed/{name}.json").is_file() for name in ("gpu", "company")}
+    said = {name: (tmp_path / f"_generated/{name}.md").read_text() for name in kept}
+    assert {name: text.startswith("Not measured yet") for name, text in said.items()} == {
+        n: not k for n, k in kept.items()
+    }
 
 
 @pytest.mark.parametrize("name", ["peers", "growth"])

@@ -14,6 +14,7 @@ from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from ood_book.site.extension import MOVED
 
 ROOT = Path(__file__).parents[2]
 BUILT = [p for p in (ROOT / "_build/html-quick", ROOT / "_build/html") if (p / ".ood-book").is_file()]
@@ -103,7 +104,16 @@ def test_pictures_have_an_alternative(path):
 
 def test_each_chapter_has_its_slides_on_the_page_for_teachers():
     decks = {Path(link).stem for link in READ[SITE / "book/teach.html"].links if "/slides/" in link}
-    assert decks == {path.stem for path in PAGES if path.parent.name == "notebooks"}
+    pages = {path.stem for path in PAGES if path.parent.name == "notebooks"}
+    assert decks == pages - {Path(former).name for former in MOVED}
+
+
+def test_a_former_address_leads_to_the_page_of_today():
+    for former, page in MOVED.items():
+        text = (SITE / f"{former}.html").read_text(encoding="utf-8")
+        (link,) = re.findall(r'<meta http-equiv="refresh" content="0; url=([^"]+)"', text)
+        assert (SITE / former).parent / link == SITE / f"{page}.html"
+        assert link in READ[SITE / f"{former}.html"].links  # for a browser that does not follow by itself
 
 
 def weight(path):
@@ -245,7 +255,7 @@ def test_a_wrong_nested_address_shows_a_styled_page_that_leads_home(browser, add
         assert tab.locator("h1").inner_text().startswith("The OOD Book")
 
 
-@pytest.mark.parametrize(("word", "page"), [("langevin", "20_heat"), ("weiper_kld", "api"), ("tweedie", "40_msma")])
+@pytest.mark.parametrize(("word", "page"), [("langevin", "20_heat"), ("weiper_kld", "papers"), ("tweedie", "40_msma")])
 def test_the_search_finds_a_word_where_it_stands_and_asks_no_other_host(word, page, browser, address):
     with browser.new_context() as context:
         tab, asked = context.new_page(), set()

@@ -7,6 +7,7 @@ here of what is hard to place. The part in a browser needs the extra `site` and 
 import base64
 import html
 import re
+from functools import cache
 
 import pytest
 from ood_book import cli
@@ -16,7 +17,8 @@ from ood_book.teach.deck import authors, deck_of, page
 from ood_book.teach.editions import EDITIONS
 from ood_book.teach.slides import slides
 
-from tests.book.test_editions import BOOK, LESSON, MYST, cells
+from tests.book.chapters import chapter, executed
+from tests.book.test_editions import LESSON, MYST, cells, made
 from tests.book.test_lessons import NOTEBOOKS as SOURCES
 from tests.book.test_lessons import ROOT, RUNS, exercises, nbformat
 from tests.book.test_site import browser, fetched  # noqa: F401
@@ -40,6 +42,12 @@ def text(pieces):
     return html.unescape(re.sub(r"<[^>]+>", "", "".join(pieces)))
 
 
+@cache
+def slides_of(source):
+    """The slides of a chapter; made once, and only read."""
+    return slides(chapter(source), cited=authors(ROOT / "book/references.bib"))
+
+
 def shown(deck):
     return text(part for slide in deck for part in [slide.title, *slide.parts])
 
@@ -57,25 +65,25 @@ def squeezed(words):
 
 @each_source
 def test_every_heading_of_a_chapter_has_a_slide(source):
-    prose = "\n".join(c.source for c in load(source).cells if c.cell_type == "markdown")
+    prose = "\n".join(c.source for c in chapter(source).cells if c.cell_type == "markdown")
     wanted = re.findall(r"^#{1,3} (.+)$", prose, re.M)
-    titles = [re.sub(r"\\[()]", "", text([slide.title])) for slide in slides(load(source))]
+    titles = [re.sub(r"\\[()]", "", text([slide.title])) for slide in slides_of(source)]
     assert len(wanted) > 3
     assert [w for w in wanted if w.replace("$", "").replace("`", "") not in titles] == []
 
 
 @each_source
 def test_every_display_formula_is_on_a_slide(source):
-    student = EDITIONS["student"](load(source), BOOK)
+    student = made("student", source)
     prose = "\n".join(c.source for c in student.cells if c.cell_type == "markdown")
-    seen = squeezed(shown(slides(load(source))))
+    seen = squeezed(shown(slides_of(source)))
     formulas = [squeezed(x).strip() for x in re.findall(r"\$\$(.+?)\$\$", prose, re.S)]
     assert [x for x in formulas if x not in seen] == []
 
 
 @each_source
 def test_solutions_mistakes_and_checks_never_appear(source):
-    deck = slides(load(source))
+    deck = slides_of(source)
     everything = shown(deck) + noted(deck)
     assert [x for x in cells(source, "solution", "wrong", "check", "exercise") if x in everything] == []
     assert "ood.Check(" not in everything
@@ -83,9 +91,9 @@ def test_solutions_mistakes_and_checks_never_appear(source):
 
 @each_source
 def test_every_exercise_and_every_question_of_the_quiz_has_a_slide(source):
-    deck, prose = slides(load(source)), "\n".join(c.source for c in load(source).cells)
+    deck, prose = slides_of(source), "\n".join(c.source for c in chapter(source).cells)
     kinds = [slide.kind for slide in deck]
-    assert kinds.count("exercise") == len(exercises(load(source).cells))
+    assert kinds.count("exercise") == len(exercises(chapter(source).cells))
     quiz = [slide for slide in deck if slide.kind == "quiz"]
     assert len(quiz) == (5 if "### Quiz" in prose else 0)
     assert [slide.title for slide in quiz if "".join(slide.parts).count("<details>") < 3] == []
@@ -93,21 +101,21 @@ def test_every_exercise_and_every_question_of_the_quiz_has_a_slide(source):
 
 @each_source
 def test_no_directive_and_no_role_is_left(source):
-    deck = slides(load(source), cited=authors(ROOT / "book/references.bib"))
+    deck = slides_of(source)
     everything = [shown(deck), noted(deck)]
     assert [re.findall(MYST, x, re.M) for x in everything] == [[], []]
 
 
 @each_source
 def test_prose_is_in_the_notes_and_not_on_the_slides(source):
-    deck = slides(load(source))
+    deck = slides_of(source)
     wordy = [slide for slide in deck if slide.kind == "text"]
     assert len(shown(wordy)) < 0.5 * len(noted(deck))
     assert [slide.title for slide in wordy if len(text(slide.parts)) > 800] == []  # formulas as they are typed
 
 
 def test_the_title_has_goal_and_claim():
-    first = slides(load(ROOT / "notebooks/10_weiper.py"), "what to reach", {"granz2024weiper": "Granz"})[0]
+    first = slides(chapter(ROOT / "notebooks/10_weiper.py"), "what to reach", {"granz2024weiper": "Granz"})[0]
     assert first.kind == "title" and "What to reach" in text(first.parts)
     assert "The claim of Granz: " in text(first.parts)
 
@@ -148,7 +156,7 @@ def pictures(notebook):
 
 @each_run
 def test_every_figure_is_on_a_slide_with_its_alternative_and_its_caption(run):
-    notebook = nbformat.read(run, as_version=4)
+    notebook = executed(run)
     figures = [slide for slide in slides(notebook) if slide.kind == "figure"]
     alts = [html.unescape(a) for slide in figures for a in re.findall(r'alt="([^"]*)"', "".join(slide.parts))]
     wanted = pictures(notebook)
@@ -158,7 +166,7 @@ def test_every_figure_is_on_a_slide_with_its_alternative_and_its_caption(run):
 
 @each_run
 def test_every_table_is_on_a_slide_or_in_the_notes(run):
-    notebook = nbformat.read(run, as_version=4)
+    notebook = executed(run)
     said = [o.get("data", {}).get("text/html", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     rows = [text([row]) for table in said for row in re.findall(r"<tr.*?</tr>", table, re.S) if "<table" in table]
     deck = slides(notebook)
@@ -220,6 +228,70 @@ def test_a_deck_is_made_by_the_rules():
     assert "y" * 150 in seen and "folded_code" not in seen + said
     assert [slide.kind for slide in deck].count("table") == 3
     assert {slide.title for slide in deck} == {"A chapter", "1. Formulas", "Quiz"}
+
+
+TAGGED = """# %% [markdown]
+# # A chapter
+#
+# **Kept.** Prose.
+# %% [markdown] tags=["slide"]
+# Plain words, all of them.
+#
+# - A point. And more of it.
+# %% [markdown] tags=["skip"]
+# ## Left out
+#
+# **Bold, and left out.**
+# %% [markdown]
+# **Below it.**
+# %% tags=["slide"]
+shown_code = 1
+# %% tags=["slide", "hide-input"]
+folded_code = 2
+# %% tags=["skip"]
+assert "skipped code"
+# %% [markdown] tags=["slide"]
+# ### Its own heading
+#
+# More plain words.
+# %% [markdown] tags=["skip"]
+# ```{exercise-start} Hard
+# :label: ex-hard
+# ```
+# Too hard.
+#
+# ```{exercise-end}
+# ```
+# %% [markdown]
+# ```{solution-start} ex-hard
+# ```
+# %% tags=["slide", "solution"]
+secret = 3
+# %% [markdown] tags=["slide"]
+# A secret.
+#
+# ```{solution-end}
+# ```
+"""
+
+
+def test_the_tags_of_a_lecturer_come_before_the_rules(tmp_path):
+    (tmp_path / "page.py").write_text(TAGGED)
+    chapter = load(tmp_path / "page.py")
+    folded = next(cell for cell in chapter.cells if cell.source == "folded_code = 2")
+    folded.outputs = [nbformat.v4.new_output("display_data", {"image/png": PNG})]
+    deck = slides(chapter)
+    seen = {(slide.title, slide.kind): text(slide.parts) for slide in deck if slide.parts}
+    assert [*seen] == [
+        ("A chapter", "title"), ("A chapter", "text"), ("Left out", "text"), ("Left out", "code"),
+        ("Left out", "figure"), ("Its own heading", "text"),
+    ]  # fmt: skip
+    assert "Plain words, all of them." in seen["A chapter", "text"] and "And more of it." in seen["A chapter", "text"]
+    assert "Plain words" not in seen["A chapter", "title"] and "Below it." in seen["Left out", "text"]
+    assert "shown_code" in seen["Left out", "code"] and "More plain words." in seen["Its own heading", "text"]
+    everything = shown(deck) + noted(deck)
+    left = ("Bold, and left out", "folded_code", "skipped code", "Too hard", "secret")
+    assert [words for words in left if words in everything] == [] and "Prose." in noted(deck)
 
 
 @pytest.mark.parametrize(
@@ -341,7 +413,7 @@ def test_keys_turn_pages_show_notes_and_print_a_slide_a_page(browser, tmp_path):
 
 def test_a_chart_to_turn_is_a_still_picture_with_its_caption():
     """Without the chart's scripts, and before the claim, which stands on the title all the same."""
-    from ood_lib.evaluation.explorables import label_energies
+    from ood_book.explorables import label_energies
 
     spec = label_energies().properties(description="Bars.").to_dict() | {"usermeta": {"caption": "Turn it."}}
     chapter = hard()

@@ -12,8 +12,8 @@ import torch
 from ood_lib.data import folders
 from ood_lib.data.benchmark import load_benchmark
 from ood_lib.data.folders import split_folder
-from ood_lib.data.images import find_pictures
 from ood_lib.data.locate import MissingDataError
+from ood_lib.data.pictures import find_pictures
 from tests.data.test_annotations import table
 from tests.data.test_images import draw, save_picture
 

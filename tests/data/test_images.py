@@ -8,7 +8,8 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader
 
-from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, divide, find_pictures
+from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, divide
+from ood_lib.data.pictures import find_pictures
 
 
 def draw(*shape, seed=0):

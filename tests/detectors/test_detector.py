@@ -140,6 +140,20 @@ few_learners = pytest.mark.parametrize("make", [MAKE[name] for name in FEW[1:]],
 CLOSED = [name for name in LEARNS if not name.startswith(TRAINED)]
 
 
+FITTED: dict[tuple[Callable, torch.dtype], Detector] = {}
+
+
+def fitted(make: Callable[[nn.Linear], Detector], toy: Toy) -> Detector:
+    """A detector fitted to the toy in its precision: each is fitted once, and every law gets a copy of its own.
+
+    What a fit does is tested on fits; that a copy is as good as what it is of, by `test_a_copy_has_its_own_life`.
+    """
+    key = make, toy.train.penultimate.dtype
+    if key not in FITTED:
+        FITTED[key] = make(toy.head).fit(toy.train)
+    return copy.deepcopy(FITTED[key])
+
+
 def same_state(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     """Equal to the bit, NaN equal to NaN."""
     return a.keys() == b.keys() and all(
@@ -179,7 +193,7 @@ def test_no_detector_has_a_way_of_its_own_to_fit_score_or_decide():
 
 @every
 def test_one_score_per_row_and_larger_means_more_ood(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     known, unknown = detector.score(toy.test), detector.score(toy.ood)
     assert known.shape == (len(toy.test),) and unknown.shape == (len(toy.ood),)
     assert unknown.min() > known.median()
@@ -188,7 +202,7 @@ def test_one_score_per_row_and_larger_means_more_ood(make: Callable, toy: Toy):
 
 @few
 def test_calling_a_detector_is_scoring(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     assert torch.equal(detector(toy.test), detector.score(toy.test))
 
 
@@ -198,7 +212,7 @@ def test_scores_do_not_depend_on_the_batch(make: Callable, toy: Toy, dtype: torc
     # In float32 a product may round differently in another batch, and a perturbed logit then hop into the next bin:
     # one of 200 values here, which moves the divergence by up to 2e-3.  All other scores agree to 1e-5.
     toy = toy.to(dtype)
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     whole = detector.score(toy.test)
     detector.chunk = 7
     assert torch.allclose(detector.score(toy.test), whole, rtol=1e-5, atol=tolerance)
@@ -208,7 +222,7 @@ def test_scores_do_not_depend_on_the_batch(make: Callable, toy: Toy, dtype: torc
 
 @every
 def test_the_order_of_rows_changes_the_order_of_scores_and_nothing_else(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     order = torch.randperm(len(toy.test), generator=seeded())
     assert torch.allclose(detector.score(toy.test[order]), detector.score(toy.test)[order], rtol=0, atol=1e-9)
 
@@ -236,7 +250,7 @@ def test_scores_keep_the_precision_of_the_features_and_half_becomes_single(
     detector = make(toy.head).fit(cast(toy.train, given))
     scores = detector.score(cast(toy.test, given))
     assert scores.dtype == returned
-    exact = make(toy.head).fit(toy.train).score(toy.test)
+    exact = fitted(make, toy).score(toy.test)
     # what half precision leaves of the features: 3 digits (float16) or 2 (bfloat16)
     tolerance = {torch.float64: 0, torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.25}[given]
     assert (scores - exact).abs().mean() <= tolerance * exact.std() + 1e-12
@@ -244,9 +258,9 @@ def test_scores_keep_the_precision_of_the_features_and_half_becomes_single(
 
 @every
 def test_detector_and_features_may_differ_in_precision(make: Callable, toy: Toy):
-    fitted_low = make(toy.to(torch.float32).head).fit(cast(toy.train, torch.float32))
+    fitted_low = fitted(make, toy.to(torch.float32))
     assert fitted_low.score(toy.test).dtype == torch.float64
-    fitted_high = make(toy.head).fit(toy.train)
+    fitted_high = fitted(make, toy)
     assert fitted_high.score(cast(toy.test, torch.float32)).dtype == torch.float32
 
 
@@ -267,7 +281,7 @@ def test_scores_do_not_depend_on_the_device_and_come_back_where_the_features_are
 @few
 def test_scores_carry_no_gradient(make: Callable, toy: Toy):
     z, logits = (toy.test.penultimate.clone().requires_grad_(), toy.test.logits.clone().requires_grad_())
-    assert not make(toy.head).fit(toy.train).score(Features(penultimate=z, logits=logits)).requires_grad
+    assert not fitted(make, toy).score(Features(penultimate=z, logits=logits)).requires_grad
 
 
 @every
@@ -293,7 +307,7 @@ def test_fit_returns_the_detector_and_never_changes_its_input(make: Callable, to
 
 @every
 def test_fitting_twice_is_fitting_once(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     before = state_of(detector)
     detector.fit(toy.val).fit(toy.train)
     assert same_state(detector.state_dict(), before)
@@ -310,13 +324,13 @@ def test_an_unfitted_detector_refuses_to_score_and_says_what_to_call(make: Calla
 @pytest.mark.parametrize("name", sorted(MAKE.keys() - set(LEARNS)))
 def test_a_detector_with_nothing_to_learn_scores_at_once(name: str, toy: Toy):
     fresh = MAKE[name](toy.head).score(toy.test)
-    assert torch.equal(fresh, MAKE[name](toy.head).fit(toy.train).score(toy.test))
+    assert torch.equal(fresh, fitted(MAKE[name], toy).score(toy.test))
 
 
 @few
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_rows_with_nan_or_infinity_are_counted_over_the_whole_set(make: Callable, toy: Toy, value: float):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     field, before = detector.reads[0], state_of(detector)
     detector.chunk = 16
     for call, features in ((detector.score, toy.test), (detector.fit, toy.train), (detector.calibrate, toy.test)):
@@ -327,7 +341,7 @@ def test_rows_with_nan_or_infinity_are_counted_over_the_whole_set(make: Callable
 
 @few
 def test_no_rows_and_a_missing_field_are_named(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     before = state_of(detector)
     for call in (detector.fit, detector.score, detector.calibrate):
         with pytest.raises(ValueError, match="0 samples"):
@@ -339,7 +353,7 @@ def test_no_rows_and_a_missing_field_are_named(make: Callable, toy: Toy):
 
 @every
 def test_a_detector_reads_only_what_it_says_it_reads(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     only = Features(**{field: getattr(toy.test, field) for field in detector.reads})
     assert torch.equal(detector.score(only), detector.score(toy.test))
 
@@ -347,7 +361,7 @@ def test_a_detector_reads_only_what_it_says_it_reads(make: Callable, toy: Toy):
 @every
 @pytest.mark.parametrize("built_there", [False, True], ids=["built outside", "built there"])
 def test_a_fit_in_inference_mode_leaves_tensors_like_any_other(make: Callable, toy: Toy, built_there: bool):
-    plain = make(toy.head).fit(toy.train).calibrate(toy.val)
+    plain = fitted(make, toy).calibrate(toy.val)
     detector = make(toy.head)
     with torch.inference_mode():
         train = toy.train[torch.arange(len(toy.train))]
@@ -379,7 +393,7 @@ def test_a_fit_carries_no_gradient(toy: Toy):
 
 @every_learner
 def test_features_of_another_width_are_named(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     narrow = Features(penultimate=toy.test.penultimate[:, :31], logits=toy.test.logits[:, :3])
     with pytest.raises(ValueError, match=r"the features are (31|3) wide, but .* (32|4): take them all"):
         detector.score(narrow)
@@ -426,7 +440,7 @@ def test_with_a_single_class_scores_still_differ_or_are_refused(make: Callable, 
 @few
 @pytest.mark.parametrize("tpr", [0.01, 0.29, 0.55, 0.95, 0.99])
 def test_the_threshold_is_the_smallest_one_that_accepts_the_share_of_one_image_more(make, toy: Toy, tpr: float):
-    detector = make(toy.head).fit(toy.train).calibrate(toy.val, tpr=tpr)
+    detector = fitted(make, toy).calibrate(toy.val, tpr=tpr)
     scores, n = detector.score(toy.val), len(toy.val)
     assert (scores <= detector.threshold).sum() >= tpr * (n + 1)
     assert (scores < detector.threshold).sum() < tpr * (n + 1)
@@ -436,7 +450,7 @@ def test_the_threshold_is_the_smallest_one_that_accepts_the_share_of_one_image_m
 
 @few
 def test_p_values_count_the_calibration_scores_and_decide_as_the_threshold_does(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     for tpr in (0.1, 0.8, 0.95):
         detector.calibrate(toy.val, tpr)
         for features in (toy.test, toy.ood, toy.val):  # those of val tie with the calibration scores
@@ -519,14 +533,14 @@ def test_scores_that_are_all_equal_or_infinite_make_no_threshold():
 @few
 def test_without_a_threshold_there_is_no_decision(make: Callable, toy: Toy):
     with pytest.raises(NotFittedError, match="calibrate"):
-        make(toy.head).fit(toy.train).is_ood(toy.test)
+        fitted(make, toy).is_ood(toy.test)
     with pytest.raises(NotFittedError, match="calibrate"):
-        make(toy.head).fit(toy.train).p_values(toy.test)
+        fitted(make, toy).p_values(toy.test)
 
 
 @few_learners
 def test_a_new_fit_forgets_the_threshold_of_the_old_one(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train).calibrate(toy.val).fit(toy.val)
+    detector = fitted(make, toy).calibrate(toy.val).fit(toy.val)
     for ask in (detector.is_ood, detector.p_values):
         with pytest.raises(NotFittedError, match="calibrate"):
             ask(toy.test)
@@ -546,7 +560,7 @@ def test_a_share_outside_0_to_1_is_refused(toy: Toy, tpr: float):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_saved_state_makes_a_fresh_object_equal(make: Callable, toy: Toy, dtype: torch.dtype):
     toy = toy.to(dtype)
-    detector = make(toy.head).fit(toy.train).calibrate(toy.val)
+    detector = fitted(make, toy).calibrate(toy.val)
     file = io.BytesIO()
     torch.save(detector.state_dict(), file)
     file.seek(0)
@@ -563,7 +577,7 @@ LOGITS = ["MSP", "MaxLogit", "Energy", "GEN", "KLMatching", "ODIN", "JointEnergy
 
 @pytest.mark.parametrize("name", LOGITS)
 def test_a_state_loads_into_a_detector_of_its_class_alone(name: str, toy: Toy):
-    saved = MAKE[name](toy.head).fit(toy.train).calibrate(toy.val).state_dict()
+    saved = fitted(MAKE[name], toy).calibrate(toy.val).state_dict()
     for other in LOGITS:
         fresh = MAKE[other](toy.head)
         before = state_of(fresh)
@@ -653,7 +667,7 @@ def test_a_state_that_does_not_say_what_it_is_of_is_refused(toy: Toy):
 
 @pytest.mark.parametrize("name", [*LOGITS, "GradNorm", "ASH-B"])
 def test_a_threshold_is_for_features_of_the_width_that_it_was_set_on(name: str, toy: Toy):
-    detector = MAKE[name](toy.head).fit(toy.train).calibrate(toy.val)
+    detector = fitted(MAKE[name], toy).calibrate(toy.val)
     again = MAKE[name](toy.head)
     again.load_state_dict(detector.state_dict())
     z, logits = toy.test.penultimate, toy.test.logits
@@ -669,7 +683,7 @@ def test_a_threshold_is_for_features_of_the_width_that_it_was_set_on(name: str, 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_detector_is_one_file(make: Callable, toy: Toy, dtype: torch.dtype, tmp_path: Path):
     toy = toy.to(dtype)
-    detector = make(toy.head).fit(toy.train).calibrate(toy.val)
+    detector = fitted(make, toy).calibrate(toy.val)
     if isinstance(detector, MSMA):  # with a network that the library exports
         detector.norms.network = ood_lib.ScoreNetwork(3, (8, 16), sigma_range=(0.01, 2.0))
     detector.save(tmp_path / "detector.safetensors")
@@ -755,7 +769,7 @@ def test_a_file_that_is_none_of_a_detector_is_named(toy: Toy, tmp_path: Path):
 @few
 @pytest.mark.parametrize("change", ["half", "bfloat16", "float", "double"])
 def test_a_detector_keeps_the_digits_that_it_learnt(make: Callable, toy: Toy, change: str):
-    detector = make(toy.head).fit(toy.train).calibrate(toy.val)
+    detector = fitted(make, toy).calibrate(toy.val)
     before = state_of(detector)
     getattr(detector, change)()
     assert same_state(detector.to(torch.float16).state_dict(), before)
@@ -764,7 +778,7 @@ def test_a_detector_keeps_the_digits_that_it_learnt(make: Callable, toy: Toy, ch
 @every
 def test_scores_are_not_rounded_by_autocast(make: Callable, toy: Toy):
     toy = toy.to(torch.float32)
-    plain = make(toy.head).fit(toy.train)
+    plain = fitted(make, toy)
     scores = plain.score(toy.test)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(plain.score(toy.test), scores)
@@ -782,7 +796,7 @@ def test_directions_are_kept_in_features_of_any_size(name: str, toy: Toy, size: 
     def sized(features: Features) -> Features:
         return Features(size * features.penultimate, features.logits, features.labels)
 
-    detector = MAKE[name](toy.head).fit(toy.train)
+    detector = fitted(MAKE[name], toy)
     assert torch.allclose(detector.score(sized(toy.test)), detector.score(toy.test), rtol=1e-3, atol=1e-3)
 
 
@@ -794,7 +808,7 @@ def test_distances_grow_with_features_of_any_size(name: str, toy: Toy, size: flo
     def sized(features: Features) -> Features:
         return Features(size * features.penultimate, features.logits, features.labels)
 
-    plain = MAKE[name](toy.head).fit(toy.train).score(toy.test)
+    plain = fitted(MAKE[name], toy).score(toy.test)
     scores = MAKE[name](toy.head).fit(sized(toy.train)).score(sized(toy.test))
     assert torch.allclose(scores / size, plain, rtol=1e-4)
 
@@ -810,7 +824,7 @@ def test_one_wild_training_row_does_not_blur_the_distances_to_the_others(far: fl
 
 @every
 def test_a_copy_has_its_own_life(make: Callable, toy: Toy):
-    detector = make(toy.head).fit(toy.train)
+    detector = fitted(make, toy)
     scores = detector.score(toy.test)
     other = copy.deepcopy(detector)
     assert torch.equal(other.score(toy.test), scores)

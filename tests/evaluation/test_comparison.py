@@ -242,7 +242,7 @@ def test_of_two_detectors_one_is_worse_where_the_other_is_better(metric: str):
 
 
 def test_a_metric_without_a_direction_is_refused():
-    with pytest.raises(ValueError, match=r"metric='accuracy'.*\['aupr_in', 'aupr_out', 'auroc', 'fpr95'\]"):
+    with pytest.raises(ValueError, match="metric='accuracy' was given; expected 'auroc' or 'fpr95' or 'aupr_in'"):
         compare_over_seeds(table_of([0.9], [0.8], metric="accuracy"), "one", "other", "near", "accuracy")
 
 

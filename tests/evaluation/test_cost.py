@@ -1,7 +1,5 @@
 """Laws of the cost of a block: it is its own, and it is about right."""
 
-import subprocess
-import sys
 import time
 
 import pytest
@@ -9,6 +7,7 @@ import torch
 
 from ood_lib.evaluation import cost as room
 from ood_lib.evaluation.cost import measure_cost
+from tests.apart import apart
 
 linux = pytest.mark.skipif(not room.CLEAR_REFS.exists(), reason="only Linux tells the memory of a block")
 MB = 10**6
@@ -20,19 +19,19 @@ def test_time_is_that_of_the_block():
     assert 0.05 <= cost.seconds < 1
 
 
+def measured(*megabytes: int) -> list[float]:
+    found = []
+    for size in megabytes:
+        with measure_cost() as cost:
+            torch.ones(size * MB // 4)
+        found.append(cost.memory_mb)
+    return found
+
+
 @linux
 def test_memory_that_a_block_takes_for_a_moment_counts_and_that_of_an_earlier_block_does_not():
     # A process of its own: what other tests have freed, and this process kept, would be taken again without a trace.
-    code = """
-import torch
-from ood_lib.evaluation.cost import measure_cost
-for megabytes in (200, 50):
-    with measure_cost() as cost:
-        torch.ones(megabytes * 10**6 // 4)
-    print(cost.memory_mb)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, second = map(float, done.stdout.split())
+    first, second = apart(measured, 200, 50)
     assert first == pytest.approx(200, rel=0.1)
     assert second == pytest.approx(50, rel=0.2)
 

@@ -14,8 +14,8 @@ from torch import nn
 
 import ood_lib as ood
 from ood_lib.detectors.saved import made_for
-from ood_lib.evaluation import score_files
-from ood_lib.evaluation.score_files import main
+from ood_lib.evaluation import score_command
+from ood_lib.evaluation.score_command import main
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -58,7 +58,7 @@ def place(tmp_path, monkeypatch):
 
 
 def files(folder: str) -> ood.ImageFiles:
-    return ood.ImageFiles(Path(folder), score_files.find_pictures(Path(folder)), frame=FRAME)
+    return ood.ImageFiles(Path(folder), score_command.find_pictures(Path(folder)), frame=FRAME)
 
 
 def fitted(kind, spec="scored_net:net", tpr=0.9, **options):
@@ -133,7 +133,7 @@ def test_a_broken_picture_is_a_row_that_says_so(place, capsys):
     (place / "new" / "03.png").write_bytes(b"no picture")
     arguments = ("detector.safetensors", "new", "lost.png", "--model", "scored_net:net")
     status, rows, said = run(*arguments, capsys=capsys)
-    assert status == score_files.UNREADABLE
+    assert status == score_command.UNREADABLE
     assert len(rows) == 10
     broken = [row for row in rows if row["error"]]
     assert [row["path"] for row in broken] == [os.path.join("new", "03.png"), "lost.png"]

@@ -136,7 +136,7 @@ def test_the_former_name_of_the_bank_still_leads_to_it():
 
 
 def test_wrong_requests_are_named(tmp_path):
-    with pytest.raises(ValueError, match="networks=0 was given; expected at least one"):
+    with pytest.raises(ValueError, match="networks=0 was given; expected how many networks, an integer, networks >= 1"):
         ood.benchmark_features("digits", 0)
     with pytest.raises(ValueError, match="unknown benchmark 'digit'"):
         ood.benchmark_features("digit")

@@ -3,12 +3,11 @@
 import errno
 import fcntl
 import json
-import multiprocessing
 import os
 import resource
 import signal
-import subprocess
 import sys
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -19,12 +18,11 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import Dataset, TensorDataset
 
-import ood_lib.features.blocks
-from ood_lib import Features, ResNet, extract
+import ood_lib.features.sealed
+from ood_lib import KNN, Features, Mahalanobis, ResNet, extract
+from tests.apart import apart, finish, start
 from tests.conftest import normal, seeded
 
-START = multiprocessing.get_context("forkserver")
-START.set_forkserver_preload(["torch", "ood_lib", "torch._dynamo"])
 ROWS, BATCH = 23, 5  # five blocks, the last one of three rows
 
 
@@ -62,18 +60,6 @@ def run(out: Path, data: Dataset | None = None, network: ResNet | None = None, *
     return extract(network or make_network(), data or Images(), out=out, **given)
 
 
-def start(target, *args) -> multiprocessing.Process:
-    process = START.Process(target=target, args=args)
-    process.start()
-    return process
-
-
-def finish(*processes: multiprocessing.Process) -> list[int]:
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
-
-
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory) -> bytes:
     out = tmp_path_factory.mktemp("expected") / "bank"
@@ -101,7 +87,7 @@ def test_a_bank_is_read_and_not_made_again(tmp_path):
 
 @pytest.mark.parametrize("small", [0, 2**24])
 def test_a_write_into_the_tensors_stays_in_memory(tmp_path, expected: bytes, monkeypatch, small: int):
-    monkeypatch.setattr(ood_lib.features.blocks, "SMALL", small)
+    monkeypatch.setattr(ood_lib.features.sealed, "SMALL", small)
     features = run(tmp_path / "bank")
     features.penultimate.zero_()
     assert (tmp_path / "bank").read_bytes() == expected
@@ -109,7 +95,7 @@ def test_a_write_into_the_tensors_stays_in_memory(tmp_path, expected: bytes, mon
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_a_mapped_file_holds_what_was_saved(tmp_path, monkeypatch, dtype: torch.dtype):
-    monkeypatch.setattr(ood_lib.features.blocks, "SMALL", 0)
+    monkeypatch.setattr(ood_lib.features.sealed, "SMALL", 0)
     saved = Features(penultimate=normal(7, 3).to(dtype), labels=torch.eye(7, 3).bool(), style=normal(7, 1))
     saved.save(tmp_path / "bank")
     loaded = Features.load(tmp_path / "bank").tensors()
@@ -132,38 +118,37 @@ def test_a_file_larger_than_the_memory_opens(tmp_path):
     assert features[rows - 3 :].penultimate.sum() == 0 and len(features) == rows
 
 
-BOUNDED = """
-import sys, threading, time
-import torch
-from ood_lib import KNN, Features, Mahalanobis
+def anonymous() -> int:
+    """Bytes of this process that are no file."""
+    return next(int(x.split()[1]) for x in Path("/proc/self/status").open() if x.startswith("RssAnon")) * 1024
 
-def anonymous():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
 
-def watch():
-    global peak
-    while True:
-        peak = max(peak, anonymous())
-        time.sleep(0.002)
+def memory_of_detectors(bank: Path) -> int:
+    """Bytes that a fit and the scores of two detectors take at most."""
+    peaks, over = [], threading.Event()
 
-torch.set_num_threads(1)
-torch.eye(64).double() @ torch.eye(64).double(), torch.linalg.eigh(torch.eye(64).double())  # what loads lazily
-start = peak = anonymous()
-threading.Thread(target=watch, daemon=True).start()
-bank = Features.load(sys.argv[1])
-Mahalanobis().fit(bank).score(bank)
-KNN(k=5).fit(bank[:500]).score(bank)
-print(peak - start)
-"""
+    def watch() -> None:
+        while not over.wait(0.002):
+            peaks.append(anonymous())
+
+    torch.set_num_threads(1)
+    torch.eye(64).double() @ torch.eye(64).double(), torch.linalg.eigh(torch.eye(64).double())  # what loads lazily
+    KNN(k=5), Mahalanobis()
+    before, watcher = anonymous(), threading.Thread(target=watch)
+    watcher.start()
+    features = Features.load(bank)
+    Mahalanobis().fit(features).score(features)
+    KNN(k=5).fit(features[:500]).score(features)
+    over.set()
+    watcher.join()
+    return max(peaks) - before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the memory is read from /proc")
 def test_detectors_learn_from_a_bank_and_score_it_in_a_fraction_of_its_memory(tmp_path):
     bank = Features(penultimate=normal(300_000, 256, dtype=torch.float32), labels=torch.arange(300_000) % 5)
     bank.save(tmp_path / "bank")
-    command = [sys.executable, "-c", BOUNDED, tmp_path / "bank"]
-    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    assert 0 < grown < os.path.getsize(tmp_path / "bank") / 3
+    assert 0 < apart(memory_of_detectors, tmp_path / "bank") < os.path.getsize(tmp_path / "bank") / 3
 
 
 # -- what may happen to those who make it -------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import logging
 import os
 import platform
-import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
@@ -18,6 +17,7 @@ from ood_lib.detectors.flow.flow import coupling_flow
 from ood_lib.detectors.flow.training import FlowTraining
 from ood_lib.networks import precision as module
 from ood_lib.networks.precision import autocast_dtype
+from tests.apart import apart
 from tests.conftest import normal
 from tests.features.test_blocks import make_network, run
 from tests.features.test_distributed import together
@@ -79,15 +79,16 @@ def test_the_decision_is_made_once_and_logged_with_its_times(monkeypatch, caplog
     ]
 
 
-SCRIPT = "import ood_lib; print(ood_lib.half_precision('cpu'))"
+def decided_with(instructions: str) -> torch.dtype | None:
+    os.environ["ONEDNN_MAX_CPU_ISA"] = instructions  # read at the first product
+    torch.set_num_threads(1)
+    return half_precision("cpu")
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names instructions of x86")
 @pytest.mark.parametrize("instructions", ["AVX2", "AVX512_CORE"])  # PyTorch says of the second that it has bfloat16
 def test_a_processor_that_emulates_bfloat16_is_found_out(instructions: str):
-    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": instructions, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=environment, check=True)
-    assert done.stdout.split() == ["None"]
+    assert apart(decided_with, instructions) is None
 
 
 @pytest.mark.parametrize("hardware", [True, False])

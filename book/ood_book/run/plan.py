@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 LIBRARY = Path(ood_lib.__file__).parent
+CHARTS = Path(__file__).parents[1] / "explorables.py"  # what notebooks import beside the library
 PATHS = {  # the part of a parameter that is a path
     **dict.fromkeys(("benchmark", "benchmarks"), "(?<=^folder:).+|(?<=^bank:).+"),  # of a list, each of its items
     **dict.fromkeys(("data_dir", "bank", "archive", "claims", "results", "weights"), ".+"),
@@ -229,7 +230,7 @@ def hash_files(folder: Path, pattern: str = "*") -> str:
 def library_hash() -> str:
     """One hash of all that numbers depend on beside the notebook: the code, and what ships with it."""
     cards = hash_files(LIBRARY / "shipped", "*.json")  # they hold the hashes of the weights and of the banks
-    return content_hash(hash_files(LIBRARY, "*.py"), cards)
+    return content_hash(hash_files(LIBRARY, "*.py"), CHARTS.read_bytes(), cards)
 
 
 def make_task(

@@ -8,9 +8,11 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from pathlib import Path
 
 from ood_book.run.plan import Task
-from ood_book.run.work import DONE, bars, clear, cores, interrupt
+from ood_book.run.work import DONE, bars, cores, interrupt
+from ood_lib.files import sweep
 
 __all__ = ["run_in_process", "run_side_by_side", "say"]
 
@@ -19,7 +21,7 @@ DIED = "failed in its process, which died (out of memory?)"
 
 
 def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str, str]:
-    """Run every task, `jobs` at a time (default: one per core); what failed, by label."""
+    """Run every task, `jobs` at a time (default: one per core), the longest first; what failed, by label."""
     jobs = max(1, min(len(tasks), jobs or cores()))
     processes: list[subprocess.Popen] = []
     failures = {}
@@ -32,7 +34,10 @@ def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str
     pool = ThreadPoolExecutor(jobs)
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        futures = {pool.submit(run, index, task): task for index, task in enumerate(tasks)}
+        longest_first = sorted(
+            enumerate(tasks), key=lambda task: -(task[1].budget or 0)
+        )  # a long one at the end runs alone
+        futures = {pool.submit(run, index, task): task for index, task in longest_first}
         for future in as_completed(futures):
             task, (message, seconds) = futures[future], future.result()
             if message:
@@ -41,8 +46,8 @@ def run_side_by_side(tasks: Sequence[Task], jobs: int | None = None) -> dict[str
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         _stop(processes)
-        for task in tasks:
-            clear(task)
+        for folder in {task.target.parent for task in tasks if isinstance(task.target, Path)}:
+            sweep(folder)
         signal.signal(signal.SIGTERM, before)
     print("\n" * len(tasks) if bars() else "", end="")  # below the bars
     return failures

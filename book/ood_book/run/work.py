@@ -29,8 +29,9 @@ from papermill.iorw import write_ipynb
 from ood_book.percent import parse
 from ood_book.run.plan import Task
 from ood_book.run.progress import Progress
+from ood_lib import files
 
-__all__ = ["DONE", "TABLES", "bars", "clear", "cores", "interrupt", "work"]
+__all__ = ["DONE", "TABLES", "bars", "cores", "interrupt", "work"]
 
 THREADS = ("OMP", "MKL", "NUMEXPR", "NUMBA")
 # A thread without work sleeps: one that spins, as is usual, takes the core from whoever else uses the machine, and made
@@ -55,21 +56,14 @@ def interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def clear(task: Task) -> None:
-    """Remove drafts of processes of this machine that are no more."""
-    if isinstance(task.target, Path):
-        for folder in task.target.parent.glob(f".{task.name}.{platform.node()}.*.partial"):
-            if not psutil.pid_exists(int(folder.name.split(".")[-2])):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
 def work() -> None:
     """The process of one notebook: reads its task from the input, writes "done" or how it failed to the output."""
     output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever else is printed
     signal.signal(signal.SIGTERM, interrupt)
     task, index, threads = pickle.load(sys.stdin.buffer)
-    draft = _draft(task)
+    there = isinstance(task.target, Path)
+    draft = files.draft(task.target) if there else Path(tempfile.mkdtemp(prefix=task.name))
     Thread(target=_end_with_input, args=(draft,), daemon=True).start()
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernel before the user's
     os.environ["OOD_COMMAND"] = task.command  # for `ood_lib.provenance`
@@ -78,7 +72,8 @@ def work() -> None:
     for variable, value in (POLITE | {f"{library}_NUM_THREADS": str(threads) for library in THREADS}).items():
         os.environ.setdefault(variable, value)
     try:
-        clear(task)
+        if there:
+            files.sweep(draft.parent)
         message = _execute(task, index, draft)
         output.write(message or DONE)
         output.close()
@@ -86,12 +81,6 @@ def work() -> None:
         _kill_kernels()  # one that was just starting is not papermill's to clean up yet
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _draft(task: Task) -> Path:
-    if not isinstance(task.target, Path):
-        return Path(tempfile.mkdtemp(prefix=task.name))
-    return task.target.parent / f".{task.name}.{platform.node()}.{os.getpid()}.partial"
 
 
 def _end_with_input(draft: Path) -> None:

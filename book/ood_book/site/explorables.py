@@ -1,7 +1,8 @@
 """Charts with sliders on the pages: drawn by Vega-Lite in the reader's browser, by scripts that the book serves itself.
 
 A notebook displays such a chart for Jupyter.  Here it becomes a still picture and the chart's description, and
-`explorables.js` puts the live chart in its place.  Without scripts, and in print, the picture stays.
+`explorables.js` puts the live chart in its place, which Vega describes in the same words.  Without scripts, and in
+print, the picture stays.
 """
 
 import base64
@@ -50,10 +51,9 @@ def still(spec: dict[str, Any]) -> str:
 
 def _figure(spec: dict[str, Any]) -> str:
     about = spec.get("usermeta", {})
-    words = html.escape(spec.get("description", ""), quote=True)
     text = json.dumps(spec).replace("</", "<\\/")  # nothing in it can end the script
     return f"""<figure class="explorable">
-<div class="explorable-live" role="group" aria-label="{words}"></div>
+<div class="explorable-live" role="group" aria-label="Chart and its controls"></div>
 {still(spec)}
 <figcaption>{html.escape(about.get("caption", ""))}</figcaption>
 <script type="application/json">{text}</script>

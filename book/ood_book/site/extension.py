@@ -5,7 +5,7 @@ import json
 import os
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from docutils.nodes import make_id, paragraph
 
 import ood_lib
 
-__all__ = ["mended", "setup"]
+__all__ = ["MOVED", "mended", "setup"]
 
 PICTURE = "_static/front/strip.jpg"  # what a link to the book is shown with
 LOST = """<h1>Page not found</h1>
@@ -25,6 +25,9 @@ LOST = """<h1>Page not found</h1>
 <li><a href="{base}search.html">Search all pages</a></li>
 <li><a href="{base}book/glossary.html">Glossary</a></li>
 </ul>"""
+MOVED = {"notebooks/06_leaderboard": "notebooks/08_leaderboard"}  # from a former address to that of today
+HERE_NOW = """<h1>This page has moved</h1>
+<p>It is now <a href="{link}">here</a>, where your browser takes you.</p>"""
 TWICE = re.compile(r'<div id="jb-print-docs-body".*?(?=<article)', re.S)
 LINES = re.compile(r'<dl>\s*((?:<dd><em class="sig-param">.*?</dd>\s*)+)</dl>', re.S)
 
@@ -57,6 +60,16 @@ def _set_base(app: Any, config: Any) -> None:
     base = os.environ.get("OOD_BOOK_BASE", "/" if name.endswith(".github.io") else name).strip("/")
     config.notfound_urls_prefix = f"/{base}/" if base else "/"
     config.notfound_context = {"title": "Page not found", "body": LOST.format(base=config.notfound_urls_prefix)}
+
+
+def _forward(app: Any) -> Iterator[tuple[str, dict[str, str], str]]:
+    """A page at each former address, which leads to the page of today."""
+    for former, page in MOVED.items():
+        if page in app.env.found_docs:
+            link = app.builder.get_relative_uri(former, page)
+            tag = f'<meta http-equiv="refresh" content="0; url={escape(link)}" />'
+            body = HERE_NOW.format(link=link)
+            yield former, {"title": "This page has moved", "body": body, "metatags": tag}, "page.html"
 
 
 def _set_version(app: Any, config: Any) -> None:
@@ -104,7 +117,7 @@ def _link_chapters(app: Any, what: str, name: str, obj: Any, options: Any, lines
 
 def _chapter(page: str, title: str, headings: Sequence[str]) -> str:
     """A link to a chapter, and in brackets one to each section, by its number."""
-    places = (f"`{h.split()[0].rstrip('.')} <../notebooks/{page}.html#{make_id(h)}>`__" for h in headings)
+    places = (f"`{h.split()[0].rstrip('.')} <../../notebooks/{page}.html#{make_id(h)}>`__" for h in headings)
     within = ", ".join(places)
     return f":doc:`{title} </notebooks/{page}>`" + (f" ({within})" if within else "")
 
@@ -127,6 +140,7 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("config-inited", _read_uses)
     app.connect("config-inited", _set_version, priority=100)
     app.connect("html-page-context", _describe)
+    app.connect("html-collect-pages", _forward)
     app.connect("autodoc-process-docstring", _link_chapters, priority=900)  # after napoleon
     app.connect("build-finished", _mend)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -154,11 +154,12 @@ def _leaders(wide: pd.DataFrame) -> str:
 def bibtex(record: Path) -> str:
     """The entry of CITATION.cff for a bibliography, as a block of Markdown."""
     facts = read_yaml(record)
-    if lacking := {"title", "authors", "version", "repository-code"} - {*facts}:
+    if lacking := {"title", "authors", "version", "date-released", "repository-code"} - {*facts}:
         raise Refused(f"{record} does not say {', '.join(sorted(lacking))}")
     fields = {
         "title": f"{{{facts['title']}}}",
         "author": " and ".join(f"{{{author['name']}}}" for author in facts["authors"]),
+        "year": f"{facts['date-released'].year}",
         "version": facts["version"],
         "url": facts["repository-code"],
     }

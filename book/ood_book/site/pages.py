@@ -17,12 +17,13 @@ from typing import Any
 
 import nbformat
 
+import ood_lib
 from ood_book.metadata import about
 from ood_book.notebooks import Refused, content_hash, sources
 from ood_book.percent import load
 from ood_book.reading import SYNCED
 from ood_book.run.plan import Task, hash_files, library_hash
-from ood_book.site import front, production, scale
+from ood_book.site import findings, front, production, reference, scale
 from ood_book.site.explorables import add_scripts, as_html
 from ood_book.site.links import used_by
 from ood_book.site.missing import Missing
@@ -135,8 +136,7 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Mis
     _add_handouts(root, stage / "book")
     add_scripts(stage / "book/_static", root / "_build/vega")
     _add_front(root, stage / "book")
-    if (stage / "book/results/speed").is_dir():
-        scale.add_speed(stage / "book")
+    _add_made(stage / "book")
     for chapter in missing:
         nbformat.write(chapter.page(), stage / f"notebooks/{chapter.name}.ipynb")
         for file in (stage / "book").rglob("*.md"):
@@ -195,14 +195,24 @@ def _add_front(root: Path, book: Path) -> None:
             (book / f"_generated/production-{name}.md").write_text(text, encoding="utf-8")
 
 
+def _add_made(book: Path) -> None:
+    """What pages include that is made of the library and of kept results."""
+    if (book / "api").is_dir():
+        reference.add_reference(book)
+    if (book / "results/verdicts").is_dir():
+        for name, text in findings.fragments(book / "results").items():
+            (book / f"_generated/finding-{name}.md").write_text(text, encoding="utf-8")
+    if (book / "results/speed").is_dir():
+        scale.add_speed(book)
+
+
 def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
     """For each entry of the library's page, the pages whose code uses it: their titles, and the headings there."""
     entries, pages = about(root), {task.name for task in tasks}
-    reference = root / "book/api.md"
-    modules = re.findall(r"automodule:: (\S+)", reference.read_text(encoding="utf-8")) if reference.is_file() else []
+    known = reference.modules(Path(ood_lib.__file__).parent) if (root / "book/api.md").is_file() else []
     return {
         place: {name: [entries[name].title, headings] for name, headings in names.items() if name in pages}
-        for place, names in used_by(root).items() if place.rpartition(".")[0] in modules
+        for place, names in used_by(root).items() if place.rpartition(".")[0] in known
     }  # fmt: skip
 
 

@@ -1,8 +1,11 @@
 """The numbers of the page "In production", as `book/production/measure.py` measured them: tables and sentences."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import beta
 
 from ood_book.site.tables import table
 
@@ -15,7 +18,18 @@ def fragments(measured: Path) -> dict[str, str]:
     """What the page includes, by name; a part that was not measured is missing, and says so."""
     found = json.loads(measured.read_text(encoding="utf-8"))
     parts = {"service": _service, "watch": _watch, "export": _export}
-    return {name: make(found[name]) if name in found else "Not measured yet.\n" for name, make in parts.items()}
+    made = {name: make(found[name]) if name in found else "Not measured yet.\n" for name, make in parts.items()}
+    return made | {"promise": _promise()}
+
+
+def _promise(images: int = 100, tpr: float = 0.95) -> str:
+    """How far the share of refused ID images may lie from what a threshold promises: a law of ranks, not measured."""
+    rank = math.ceil(round(tpr * (images + 1), 9))  # of the calibration score that is the threshold
+    low, high = beta.ppf([0.025, 0.975], images + 1 - rank, rank)
+    return (
+        f"With {images} calibration images, a threshold for {100 * tpr:.0f} % refuses between {100 * low:.0f} % and "
+        f"{100 * high:.0f} % of new ID images in 95 of 100 calibration sets.\n"
+    )
 
 
 def _origin(part: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """What the page on large data says of speed: tables, a figure and sentences, all read from measured files.
 
-The files are made by `python -m tests.benchmarks.peers` and `python -m tests.benchmarks.growth`.
+The files are made by `python -m tests.benchmarks.peers` and `growth`, by `tests/gpu/run.sh` on a machine with a GPU,
+and by `python -m tests.benchmarks.company`. The last two may be missing; the page then says how to make them.
 """
 
 import json
@@ -22,8 +23,10 @@ from ood_lib.evaluation.plots import COLORS, FULL, theme
 __all__ = [
     "add_speed",
     "draw_growth",
+    "gpu_part",
     "growth_table",
     "extrapolated",
+    "in_company",
     "predicted",
     "relative",
     "slope",
@@ -216,6 +219,66 @@ def draw_growth(content: Mapping[str, Any], path: Path) -> None:
         plt.close(figure)
 
 
+# -- on a GPU, and beside other work ----------------------------------------------------------------------------------
+
+
+def gpu_part(content: Mapping[str, Any] | None) -> str:
+    """Recipes of paper size on a GPU, in each way of running them; how to measure them where nobody has."""
+    if content is None or content["machine"]["tiny"]:
+        return (
+            "Not measured yet. On a machine with a CUDA device, `tests/gpu/run.sh` writes "
+            "`book/results/speed/gpu.json` in less than ten minutes, and the next `ood-book build` shows it here."
+        )
+    head = ["recipe", "run in", "rows a second", "times float32", "share of the chip's rate", "GB"]
+    lines, failed = [], []
+    for name, ways in content["recipes"].items():
+        for way, found in ways.items():
+            if "error" in found:
+                failed.append(f"{name} in {way} ({found['error'].splitlines()[0]})")
+                continue
+            share, times, memory = (found.get(key) for key in ("share_of_rate", "times_float32", "memory_mb"))
+            cells = ["–" if times is None else f"{times:.1f}", "–" if share is None else f"{100 * share:.0f} %"]
+            memory = "–" if memory is None else f"{memory / 1e3:.1f}"
+            lines.append([name, way, f"{found['rows_per_second']:,.0f}", *cells, memory])
+    m = content["machine"]
+    rates = " and ".join(f"{rate / 1e12:.0f} TFLOP/s in {precision}" for precision, rate in m["rates"].items())
+    text = (
+        f"Measured by `{content['command']}` on one {m['device']}, torch {m['torch']}, CUDA {m['cuda']}. "
+        f"The chip's rate is that of a large matrix product: {rates}. "
+        f"The tests that need a CUDA device: {content['laws']}."
+    )
+    text += f" Not measured: {'; '.join(failed)}." if failed else ""
+    return f"{table(head, lines, words=(0, 1))}\n{text}"
+
+
+def in_company(content: Mapping[str, Any] | None) -> str:
+    """What a notebook costs on a machine that others keep busy, against the calm machine."""
+    if content is None:
+        return "Not measured yet: `python -m tests.benchmarks.company` writes `book/results/speed/company.json`."
+    rows = {int(busy): runs for busy, runs in content["rows"].items()}
+    if 0 not in rows:
+        raise ValueError("company.json has no runs on a calm machine; expected some under the key 0")
+    calm = {key: statistics.fmean(run[key] for run in rows[0]) for key in ("processor", "wall")}
+    head = ["busy processes", "runs", "processor, s", "times the calm mean", "clock, times", "MB"]
+    lines, ranges = [], {}
+    for busy, runs in sorted(rows.items()):
+        times = [run["processor"] / calm["processor"] for run in runs]
+        ranges[busy] = f"{min(times):.2f} to {max(times):.2f}"
+        clock = statistics.fmean(run["wall"] for run in runs) / calm["wall"]
+        used = statistics.fmean(run["processor"] for run in runs)
+        most = max(run["memory_mb"] for run in runs)
+        mean = f"{used / calm['processor']:.2f} ({ranges[busy]})"
+        lines.append([f"{busy}", f"{len(runs)}", f"{used:.0f}", mean, f"{clock:.1f}", f"{most:.0f}"])
+    beside = ", ".join(f"beside {n} {ranges[n]}" for n in sorted(rows) if n)
+    machine = content["machine"]
+    cores = machine.get("cores") if isinstance(machine, dict) else None
+    return (
+        f"{table(head, lines, words=())}\nProcessor time of `{content['notebook']}` (profile {content['profile']}"
+        f"{f', {cores} cores' if cores else ''}) in multiples of its mean on the calm machine: alone {ranges[0]}"
+        f"{f'; {beside} busy processes' if beside else ''}."
+    )
+
+
 def duration(value: float) -> str:
     """Seconds in the unit that reads well.
 
@@ -240,6 +303,10 @@ def add_speed(book: Path) -> None:
     (target / "speed.md").write_text("\n\n".join(parts), encoding="utf-8")
     (target / "growth.md").write_text("\n\n".join([growth_table(growth), told(growth)]), encoding="utf-8")
     draw_growth(growth, target / "growth.png")
+    for name, write in (("gpu", gpu_part), ("company", in_company)):
+        file = book / f"results/speed/{name}.json"
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        (target / f"{name}.md").write_text(f"{write(content)}\n", encoding="utf-8")
 
 
 def _detectors(content: Mapping[str, Any]) -> list[str]:

@@ -124,7 +124,7 @@ def _read(app: Any, config: Any) -> None:
 
 def _on_page(app: Any, document: Any) -> None:
     page = app.env.docname
-    if page.startswith(("notebooks/", "book/")) and page not in (GLOSSARY, "book/api", "book/bibliography"):
+    if page.startswith(("notebooks/", "book/")) and not page.startswith((GLOSSARY, "book/api", "book/bibliography")):
         mark(document, app.config.ood_book_words, page, app.config.ood_book_by_hand)
 
 

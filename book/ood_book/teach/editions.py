@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterator, Set
 from dataclasses import replace
+from functools import cache
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -124,9 +125,7 @@ def _question(exercise: list[Part], parts: list[Part], book: Book) -> list[Any]:
 def _own(code: str, known: list[str]) -> str:
     """Code after what it needs of the cells before it, imports and functions: it takes none of them from a student."""
     made = dict[str, str]()
-    for node in (node for cell in known for node in ast.parse(cell).body):
-        found = dict(_made(node))
-        stored = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    for found, stored in (pair for cell in known for pair in _names(cell)):
         for name in [] if found else stored:  # a value from here on
             made.pop(name, None)
         made |= found
@@ -136,6 +135,15 @@ def _own(code: str, known: list[str]) -> str:
         left += [made[name] for name in sorted(used & made.keys() - needed)]
         needed |= used & made.keys()
     return "\n\n".join([*(text for name, text in made.items() if name in needed), code])
+
+
+@cache  # every question of a chapter asks for the cells before it
+def _names(cell: str) -> list[tuple[dict[str, str], list[str]]]:
+    """Of each statement of a cell what it imports or defines, and the names that it stores."""
+    return [
+        (dict(_made(node)), [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)])
+        for node in ast.parse(cell).body
+    ]
 
 
 def _made(node: ast.stmt) -> Iterator[tuple[str, str]]:
@@ -160,20 +168,23 @@ def placed(notebook: Any) -> Iterator[Part]:
             continue
         end = 0
         for fence in FENCE.finditer(cell.source):
-            yield from _text(place, label, cell.source[end : fence.start()])
+            yield from _text(place, label, cell.source[end : fence.start()], cell)
             kind, side, title, options = fence.groups()
             end, place = fence.end(), kind if side == "start" else ""
             if side == "start":
                 label = next(iter(re.findall(r":label: (\S+)", options)), title)
-                yield from _text(place, label, f"**Exercise.** *{title}*" if kind == "exercise" else SOLVED)
-        yield from _text(place, label, cell.source[end:])
+                yield from _text(place, label, f"**Exercise.** *{title}*" if kind == "exercise" else SOLVED, cell)
+        yield from _text(place, label, cell.source[end:], cell)
     if place:
         raise Refused(f"the {place} {label} has no {{{place}-end}}")
 
 
-def _text(place: str, label: str, text: str) -> Iterator[Part]:
+def _text(place: str, label: str, text: str, cell: Any) -> Iterator[Part]:
+    """A piece of a cell of text, with the tags of the whole."""
     if text.strip():
-        yield Part(place, _markdown(text), label)
+        piece = _markdown(text)
+        piece.metadata["tags"] = cell.metadata.get("tags", [])
+        yield Part(place, piece, label)
 
 
 def role(cell: Any) -> str:

@@ -10,6 +10,7 @@ from pybtex.database import parse_file
 
 from ood_book.metadata import read_yaml
 from ood_book.notebooks import Refused
+from ood_book.site.reference import page_of
 
 __all__ = ["ALONE", "Book", "Cited", "labels", "plain", "read_book", "references", "summary"]
 
@@ -171,7 +172,7 @@ def _role(name: str, text: str, book: Book) -> str:
             full = label.lstrip("~")
             shown = f"`{words or (full.rpartition('.')[2] if full != label else full)}`"
             anchor = f"module-{full}" if name == "py:mod" else full
-            return f"[{shown}]({book.site}book/api.html#{anchor})" if book.site else shown
+            return f"[{shown}]({book.site}book/api/{page_of(full)}.html#{anchor})" if book.site else shown
         case "glue":
             raise Refused(f"a notebook outside the book cannot show {{{name}}}`{text}`: print the value from a cell")
     return words or text

@@ -107,6 +107,7 @@ def moodle(title: str, asked: Sequence[Question]) -> str:
 
 def qti(name: str, title: str, asked: Sequence[Question]) -> dict[str, bytes]:
     """One quiz as QTI 1.2: the files, by path, of the zip file that Canvas imports."""
+    name = f"quiz_{name}"  # an identifier of XML begins with a letter
     root = Xml.Element("questestinterop", xmlns=NAMES["questestinterop"])
     assessment = _add(root, "assessment", ident=name, title=title)
     section = _add(assessment, "section", ident="root_section")

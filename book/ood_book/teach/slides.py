@@ -1,7 +1,8 @@
 """The slides of a chapter, made by rules of its executed notebook.
 
 Slides contain what is short: bold questions and sentences, formulas, figures, tables, exercises, the quiz. The full
-prose goes into the speaker's notes. `deck.py` makes a file of them.
+prose goes into the speaker's notes. A lecturer's tags come before the rules: a cell tagged `slide` begins a slide and
+is shown whole, one tagged `skip` is left out. `deck.py` makes a file of them.
 """
 
 import re
@@ -73,12 +74,17 @@ def slides(notebook: Any, goal: str = "", cited: dict[str, str] | None = None) -
     goal = f'<p class="goal">{escape(goal[:1].upper() + goal[1:])}</p>'
     deck = _Deck(goal, cited or {}, _made(notebook), Book(labels=labels(notebook)))
     for part in placed(notebook):
+        tags = part.cell.metadata.get("tags", [])
         if part.place == "solution" or role(part.cell):
             continue
-        if part.cell.cell_type == "code":
+        if "skip" in tags:
+            deck.skip(part.cell)
+        elif part.cell.cell_type == "code":
             deck.code(part.cell)
         elif part.place == "exercise":
             deck.exercise(part.cell.source)
+        elif "slide" in tags:
+            deck.whole(part.cell.source)
         else:
             deck.prose(part.cell.source)
     return deck.slides
@@ -97,17 +103,18 @@ class _Deck:
     title: str = ""
     fresh: bool = False  # nothing was said since the heading
     waiting: str = ""  # for the notes of the slide that comes
+    due: bool = False  # a heading was skipped: what comes belongs on a new slide
 
     def open(self, kind: str = "text", title: str = "") -> Slide:
         """A new slide, below the last heading."""
-        title = title or self.title
+        title, self.due = title or self.title, False
         self.slides.append(Slide(kind, title, self.section if self.section != title else ""))
         return self.slides[-1]
 
     @property
     def last(self) -> Slide:
         """The slide that was opened last."""
-        return self.slides[-1] if self.slides else self.open()
+        return self.slides[-1] if self.slides and not self.due else self.open()
 
     def large(self, kind: str, html: str, rows: int = 0) -> None:
         """A figure, a table or code on a slide of its own; a question that waits for it comes along."""
@@ -130,7 +137,7 @@ class _Deck:
     def note(self, html: str, waits: bool = False) -> None:
         """What the speaker reads to the last slide, or to the one with the formula that this leads to."""
         self.waiting += html
-        if not waits:
+        if not (waits or self.due):
             self.last.notes.append(self.waiting)
             self.waiting = ""
 
@@ -146,6 +153,24 @@ class _Deck:
         for question in questions:
             self.open("quiz", "Quiz").parts.append(_html(question))
 
+    def whole(self, source: str) -> None:
+        """A cell of Markdown on a slide of its own, all of it; its headings begin further ones."""
+        if (blocks := _blocks(self._plain(source)))[0].type != "heading":
+            self.open()
+        for block in blocks:
+            if block.type == "heading":
+                self.heading(block.tag, _inline(block.children[0].content))
+            else:
+                self.last.parts.append(_render(block))
+        self.last.lines, self.fresh = ROOM, False
+
+    def skip(self, cell: Any) -> None:
+        """A cell that is left out, but for its headings: what comes stands below them."""
+        for block in _blocks(self._plain(cell.source)) if cell.cell_type == "markdown" else ():
+            if block.type == "heading":
+                self.under(block.tag, _inline(block.children[0].content))
+                self.due = True
+
     def exercise(self, source: str) -> None:
         """The question whole, for it is read by those who answer it; its hint is folded."""
         if heading := re.match(r"\*\*Exercise\.\*\* \*(.*)\*$", source):
@@ -154,9 +179,12 @@ class _Deck:
             self.last.parts.append(_html(self._plain(source)))
 
     def code(self, cell: Any) -> None:
-        """What the cell has drawn, tabulated and said; its code only where it asserts what a formula says."""
+        """What the cell has drawn, tabulated and said; its code where it asserts what a formula says, or is asked."""
         tags = cell.metadata.get("tags", [])
-        if "assert " in cell.source and not any(tag.startswith(("hide", "remove")) for tag in tags):
+        hidden = any(tag.startswith(("hide", "remove")) for tag in tags)
+        if "slide" in tags and (cell.outputs or not hidden):
+            self.open()
+        if ("assert " in cell.source or "slide" in tags) and not hidden:
             shown = _code(cell.source) + "".join(map(_printed, cell.outputs))
             self.large("code", shown, shown.count("\n"))
         for output in cell.outputs:
@@ -211,18 +239,22 @@ class _Deck:
             case "fence":
                 self.show(_render(block), 2 + block.content.count("\n"))
             case "blockquote" if claims := [_render(b) for b in block.children if _claims(b)]:
-                self.slides[0].parts += [*claims, self.made]
+                (self.slides or [self.last])[0].parts += [*claims, self.made]
         self.note(_render(block), waits=after is not None and after.type == "math_block")
         self.fresh = False
 
     def heading(self, tag: str, text: str) -> None:
         """A new slide; the first heading is the title of the deck."""
-        self.section, self.title = (text if tag == "h2" else self.section), text
+        self.under(tag, text)
         self.fresh = True
         if tag == "h1":
             self.open("title").parts.append(self.goal)
         else:
             self.open()
+
+    def under(self, tag: str, text: str) -> None:
+        """What comes stands below this heading."""
+        self.section, self.title = (text if tag == "h2" else self.section), text
 
     def paragraph(self, block: Any) -> None:
         """Its sentences with something bold, and the first of a section."""

@@ -13,16 +13,13 @@ __all__ = ["ASH", "ash_b", "ash_p", "ash_s"]
 
 
 def ash_p(z: Tensor, percentile: float = 0.9) -> Tensor:
-    """Pruned features: the largest entries of each row stay, the others become zero; p = 0 changes nothing.
+    """Pruned features: the largest entries of each row stay, the others become zero, (N, K); p = 0 changes nothing.
 
     Of entries that are equal those that come first stay.
 
     Args:
         z: (N, K).
         percentile: p, share of the entries that is pruned, see `kept`.
-
-    Returns:
-        (N, K)
 
     References:
         Djurisic et al., Extremely Simple Activation Shaping for Out-of-Distribution Detection, ICLR 2023.
@@ -38,15 +35,7 @@ def ash_p(z: Tensor, percentile: float = 0.9) -> Tensor:
 def ash_b(z: Tensor, percentile: float = 0.9) -> Tensor:
     """Binarised features: each of the k largest entries becomes 1/k of the sum of the whole row, the others zero.
 
-    Args:
-        z: (N, K).
-        percentile: p, share of the entries that is pruned, see `kept`.
-
-    Returns:
-        (N, K), with the row sums of z.
-
-    References:
-        Djurisic et al., ICLR 2023.
+    Features (N, K) to features (N, K) with the same row sums; ``percentile`` as in `ash_p`.
 
     Example:
         >>> import torch
@@ -58,22 +47,12 @@ def ash_b(z: Tensor, percentile: float = 0.9) -> Tensor:
 
 
 def ash_s(z: Tensor, percentile: float = 0.9) -> Tensor:
-    r"""Pruned and sharpened features: the k largest entries times :math:`e^{S_1/S_2}`, the others zero.
+    r"""Pruned and sharpened features: the k largest entries times :math:`e^{S_1/S_2}`, the others zero, (N, K).
 
-    S_1 is the sum of the row, S_2 the sum of what is kept.
-
-    Args:
-        z: (N, K); a row of zeros stays one.
-        percentile: p, share of the entries that is pruned, see `kept`.
-
-    Returns:
-        (N, K)
+    S_1 is the sum of the row, S_2 the sum of what is kept; a row of zeros stays one.  ``percentile`` as in `ash_p`.
 
     Raises:
         ValueError: S_2 <= 0 in a row (features that can be negative), or the factor overflows.
-
-    References:
-        Djurisic et al., ICLR 2023.
     """
     return ash_p(z, percentile) * scale_factor(z, percentile)
 
@@ -82,10 +61,9 @@ class ASH(Rectifier):
     """Score of the logits of pruned features, see `ash_b`, `ash_s` and `ash_p`.
 
     Args:
-        head: the network's last linear layer.
+        head, score: see `Rectifier`.
         percentile: share of each feature's entries that is pruned.
         variant: ``"b"`` (binarise), ``"s"`` (sharpen; the authors' choice for most networks) or ``"p"`` (prune only).
-        score: see `Rectifier`.
 
     Raises:
         ValueError: another variant; ``percentile`` leaves nothing; features of another width than the head; with

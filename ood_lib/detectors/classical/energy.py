@@ -15,14 +15,9 @@ __all__ = ["Energy", "energy"]
 
 
 def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Free energy :math:`-T \log \sum_j e^{\ell_j / T}`; larger = more OOD.
+    r"""Free energy :math:`-T \log \sum_j e^{\ell_j / T}`, (..., C) to (...,); larger = more OOD.
 
-    Args:
-        logits: (..., C).
-        temperature: T > 0; for T to 0 the energy becomes `max_logit`.
-
-    Returns:
-        (...,)
+    T > 0 is the ``temperature``; for T to 0 the energy becomes `max_logit`.
 
     Raises:
         ValueError: integers; ``temperature`` is not positive.
@@ -42,14 +37,7 @@ def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 class Energy(Detector):
-    """Free energy of the logits, see `energy`.
-
-    Args:
-        temperature: T > 0.
-
-    Raises:
-        ValueError: ``temperature`` is not positive.
-    """
+    """Free energy of the logits, with the ``temperature`` of `energy`."""
 
     reads = ("logits",)
     needs_fit = False

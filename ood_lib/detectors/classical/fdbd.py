@@ -33,7 +33,7 @@ def class_gaps(weight: Tensor) -> Tensor:
 
 
 def fdbd(away: Tensor, logits: Tensor, gaps: Tensor) -> Tensor:
-    r"""Minus the distances to the decision boundaries, per length of the feature seen from the training mean.
+    r"""Minus the distances to the decision boundaries, per length of the feature seen from the training mean, (N,).
 
     .. math:: -\frac{1}{\lVert z - \mu \rVert}
         \sum_{c \neq \hat y} \frac{\ell_{\hat y} - \ell_c}{\lVert w_{\hat y} - w_c \rVert}
@@ -44,9 +44,6 @@ def fdbd(away: Tensor, logits: Tensor, gaps: Tensor) -> Tensor:
         away: (N, K), features minus the training mean.
         logits: (N, C).
         gaps: (C, C), see `class_gaps`.
-
-    Returns:
-        (N,)
 
     Raises:
         ValueError: a single logit; integers; features and logits of different numbers of images.
@@ -65,11 +62,8 @@ def fdbd(away: Tensor, logits: Tensor, gaps: Tensor) -> Tensor:
 class FDBD(MomentDetector):
     """Distances to the decision boundaries relative to the distance to the training mean, see `fdbd`.
 
-    Learns nothing but the mean, so it needs no labels.  Logits are computed by ``head``.  (OpenOOD may divide by
-    the length of z instead, whichever does better on its OOD validation images.)
-
-    Args:
-        head: the network's last linear layer.
+    Learns nothing but the mean, so it needs no labels.  Logits are computed by ``head``, the network's last linear
+    layer.  (OpenOOD may divide by the length of z instead, whichever does better on its OOD validation images.)
 
     Raises:
         ValueError: a head of one class, or with two of the same weights; features of another width than the head.
@@ -81,7 +75,6 @@ class FDBD(MomentDetector):
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         self.head = FrozenHead(head)
-        self.register_buffer("gaps", torch.empty(0, 0))
 
     def _measure(self, chunk: Features) -> Moments:
         z = chunk.penultimate

@@ -12,7 +12,7 @@ __all__ = ["GEN", "gen"]
 
 
 def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
-    r"""Generalised entropy :math:`\sum_{j \in \text{top}} p_j^\gamma (1-p_j)^\gamma`; larger = more OOD.
+    r"""Generalised entropy :math:`\sum_{j \in \text{top}} p_j^\gamma (1-p_j)^\gamma`, (...,); larger = more OOD.
 
     A small gamma lets the many small probabilities speak (:math:`10^{-9}` to the power 0.1 is 0.13).  So they are taken
     as logarithms, in which none is rounded to zero, and for the largest one 1 - p is summed from the others.
@@ -21,9 +21,6 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
         logits: (..., C).
         gamma: exponent in (0, 1).
         top: how many of the largest probabilities count; all of them when it exceeds C.
-
-    Returns:
-        (...,)
 
     Raises:
         ValueError: a single logit; integers; an argument out of its range.
@@ -45,15 +42,7 @@ def gen(logits: Tensor, gamma: float = 0.1, top: int = 100) -> Tensor:
 
 
 class GEN(Detector):
-    """Generalised entropy of the largest probabilities, see `gen`.
-
-    Args:
-        gamma: exponent, > 0.
-        top: how many of the largest probabilities count, >= 1.
-
-    Raises:
-        ValueError: an argument out of its range.
-    """
+    """Generalised entropy of the largest probabilities, with the arguments of `gen`."""
 
     reads = ("logits",)
     needs_fit = False

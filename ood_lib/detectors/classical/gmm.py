@@ -8,6 +8,7 @@ components.
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Self
 
 import torch
@@ -171,11 +172,7 @@ class GMM(MomentDetector):
     whitening: Tensor
 
     def __init__(
-        self,
-        components: int | None = None,
-        covariance: Covariance = "tied",
-        ridge: float = 1e-6,
-        seed: int = 0,
+        self, components: int | None = None, covariance: Covariance = "tied", ridge: float = 1e-6, seed: int = 0
     ) -> None:
         super().__init__()
         check("integer [1, inf) or None", "a number of Gaussians (None: one per class)", components=components)
@@ -183,8 +180,6 @@ class GMM(MomentDetector):
         check("[0, inf)", "a share of the mean variance", ridge=ridge)
         self.components, self.covariance, self.ridge, self.seed = components, covariance, ridge, seed
         self.kind = covariance
-        self.register_buffer("weights", torch.empty(0, dtype=torch.float64))
-        self.register_buffer("whitening", torch.empty(0, dtype=torch.float64))
 
     # -- fitting ------------------------------------------------------------------------------------------------
 
@@ -233,6 +228,31 @@ class GMM(MomentDetector):
         check_width(z, self.means.shape[1])
         found = Mixture(self.weights.double(), self.means.double(), self.whitening.double())
         return mixture_log_prob(z.double(), found).logsumexp(1).to(z.dtype)
+
+    def with_gradient(self, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """`log_prob` and its gradient, written out, of a tied mixture as it is now, in the precision of ``like``.
+
+        For the many steps of Langevin chains: no graph is made, and what is the same for each point is computed once.
+
+        Raises:
+            NotFittedError: `fit` has not been called.
+        """
+        self._complete()
+        self._require_fit()
+        (a,), weights = self.whitening.double(), self.weights.double()
+        centre = weights @ self.means.double()
+        white_means = (self.means.double() - centre) @ a.T
+        log_det = a.square().sum(1).log().sum() / 2 - len(a) / 2 * math.log(2 * math.pi)
+        offset = weights.log() + log_det - white_means.square().sum(1) / 2
+        centre, a, white_means, offset = (x.to(like) for x in (centre, a, white_means, offset))
+
+        def log_prob(z: Tensor) -> tuple[Tensor, Tensor]:
+            white = (z - centre) @ a.T
+            each = torch.addmm(offset, white, white_means.T)  # of each component, up to what all of them share
+            slope = torch.addmm(white, each.softmax(1), white_means, beta=-1) @ a
+            return each.logsumexp(1) - white.square().sum(1) / 2, slope
+
+        return log_prob
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

@@ -10,7 +10,7 @@ __all__ = ["GradNorm", "gradnorm"]
 
 
 def gradnorm(z: Tensor, logits: Tensor) -> Tensor:
-    r"""Minus the size of the gradient that a uniform target sends into the head; larger = more OOD.
+    r"""Minus the size of the gradient that a uniform target sends into the head, (N,); larger = more OOD.
 
     .. math:: -\Bigl\lVert \frac{\partial}{\partial W} \sum_j -\log p_j \Bigr\rVert_1
         = -\lVert z \rVert_1 \sum_j \lvert C p_j - 1 \rvert
@@ -21,9 +21,6 @@ def gradnorm(z: Tensor, logits: Tensor) -> Tensor:
     Args:
         z: (N, K).
         logits: (N, C).
-
-    Returns:
-        (N,)
 
     Raises:
         ValueError: a single logit; integers; features and logits of different numbers of images.

@@ -12,16 +12,13 @@ __all__ = ["KLMatching", "kl_matching"]
 
 
 def kl_matching(logits: Tensor, templates: Tensor) -> Tensor:
-    r"""Divergence from the nearest class template, :math:`\min_k \mathrm{KL}(p \,\|\, d_k)`; larger = more OOD.
+    r"""Divergence from the nearest class template, :math:`\min_k \mathrm{KL}(p \,\|\, d_k)`, (...,); larger = more OOD.
 
     Zeros of a template count as the smallest positive number of its precision, so the score stays finite.
 
     Args:
         logits: (..., C).
         templates: d, (M, C), each row a distribution over the classes.
-
-    Returns:
-        (...,)
 
     Raises:
         ValueError: a single logit; integers; templates of another width.
@@ -49,10 +46,6 @@ class KLMatching(MomentDetector):
     fits = "val"
     grows = (*MomentDetector.grows, "templates")
     templates: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("templates", torch.empty(0, 0))
 
     def _measure(self, chunk: Features) -> Moments:
         check_logits(chunk.logits, 2)

@@ -15,7 +15,7 @@ __all__ = ["KNN", "knn_distance"]
 
 
 def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block: int = 1024) -> Tensor:
-    r"""Euclidean distance to the k-th nearest row of the bank; larger = more OOD.
+    r"""Euclidean distance to the k-th nearest row of the bank, (N,); larger = more OOD.
 
     Neighbours are found by :math:`\langle q, x \rangle - \lVert x \rVert^2 / 2`, one matrix product per tile of
     ``block`` queries and ``chunk`` bank rows, and the k best are kept. So the memory beside input and result is
@@ -28,9 +28,6 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block
         k: which neighbour, 1 = the nearest.
         chunk: bank rows compared at once.
         block: queries compared at once.
-
-    Returns:
-        (N,)
 
     Raises:
         ValueError: ``k`` < 1, or more than the bank has rows.
@@ -121,8 +118,6 @@ class KNN(Detector):
         super().__init__()
         check("integer [1, inf)", "a neighbour to look at", k=k)
         self.k, self.normalize = k, normalize
-        self.register_buffer("bank", torch.empty(0, 0))
-        self.register_buffer("centre", torch.empty(0))
 
     def _place(self, z: Tensor) -> Tensor:
         # distances do not see a shift, rounding does: |a|^2 + |b|^2 - 2ab loses what a and b share
@@ -143,7 +138,6 @@ class KNN(Detector):
         self.bank = self._place(z)
 
     def _score(self, features: Features) -> Tensor:
-        check_width(features.penultimate, self.bank.shape[1])
         found = knn_distance(self._place(features.penultimate), self.bank, self.k)
         rounded = 4 * torch.finfo(found.dtype).eps  # of two directions that are one, rounding makes two
         return found.masked_fill(found < rounded, 0) if self.normalize else found

@@ -45,7 +45,7 @@ def whitening(covariance: Tensor, means: Tensor) -> Tensor:
 
 
 def mahalanobis(z: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
-    r"""Squared Mahalanobis distance to the nearest class mean; larger = more OOD.
+    r"""Squared Mahalanobis distance to the nearest class mean, (N,); larger = more OOD.
 
     .. math:: \min_c (z-\mu_c)^\top \Sigma^{-1} (z-\mu_c) = \min_c \lVert A z - A \mu_c \rVert^2,
         \quad A^\top A = \Sigma^{-1}
@@ -54,9 +54,6 @@ def mahalanobis(z: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
         z: (N, K).
         means: (C, K).
         whitening: A, (R, K) with R the rank of the covariance.
-
-    Returns:
-        (N,)
 
     References:
         Lee et al., A Simple Unified Framework for Detecting OOD Samples and Adversarial Attacks, NeurIPS 2018.
@@ -81,10 +78,6 @@ class Mahalanobis(MomentDetector):
     kind = "tied"
     grows: ClassVar[tuple[str, ...]] = (*MomentDetector.grows, "whitening")
     whitening: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("whitening", torch.empty(0, 0))
 
     def _finish(self, moments: Moments) -> None:
         self._need_every_class(moments)

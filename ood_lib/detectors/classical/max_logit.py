@@ -9,13 +9,7 @@ __all__ = ["MaxLogit", "max_logit"]
 
 
 def max_logit(logits: Tensor) -> Tensor:
-    r"""Minus the largest logit, :math:`-\max_j \ell_j`; larger = more OOD.
-
-    Args:
-        logits: (..., C).
-
-    Returns:
-        (...,)
+    r"""Minus the largest logit, :math:`-\max_j \ell_j`, (..., C) to (...,); larger = more OOD.
 
     References:
         Hendrycks et al., Scaling Out-of-Distribution Detection for Real-World Settings, ICML 2022.

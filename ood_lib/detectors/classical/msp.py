@@ -10,14 +10,11 @@ __all__ = ["MSP", "msp"]
 
 
 def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Minus the maximum softmax probability, :math:`-\max_j p_j`; larger = more OOD, in [-1, -1/C].
+    r"""Minus the maximum softmax probability, :math:`-\max_j p_j`, (...,); larger = more OOD, in [-1, -1/C].
 
     Args:
         logits: (..., C).
         temperature: T > 0, p is the softmax of the logits / T; `fit_temperature` finds a calibrated one.
-
-    Returns:
-        (...,)
 
     Raises:
         ValueError: a single logit, whose softmax is always 1; integers; ``temperature`` is not positive.
@@ -37,14 +34,7 @@ def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 class MSP(Detector):
-    """Maximum softmax probability, see `msp`.
-
-    Args:
-        temperature: T > 0; `fit_temperature` finds a calibrated one.
-
-    Raises:
-        ValueError: ``temperature`` is not positive.
-    """
+    """Maximum softmax probability, with the ``temperature`` of `msp`."""
 
     reads = ("logits",)
     needs_fit = False

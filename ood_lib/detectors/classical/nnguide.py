@@ -34,7 +34,7 @@ def balanced_subset(labels: Tensor, fraction: float, generator: torch.Generator)
 
 
 def nnguide(z: Tensor, logits: Tensor, bank: Tensor, k: int) -> Tensor:
-    r"""Energy guided by similar training features, :math:`-G(z)\,\log\sum_j e^{\ell_j}`; larger = more OOD.
+    r"""Energy guided by similar training features, :math:`-G(z)\,\log\sum_j e^{\ell_j}`, (N,); larger = more OOD.
 
     The guidance G is the mean of the k largest inner products :math:`\langle v_n, \hat z \rangle` with
     :math:`\hat z = z / \lVert z \rVert`; bank vectors :math:`v_n = \hat z_n \log\sum_j e^{\ell_{nj}}` are directions of
@@ -45,9 +45,6 @@ def nnguide(z: Tensor, logits: Tensor, bank: Tensor, k: int) -> Tensor:
         logits: (N, C).
         bank: v, (M, K), M >= k.
         k: number of neighbours.
-
-    Returns:
-        (N,)
 
     Raises:
         ValueError: ``k`` < 1, or more than the bank has rows; features, logits and bank that do not belong together.
@@ -88,7 +85,6 @@ class NNGuide(Detector):
         check("integer [1, inf)", "a number of neighbours", k=k)
         check("(0, 1]", "a share of each class", fraction=fraction)
         self.k, self.fraction, self.seed = k, fraction, seed
-        self.register_buffer("bank", torch.empty(0, 0))
 
     def _fit(self, features: Features) -> None:
         labels = self._labels(features, features.logits.shape[1])
@@ -103,5 +99,4 @@ class NNGuide(Detector):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        check_width(z, self.bank.shape[1])
         return nnguide(z, features.logits.to(z.dtype), self.bank.to(z.dtype), self.k)

@@ -5,7 +5,6 @@ network in `extract`, and the detector `ODIN` scores the logits that come out.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 from ood_lib.checks import check
 from ood_lib.detectors.classical.msp import MSP, msp
 from ood_lib.detectors.detector import check_logits
-from ood_lib.networks.adapt import adapt
+from ood_lib.networks.adapt import as_network
 from ood_lib.networks.network import Representation, check_eval
 from ood_lib.tensors import check_floats
 
@@ -31,7 +30,7 @@ def odin_images(
     std: Sequence[float] | None = None,
     multilabel: bool = False,
 ) -> Tensor:
-    r"""Images moved a small step towards the class they are taken for.
+    r"""Images moved a small step towards the class they are taken for, (N, channels, H, W).
 
     .. math:: x' = x - \frac{\varepsilon}{\sigma}\,\mathrm{sign}\,
         \nabla_x\bigl(-\log p_{\hat y}(x; T)\bigr), \qquad \mathrm{sign}(0) = 1
@@ -48,9 +47,6 @@ def odin_images(
             (the networks of this library standardise inside).
         multilabel: independent labels: the loss is the binary cross-entropy of the largest logit against its own
             decision, :math:`\log(1 + e^{-|\ell_{\max}|})`, and T plays no part (as in the code of JointEnergy).
-
-    Returns:
-        (N, channels, H, W)
 
     Raises:
         ValueError: an argument out of its range; a network in training mode, or with a single logit.
@@ -84,13 +80,7 @@ def odin(
 ) -> Tensor:
     r"""Minus the largest softmax probability at temperature T of images moved by `odin_images`; larger = more OOD.
 
-    With epsilon = 0 and T = 1 this is `msp`.
-
-    Returns:
-        (N,)
-
-    References:
-        Liang, Li & Srikant, ICLR 2018.
+    One score for each image, (N,); with epsilon = 0 and T = 1 this is `msp`.
     """
     moved = odin_images(network, images, temperature, epsilon, std)
     with torch.no_grad():
@@ -129,7 +119,7 @@ class ODINNetwork(nn.Module):
         super().__init__()
         check("(0, inf)", temperature=temperature)
         check("[0, inf)", "the size of a step", epsilon=epsilon)
-        self.network: Any = network if hasattr(network, "represent") else adapt(network)
+        self.network = as_network(network)
         self.temperature, self.epsilon, self.std, self.multilabel = temperature, epsilon, std, multilabel
 
     @property
@@ -158,11 +148,7 @@ class ODIN(MSP):
     The step is taken on images, so it is part of the extraction: give ``score`` the features of
     ``extract(ODINNetwork(network), dataset)``.  On features of the plain network this is ODIN with epsilon = 0.
 
-    Args:
-        temperature: T > 0, the same as in `ODINNetwork`.
-
-    Raises:
-        ValueError: ``temperature`` is not positive.
+    The ``temperature`` is that of `ODINNetwork`.
     """
 
     def __init__(self, temperature: float = 1000.0) -> None:

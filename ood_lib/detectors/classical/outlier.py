@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector, check_width
+from ood_lib.detectors.detector import Detector
 from ood_lib.extras import need
 from ood_lib.features.features import Features
 
@@ -62,7 +62,6 @@ class SklearnDetector(Detector):
             mend = ", ".join(f"{name}=0" for name in free)
             raise ValueError(f"{estimator!r} draws at random; give it {mend}, so that it can be fitted again")
         self.estimator, self.field, self.reads = need("sklearn.base").clone(estimator), field, (field,)
-        self.register_buffer("reference", torch.empty(0, 0, dtype=torch.float64))
         self._refit: Any = None
 
     def _fit(self, features: Features) -> None:
@@ -80,7 +79,6 @@ class SklearnDetector(Detector):
 
     def _score(self, features: Features) -> Tensor:
         rows = getattr(features, self.field)
-        check_width(rows, self.reference.shape[1])
         if self._refit is None:  # the state was loaded
             self._refit = self._fit_to(self.reference)
         return -torch.from_numpy(self._refit.score_samples(rows.double().cpu().numpy())).to(rows)

@@ -46,9 +46,8 @@ class ReAct(Rectifier):
     the training set (which serves as well where nothing is held out).
 
     Args:
-        head: the network's last linear layer.
+        head, score: see `Rectifier`.
         percentile: share of the ID activations below the clip.
-        score: see `Rectifier`.
 
     Raises:
         ValueError: ``percentile`` is not in (0, 1]; features of another width than the head.

@@ -84,7 +84,6 @@ class Rectifier(Detector):
         raise NotImplementedError(f"{type(self).__name__} must define rectify")
 
     def _score(self, features: Features) -> Tensor:
-        self.head.check_width(features.penultimate)
         return self.kind(self.head(self.rectify(features.penultimate)))
 
     def arguments(self) -> dict[str, Any]:

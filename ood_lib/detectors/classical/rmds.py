@@ -1,6 +1,5 @@
 """RMDS: the Mahalanobis distance relative to that of all data.  Larger score = more OOD."""
 
-import torch
 from torch import Tensor
 
 from ood_lib.detectors.classical.mahalanobis import Mahalanobis, mahalanobis, whitening
@@ -12,7 +11,7 @@ __all__ = ["RMDS", "relative_mahalanobis"]
 
 
 def relative_mahalanobis(z: Tensor, means: Tensor, whitening: Tensor, mean: Tensor, background: Tensor) -> Tensor:
-    r"""Distance to the nearest class relative to all data, :math:`\min_c M_c(z) - M_0(z)`; larger = more OOD.
+    r"""Distance to the nearest class relative to all data, :math:`\min_c M_c(z) - M_0(z)`, (N,); larger = more OOD.
 
     M_c is the squared Mahalanobis distance to class c under the covariance inside the classes, M_0 the one to the
     overall mean under the covariance of all training features.  Directions that tell no classes apart cancel.
@@ -23,9 +22,6 @@ def relative_mahalanobis(z: Tensor, means: Tensor, whitening: Tensor, mean: Tens
         whitening: of the covariance inside the classes, (R, K).
         mean: (1, K), the overall mean.
         background: whitening of the overall covariance, (R', K).
-
-    Returns:
-        (N,)
 
     References:
         Ren et al., A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection, 2021.
@@ -44,11 +40,6 @@ class RMDS(Mahalanobis):
     grows = (*Mahalanobis.grows, "mean", "background")
     mean: Tensor
     background: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.empty(0, 0))
-        self.register_buffer("background", torch.empty(0, 0))
 
     def _finish(self, moments: Moments) -> None:
         if len(moments.counts) < 2:

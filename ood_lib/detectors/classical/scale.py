@@ -11,16 +11,13 @@ __all__ = ["SCALE", "scale"]
 
 
 def scale(z: Tensor, percentile: float = 0.85) -> Tensor:
-    r"""Scaled features :math:`z\,e^{S_1/S_2}`: as `ash_s`, but nothing is pruned.
+    r"""Scaled features :math:`z\,e^{S_1/S_2}`: as `ash_s`, but nothing is pruned, (N, K).
 
     A change of temperature, one per sample: with p = 0 it is the same factor e for all.
 
     Args:
         z: (N, K); a row of zeros stays one.
         percentile: p, share of the entries that is left out of S_2, see `kept`.
-
-    Returns:
-        (N, K)
 
     Raises:
         ValueError: S_2 <= 0 in a row (features that can be negative), or the factor overflows.
@@ -35,9 +32,8 @@ class SCALE(Rectifier):
     """Score of the logits of scaled features, see `scale`.
 
     Args:
-        head: the network's last linear layer.
+        head, score: see `Rectifier`.
         percentile: share of each feature's entries that is left out of the smaller sum.
-        score: see `Rectifier`.
 
     Raises:
         ValueError: ``percentile`` leaves nothing; features of another width than the head; features that can be

@@ -15,7 +15,7 @@ __all__ = ["SHE", "she"]
 
 
 def she(z: Tensor, patterns: Tensor, metric: Literal["inner", "euclidean", "cosine"] = "inner") -> Tensor:
-    r"""Minus the similarity to the stored pattern of the predicted class, :math:`-\langle z, m_{\hat y} \rangle`.
+    r"""Minus the similarity to the stored pattern of the predicted class, :math:`-\langle z, m_{\hat y} \rangle`, (N,).
 
     Larger = more OOD.  The other metrics are :math:`\lVert z - m_{\hat y} \rVert` and minus the cosine.
 
@@ -23,9 +23,6 @@ def she(z: Tensor, patterns: Tensor, metric: Literal["inner", "euclidean", "cosi
         z: (N, K).
         patterns: (N, K), the pattern of the class predicted for each row.
         metric: ``"inner"`` (the paper's), ``"euclidean"`` or ``"cosine"``.
-
-    Returns:
-        (N,)
 
     Raises:
         ValueError: another metric; features and patterns of different shapes.
@@ -43,12 +40,9 @@ def she(z: Tensor, patterns: Tensor, metric: Literal["inner", "euclidean", "cosi
 
 
 class SHE(MomentDetector):
-    """Similarity to the mean feature of the predicted class, see `she`.
+    """Similarity to the mean feature of the predicted class, by the ``metric`` of `she`.
 
     The pattern of a class is the mean over its training samples that the network classifies correctly.
-
-    Args:
-        metric: see `she`.
 
     Raises:
         ValueError: another metric; labels are missing; a class of which no training sample is classified correctly;

@@ -1,6 +1,5 @@
 """ViM: the residual outside a subspace becomes a virtual logit.  Larger score = more OOD."""
 
-from collections.abc import Iterator
 from functools import partial, reduce
 
 import torch
@@ -20,16 +19,13 @@ __all__ = ["ViM", "vim"]
 def vim(logits: Tensor, residual: Tensor, alpha: float) -> Tensor:
     r"""Length of the residual against the energy, :math:`\alpha \lVert R^\top (z-u) \rVert - \log\sum_j e^{\ell_j}`.
 
-    Larger = more OOD.  Up to a monotone map this is the softmax of a virtual class with the logit
-    :math:`\alpha \lVert R^\top (z-u) \rVert`.
+    One score for each image, (N,); larger = more OOD.  Up to a monotone map this is the softmax of a virtual class with
+    the logit :math:`\alpha \lVert R^\top (z-u) \rVert`.
 
     Args:
         logits: (N, C).
         residual: (N, K-D), coordinates of the features outside the D main directions.
         alpha: scale that lifts residuals to the size of logits.
-
-    Returns:
-        (N,)
 
     References:
         Wang et al., ViM: Out-Of-Distribution with Virtual-logit Matching, CVPR 2022.
@@ -65,8 +61,6 @@ class ViM(Detector):
         self.head = FrozenHead(head)
         check(f"integer [1, {head.in_features}) or None", "fewer directions than features", dim=dim)
         self.dim = dim
-        self.register_buffer("origin", torch.empty(0))
-        self.register_buffer("residual", torch.empty(0, 0))
         self.register_buffer("alpha", torch.tensor(torch.nan, dtype=torch.float64))
 
     def main_dimensions(self) -> int:
@@ -77,24 +71,20 @@ class ViM(Detector):
     def _fit(self, features: Features) -> None:
         self.head.check_width(features.penultimate)
         origin = -torch.linalg.pinv(self.head.weight.double()) @ self.head.bias.double()
-        seen = reduce(partial(merge_moments, kind="tied"), map(spread, self._pieces(features)))
+        seen = reduce(partial(merge_moments, kind="tied"), map(spread, self._chunks(features)))
         away = seen.means - origin
         total = seen.scatter + seen.counts * away.T @ away
         vectors = torch.linalg.eigh(total).eigenvectors  # in ascending order of the eigenvalues
         residual = vectors[:, : len(vectors) - self.main_dimensions()].contiguous()
         rows = [
             torch.stack([lengths(self._outside(z, origin, residual)), self.head(z).amax(1)])
-            for z in self._pieces(features)
+            for z in self._chunks(features)
         ]
         length, logit = torch.cat(rows, 1).double().mean(1).tolist()
         size = total.diagonal().sum().div(len(features)).sqrt().item()
         self._check_scale(length, logit, size * max(1e-9, 2 * torch.finfo(rows[0].dtype).eps))
         self.origin, self.residual = origin, residual
         self.alpha.fill_(logit / length)
-
-    def _pieces(self, features: Features) -> Iterator[Tensor]:
-        for chunk in features.split(self.chunk):
-            yield self._prepare(Features(penultimate=chunk.penultimate)).penultimate
 
     @staticmethod
     def _outside(z: Tensor, origin: Tensor, residual: Tensor) -> Tensor:

@@ -190,7 +190,8 @@ class Coupling(nn.Module):
 
     def scale_shift(self, a: Tensor) -> tuple[Tensor, Tensor]:
         """s and t, one number each per coordinate that moves."""
-        s, t = torch.cat([net(a).to(a.dtype) for net in self.nets], 1).chunk(2, 1)
+        found = [net(a).to(a.dtype) for net in self.nets]
+        s, t = found if len(found) == 2 else found[0].chunk(2, 1)
         return (s if self.clamp is None else self.clamp * torch.tanh(s / self.clamp)), t
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

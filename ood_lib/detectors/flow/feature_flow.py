@@ -112,7 +112,7 @@ class FeatureFlow(Detector):
 
     shape: Tensor
     usual: Tensor
-    density: Flow
+    density: Any  # a `Flow`; `_require_fit` stands before each use
     flow: Any
 
     def __init__(
@@ -140,7 +140,7 @@ class FeatureFlow(Detector):
         self._check_arguments()
         self.register_buffer("shape", torch.zeros(2, dtype=torch.long))  # K, and C when the base has classes
         self.register_buffer("usual", torch.tensor(0.0, dtype=torch.float64))  # mean log p of held-out ID rows
-        self.density = None  # type: ignore[assignment]  # `_require_fit` stands before each use
+        self.density = None
 
     def arguments(self) -> dict[str, Any]:
         """As of every detector, but for the place of a file."""
@@ -151,8 +151,7 @@ class FeatureFlow(Detector):
         check("integer [0, inf)", updates=self.updates)
         check("integer [1, inf)", batch_size=self.batch_size, check_every=self.check_every, patience=self.patience)
         check("[0, 1)", "a share of the rows", holdout=self.holdout)
-        if self.layers is not None:
-            check("integer [1, inf)", layers=self.layers)
+        check("integer [1, inf) or None", layers=self.layers)
         if self.flow != "coupling" and (self.layers, self.hidden) != (None, None):
             shape = f"layers={self.layers}, hidden={self.hidden}"
             raise ValueError(f'{shape} was given for a flow of another shape; expected flow="coupling", or neither')
@@ -254,15 +253,13 @@ class FeatureFlow(Detector):
             raise ValueError("the training features are all equal: they have no density; look at the network")
         if flat.any():
             width = "as wide as the noise" if self.noise else "a thousandth as wide as the others"
-            message = f"{int(flat.sum())} of {len(flat)} features never vary; the flow takes them for {width}"
-            warn(message)
+            warn(f"{int(flat.sum())} of {len(flat)} features never vary; the flow takes them for {width}")
         return moments, self.noise * variances.mean().sqrt().item()
 
     def _moments(self, chunk: Features, kind: Kind) -> Moments:
         z = chunk.penultimate
         if self.normalize and (short := int((z == 0).all(1).sum())):
-            message = f"{short} features have length 0 and no direction; they stay at the origin, off the sphere"
-            warn(message)
+            warn(f"{short} features have length 0 and no direction; they stay at the origin, off the sphere")
         labels = self._labels(chunk) if self.class_base else torch.zeros(len(z), dtype=torch.long, device=z.device)
         return class_moments(self.on_sphere(z), labels, kind)
 

@@ -31,10 +31,6 @@ class HEAT(Composed):
     Raises:
         ValueError: no priors, or one that has no ``log_prob``; options for hybrids that are ready.
 
-    References:
-        Lafon, Ramzi, Rambour & Thome, Hybrid Energy Based Model in the Feature Space for Out-of-Distribution
-        Detection, ICML 2023.
-
     Example:
         >>> import torch
         >>> from ood_lib import Features, GMMPrior, LogitPrior

@@ -6,15 +6,17 @@ negatives it is trained on.
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ood_lib.checks import check
+from ood_lib.detectors.classical.gmm import GMM
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.heat.langevin import DivergedError, sgld
 from ood_lib.detectors.heat.residual import Diagnostics, ResidualNet, residual_loss
@@ -25,11 +27,9 @@ from ood_lib.warn import warn
 __all__ = ["ResidualEBM"]
 
 Start = Literal["prior", "noise", "data", "persistent"]
-
+Energy = Callable[[Tensor], Tensor]
 HARDLY, LAST = 0.1, 20  # a gap below this share of the largest, over so many last updates, is hardly any training
-
 FAR = 30.0  # times beyond which energies count as diverged, and features as of another scale
-
 POOL, RENEWED = 10, 0.05  # persistent chains per batch row, and the share of them that begins anew
 
 
@@ -70,9 +70,6 @@ class ResidualEBM(Detector):
             out of its range.
         DivergedError: on fitting, an energy that is not finite, or far beyond its bound; the average of the weights
             before that is kept.
-
-    References:
-        Lafon et al., HEAT, ICML 2023; in full in `ood_lib.detectors.heat.heat`.
 
     Example:
         >>> from ood_lib import GMM
@@ -134,7 +131,6 @@ class ResidualEBM(Detector):
         check("[0, 1)", "a share", average=average)
         self.net: Any = self._network(1)
         self.history = Diagnostics()
-        self.register_buffer("metric", torch.empty(0))
         self.register_buffer("t_p", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("length", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("narrowest", torch.tensor(1.0, dtype=torch.float64))
@@ -148,10 +144,7 @@ class ResidualEBM(Detector):
         Raises:
             NotFittedError: `fit` has not been called, nor that of the prior.
         """
-        return self._with(z, self.factor)
-
-    def _with(self, z: Tensor, factor: float) -> Tensor:
-        return -self.prior.log_prob(z) / self.t_p + factor * self.net(z)
+        return -self.prior.log_prob(z) / self.t_p + self.factor * self.net(z)
 
     def residual(self, z: Tensor) -> Tensor:
         """What the network says of points (N, D), (N,); ``factor`` times that is added to the energy of the prior."""
@@ -188,7 +181,7 @@ class ResidualEBM(Detector):
             ValueError: the chains of this hybrid start from data.
         """
         self._require_fit()
-        return self._chain(self._fresh(n, generator), generator)
+        return self._chain(self._fresh(n, generator), generator, self._target())
 
     def _score(self, features: Features) -> Tensor:
         z = self.points(features)
@@ -244,12 +237,14 @@ class ResidualEBM(Detector):
     def _train(self, z: Tensor) -> None:
         draw, self.history = torch.Generator().manual_seed(self.seed), Diagnostics(lam=self.lam)
         average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(self.average))
-        adam = torch.optim.Adam(self.net.parameters(), self.learning_rate, betas=(0.0, 0.999))
+        fused = z.device.type in ("cpu", "cuda")
+        adam = torch.optim.Adam(self.net.parameters(), self.learning_rate, betas=(0.0, 0.999), fused=fused)
         pool = self._fresh(POOL * self.batch_size, draw) if self.start == "persistent" else None
+        target = self._target()
         try:
             for _ in range(self.updates):
                 batch = z[torch.randint(len(z), (self.batch_size,), generator=draw, device="cpu").to(z.device)]
-                self._update(adam, batch, self._negatives(batch, pool, draw))
+                self._update(adam, batch, self._negatives(batch, pool, draw, target))
                 average.update_parameters(self.net)
         except DivergedError as error:
             self.fitted.fill_(True)
@@ -267,17 +262,17 @@ class ResidualEBM(Detector):
                 "Take more updates or a larger learning_rate, or accept that this prior leaves nothing to learn"
             )
 
-    def _negatives(self, batch: Tensor, pool: Tensor | None, draw: torch.Generator) -> Tensor:
+    def _negatives(self, batch: Tensor, pool: Tensor | None, draw: torch.Generator, target: Energy) -> Tensor:
         if pool is not None:
             rows = torch.randperm(len(pool), generator=draw, device="cpu")[: len(batch)].to(pool.device)
             renewed = (torch.rand(len(batch), 1, generator=draw, dtype=torch.float32, device="cpu") < RENEWED).to(
                 pool.device
             )
             start = torch.where(renewed, self._fresh(len(batch), draw), pool[rows])
-            pool[rows] = ends = self._chain(start, draw)
+            pool[rows] = ends = self._chain(start, draw, target)
         else:
             start = batch if self.start == "data" else self._fresh(len(batch), draw)
-            ends = self._chain(start, draw)
+            ends = self._chain(start, draw, target)
         return torch.cat([ends, self.project(start)]) if self.keep_starts else ends
 
     def _fresh(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -292,19 +287,32 @@ class ResidualEBM(Detector):
         noise = torch.randn(n, width, generator=generator, dtype=torch.float32, device="cpu").to(self.net.shift)
         return noise * (self.length / math.sqrt(width)).to(noise)
 
-    def _chain(self, start: Tensor, generator: torch.Generator | None) -> Tensor:
+    @torch.inference_mode(False)
+    def _target(self) -> Energy:
+        """The energy that chains run on: of the prior, which no longer changes, and of the network as it trains."""
+        t_p = self.t_p.item()
+        if not isinstance(self.prior, GMM) or self.prior.covariance != "tied":
+            return lambda z: self.net(z) - self.prior.log_prob(z) / t_p
+        prior = self.prior.with_gradient(self.net.shift)
+
+        def both(z: Tensor) -> tuple[Tensor, Tensor]:
+            (log_prob, uphill), (residual, slope) = prior(z), self.net.with_gradient(z)
+            return residual - log_prob / t_p, slope - uphill / t_p
+
+        return partial(_WrittenOut.apply, both)
+
+    def _chain(self, start: Tensor, generator: torch.Generator | None, target: Energy) -> Tensor:
         t_p = self.t_p.item()
         temperature = 1 / t_p if self.temperature is None else self.temperature
         size = 0.1 * t_p * self.narrowest.item() if self.step_size is None else self.step_size
         return sgld(
-            partial(self._with, factor=1.0), start, self.steps, size, temperature=temperature, noise=self.noise,
-            decay=self.decay, metric=self.metric if self.precondition else None, project=self.project,
-            generator=generator,
+            target, start, self.steps, size, temperature=temperature, noise=self.noise, decay=self.decay,
+            metric=self.metric if self.precondition else None, project=self.project, generator=generator,
         )  # fmt: skip
 
     @torch.enable_grad()
     def _update(self, adam: torch.optim.Adam, batch: Tensor, negatives: Tensor) -> None:
-        data, other = self.net(batch), self.net(negatives)
+        data, other = self.net(torch.cat([batch, negatives])).split([len(batch), len(negatives)])
         loss = residual_loss(data, other, self.lam)
         adam.zero_grad()
         loss.backward()
@@ -315,8 +323,9 @@ class ResidualEBM(Detector):
                 f"bound 1/(2 lambda) is {self.net.bound:.3g}: take a smaller learning_rate"
             )
         adam.step()
-        for name, value in (("data", data), ("negatives", other), ("loss", loss), ("gradient_norm", norm)):
-            getattr(self.history, name).append(value.mean().item())
+        means = torch.stack([data.mean(), other.mean(), loss, norm]).tolist()
+        for name, value in zip(("data", "negatives", "loss", "gradient_norm"), means):
+            getattr(self.history, name).append(value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if (saved := state_dict.get(prefix + "net.shift")) is not None:  # its length is the width, learnt by fit
@@ -329,6 +338,22 @@ class ResidualEBM(Detector):
     def extra_repr(self) -> str:
         """The prior and the hyperparameters, as they were given."""
         return f"prior={self.prior}, hidden={self.hidden}, {super().extra_repr()}"
+
+
+class _WrittenOut(torch.autograd.Function):
+    """A function of points that also gives its gradient, to be differentiated once: one node of the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, with_gradient: Callable[[Tensor], tuple[Tensor, Tensor]], z: Tensor) -> Tensor:
+        value, gradient = with_gradient(z)
+        ctx.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[None, Tensor]:
+        (gradient,) = ctx.saved_tensors
+        return None, slope[:, None] * gradient
 
 
 def _within(moments: Moments, kind: Kind) -> Tensor:

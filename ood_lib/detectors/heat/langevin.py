@@ -27,11 +27,6 @@ def schedule(first: float, decay: float, steps: int) -> list[float]:
 
     .. math:: s_t = (s_0 - s_1)\, (1 - t/K)^2 + s_1, \qquad s_1 = \text{decay} \cdot s_0, \quad t = 0, \dots, K-1
 
-    Args:
-        first: s_0.
-        decay: s_1 / s_0; 1 = constant.
-        steps: K.
-
     Example:
         >>> schedule(1.0, 0.0, 2)
         [1.0, 0.25]

@@ -23,7 +23,7 @@ __all__ = ["GMMPrior", "LogitPrior"]
 
 
 class GMMPrior(GMM):
-    """Mixture of Gaussians with one covariance, on features brought to length one; larger energy = more OOD.
+    """Mixture of Gaussians with one covariance, on features brought to length one: GMM and GMM-std of HEAT's paper.
 
     ``score`` brings them there; ``log_prob`` takes points that lie there, as `project` gives them, and does not check.
 
@@ -34,9 +34,6 @@ class GMMPrior(GMM):
 
     Raises:
         ValueError: another field, and whatever `GMM` raises.
-
-    References:
-        Lafon et al., HEAT, ICML 2023: the priors GMM and GMM-std.
 
     Example:
         >>> style = torch.rand(90, 4, generator=torch.Generator().manual_seed(0))
@@ -90,11 +87,8 @@ class GMMPrior(GMM):
 class LogitPrior(Detector):
     r"""Energy of the logits as a function of the feature, :math:`-\log\sum_c e^{w_c^\top z + b_c}`; larger = more OOD.
 
-    Nothing is fitted.  As a density it is improper: the energy falls for ever along any row of the head.  So it cannot
-    be sampled, and chains start from noise.
-
-    Args:
-        head: the network's last linear layer.
+    Nothing is fitted: w and b are those of the ``head``, the network's last linear layer.  As a density it is improper,
+    as the energy falls for ever along any row of the head.  So it cannot be sampled, and chains start from noise.
 
     References:
         Liu et al., Energy-based Out-of-distribution Detection, NeurIPS 2020.

@@ -88,6 +88,15 @@ def test_the_gradient_of_the_density_is_that_of_the_formula(kind: str):
     assert gradcheck(GMM(covariance=kind).fit(TRAIN).log_prob, QUERIES[:4].clone().requires_grad_())
 
 
+def test_the_density_that_is_written_out_for_chains_is_the_same_function_with_the_same_gradient():
+    gmm, z = GMM().fit(TRAIN), QUERIES.clone().requires_grad_()
+    value, slope = gmm.with_gradient(QUERIES)(QUERIES)
+    assert torch.allclose(value, gmm.log_prob(QUERIES), rtol=1e-9)
+    assert torch.allclose(slope, torch.autograd.grad(gmm.log_prob(z).sum(), z)[0], rtol=1e-7)
+    single, _ = gmm.with_gradient(QUERIES.float())(QUERIES.float())
+    assert torch.allclose(single, gmm.log_prob(QUERIES).float(), rtol=1e-4)
+
+
 def test_a_linear_map_moves_all_energies_by_the_logarithm_of_its_volume():
     map_ = normal(4, 4, seed=5)
     plain = GMM(ridge=0).fit(TRAIN).log_prob(QUERIES)

@@ -39,6 +39,18 @@ def test_it_computes_in_the_precision_of_its_input():
     assert net(z.float()).dtype == torch.float32 and torch.allclose(net(z.float()).double(), exact, atol=1e-5)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_gradient_that_is_written_out_is_that_of_autograd(shared: bool):
+    net = ResidualNet(3, (8, 8, 8), shared, bound=2.0)
+    for value in (net.out.weight, net.out.bias, net.shift):
+        torch.nn.init.uniform_(value, generator=seeded())
+    net.scale.fill_(3.0)
+    z = normal(50, 3).requires_grad_()
+    value, gradient = net.with_gradient(z.detach())
+    assert torch.equal(value, net(z))
+    assert torch.allclose(gradient, torch.autograd.grad(net(z).sum(), z)[0], rtol=1e-9)
+
+
 def test_layers_need_units_and_the_same_width_to_be_shared():
     for hidden, shared in (((8, 4), True), ((), False), ((8, 0), False)):
         with pytest.raises(ValueError, match="expected widths"):

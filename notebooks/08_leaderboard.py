@@ -9,21 +9,9 @@
 # %% [markdown]
 # # Leaderboard
 #
-# ```{admonition} Before you start
-# :class: tip
-# **You will find** every detector of the library on every benchmark that has been run, with intervals, cost, and where each
-# number comes from; and how to add a line of your own.
-#
-# **You need** the words of [the protocol chapter](05_protocol): near, far, AUROC, FPR95.
-#
-# <!-- made by ood-book sync -->
-# **It takes** 3 minutes to read, without exercises and what is folded, and 5 minutes to run. No GPU, no download.
-# <!-- end -->
-#
-# **The claim** of any leaderboard is that its first line is the best method. Do not believe it: read section 3 first.
-# ```
+# Every detector of the library on every benchmark that has been run, with intervals, cost, and the source of each number.
 
-# %% tags=["hide-input"]
+# %% tags=["remove-cell"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
 import importlib.util
 import os
@@ -52,11 +40,21 @@ if importlib.util.find_spec("ood_lib") is None:
         )
 
 # %% [markdown]
-# These are the parameters of the page. By default it trains small networks on `digits` and measures everything live. A
-# {term}`bank`, features that another network left on disk, goes through the same cells:
-# `ood-book run leaderboard -p benchmark bank:PATH`.
+# ```{admonition} In one minute
+# :class: tip
+# **The claim** of any leaderboard is that its first line is the best method. It is the best on one network and its OOD sets.
+# Open another table below and compare.
+#
+# <!-- made by ood-book sync -->
+# **It takes** 3 minutes to read, without exercises and what is folded, and 5 minutes to run. No GPU, no download.
+# <!-- end -->
+#
+# **Use** it to see which detectors are worth a try, and to add [a line of your own](#4-add-a-line).
+#
+# **Do not** pick a winner from it: [section 3](#3-how-to-read-it) says what a table cannot tell.
+# ```
 
-# %% tags=["parameters", "hide-input"]
+# %% tags=["parameters", "remove-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
@@ -72,7 +70,7 @@ flow_updates: int = 1000  # of the feature flow, at most
 archive: str = "../book/results"  # folder with the result files of earlier runs
 results: str = ""  # folder for this run's result file; empty: do not write
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 import html
 import tempfile
 import warnings
@@ -80,22 +78,17 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML, Markdown, display
+from ood_book import explorables
 
 import ood_lib as ood
 from ood_lib.data.benchmark import benchmark_hash
-from ood_lib.evaluation import explorables, metrics, plots
+from ood_lib.evaluation import metrics, plots
 from ood_lib.evaluation.results import origins
 
 plots.theme()
 warnings.filterwarnings("ignore", message=".*ranks almost as its prior")  # after few updates: the board shows it
 
-# %% [markdown]
-# ## 1. The board
-#
-# Click a column head to sort by it. Bold: the best mean of a column, and all within its interval. AUROC and FPR95 are in percent; FPR95 is the
-# share of OOD images accepted when 95 % of ID images are accepted (`positive="id"`).
-
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def everyone(x):
     """Every detector of the library that reads the features of one classifier."""
     head = x.head.cpu()
@@ -108,7 +101,7 @@ def everyone(x):
     return found | {"feature flow": ood.FeatureFlow(updates=flow_updates)}
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 def judge(x, s):
     """All detectors on one network; ODIN on features of its own."""
     runs = [(everyone(x), x)]
@@ -118,7 +111,7 @@ def judge(x, s):
     return pd.concat(ood.run_benchmark(*run, seed=s) for run in runs)
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 features = ood.benchmark_features(
     benchmark, seeds, seed=seed, widths=widths, device=device,
     epochs=epochs, learning_rate=learning_rate,
@@ -132,15 +125,15 @@ accuracy = sum(x.accuracy for x in features) / seeds
 small = f"small ResNet, {widths[-1]} features"
 label = name or (small if bench else benchmark)
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 data = benchmark_hash(bench) if bench else features[0].about.get("data", "")
 origin = ood.provenance(data=data, sets="; ".join(features[0].notes))
 file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
 ood.save_results(file, table, origin=origin, **about)
 
-# %% tags=["hide-input"]
-def show(rows):
+# %% tags=["remove-input"]
+def show(rows, folded):
     board, about = ood.leaderboard(rows), rows.iloc[0]
     columns = {"near": "near AUROC", "far": "far AUROC", "near_fpr95": "near FPR95", "far_fpr95": "far FPR95"}
     columns = {c: title for c, title in columns.items() if board[c].notna().any()}
@@ -158,13 +151,27 @@ def show(rows):
     keys = board[["detector", *columns, "seconds_per_1000", "memory_mb"]]
     kind = f"{about['seeds']} networks, 95 % intervals over networks" if about["seeds"] > 1 else "one network, 95 % intervals over test images"
     caption = f"{about['benchmark']}, {about['network']}: {kind}"
-    display(HTML(plots.sortable_table(cells.iloc[order], keys.iloc[order], caption)))
+    table = plots.sortable_table(cells.iloc[order], keys.iloc[order], caption)
+    display(HTML(f"<details><summary>{html.escape(caption)}</summary>{table}</details>" if folded else table))
 
 
-# %% tags=["hide-input"]
+# %% tags=["remove-input"]
 everything = ood.load_results(file, archive)
 everything["seeds"] = everything.groupby("run")["seed"].transform("nunique")
 boards = ood.leaderboard(everything)
+runs = dict([*everything.groupby("run", sort=False)])
+first = "cifar10-resnet56" if benchmark == "digits" and "cifar10-resnet56" in runs else file.stem  # photographs first
+for run in sorted(runs, key=lambda run: run != first):
+    show(runs[run], folded=run != first)
+
+# %% [markdown]
+# ## 1. How to use the tables
+#
+# Click a column head to sort by it, and a line below the first table to open another one. Bold: the best mean of a column, and all within its interval. AUROC
+# and FPR95 are in percent; FPR95 is the share of OOD images accepted when 95 % of ID images are accepted (`positive="id"`, [one of two
+# conventions](05_protocol)). The table *this-run* was measured when this page was made, on networks trained for it.
+
+# %% tags=["remove-input"]
 explorables.show(
     explorables.near_against_far(boards, follow="KNN"),
     caption="Far-OOD against near-OOD, a mark for each detector; up and to the right is better. Choose another network and watch "
@@ -172,10 +179,6 @@ explorables.show(
     alt_text="Scatter plot of the detectors on one network: near-OOD AUROC on the horizontal axis, far-OOD AUROC on the vertical "
     "axis. One detector is marked, with its name and its intervals. Two menus choose the network and the detector.",
 )
-
-# %% tags=["hide-input"]
-for _, rows in everything.groupby("run", sort=False):
-    show(rows)
 
 # %% tags=["hide-input"]
 def leaders(rows, group):
@@ -256,16 +259,18 @@ display(Markdown(origins(everything)))
 #
 # * **The order is the benchmark's, not the method's.** Sort by near, then by far: other names come first. Then look at another table.
 # * **Bold means: within the interval of the best.** Two bold detectors may still differ, network by network or image by image:
-#   the paired comparisons of the protocol chapter can tell, this table cannot.
+#   [paired comparisons](06_certainty) can tell, this table cannot.
 # * **What the interval is over**: networks where there are several, test images where there is one. A single network's interval
 #   is the mean of the intervals of its sets, which is too wide if anything, and says nothing of other networks.
 # * **Nothing is tuned on this page** except lines that say *tuned*: their settings were chosen on OOD validation images. One default has seen OOD
-#   images, the noise of the flow (section 2). The protocol chapter shows what tuning gains and what it costs.
+#   images, the noise of the flow (section 2). [What tuning gains and what it costs](06_certainty) is measured elsewhere.
 # * **Seconds and megabytes** are those of one process on the machine named under provenance, features given.
 #
 # ## 4. Add a line
 #
-# A detector: give it a line in `everyone` above and run the page again. A network of your own:
+# A detector: open the notebook (the arrow at the top of the page), give it a line in the function `everyone`, and run it again. The parameters that
+# the command takes are shown by `ood-book list`. By default the page trains small networks on `digits` and measures everything live. A
+# {term}`bank`, features that another network left on disk, goes through the same cells. A network of your own:
 #
 # ```python
 # bench = ood.load_benchmark("cifar10")
@@ -285,7 +290,7 @@ display(Markdown(origins(everything)))
 # ```{exercise-start} Read
 # :label: ex-leaderboard-read
 # ```
-# In the `digits` table, how many detectors have a mean on far-OOD that lies within the interval of the best? Store the number, and say to yourself
+# In the table *this-run* (by default that of `digits`), how many detectors have a mean on far-OOD that lies within the interval of the best? Store the number, and say to yourself
 # why these need not be level. *Hint: the bold entries, or `ood.leaderboard(everything)`.*
 
 # %% tags=["exercise"]

@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from ood_book import explorables
 from PIL import Image
 
 import ood_lib as ood
 from ood_lib.detectors.weiper import gaussian_histogram
-from ood_lib.evaluation import explorables
 from ood_lib.evaluation.metrics import auroc, fpr_at_tpr
 
 vl_convert = pytest.importorskip("vl_convert")
@@ -197,6 +197,7 @@ def test_behind_a_point_is_its_own_image():
     spec = json.dumps(chart.to_dict())
     for image, value in zip(re.findall(r'"image": "data:image/png;base64,([^"]+)"', spec), (0, 153, 255)):
         assert Image.open(io.BytesIO(base64.b64decode(image))).getpixel((1, 1)) == value
+    assert "A" in texts(chart, number=1) and "A, in-distribution" not in texts(chart, number=1)
     assert "B, near-OOD" in texts(chart, number=2) and "B, near-OOD" not in texts(chart, number=3)
     with pytest.raises(ValueError, match="as many images"):
         explorables.pictures_of_an_embedding(arguments[0][:2], *arguments[1:])

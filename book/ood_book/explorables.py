@@ -610,7 +610,8 @@ def pictures_of_an_embedding(
     ring = one.mark_point(size=200, strokeWidth=2.5, color="#888888", filled=False).encode(**places)
     left = (marks + ring).properties(width=WIDTH + 80, height=WIDTH + 20)
     shown = one.mark_image(width=110, height=110, smooth=False).encode(x=alt.value(60), y=alt.value(60), url="image:N")
-    words = one.transform_calculate(text="datum.set + ', ' + datum.kind").mark_text(fontSize=13)
+    named = f"datum.kind == '{NAMES['id']}' ? datum.set : datum.set + ', ' + datum.kind"  # ID sets say so themselves
+    words = one.transform_calculate(text=named).mark_text(fontSize=13)
     words = words.encode(x=alt.value(60), y=alt.value(130), text="text:N")
     right = (shown + words).properties(width=120, height=150)
     return (left | right).add_params(which).configure_view(stroke=None)
