@@ -1723,6 +1723,7 @@ def far_of(h):
 check_again = ood.Check(
     (lambda h: len(toy_scores(h.residual)) == 2, "the hybrid itself, fitted on toy"),
     (lambda h: far_of(h) > far_of(hybrid), "not above the raw one: leave out standardize=False"),
+    (lambda h: h.standardize, "above the raw one for another reason: leave out standardize=False, and change nothing else"),
 )
 check_again(again)
 
@@ -1869,6 +1870,7 @@ check_better = ood.Check(
     (lambda d: len(d(f.val)) == len(f.val), "a detector, fitted on f.train"),
     (lambda d: isinstance(d.prior, ood.LogitPrior), "a hybrid whose prior is a LogitPrior, as asked"),
     (lambda d: near_of(d) > near_of(logit_hybrid), "not above: start at samples of ood.GMM()"),
+    (lambda d: isinstance(d.start, ood.Detector), "above for another reason: give a detector that can be sampled as start"),
 )
 check_better(better)
 

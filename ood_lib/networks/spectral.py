@@ -154,39 +154,38 @@ def spectral_normalize(
 ) -> nn.Module:
     r"""Divide the weights of a network by their spectral norm, from now on and while it is trained.
 
-        Hard: :math:`W \to c\,W / \hat\sigma`, larger or smaller, so that the norm is c.  Bounded:
-        :math:`W \to W / \max(1, \hat\sigma / c)`, so that it is at most c.  The defaults are what the released code of
-        SNoJoE does: hard, c = 1, reshaped, all convolutions, BatchNorm left alone (and then nothing is bounded).
+    Hard: :math:`W \to c\,W / \hat\sigma`, larger or smaller, so that the norm is c.  Bounded:
+    :math:`W \to W / \max(1, \hat\sigma / c)`, so that it is at most c.  The defaults are what the released code of
+    SNoJoE does: hard, c = 1, reshaped, all convolutions, BatchNorm left alone (and then nothing is bounded).
 
-        Args:
-            module: a layer or a whole network; changed in place (parametrizations on ``weight``; they are in the
-                ``state_dict``, so normalise a fresh network the same way before you load one).
-            mode: always divide, or only what is too large.
-            coefficient: c > 0.
-            norm: of the weight as a matrix, or of the convolution on the inputs that it meets (measured from the first
-                image that passes; until then the weight is left alone).
-            layers: types to normalise, among nn.Conv2d and nn.Linear.
-            batchnorm: also bound the gain of each BatchNorm by this; None = leave them alone.
+    Args:
+        module: a layer or a whole network; changed in place (parametrizations on ``weight``; they are in the
+            ``state_dict``, so normalise a fresh network the same way before you load one).
+        mode: always divide, or only what is too large.
+        coefficient: c > 0.
+        norm: of the weight as a matrix, or of the convolution on the inputs that it meets (measured from the first
+            image that passes; until then the weight is left alone).
+        layers: types to normalise, among nn.Conv2d and nn.Linear.
+        batchnorm: also bound the gain of each BatchNorm by this; None = leave them alone.
 
-        Returns:
-            The module.
+    Returns:
+        The module.
 
-        Raises:
-            ValueError: an argument out of its range, no such layer in the module, or one that is normalised already.
+    Raises:
+        ValueError: an argument out of its range, no such layer in the module, or one that is normalised already.
 
-        References:
-            Miyato et al., Spectral Normalization for Generative Adversarial Networks, ICLR 2018 (hard); Gouk et al.,
-            Regularisation of Neural Networks by Enforcing Lipschitz Continuity, Machine Learning 2021 (bounded); van
-            Amersfoort et al., On Feature Collapse and Deep Kernel Learning, 2021 (BatchNorm).
+    References:
+        Miyato et al., Spectral Normalization for Generative Adversarial Networks, ICLR 2018 (hard); Gouk et al.,
+        Regularisation of Neural Networks by Enforcing Lipschitz Continuity, Machine Learning 2021 (bounded); van
+        Amersfoort et al., On Feature Collapse and Deep Kernel Learning, 2021 (BatchNorm).
 
-        Example:
-            >>> from ood_lib.checks import check
-    from ood_lib.networks.lipschitz import reshaped_norm
-            >>> layer = spectral_normalize(nn.Linear(4, 3), layers=nn.Linear)
-            >>> for _ in range(50):  # each use in training mode is a step
-            ...     _ = layer.weight
-            >>> reshaped_norm(layer.weight).round(decimals=2)
-            tensor(1., grad_fn=<RoundBackward1>)
+    Example:
+        >>> from ood_lib.networks.lipschitz import reshaped_norm
+        >>> layer = spectral_normalize(nn.Linear(4, 3), layers=nn.Linear)
+        >>> for _ in range(50):  # each use in training mode is a step
+        ...     _ = layer.weight
+        >>> reshaped_norm(layer.weight).round(decimals=2)
+        tensor(1., grad_fn=<RoundBackward1>)
     """
     check(("hard", "bounded"), mode=mode)
     check(("reshaped", "exact"), norm=norm)
