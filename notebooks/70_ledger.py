@@ -170,7 +170,8 @@ order = ["reproduced", "same direction, larger", "same direction, smaller", "clo
          "opposite", "not reproduced (above)", "not reproduced (below)", "another setting only", "not run yet", "not testable here"]  # fmt: skip
 counts = claimed.groupby(["overall", "paper of"], sort=False).size().unstack(fill_value=0)
 counts = counts.reindex(index=[w for w in order if w in counts.index], columns=list(said)).assign(all=lambda t: t.sum(axis=1))
-display(counts.style.set_caption(f"{len(claimed)} claims of {len(said)} papers by verdict, each counted once"))
+caption = f"{len(claimed)} claims of {len(said)} papers by verdict, each counted once"
+display(counts.rename_axis(index=None).style.set_caption(caption).set_table_attributes('class="counts"'))
 
 # %% tags=["hide-input"]
 tested = claimed[~claimed["overall"].isin(["another setting only", "not run yet", "not testable here"])]
