@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -68,7 +68,7 @@ explorables.show(
 # | ResNet-56 on CIFAR-10 | MSP 85.9, Mahalanobis 77.5 | MSP 88.6, Mahalanobis 93.1 |
 # | DenseNet on CIFAR-100 | MSP 76.0, Mahalanobis 53.5 | MSP 73.9, Mahalanobis 84.2 |
 #
-# The numbers are those of stored runs, as on [the leaderboard](08_leaderboard), not of this page's.
+# The numbers are those of the stored runs of [the leaderboard](08_leaderboard), not of this page.
 #
 # **It takes** 19 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
 # <!-- end -->

@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -79,8 +79,8 @@ explorables.show(
 # ```{admonition} In one minute
 # :class: tip
 # **The claim** of {cite:t}`granz2024weiper`: perturb the class projections of the last layer, and a
-# variety of scores improves, near-OOD above all; best of all, compare the distribution of the perturbed logits with that
-# of the training set. It costs nothing but a matrix product.
+# variety of scores improves, near-OOD above all. The best score compares the distribution of the perturbed logits with
+# that of the training set. It costs nothing but a matrix product.
 #
 # <!-- made by ood-book sync -->
 # **What we found.** AUROC of *WeiPer+KLD, tuned* minus that of *MSP*, in points, with the 95 % interval:
@@ -93,10 +93,10 @@ explorables.show(
 # | DenseNet on CIFAR-100 | **better** +2.1 [+1.1, +3.2] | **better** +9.4 [+8.5, +10.4] |
 # | small networks on digits | **cannot tell** +0.2 [−1.0, +1.4] | **cannot tell** +6.1 [−14.9, +27.0] |
 #
-# - *WeiPer+KLD, tuned* against *KNN, tuned in the same way*: **level near, worse far** (our ResNet-9 on CIFAR-10); **better near, worse far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100); **cannot tell near, worse far** (ResNet-56 on CIFAR-10, small networks on digits)
-# - *WeiPer+KLD* against *the same score without perturbation, both with the published settings*: **better near and far** (our ResNet-9 on CIFAR-10, DenseNet on CIFAR-10); **worse near and far** (ResNet-56 on CIFAR-10); **worse near, better far** (DenseNet on CIFAR-100); **cannot tell near and far** (small networks on digits)
+# - *WeiPer+KLD, tuned* against *KNN, tuned in the same way*. **Level near, worse far** (our ResNet-9 on CIFAR-10). **Better near, worse far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100). **Cannot tell near, worse far** (ResNet-56 on CIFAR-10, small networks on digits).
+# - *WeiPer+KLD* against *the same score without perturbation, both with the published settings*. **Better near and far** (our ResNet-9 on CIFAR-10, DenseNet on CIFAR-10). **Worse near and far** (ResNet-56 on CIFAR-10). **Worse near, better far** (DenseNet on CIFAR-100). **Cannot tell near and far** (small networks on digits).
 #
-# The numbers are those of `ood-book run 10_weiper` on 2026-11-29, also where this page is run with other values.
+# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 10_weiper` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 30 minutes to read, without exercises and what is folded, and 4 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -109,10 +109,10 @@ explorables.show(
 #
 # ```{admonition} Before you start
 # :class: dropdown
-# **You will learn** why a classifier's {term}`logits <logit>` hide most of what its features hold, what happens when
-# you project the features with many disturbed copies of the last layer, how to turn these projections into an OOD
-# {term}`score`, and on which of several real networks that helps. You will also see that the randomness can be integrated
-# out, up to an error of order $1/K$.
+# **You will learn** why a classifier's {term}`logits <logit>` hide most of what its features hold, and what happens when
+# you project the features with many perturbed copies of the last layer. You will turn these projections into an OOD
+# {term}`score`, and see on which of several real networks that helps. You will also see that the randomness can be
+# integrated out, up to an error of order $1/K$ for a feature of $K$ numbers.
 #
 # **You need** softmax, the normal distribution, and enough PyTorch to read a matrix product.
 # ```
@@ -721,7 +721,8 @@ published.rename(columns=symbols).style.hide(axis="index").format(precision=2).s
 # scored on the same images, so their difference is paired. For a single network, the interval says how much the
 # difference would vary with other test images. For several seeds, as on `digits`, it also covers the training seed. All
 # scores use infinitely many heads, so no result depends on a random draw. At $\delta=0$ WeiPer+ReAct is ReAct, with the
-# same clip.
+# same clip. *Better* and *worse* mean that the interval leaves out zero. *Level* means that it holds zero and lies within a
+# point of it, and *cannot tell* that it is wider.
 
 # %% tags=["hide-input"]
 data_sets = {10: published.loc[0], 100: published.loc[1]}  # by number of classes
@@ -1119,6 +1120,9 @@ display(pd.DataFrame.from_dict(rows, orient="index").style.format("{:g}").set_ca
 areas(tuned_claims).set_caption("AUROC in %, all tuned alike, without the validation half; bold: largest")
 
 # %% [markdown]
+# A $\delta$ of zero in the table of choices means that the validation images rejected the perturbation. Compare the rows
+# *WeiPer MSP* and *WeiPer+KLD*, too: the paper calls the second the better score.
+#
 # Compare with section 5.2: good hyperparameters belong to a data set and a network, not to a method. Compare only
 # methods that were tuned in the same way, and ask for each published number which OOD images were used to choose its
 # settings. The validation half comes from one of the test sets, as in the published protocol, so the numbers are

@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -56,8 +56,8 @@ explorables.show(
 # ```{admonition} In one minute
 # :class: tip
 # **The claim** of {cite:t}`lafon2023heat`: take simple densities of a frozen network's features, correct
-# each with a small energy network that learns only the residual, compose the results, and you detect
-# out-of-distribution (OOD) images better than either the simple densities or an energy network alone.
+# each with a small energy network that learns only the residual, and compose the results. This detects
+# out-of-distribution (OOD) images better than the simple densities or an energy network alone.
 #
 # <!-- made by ood-book sync -->
 # **What we found.** AUROC of *HEAT* minus that of *the energy of the logits*, in points, with the 95 % interval:
@@ -70,10 +70,10 @@ explorables.show(
 # | DenseNet on CIFAR-100 | **worse** −3.0 [−4.0, −1.9] | **better** +15.1 [+13.9, +16.3] |
 # | small networks on digits | **better** +2.5 [+1.3, +3.7] | **cannot tell** +14.3 [−11.3, +39.9] |
 #
-# - *HEAT* against *its Gaussian mixture with a ridge*: **better near, cannot tell far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10); **better near, level far** (DenseNet on CIFAR-10, small networks on digits); **better near, worse far** (DenseNet on CIFAR-100)
-# - *HEAT* against *the same priors composed without training*: **cannot tell near and far** (our ResNet-9 on CIFAR-10); **level near and far** (DenseNet on CIFAR-10, small networks on digits); **level near, cannot tell far** (ResNet-56 on CIFAR-10); **level near, worse far** (DenseNet on CIFAR-100)
+# - *HEAT* against *its Gaussian mixture with a ridge*. **Better near, cannot tell far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10). **Better near, level far** (DenseNet on CIFAR-10, small networks on digits). **Better near, worse far** (DenseNet on CIFAR-100).
+# - *HEAT* against *the same priors composed without training*. **Cannot tell near and far** (our ResNet-9 on CIFAR-10). **Level near and far** (DenseNet on CIFAR-10, small networks on digits). **Level near, cannot tell far** (ResNet-56 on CIFAR-10). **Level near, worse far** (DenseNet on CIFAR-100).
 #
-# The numbers are those of `ood-book run 20_heat` on 2026-11-29, also where this page is run with other values.
+# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 20_heat` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -85,9 +85,9 @@ explorables.show(
 #
 # ```{admonition} Before you start
 # :class: dropdown
-# **You will learn** what an energy-based model is and how one trains a density without knowing its constant, why
-# contrastive divergence is biased, how Langevin dynamics draws samples, why a learned {term}`energy` alone cannot be
-# trusted far from the data, and how a hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
+# **You will learn** what an energy-based model is and how one trains a density without knowing its constant. You will
+# see how Langevin dynamics draws samples, why contrastive divergence is biased, and why a learned {term}`energy` alone
+# cannot be trusted far from the data. A hybrid keeps what a Gaussian mixture knows and repairs what it gets wrong.
 #
 # **You need** densities, gradients, and enough PyTorch to read `autograd.grad`. The chapter stands alone; of WeiPer it
 # uses only the benchmark. The exercises take 45 minutes more.
@@ -444,10 +444,11 @@ recipes.style.hide(axis="index").format("{:g}", subset=list(recipes)[1:])
 # residual moves a point by at most two of them. The law bounds the best residual, not the network. Far from data and
 # negatives nothing limits the network, as section 1 showed. There it grows at most linearly, whereas the energy of a
 # mixture grows quadratically. (This is the case in the plane of section 1. On the unit sphere, on which two of the
-# three priors are defined, all distances are at most two, so the prior does not outgrow the network.) (In $D$
-# dimensions the energy of even an exact Gaussian has a standard deviation of $\sqrt{D/2}$ nats. For a prior that is a
+# three priors are defined, all distances are at most two, so the prior does not outgrow the network.)
+#
+# In $D$ dimensions the energy of even an exact Gaussian has a standard deviation of $\sqrt{D/2}$ nats. For a prior that is a
 # density, the default is never less: a smaller spread over its own training set is a sign of overfitting. The energy of
-# the logits is no density, and its spread is used as it is.)
+# the logits is no density, and its spread is used as it is.
 
 # %% [markdown]
 # ### 2.6 Langevin dynamics: samples from points that move
@@ -907,7 +908,7 @@ own_priors = [  # digits, trained live: three priors, nothing chosen
     }
     for h, x in zip(heats, features)
 ]  # fmt: skip
-everywhere = ladders | {f"{benchmark}, live": list(zip(features, own_priors))}
+everywhere = ladders | {f"{benchmark}": list(zip(features, own_priors))}
 
 # %% tags=["hide-input"]
 duels = {
@@ -954,8 +955,8 @@ display(Markdown("Claim by claim, on the mean of near and far:\n\n" + "\n".join(
 # %% [markdown]
 # Each row compares the two detectors on the same images. On a bank the interval covers the choice of test images and
 # the training of the residual, but not that of the network. For the networks trained here it covers the training of the
-# network as well. *Level* means a difference of less than a point; *cannot tell* means that there are too few images.
-# The validation set is near-OOD. Settings that are best on it can be worse on far-OOD, so read both columns. The next
+# network as well. *Better* and *worse* mean that the interval leaves out zero. *Level* means that it holds zero and lies
+# within a point of it, and *cannot tell* that it is wider: the images or the trainings are too few. The validation set is near-OOD. Settings that are best on it can be worse on far-OOD, so read both columns. The next
 # figure shows every step on one scale.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Every step on each network: the gain over the mixture alone, in points of AUROC (mean of near and far), with 95 % intervals of the paired difference. Filled: untrained; open: trained. Compare each open dot with the filled one above it.", "name": "fig-heat-ladder"}, "image": {"alt": "One panel per network. Rows are the mixture with ridge, its hybrid, the logits, their hybrid, both priors composed untrained, and HEAT. The horizontal axis is the gain over the mixture alone in points of AUROC, with a vertical line at zero. Filled dots mark untrained detectors and open dots trained ones, each with an interval."}}
@@ -1449,7 +1450,7 @@ frame.style.format("{:.2f}").format_index("{:g}").set_caption(caption)
 off = (frame["training"] - frame["held out"]).abs()
 prior_near = 100 * ood.group_auroc(style_hybrid.prior, f)["near"]
 display(Markdown(
-    f"Training and held-out images differ by {off.min():.2f} to {off.max():.2f} of the bound. The prior alone has a near AUROC of {prior_near:.2f} on this network; "
+    f"Training and held-out images differ by at most {off.max():.2f} of the bound. The prior alone has a near AUROC of {prior_near:.2f} on this network; "
     f"the hybrid has {frame.iloc[0]['near AUROC']:.2f} at λ = {frame.index[0]:g} and {frame.iloc[-1]['near AUROC']:.2f} at λ = {frame.index[-1]:g}."
 ))  # fmt: skip
 
@@ -1722,6 +1723,7 @@ def far_of(h):
 check_again = ood.Check(
     (lambda h: len(toy_scores(h.residual)) == 2, "the hybrid itself, fitted on toy"),
     (lambda h: far_of(h) > far_of(hybrid), "not above the raw one: leave out standardize=False"),
+    (lambda h: h.standardize, "above the raw one for another reason: leave out standardize=False, and change nothing else"),
 )
 check_again(again)
 
@@ -1868,6 +1870,7 @@ check_better = ood.Check(
     (lambda d: len(d(f.val)) == len(f.val), "a detector, fitted on f.train"),
     (lambda d: isinstance(d.prior, ood.LogitPrior), "a hybrid whose prior is a LogitPrior, as asked"),
     (lambda d: near_of(d) > near_of(logit_hybrid), "not above: start at samples of ood.GMM()"),
+    (lambda d: isinstance(d.start, ood.Detector), "above for another reason: give a detector that can be sampled as start"),
 )
 check_better(better)
 
@@ -1912,7 +1915,7 @@ check_better(better)
 #   is no measure of success.
 # * Compare HEAT with the untrained composition of its priors, and give the prior of a hybrid a reasonable ridge.
 #   Section 5.1 shows how much each step gains.
-# * Does the {term}`representation` fail, or the energy on it? For the logits it is mostly the energy: in [the
+# * Does the {term}`representation` fail, or the energy on it? For the logits of `digits` it is mostly the energy: in [the
 #   classical detectors](07_classical), section 6, a Mahalanobis distance on the same logits detects most far images. Section 5.2 shows how far the residual
 #   closes the gap to the mixture.
 # * If a prior is no density, its hybrid is none either: the hybrid on logits rates a stretched feature as more typical.

@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -56,7 +56,7 @@ explorables.show(
 # ```{admonition} In one minute
 # :class: tip
 # **The claim** of {cite:t}`mahmood2021msma`: train one network on the gradients of the blurred data
-# density, read the lengths of these gradients at many blurs, fit a density to the lengths, and you detect OOD images
+# density, read the lengths of these gradients at many blurs, and fit a density to the lengths. This detects OOD images
 # without labels, also where the likelihood of a deep model is fooled.
 #
 # <!-- made by ood-book sync -->
@@ -67,7 +67,7 @@ explorables.show(
 # | a density on the log norms of a small score network | 53.9 [53.7, 54.1] | 92.9 [91.6, 94.2] |
 # | the same without a network: the exact score of one Gaussian on pixels | 60.2 [56.6, 63.6] | 95.0 [93.8, 95.9] |
 #
-# The numbers are those of `ood-book run msma` on 2026-11-29, also where this page is run with other values.
+# The numbers are those of `ood-book run msma` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 6 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -80,9 +80,9 @@ explorables.show(
 #
 # ```{admonition} Before you start
 # :class: dropdown
-# **You will learn** what the {term}`score <score (Stein)>` of a density is, how a network learns it without ever seeing a
-# density, why the length of the score at one noise scale tells some outliers and hides others, and what changes when you
-# read ten scales at once.
+# **You will learn** what the {term}`score <score (Stein)>` of a density is, and how a network learns it without ever
+# seeing a density. You will see why the length of the score at one noise scale reveals some outliers and hides others, and
+# what changes when you read ten scales at once.
 #
 # **You need** the normal distribution, gradients, integration by parts, and enough PyTorch to read a training loop.
 # ```
@@ -194,7 +194,7 @@ def word(found, better, worse, level, unknown="not decided"):
 def against_control(group, ending, *ood_set):
     """U-Nets of 250 updates against no network, in words."""
     found = between(f"GroupNorm, 250 updates{ending}", f"no network{ending}", group, *ood_set)
-    return f"{word(found, 'ahead', 'behind', 'level')}, {found}"
+    return f"{word(found, 'ahead', 'behind', 'not clearly apart from it')}, {found}"
 
 
 short = "GroupNorm, 250 updates, log"
@@ -202,9 +202,9 @@ tail = {g_: between(short, short.removesuffix(", log"), g_) for g_ in ("far", "n
 display(Markdown(
     "**The verdict, on photographs** (CIFAR-10, section 5.1). Small score networks are compared with no network at all: the exact score of "
     f"one Gaussian fitted to the pixels. On far-OOD, the networks are {against_control('far', '')} when norms are judged as they are, and "
-    f"{against_control('far', ', log')} when their logarithms are; on SVHN alone, {against_control('far', ', log', 'svhn')}. On near-OOD they "
-    f"are {against_control('near', ', log')} (logarithms). Judging the logarithms instead of the norms changes their far-OOD AUROC by {tail['far']}, "
-    f"near-OOD by {tail['near']}."
+    f"{against_control('far', ', log')} when their logarithms are. Judged by logarithms on SVHN alone, they are {against_control('far', ', log', 'svhn')}. "
+    f"Judged by logarithms on near-OOD, they are {against_control('near', ', log')}. Judging the logarithms instead of the norms changes their "
+    f"far-OOD AUROC by {tail['far']}, near-OOD by {tail['near']}."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -464,8 +464,8 @@ for x_noised, sigma in ((30.0, 10.0), (50.0, 20.0), (12.0, 0.5)):
 # ### 2.5 Why the weight, and a check of the training
 #
 # On noisy data $\lVert s\rVert\approx\sqrt D/\sigma$. Without the factor $\sigma^2$ the smallest scale would dominate
-# the sum of losses by $(\sigma_1/\sigma_L)^2$, which is ten thousand here. With it, each scale's loss lies between 0
-# and $D/2$.
+# the sum of losses by $(\sigma_1/\sigma_L)^2$, which is ten thousand here. With it, the least loss of each scale lies
+# between 0 and $D/2$.
 #
 # The loss does not go to zero. The best prediction of the noise is $\mathbb E[\varepsilon\mid\tilde x]$, and its error
 # is the noise that cannot be predicted. Write $\ell(\sigma)$ for the loss as a share of $D/2$. A conditional
@@ -824,8 +824,8 @@ display(Markdown(
 # Some of these images have shorter scores at coarse scales: the mean of two images lies closer to the mean image than
 # either does (section 2.6). Half-contrast images lie closer to the mean image, too, yet their coarse norms are
 # *longer*, because at $\sigma=1$ the denoiser still restores contrast. At fine scales the norms of the means are
-# longer, and these dominate the sum. **Where the sum is as good as the joint density, as the numbers above show, no
-# density is needed.** The sum has nothing to fit, while the density has to estimate a covariance. Section 5.3 shows
+# longer, and these dominate the sum. **Where the sum is as good as the joint density, no density is needed**: compare
+# the two in the numbers above. The sum has nothing to fit, while the density has to estimate a covariance. Section 5.3 shows
 # sets on which the same sum has an AUROC of 5 %.
 #
 # ### 4.4 A map of the vectors
@@ -940,14 +940,14 @@ for name, ending in (("Norms", ""), ("Log norms", ", log")):
     says = word(found["far"], "longer training helps on far sets", "longer training hurts on far sets", "no clear difference on far sets", "cannot tell")
     lines.append(f"* {name}, {long} updates against {first}: {says}, {found['far']}; near, {found['near']}; "
                  f"SVHN alone, {between(one, other, 'far', 'svhn')}.")  # fmt: skip
-lacking = ", ".join(s.name for s in SCORERS if s not in bank)
-note = f" Networks that the command makes and this bank lacks: {lacking}." if lacking else ""
+lacking = sorted({s.updates for s in SCORERS if s not in bank} - {s.updates for s in bank})
+note = f" Networks after {lacking[-1]} updates take too long to ship; the command above trains them." if lacking else ""
 near_best = photographs.query("metric == 'auroc' and group == 'near'").groupby("detector", sort=False)["value"].mean()
 display(Markdown("\n".join(lines) + f"\n\nOn the near sets the best row has a mean of {100 * near_best.max():.1f} ({near_best.idxmax()}).{note}"))
 
 # %% [markdown]
-# The training loss rewards a better denoiser, and a better denoiser need not be a better detector. A network after few
-# updates has learned contrast and smoothness, and these already separate SVHN and MNIST from CIFAR.
+# The training loss rewards a better denoiser, and a better denoiser need not be a better detector. The control, which
+# knows only the variance in each direction, shows how far contrast and smoothness go: compare its rows on SVHN and MNIST.
 #
 # **Which scales detect SVHN?** Use each norm alone as a score, "longer is more OOD".
 
@@ -1075,8 +1075,8 @@ def ahead(names, of):
 densities = [name for name in auxiliaries(network) if name in set(table["detector"])]
 display(Markdown(f"The classifiers are right on {np.mean(accuracies):.1f} % of the test images. Differences in points of AUROC, "
                  "paired over networks, with 99 % intervals:\n\n" + "\n".join(lines) + "\n\n"
-                 f"On the near sets, these densities of the norms are clearly better than their sum: {ahead(densities, 'sum of norms')}. These nearest "
-                 f"neighbours, on pixels or classifier features, are clearly better than the mixture: {ahead(['pixels, KNN', 'KNN'], 'MSMA, mixture')}."))  # fmt: skip
+                 f"On the near sets, densities of the norms that are clearly better than their sum: {ahead(densities, 'sum of norms')}. Nearest "
+                 f"neighbours that are clearly better than the mixture: {ahead(['pixels, KNN', 'KNN'], 'MSMA, mixture')}."))  # fmt: skip
 
 # %% [markdown]
 # The far sets of `digits` are too easy to compare methods: a plain sum of the norms and a nearest neighbour on raw
@@ -1111,7 +1111,7 @@ for group in ("near", "far"):
 published.style.format("{:.6g}", subset=published.columns[2:], na_rep="").hide(axis="index").set_caption("MSMA, AUROC in %")
 
 # %% [markdown]
-# Two warnings about the source. Its "FPR95" is the share of *ID* flagged when 95 % of OOD are caught (`positive="ood"`
+# Two warnings about the source. First, its "FPR95" is the share of *ID* flagged when 95 % of OOD are caught (`positive="ood"`
 # here), and its "AUPR-in" has OOD as the class to be found. Do not compare them directly with the table of ODIN.
 # Second, look at rows two and three: the same recipe, trained twice, gives 99.9998 and 94.4. **If a result depends so
 # much on the checkpoint, a single number says little; its distribution over trainings was not published.**
@@ -1275,8 +1275,8 @@ plt.show()
 near = by_count.groupby("value")["near"].mean()
 coarse = by_largest.groupby("value")["near"].mean()
 display(Markdown(
-    f"Near sets, mean over networks: {near.iloc[0]:.3f} with the middle scale alone, {near.iloc[-1]:.3f} with all {near.index[-1]}; "
-    f"{coarse.iloc[0]:.3f} when nothing above σ = {coarse.index[0]:.2g} is read."
+    f"AUROC on the near sets, mean over networks: {100 * near.iloc[0]:.1f} % with the middle scale alone, {100 * near.iloc[-1]:.1f} % with all "
+    f"{near.index[-1]}, and {100 * coarse.iloc[0]:.1f} % when nothing above σ = {coarse.index[0]:.2g} is read."
 ))  # fmt: skip
 
 # %% [markdown]

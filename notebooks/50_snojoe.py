@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -55,8 +55,8 @@ explorables.show(
 # ```{admonition} In one minute
 # :class: tip
 # **The claim** of {cite:t}`mei2024snojoe`: normalise the convolutions of a multi-label network by their
-# spectral norms while it trains, sum the {term}`energies <energy>` of its labels, and you detect OOD images better than
-# with the same energy {cite:p}`wang2021jointenergy` on a plain network.
+# spectral norms while it trains, and sum the {term}`energies <energy>` of its labels. This detects OOD images better than
+# the same energy {cite:p}`wang2021jointenergy` on a plain network.
 #
 # <!-- made by ood-book sync -->
 # **What we found.** AUROC of *JointEnergy* minus that of *MaxLogit*, in points, with the 95 % interval:
@@ -65,9 +65,9 @@ explorables.show(
 # |---|---|---|
 # | MobileNetV2 on PASCAL VOC | **better** +1.6 [+0.4, +2.8] | **better** +1.8 [+0.7, +2.9] |
 #
-# - *MaxLogit* against *MSP over labels*: **better near and far** (MobileNetV2 on PASCAL VOC)
+# - *MaxLogit* against *MSP over labels*. **Better near and far** (MobileNetV2 on PASCAL VOC).
 #
-# The numbers are those of `ood-book run 50_snojoe -p seeds 2 -p umap_points 300 -p images_per_set 160` on 2026-11-29, also where this page is run with other values.
+# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 50_snojoe -p seeds 2 -p umap_points 300 -p images_per_set 160` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 11 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -79,9 +79,10 @@ explorables.show(
 #
 # ```{admonition} Before you start
 # :class: dropdown
-# **You will learn** how to ask a network with many labels whether it knows *anything* in an image, why the answer is a
-# sum of softplus functions and two other things at once, what a spectral norm is, why spectral normalisation in front of
-# BatchNorm bounds nothing and leaves the training as it is, and what the scores are worth on photographs.
+# **You will learn** how to ask a network with many labels whether it knows *anything* in an image, and why the answer is
+# a sum of softplus functions and two other things at once. You will see what a spectral norm is, and why spectral
+# normalisation in front of BatchNorm bounds nothing and leaves the training as it is. Photographs show what the scores
+# are worth.
 #
 # **You need** the sigmoid, singular values, and enough PyTorch to read a convolution.
 # ```
@@ -1642,7 +1643,7 @@ check_factor(factor)
 # gradient? Store the factor by which it changes when the weight is multiplied by 3. *Hint: differentiate $L(3W)=L(W)$.*
 
 # %% tags=["exercise"]
-factor = ...
+shrunk = ...
 
 # %% tags=["check", "hide-input"]
 def gradient(scale):
@@ -1654,11 +1655,11 @@ def gradient(scale):
     return torch.autograd.grad((out - aim).square().mean(), weight)[0]
 
 
-check_factor = ood.Check(
+check_shrunk = ood.Check(
     (lambda a: a != 1, "the loss stays, but it is now reached by a larger weight"),
-    (lambda a: torch.allclose(gradient(3), a * gradient(1), atol=1e-9), "the chain rule: 3 times the new gradient is the old one"),
+    (lambda a: torch.allclose(gradient(3), a * gradient(1), rtol=2e-3, atol=1e-9), "the chain rule: 3 times the new gradient is the old one"),
 )
-check_factor(factor)
+check_shrunk(shrunk)
 
 # %% [markdown]
 # ```{exercise-end}
@@ -1670,12 +1671,12 @@ check_factor(factor)
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: the loss does not change, so the gradient does not either.
-factor = 1
-check_factor(factor)
+shrunk = 1
+check_shrunk(shrunk)
 
 # %% tags=["solution"]
-factor = 1 / 3
-check_factor(factor)
+shrunk = 1 / 3
+check_shrunk(shrunk)
 
 # %% [markdown]
 # From $L(3W)=L(W)$ follows $3\,\nabla L(3W)=\nabla L(W)$. A longer weight has a smaller gradient, so that each step

@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -94,7 +94,7 @@ explorables.show(
 # | ResNet-56 on CIFAR-10 | KNN, 87.9 | GMM, length 1, 97.6 |
 # | DenseNet on CIFAR-100 | FDBD, 78.4 | KNN, 96.0 |
 #
-# The numbers are those of stored runs, as on [the leaderboard](08_leaderboard), not of this page's.
+# The numbers are those of the stored runs of [the leaderboard](08_leaderboard), not of this page.
 #
 # **It takes** 9 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -106,8 +106,8 @@ explorables.show(
 #
 # ```{admonition} Before you start
 # :class: dropdown
-# **You will learn** which detectors keep their place when the network or the ID data change, why a distance can fail on
-# one network and lead on another, and what each chapter's method gains on photographs.
+# **You will learn** which detectors keep their place when the network or the ID data change, and why a distance can fail
+# on one network and lead on another. You will see what each chapter's method gains on photographs.
 #
 # **You need** [what counts as OOD](05_protocol) and [how sure a number is](06_certainty), and of each of [WeiPer](10_weiper), [HEAT](20_heat) and
 # [feature flows](30_flow) at least the first section.
@@ -284,6 +284,9 @@ lines.append(f"* Over all columns, **{spread.index[0]}** varies least ({spread.i
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
+# The box at the top names the leaders of stored runs, two of them on all images. Where two detectors are close, the
+# leader may be another one here.
+#
 # For your own network this means: a ranking on another network is weak evidence. The order of the detectors depends on
 # the network and the ID set as much as on the detectors, so compare the candidates on validation data of your own
 # network.

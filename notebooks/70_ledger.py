@@ -47,7 +47,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -170,7 +170,8 @@ order = ["reproduced", "same direction, larger", "same direction, smaller", "clo
          "opposite", "not reproduced (above)", "not reproduced (below)", "another setting only", "not run yet", "not testable here"]  # fmt: skip
 counts = claimed.groupby(["overall", "paper of"], sort=False).size().unstack(fill_value=0)
 counts = counts.reindex(index=[w for w in order if w in counts.index], columns=list(said)).assign(all=lambda t: t.sum(axis=1))
-display(counts.style.set_caption(f"{len(claimed)} claims of {len(said)} papers by verdict, each counted once"))
+caption = f"{len(claimed)} claims of {len(said)} papers by verdict, each counted once"
+display(counts.rename_axis(index=None).style.set_caption(caption).set_table_attributes('class="counts"'))
 
 # %% tags=["hide-input"]
 tested = claimed[~claimed["overall"].isin(["another setting only", "not run yet", "not testable here"])]
@@ -189,7 +190,7 @@ display(Markdown(
 #
 # * A claimed *difference* is **reproduced** on a network when ours is surely positive and the claimed number lies in our interval (or no
 #   number is known). If it is surely positive but of another size, the **same direction** is said, with *smaller* or *larger*. It is
-#   **opposite** when it is surely negative, **no difference** when the whole interval lies within one point of zero, else **undecided**.
+#   **opposite** when it is surely negative, **no difference** when the interval holds zero and lies within one point of it, else **undecided**.
 # * A claimed *value* is **reproduced** when it lies in our interval, **close** within `close` points, else **not reproduced**.
 # * A claim has the verdict of its tests where they agree, and **differs by network** where they do not.
 # * A test in **another setting** (another ID set, other images, a much smaller network) is shown and does not count for or against the
@@ -212,7 +213,7 @@ def show(rows, caption):
         "paper": paper.where(first, ""), "our network": rows["network"], "ours": rows["ours"], "verdict": word,
     })  # fmt: skip
     display(cells.style.hide(axis="index").set_caption(caption).set_table_attributes('class="ledger"'))
-    for text in rows.loc[first, "elsewhere"].dropna().unique():
+    for text in rows["elsewhere"].dropna().unique():
         display(Markdown(f"*Another setting:* {text}"))
 
 

@@ -36,7 +36,7 @@ if importlib.util.find_spec("ood_lib") is None:
         reason = re.search(r"(?:fatal|ERROR): .*|$", pip.stderr)[0] or "it gave no reason"
         raise NotInstalled(
             f"pip could not install {SOURCE} ({reason}). Connect this machine to the "
-            "internet, or set SOURCE in this cell to a copy of the book that it can reach, such as "
+            "internet, or set SOURCE in this cell to a copy that it can reach, such as "
             '"ood_lib[plots] @ file:///path/to/ood-book", and run the cell again.'
         )
 
@@ -827,7 +827,7 @@ if len(trials):
     word = "one network: no interval" if np.isnan(low) else "better" if low > 0 else "worse" if high < 0 else "these images cannot decide which of the two is better"
     ends = "" if np.isnan(low) else f" [{low:+z.1f}, {high:+z.1f}]"
     say(
-        f"Networks: {ours.index.get_level_values('network').nunique()}; OOD sets left out: {sets}. The recommendation is as good as the best in **{100 * good:.0f} %** of the cases, and within two points of it on {close} of the {sets} sets; it "
+        f"Networks: {ours.index.get_level_values('network').nunique()}; OOD sets left out: {sets}. The recommendation is as good as the best in **{100 * good:.0f} %** of the cases, and within two points of it on {close} of the {sets} sets. It "
         f"loses {ours['lost'].mean():.1f} points in the mean and {ours['lost'].max():.1f} on the worst set. "
         f"The best rule that always takes one detector, *{first}*, loses {fixed.iloc[0]['points lost, mean']:.1f}, and that it is the best one is known only from this table; against it the recommendation "
         f"gains {mean:+z.1f}{ends} points ({word}). The middle one of these rules loses {fixed['points lost, mean'].median():.1f}."

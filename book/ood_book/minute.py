@@ -26,9 +26,13 @@ NETWORKS = {
     "cifar10-resnet56": "ResNet-56 on CIFAR-10",
     "cifar100-densenet": "DenseNet on CIFAR-100",
     "voc-mobilenetv2": "MobileNetV2 on PASCAL VOC",
-    "digits, live": "small networks on digits",
     "digits": "small networks on digits",
 }
+WORDS = (
+    "*Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. "
+    "*Cannot tell*: it is wider."
+)
+KEPT = " They stay when you run this page with other values."
 GROUPS = {"near": "near-OOD", "far": "far-OOD"}
 
 
@@ -90,7 +94,7 @@ def _duels(results: Path, asked: Mapping[str, Sequence[Sequence[str]]]) -> list[
         for number, (method, baseline, words) in enumerate(pairs):
             rows = _rows(kept, run, method, baseline)
             lines += [_sentence(rows, method, words)] if number else _table(rows, method, words)
-        lines += ["", _origin(kept.iloc[0], ", also where this page is run with other values")]
+        lines += ["", f"{WORDS} {_origin(kept.iloc[0], KEPT)}"]
     return lines
 
 
@@ -124,9 +128,8 @@ def _sentence(rows: "pd.DataFrame", method: str, baseline: str) -> str:
         everywhere = f"{next(iter(words.values()))} {' and '.join(words)}"
         said = everywhere if same else ", ".join(f"{w} {g}" for g, w in words.items())
         by_words.setdefault(said, []).append(called(network))
-    return f"- *{method}* against *{baseline}*: " + "; ".join(
-        f"**{said}** ({', '.join(names)})" for said, names in by_words.items()
-    )
+    said_of = [f"**{said.capitalize()}** ({', '.join(names)})." for said, names in by_words.items()]
+    return f"- *{method}* against *{baseline}*. {' '.join(said_of)}"
 
 
 def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -150,7 +153,7 @@ def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:
         for detector, words in detectors.items():
             cells = [as_percent(*board.loc[detector, [g, f"{g}_low", f"{g}_high"]]) for g in groups]
             lines.append(f"| {words} | {' | '.join(cells)} |")
-        lines += ["", _origin(kept.iloc[0], ", also where this page is run with other values")]
+        lines += ["", _origin(kept.iloc[0], KEPT)]
     return lines
 
 
@@ -208,10 +211,10 @@ def _by_network(results: Path, runs: Sequence[str], what: str, cell: Callable[["
     return [
         *lines,
         "",
-        "The numbers are those of stored runs, as on [the leaderboard](08_leaderboard), not of this page's.",
+        "The numbers are those of the stored runs of [the leaderboard](08_leaderboard), not of this page.",
     ]
 
 
 def _origin(row: "pd.Series", more: str = "") -> str:
     """Which run is shown."""
-    return f"The numbers are those of `{row['command']}` on {row['date']}{more}."
+    return f"The numbers are those of `{row['command']}` on {row['date']}.{more}"

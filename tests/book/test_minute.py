@@ -45,7 +45,7 @@ def test_the_first_pair_is_a_table_and_the_others_a_sentence_that_names_where_it
     assert any(re.match(r"\| mine \| \*\*level\*\* .* \| \*\*level\*\*", line) for line in lines)
     (sentence,) = [line for line in lines if line.startswith("- ")]
     assert sentence == (
-        "- *A* against *the old one*: **better near and far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100, mine)"
+        "- *A* against *the old one*. **Better near and far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100, mine)."
     )
     assert "`ood-book run 10_weiper` on 2026-01-02" in lines[-1]
 
