@@ -223,6 +223,7 @@ def _page(task: Task, uses: Sequence[str]) -> Any:
     notebook = nbformat.read(task.target, as_version=4)
     notebook.metadata.pop("papermill", None)
     box = next((found[0] for cell in load(task.source).cells if (found := SYNCED.search(cell.source))), "")
+    hidden = any({"parameters", "remove-input"} <= {*cell.metadata.get("tags", [])} for cell in notebook.cells)
     for cell in list(notebook.cells):
         if cell.cell_type == "markdown":
             cell.source = SYNCED.sub(lambda _: box, cell.source)  # it may be newer than the run
@@ -232,7 +233,7 @@ def _page(task: Task, uses: Sequence[str]) -> Any:
             cell.outputs = as_html(_still(cell.outputs))
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.source = "\n".join(x for x in cell.source.splitlines() if not x.startswith("results = "))
-            if not task.given:
+            if not task.given or hidden:
                 notebook.cells.remove(cell)
     foot = {"the-library-on-this-page": _library(uses), "how-this-page-was-made": _how_made(notebook.metadata.ood_book)}
     for name, text in foot.items():
