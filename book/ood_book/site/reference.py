@@ -100,4 +100,4 @@ def _overview(page: str, text: str, library: Path) -> Iterator[str]:
         for name, module in sorted(own.items(), key=lambda item: item[0].lower())
     ]
     if rows:
-        yield table(["name", "idea"], rows, words=(0, 1))
+        yield f":::{{container}} names\n\n{table(['name', 'idea'], rows, words=(0, 1))}\n:::\n"
