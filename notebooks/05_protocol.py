@@ -420,7 +420,7 @@ if bench and bench.image_shape[-1] <= 32:  # the chart holds the images; larger 
         ),
         caption="Part of the same embedding with the images behind its points. Rest the pointer on a point, or move the slider: "
         "which digits does an OOD image lie beside?",
-        alt_text="The embedding again, ID points in islands, near-OOD points at their rims, far-OOD points in regions of their own. "
+        alt_text="Some points of the embedding in the figure before, coloured by their role. "
         "Beside it the image behind one point and the name of its set; a slider goes through the points.",
     )
 

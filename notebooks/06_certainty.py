@@ -246,7 +246,7 @@ print(f"AUROC {area:.3f}, 95 % interval from {low:.3f} to {high:.3f}")
 #
 # The exact value is known here, so draw many test sets and count.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of simulated test sets whose 95 % interval holds the exact AUROC, for three sizes of the test sets and four degrees of separation; bars are the simulation's own 95 % error, drawn a little aside.", "name": "fig-certainty-coverage"}, "image": {"alt": "Coverage against the exact AUROC from 0.6 to 0.99 for test sets of 25, 100 and 400 images on each side. The curves run near the dotted line at 95 percent; the smallest sets deviate most at the largest AUROC."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of simulated test sets whose 95 % interval holds the exact AUROC, for three sizes of the test sets and four degrees of separation; bars are the simulation's own 95 % error, drawn a little aside.", "name": "fig-certainty-coverage"}, "image": {"alt": "Coverage against the exact AUROC from 0.6 to 0.99 for test sets of 25, 100 and 400 images on each side. The curves run near the dotted line at 95 percent; they part most at the largest AUROC."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.7))
 truths, coverage = (0.6, 0.8, 0.95, 0.99), []
 for n, look, aside in ((25, ":", -0.004), (100, "--", 0), (400, "-", 0.004)):
@@ -322,11 +322,8 @@ display(Markdown(
 # Try it on a second detector, whose scores are those of the first with independent noise added.
 
 # %%
-fresh = torch.Generator().manual_seed(seed)
-
-
 def noisy(x, spread):
-    return x + spread * torch.randn(x.shape, generator=fresh, dtype=x.dtype)
+    return x + spread * torch.randn(x.shape, generator=generator, dtype=x.dtype)
 
 
 id_b, ood_b = noisy(id_scores, 1.5), noisy(ood_scores, 1.5)

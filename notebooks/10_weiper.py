@@ -148,6 +148,7 @@ results: str = ""  # folder for what other pages show; empty: do not write
 # %% tags=["hide-input"]
 import math
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -738,25 +739,57 @@ def neighbours(x):
 
 
 def against(method, baseline):
-    """Verdicts on each network; both are functions of its features and settings."""
+    """Verdicts on each network; both make scores of its features and settings."""
     return {
-        name: ood.verdicts([(x, method(x, o), baseline(x, o)) for x in found])
+        name: ood.score_verdicts([(method(x, o), baseline(x, o)) for x in found])
         for name, (found, o) in judged.items()
     }
 
 
+# %% tags=["hide-input"]
+@cache
+def averaged(x, score, delta):
+    """Scores of a network's images by a logit score, averaged over infinitely many heads."""
+    return ood.SetScores.of(ood.WeiPer(x.head, score, None, delta), x)
+
+
+@cache
+def histograms(x, delta, bins, random_projections=False):
+    """WeiPer in the limit, fitted, and both histograms and MSP_W of the ID test images, of near and of far sets."""
+    fitted = ood.WeiPer(x.head, "kld", None, delta, bins, random_projections=random_projections).fit(x.train)
+    seen = ({n: fitted.densities(y.penultimate) for n, y in sets.items()} for sets in x.groups().values())
+    return fitted, fitted.densities(x.test.penultimate), *seen
+
+
+def kld(x, *, delta, bins, random_projections=False, **options):
+    """Scores by WeiPer+KLD, from histograms that serve all its other options."""
+    fitted, test, *groups = histograms(x, delta, bins, random_projections)
+    means = fitted.reference.float(), fitted.reference_weiper.float()
+
+    def score(seen):
+        return ood.weiper_kld(*seen, *means, **options)
+
+    return ood.SetScores(score(test), *({n: score(y) for n, y in sets.items()} for sets in groups))
+
+
 # %%
 def perturbed(score, **changes):
-    """WeiPer in the limit, with the settings of the network."""
-    return lambda x, o: ood.WeiPer(x.head, score, None, **{**o, **changes})
+    """Scores of WeiPer in the limit, with the settings of the network."""
+
+    def scores(x, o):
+        o = {**o, **changes}
+        return kld(x, **o) if score == "kld" else averaged(x, score, o["delta"])
+
+    return scores
 
 
+# %% tags=["hide-input"]
 def knn(x, _):
-    return ood.KNN(neighbours(x))
+    return ood.SetScores.of(ood.KNN(neighbours(x)), x)
 
 
 claims = {
-    "WeiPer MSP against MSP": against(perturbed("msp"), lambda x, _: ood.MSP()),
+    "WeiPer MSP against MSP": against(perturbed("msp"), lambda x, _: ood.SetScores.of(ood.MSP(), x)),
     "WeiPer+ReAct against ReAct": against(perturbed("react"), perturbed("react", delta=0)),
     "WeiPer+KLD against its δ = 0": against(perturbed("kld"), perturbed("kld", delta=0)),
     "WeiPer+KLD against KNN": against(perturbed("kld"), knn),
@@ -921,12 +954,16 @@ cells.style.set_caption(f"AUROC in %, in brackets its range over {draws} draws")
 # $\delta$ must not be chosen by them.)
 
 # %% tags=["hide-input"]
+def mean_auroc(scores):
+    """Mean AUROC over the sets of each group."""
+    return {g: np.mean([auroc(scores.test, y)[0] for y in s.values()]) for g, s in scores.groups().items()}
+
+
 def change(score, **changes):
     """Mean AUROC by network and group, with other settings than the published ones."""
     found = {}
     for name, (xs, o) in judged.items():
-        make = perturbed(score, **changes)
-        each = [ood.group_auroc(make(x, o).fit(x.train), x) for x in xs]
+        each = [mean_auroc(perturbed(score, **changes)(x, o)) for x in xs]
         found |= {(name, g): np.mean([e[g] for e in each]) for g in ("near", "far")}
     return found
 
@@ -976,34 +1013,14 @@ knobs = {
 # Only `bins` needs new histograms. The others are arguments of `weiper_kld`, which is a pure function.
 
 # %% tags=["hide-input"]
-def see_all(detector, x):
-    """What a fitted detector sees of the ID test set and of every OOD set."""
-    sets = {"id": [x.test], "near": x.near.values(), "far": x.far.values()}
-    return {g: [detector.densities(y.penultimate) for y in s] for g, s in sets.items()}
-
-
-def judge(detector, seen, delta, bins, **options):
-    """Group AUROCs for other options, from histograms that are there already."""
-    means = (detector.reference.float(), detector.reference_weiper.float())
-    score = {g: [ood.weiper_kld(*y, *means, **options) for y in s] for g, s in seen.items()}
-    own = score["id"][0]
-    return {g: np.mean([auroc(own, y)[0] for y in score[g]]) for g in ("near", "far")}
-
-
-# %% tags=["hide-input"]
-seen_with = {}  # (network, bins) -> fitted detector and its histograms
-by_knob = {knob: [] for knob in knobs}
-for knob, values in knobs.items():
-    for value in values:
-        changed = weiper_options | {knob: value}
-        for n, (h, x) in enumerate(zip(heads, features)):
-            key = (n, changed["bins"])
-            if key not in seen_with:
-                detector = ood.WeiPer(h, repeats=None, delta=delta, bins=key[1])
-                seen_with[key] = detector, see_all(detector.fit(x.train), x)
-            found = judge(*seen_with[key], **changed)
-            by_knob[knob].append({"value": value, "seed": n, **found})
-by_knob = {knob: pd.DataFrame(rows) for knob, rows in by_knob.items()}
+by_knob = {
+    knob: pd.DataFrame(
+        {"value": value, "seed": n, **mean_auroc(kld(x, **weiper_options | {knob: value}))}
+        for value in values
+        for n, x in enumerate(features)
+    )
+    for knob, values in knobs.items()
+}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "WeiPer+KLD while one hyperparameter moves: mean over networks, range shaded, the page's value as a thin line.", "name": "fig-weiper-knobs"}, "image": {"alt": "Seven panels: bins, lambda 1, lambda 2, both smoothing widths and both floors epsilon. Each shows near-OOD and far-OOD AUROC over the values of that hyperparameter with a band over networks."}}
 figure, axes = plt.subplots(2, 4, figsize=(plots.FULL, 4.2), sharey=True)
@@ -1061,18 +1078,25 @@ grid |= {"smooth_penultimate": (1, 4, 20), "smooth_weiper": (4, 15, 40)}
 
 
 # %% tags=["hide-input"]
-def tuned_kld(x, half, choices):
-    """WeiPer+KLD with what is best on the validation images, δ being one of the choices."""
+def tuned_kld(x, half, delta):
+    """WeiPer+KLD with what is best on the validation images at one δ, and its AUROC there."""
+    fitted = ood.WeiPer(x.head, repeats=None, delta=delta, bins=bins).fit(x.train)
+    views = []  # of both sets: each divergence for each width of its moving average, and MSP_W
+    for y in (x.val, half):
+        *densities, confidence = fitted.densities(y.penultimate)
+        divergences = (
+            {width: symmetric_kl(mean.float(), smooth(q, width), eps) for width in grid[name]}
+            for q, mean, name, eps in zip(
+                densities, (fitted.reference, fitted.reference_weiper), ("smooth_penultimate", "smooth_weiper"), (0.01, 0.025)
+            )
+        )
+        views.append((*divergences, confidence))
     best, options = -1.0, {}
-    for d in choices:
-        fitted = ood.WeiPer(x.head, repeats=None, delta=d, bins=bins).fit(x.train)
-        means = (fitted.reference.float(), fitted.reference_weiper.float())
-        seen = [fitted.densities(y.penultimate) for y in (x.val, half)]
-        for o in (dict(zip(grid, v)) for v in product(*grid.values())):
-            value = auroc(*(ood.weiper_kld(*y, *means, **o) for y in seen))[0]
-            if value > best:
-                best, options = value, {"delta": d, **o}
-    return ood.WeiPer(x.head, repeats=None, bins=bins, **options)
+    for o in (dict(zip(grid, v)) for v in product(*grid.values())):
+        own, other = (d1[o["smooth_penultimate"]] + o["lambda1"] * d2[o["smooth_weiper"]] - o["lambda2"] * m for d1, d2, m in views)
+        if (value := auroc(own, other)[0]) > best:
+            best, options = value, o
+    return best, ood.WeiPer(x.head, repeats=None, delta=delta, bins=bins, **options)
 
 
 # %% tags=["hide-input"]
@@ -1082,26 +1106,25 @@ def tuned(x, half):
     react = [ood.WeiPer(x.head, "react", None, d, react_percentile=c) for d, c in react]
     msp = [ood.WeiPer(x.head, "msp", None, d) for d in (*tuned_deltas, 4)]
     by_k = [ood.KNN(k) for k in (1, 2, 5, 10, 20, 50, 100, 200) if k <= len(x.train)]
+    by_delta = [tuned_kld(x, half, d) for d in tuned_deltas]
     return {
         "MSP": msp[0],
         "WeiPer MSP": best_of(msp, x, half),
         "ReAct": best_of(react[:5], x, half),  # those with δ = 0
         "WeiPer+ReAct": best_of(react, x, half),
-        "WeiPer+KLD, δ = 0": tuned_kld(x, half, (0,)),
-        "WeiPer+KLD": tuned_kld(x, half, tuned_deltas),
+        "WeiPer+KLD, δ = 0": by_delta[0][1],
+        "WeiPer+KLD": max(by_delta, key=lambda found: found[0])[1],
         "KNN": best_of(by_k, x, half),
     }
 
 
 # %% tags=["hide-input"]
-chosen = {
-    name: [(x, tuned(x, half)) for x, half in map(held_out, xs)]
-    for name, (xs, _) in judged.items()
-}
+chosen = {name: [(x, tuned(x, half)) for x, half in map(held_out, xs)] for name, (xs, _) in judged.items()}
+scored = {name: [{n: ood.SetScores.of(d, x) for n, d in best.items()} for x, best in own] for name, own in chosen.items()}
 duels = [("WeiPer MSP", "MSP"), ("WeiPer+ReAct", "ReAct"), ("WeiPer+KLD", "WeiPer+KLD, δ = 0")]
 duels += [("WeiPer+KLD", other) for other in ("MSP", "KNN")]
 tuned_claims = {
-    (one, other): {name: ood.verdicts([(x, d[one], d[other]) for x, d in own]) for name, own in chosen.items()}
+    (one, other): {name: ood.score_verdicts([(d[one], d[other]) for d in own]) for name, own in scored.items()}
     for one, other in duels
 }
 for (one, other), found in tuned_claims.items():
@@ -1168,13 +1191,14 @@ plots.verdict_table(like_with_like, "Both densities smoothed against the release
 # %% tags=["hide-input"]
 rows = {}
 for name, ((x, *_), o) in judged.items():
-    own = perturbed("kld", **only_d1)(x, o).fit(x.train)
+    own, test, near, far = histograms(x, o["delta"], o["bins"])
     mean = own.reference[None].float()
     alone = symmetric_kl(mean, smooth(mean, o["smooth_penultimate"]), 0.01).item()
-    sets = {"ID": [x.test], "near": x.near.values(), "far": x.far.values()}
-    spikes = {g: np.mean([own.densities(y.penultimate, False)[0][:, 0].mean() for y in s]) for g, s in sets.items()}
+    sets = {"ID": [test], "near": near.values(), "far": far.values()}
+    spikes = {g: np.mean([y[0][:, 0].mean() for y in s]) for g, s in sets.items()}
     gains = [str(like_with_like[name][g]) for g in ("near", "far")]
-    rows[name] = [*(f"{v:.0%}" for v in spikes.values()), f"{alone:.3f}", f"{own.score(x.test).median():.3f}", *gains]
+    middle = kld(x, **{**o, **only_d1}).test.median()
+    rows[name] = [*(f"{v:.0%}" for v in spikes.values()), f"{alone:.3f}", f"{middle:.3f}", *gains]
 columns = ["bin 0: ID", "near", "far", "D₁ of the kernel alone", "D₁ of the median ID image", "gain near", "gain far"]
 found = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 display(found.style.set_caption("Share of activations in the first bin, and what smoothing both densities gains"))

@@ -130,11 +130,11 @@ ridges: list = [1e-6, 0.1, 1.0, 10.0]  # of the mixtures in section 5, to choose
 factors: list = [0.0, 0.25, 0.5, 1.0, 2.0]  # on a trained residual, to choose from
 bank_updates: list = [100, 200]  # of the residuals of section 5: mixture, logits
 bank_seeds: int = 3  # trainings of each residual there
-longer_updates: list = [25, 100, 400]  # of the trainings compared in section 6.1
+longer_updates: list = [25, 100, 300]  # of the trainings compared in section 6.1
 beta: float = 0.0  # composition: 0: mean, large: the most alarmed decides
 toy_updates: int = 1500  # of the residuals on the toy
 sweep_networks: int = 2  # networks that the sweeps of section 6 run on
-sweep_updates: int = 100  # of the residuals of section 6
+sweep_updates: int = 60  # of the residuals of section 6
 umap_points: int = 1500  # images in the UMAP picture
 results: str = ""  # folder for what other pages show; empty: do not write
 
@@ -779,10 +779,8 @@ display(Markdown("\n".join(
 everything = {"id": [f.test], "near": list(f.near.values()), "far": list(f.far.values())}
 picked = {}
 for group, sets in everything.items():
-    rows = [(x, i) for x in sets for i in range(len(x))]
-    some = torch.randperm(len(rows), generator=draw)[: umap_points // 3].tolist()
-    parts = [rows[i][0][rows[i][1] : rows[i][1] + 1] for i in some]
-    picked[group] = ood.Features(**{n: torch.cat([getattr(p, n) for p in parts]) for n in parts[0].tensors()})
+    whole = ood.Features(**{n: torch.cat([getattr(x, n) for x in sets]) for n in sets[0].tensors()})
+    picked[group] = whole[torch.randperm(len(whole), generator=draw)[: umap_points // 3]]
 seen = ood.Features(**{n: torch.cat([getattr(p, n) for p in picked.values()]) for n in f.test.tensors()})
 groups = np.repeat(list(picked), [len(p) for p in picked.values()])
 points = plots.umap(seen.penultimate, seed)
@@ -861,7 +859,7 @@ def chosen_hybrid(prior, starts, updates, x, held, seed):
     own = {"lam": lam[0], "hidden": hidden, "updates": updates, "seed": seed}
     tried = []
     for start in starts:
-        h = ood.ResidualEBM(prior, start=start, batch_size=128, **own).fit(x.train)
+        h = ood.ResidualEBM(prior, start=start, batch_size=64, **own).fit(x.train)
         for c in factors:
             h.factor = c
             tried.append((validated(h, x, held), h, c))
@@ -871,33 +869,34 @@ def chosen_hybrid(prior, starts, updates, x, held, seed):
 
 
 # %% tags=["hide-input"]
-def ladder(x, held, seed, starts):
-    """From the mixture alone to HEAT: detectors that are fitted, by name."""
+def untrained(x, held):
+    """The priors alone and composed, the ridge chosen by validation: the same for each training."""
     wide = [ood.GMMPrior(ridge=r).fit(x.train) for r in ridges]
     gmm, energy = max(wide, key=lambda d: validated(d, x, held)), ood.LogitPrior(x.head)
+    both = ood.compose([gmm, energy], beta, refit=False).fit(x.train)
+    return {"GMM": ood.GMMPrior().fit(x.train), "GMM, ridge": gmm, "logits": energy, "untrained": both}
+
+
+def ladder(x, held, alone, seed, starts):
+    """From the mixture alone to HEAT: detectors that are fitted, by name."""
+    gmm, energy = alone["GMM, ridge"], alone["logits"]
     few, more = bank_updates
     first = chosen_hybrid(gmm, starts[0], few, x, held, seed)
     second = chosen_hybrid(energy, starts[1], more, x, held, seed)
-    composed = {
-        name: ood.compose(pair, beta, refit=False).fit(x.train)
-        for name, pair in (("untrained", [gmm, energy]), ("HEAT", [first, second]))
-    }
-    return {
-        "GMM": ood.GMMPrior().fit(x.train), "GMM, ridge": gmm, "GMM, hybrid": first,
-        "logits": energy, "logits, hybrid": second, **composed,
-    }  # fmt: skip
+    trained = ood.compose([first, second], beta, refit=False).fit(x.train)
+    return alone | {"GMM, hybrid": first, "logits, hybrid": second, "HEAT": trained}
 
 
 # %% tags=["hide-input"]
 ladders = {}
 for name, (x, held) in real.items():  # the first training chooses the starts of the others
-    first = ladder(x, held, seed, [["prior", "noise"], [ood.GMM(), "noise"]])
+    alone = untrained(x, held)
+    first = ladder(x, held, alone, seed, [["prior", "noise"], [ood.GMM(), "noise"]])
     starts = [[first[k].start] for k in ("GMM, hybrid", "logits, hybrid")]
-    others = [ladder(x, held, seed + n, starts) for n in range(1, bank_seeds)]
+    others = [ladder(x, held, alone, seed + n, starts) for n in range(1, bank_seeds)]
     ladders[name] = [(x, rungs) for rungs in (first, *others)]
-for _, rungs in sum(ladders.values(), []):
-    for detector in rungs.values():  # verdicts ask for the same scores again and again
-        detector.score = cache(detector.score)
+for detector in {d for _, rungs in sum(ladders.values(), []) for d in rungs.values()}:
+    detector.score = cache(detector.score)  # verdicts ask for the same scores again and again
 
 # %% tags=["hide-input"]
 own_priors = [  # digits, trained live: three priors, nothing chosen
@@ -1105,6 +1104,7 @@ pd.DataFrame([(setting, cell["near"], cell["far"], others)], columns=["setting",
 # the parameters cell.
 
 # %% tags=["hide-input"]
+@cache
 def hybrid_auroc(k, n, **changes):
     """Train hybrid k of network n with changed options, and judge it; diverged is a gap."""
     chosen = options(k, **{"updates": sweep_updates, **changes})
@@ -1120,11 +1120,16 @@ def hybrid_auroc(k, n, **changes):
 nets = range(min(sweep_networks, seeds))
 
 
+def changed(k, knob, value):
+    """What differs from the options of this page: nothing where the value is theirs, and was trained already."""
+    return {} if options(k)[knob] == value else {knob: value}
+
+
 def sweep(knob, values, k):
     """Group AUROCs of hybrid k over values of a knob, per network."""
     runs = [(v, n) for v in values for n in nets]
     return pd.DataFrame(
-        {"value": v, "seed": n, **hybrid_auroc(k, n, **{knob: v})} for v, n in runs
+        {"value": v, "seed": n, **hybrid_auroc(k, n, **changed(k, knob, v))} for v, n in runs
     )
 
 
@@ -1237,7 +1242,7 @@ display(Markdown("\n".join(lines)))
 # %% tags=["hide-input"]
 starts = ["prior", "noise", "data", "persistent"]
 by_start = {
-    s: 100 * pd.DataFrame([hybrid_auroc(style, n, start=s) for n in nets]).mean()
+    s: 100 * pd.DataFrame([hybrid_auroc(style, n, **({} if s == "prior" else {"start": s})) for n in nets]).mean()
     for s in starts
 }
 caption = f"Hybrid on style: AUROC, gap in % of 1/λ, mean over networks ({len(nets)})"

@@ -600,16 +600,19 @@ def pictures_of_an_embedding(
         "x": alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
         "y": alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
     }
-    marks = every.mark_point(filled=True, size=26, opacity=0.75).encode(
+    mute = {"aria": False}  # hundreds of points, each read out with the bytes of its image; the words below say the set
+    marks = every.mark_point(filled=True, size=26, opacity=0.75, **mute).encode(
         **places,
         color=alt.Color("kind:N", legend=top, scale=alt.Scale(domain=kinds, range=[COLORS[role] for role in present])),
         shape=alt.Shape("kind:N", legend=top, scale=alt.Scale(domain=kinds, range=[shapes[role] for role in present])),
         tooltip=[alt.Tooltip("set:N"), alt.Tooltip("image:N")],
     )
     one = every.transform_filter("datum.i == number - 1")
-    ring = one.mark_point(size=200, strokeWidth=2.5, color="#888888", filled=False).encode(**places)
+    ring = one.mark_point(size=200, strokeWidth=2.5, color="#888888", filled=False, **mute).encode(**places)
     left = (marks + ring).properties(width=WIDTH + 80, height=WIDTH + 20)
-    shown = one.mark_image(width=110, height=110, smooth=False).encode(x=alt.value(60), y=alt.value(60), url="image:N")
+    shown = one.mark_image(width=110, height=110, smooth=False, **mute).encode(
+        x=alt.value(60), y=alt.value(60), url="image:N"
+    )
     named = f"datum.kind == '{NAMES['id']}' ? datum.set : datum.set + ', ' + datum.kind"  # ID sets say so themselves
     words = one.transform_calculate(text=named).mark_text(fontSize=13)
     words = words.encode(x=alt.value(60), y=alt.value(130), text="text:N")

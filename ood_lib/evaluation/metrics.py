@@ -151,8 +151,8 @@ def fpr_at_tpr(
     If c of m negatives lie up to a fixed point, Clopper and Pearson bound their rate there by quantiles of
     :math:`\mathrm{Beta}(c, m-c+1)` from below and of :math:`\mathrm{Beta}(c+1, m-c)` from above.  The ends are the
     quantiles of both together, a mixture over B, with c counted at :math:`x_{(B)}` and at :math:`x_{(B+1)}`.  Beyond
-    the largest positive nothing is known, c = m.  In simulations with 20 to 1000 of each kind it covers in 95 to 99.8
-    of 100 (tests/benchmarks/bench_intervals.py), where a bootstrap covers in as few as 68.
+    the largest positive nothing is known, c = m.  In simulations with 20 to 1000 of each kind it covers in 96.9 to
+    100 of 100 (tests/benchmarks/bench_intervals.py), where a bootstrap covers in as few as 46.
 
     With fewer than 72 positives (95 % of 95 %) the upper end is 1, whatever the scores are: the threshold may then lie
     beyond all of them.  A rate from so few images says little; report the AUROC instead, or take more ID images.  From
@@ -294,8 +294,8 @@ CALLED = 0.99
 """Confidence of the interval by which a method is called better or worse over several networks.
 
 Student's t is exact for normal differences.  Differences of networks are skewed, as where one training in ten fails:
-those of an exponential or a log-normal distribution make an interval of 95 % miss in 12 to 18 of 100, for three
-networks as for ten, and one of 99 % in 3 to 9 (in at most 5.4 for three networks).  So the latter is what keeps the
+those of an exponential or a log-normal distribution make an interval of 95 % miss in 10 to 18 of 100, for three
+networks as for ten, and one of 99 % in 3 to 9 (in at most 5.3 for three networks).  So the latter is what keeps the
 promise of the former; tests/benchmarks/bench_intervals.py has the table.
 """
 

@@ -131,10 +131,9 @@ def umap(rows: Tensor, seed: int, **options: Any) -> np.ndarray:
         from umap import UMAP, layouts, umap_
 
         compiled = [umap_.fast_knn_indices, umap_.smooth_knn_dist, umap_.compute_membership_strengths]
-        private = "_nb_optimize_layout_euclidean_single_epoch"
-        compiled += filter(None, [getattr(layouts, private, None)])
+        epoch = getattr(layouts, "_nb_optimize_layout_euclidean_single_epoch", None)  # a private name, in some versions
         with suppress(RuntimeError):  # nowhere to keep it: a read-only home
-            for function in compiled:
+            for function in filter(None, [*compiled, epoch]):
                 function.enable_caching()  # compiled once for all notebooks, not 20 seconds in each
         points = UMAP(**{"n_neighbors": 20, "min_dist": 0.2} | options, random_state=seed).fit_transform(rows.cpu())
     torch.set_num_threads(threads)  # its own threading raises it, and small operations then wait for each other

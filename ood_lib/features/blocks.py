@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ood_lib.features import sealed
+import ood_lib.features.sealed as sealed
 from ood_lib.features.distributed import Team
 from ood_lib.files import clock, explained, locked, write_text
 from ood_lib.warn import warn

@@ -199,5 +199,7 @@ def test_behind_a_point_is_its_own_image():
         assert Image.open(io.BytesIO(base64.b64decode(image))).getpixel((1, 1)) == value
     assert "A" in texts(chart, number=1) and "A, in-distribution" not in texts(chart, number=1)
     assert "B, near-OOD" in texts(chart, number=2) and "B, near-OOD" not in texts(chart, number=3)
+    marks = re.findall(r'"mark": (\{[^{}]*\})', spec)
+    assert [json.loads(m)["type"] for m in marks if json.loads(m).get("aria", True)] == ["text"]  # read out: the words
     with pytest.raises(ValueError, match="as many images"):
         explorables.pictures_of_an_embedding(arguments[0][:2], *arguments[1:])

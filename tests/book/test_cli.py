@@ -87,6 +87,16 @@ def book(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def pages(book):
+    """Where that project's pages go; the scripts of charts, which take long to make, are those of the book's builds."""
+    made = ROOT / "_build/vega"
+    made.mkdir(parents=True, exist_ok=True)
+    (book / "_build").mkdir()
+    (book / "_build/vega").symlink_to(made)
+    return book / "_build/html"
+
+
 def output_of(book: Path, name: str, folder: str = "default") -> str:
     return (book / "_build/run" / folder / f"{name}.ipynb").read_text()
 
@@ -389,22 +399,13 @@ def test_a_finished_run_that_cannot_be_recorded_says_why_and_its_notebook_is_kep
     assert "t.csv" in output_of(book, "10_alpha.failed")
 
 
-def is_done(book: Path) -> bool:
-    """Whether a run would leave beta as it is."""
-    return plan.plan(book, "default", {}, ["beta"])[1][0].is_done
+def test_only_what_changed_runs_again(book, capsys):
+    def is_done() -> bool:
+        return plan.plan(book, "default", {}, ["beta"])[1][0].is_done
 
-
-def test_what_is_done_is_left_and_what_is_not_runs_again(book, capsys):
-    for change in ("", "\n# %%\nlast = 1\n"):
-        write_notebook(book, "20_beta", BETA, BETA_CODE + change)
-        for done, said in ((False, "20_beta: done"), (True, "20_beta: up to date")):
-            assert is_done(book) == done
-            assert cli.main(["run", "beta"]) == 0
-            assert said in capsys.readouterr().out
-    assert "last = 1" in output_of(book, "20_beta")
-
-
-def test_only_what_changed_is_to_be_run_again(book):
+    parameters = f'{BETA}\narchive: str = "../book/results"'
+    (book / "book/results").mkdir()
+    write_notebook(book, "20_beta", parameters, BETA_CODE)
     assert cli.main(["run", "beta"]) == 0
     for name, text, counts in (
         ("notebooks/20_beta.py", (book / "notebooks/20_beta.py").read_text() + "\n# %%\nlast = 1\n", True),
@@ -412,25 +413,26 @@ def test_only_what_changed_is_to_be_run_again(book):
         ("library/shipped/network.json", '{"sha256": "other weights"}', True),
         ("notebooks/profiles/default.yaml", "delta: 4\n", True),
         ("notebooks/profiles/default.yaml", "delta: 2\nseeds: 9\n", False),  # `seeds` is none of its parameters
+        ("book/results/new.json", "{}", True),  # a page that a parameter names
+        ("book/intro.md", "# Other\n", False),  # one that none names
     ):
         file = book / name
         before = file.read_text() if file.exists() else None
         file.parent.mkdir(exist_ok=True)
-        assert is_done(book)
+        assert is_done()
         file.write_text(text)
-        assert is_done(book) != counts, name
+        assert is_done() != counts, name
         file.unlink() if before is None else file.write_text(before)
-    assert is_done(book)
-
-
-def test_a_page_that_a_parameter_names_counts_and_others_do_not(book):
-    (book / "book/results").mkdir()
-    write_notebook(book, "20_beta", 'archive: str = "../book/results"\ndelta: float = 1.0', "\n# %%\nx = 1\n")
-    assert cli.main(["run", "beta"]) == 0
-    (book / "book/intro.md").write_text("# Other\n")
-    assert is_done(book)
-    (book / "book/results/new.json").write_text("{}")
-    assert not is_done(book)
+    for change, said in (
+        ("", "up to date"),
+        ("\n# %%\nlast = 1\n", "done after"),
+        ("\n# %%\nlast = 1\n", "up to date"),
+    ):
+        write_notebook(book, "20_beta", parameters, BETA_CODE + change)
+        capsys.readouterr()
+        assert cli.main(["run", "beta"]) == 0
+        assert f"20_beta: {said}" in capsys.readouterr().out
+    assert "last = 1" in output_of(book, "20_beta")
 
 
 def test_notebooks_run_side_by_side(book):
@@ -746,16 +748,20 @@ def test_a_file_without_a_place_for_what_is_made_is_refused(asking, capsys):
     assert "README.md has no lines" in capsys.readouterr().err
 
 
-def test_build_shows_how_each_page_was_made_fails_on_a_warning_and_spares_foreign_folders(book, capfd):
+def test_build_takes_the_values_of_run_shows_them_fails_on_a_warning_and_spares_foreign_folders(book, pages, capfd):
     pytest.importorskip("jupyter_book")
     (book / "book/intro.md").write_text("# Intro\n\n```{include} _generated/10_alpha/numbers.md\n```")
     boxed = '\n# %% [markdown]\n# ```{note}\n# Boxed.\n# ```\n\n# %% tags=["hide-input"]\nprint(6 * 7)\n'
     write_notebook(book, "10_alpha", ALPHA, ALPHA_CODE + boxed)
-    assert cli.main(["run"]) == 0
-    assert cli.main(["build"]) == 0
-    pages = book / "_build/html"
-    assert "seeds 2" in (pages / "book/intro.html").read_text()
-    alpha = (pages / "notebooks/10_alpha.html").read_text()
+    values = ["--profile", "quick", "-p", "seeds", "7"]
+    assert cli.main(["build", *values]) == 2
+    assert "Run: ood-book run --profile quick -p seeds 7" in capfd.readouterr().err
+    assert cli.main(["run", *values]) == cli.main(["build", *values]) == 0
+    pages = pages.with_name("html-quick-seeds=7")
+    assert "seeds 7" in (pages / "book/intro.html").read_text()
+    alpha, beta = ((pages / f"notebooks/{name}.html").read_text() for name in ("10_alpha", "20_beta"))
+    assert "seeds=7" in alpha and "injected-parameters" in alpha
+    assert "injected-parameters" not in beta  # all its parameters have their defaults
     assert "How this page was made" in alpha and "dropdown" in alpha and "Peak memory" in alpha
     assert str(book) not in alpha.replace(f"python={sys.executable}", "")
     downloaded = json.loads((pages / "_sources/notebooks/10_alpha.ipynb").read_text())["cells"]  # by its button
@@ -763,20 +769,22 @@ def test_build_shows_how_each_page_was_made_fails_on_a_warning_and_spares_foreig
     (folded,) = [c for c in downloaded if "print(6 * 7)" in c["source"]]
     assert folded["metadata"]["cellView"] == "form" and folded["outputs"][0]["text"] == ["42\n"]
     assert "building" in capfd.readouterr().out
-    assert cli.main(["build"]) == 0
+    assert cli.main(["build", *values]) == 0
     assert "building" not in capfd.readouterr().out
 
-    assert cli.main(["build", "--out", "notebooks"]) == 2
+    assert cli.main(["build", *values, "--out", "notebooks"]) == 2
     assert "holds something else" in capfd.readouterr().err
 
     (book / "book/intro.md").write_text("# Intro\n\n[nowhere](nowhere.md)\n")
     for _ in range(2):  # the second build must not forget the warning
-        assert cli.main(["build"]) == 1
+        assert cli.main(["build", *values]) == 1
     assert "nowhere" in capfd.readouterr().err
     assert (pages / "notebooks/10_alpha.html").is_file()  # the last good pages stay
 
 
-def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_the_book_is_not_complete(book, capfd):
+def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_the_book_is_not_complete(
+    book, pages, capfd
+):
     pytest.importorskip("jupyter_book")
     labels = "\n# %% [markdown]\n# (beta-way)=\n# ## 1. The way\n"
     write_notebook(book, "20_beta", BETA, labels + BETA_CODE.replace("1 / delta", "1 / (delta - 2)"))
@@ -789,7 +797,6 @@ def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_t
     said = capfd.readouterr()
     assert "not complete" in said.err and '  20_beta failed in cell [4] of "1. The way": # the comment' in said.err
     assert "Run: ood-book run 20_beta --profile default" in said.err and "WARNING" not in said.err
-    pages = book / "_build/html"
     assert f"open {pages / 'index.html'}" in said.out
     assert "seeds=2" in (pages / "notebooks/10_alpha.html").read_text()
     beta, intro = ((pages / f"{name}.html").read_text() for name in ("notebooks/20_beta", "book/intro"))
@@ -833,15 +840,3 @@ def test_make_book_builds_what_there_is_and_fails_where_a_notebook_did(tmp_path,
     (tmp_path / "env/.ood-book-ready").touch()  # newer than pyproject.toml: nothing to install
     assert subprocess.run(["make", "-s", "book", "VENV=env"], cwd=tmp_path).returncode == code
     assert (tmp_path / "called").read_text().split() == calls
-
-
-def test_build_takes_the_same_values_as_run(book, capfd):
-    pytest.importorskip("jupyter_book")
-    values = ["--profile", "quick", "-p", "seeds", "7"]
-    assert cli.main(["build", *values]) == 2
-    assert "Run: ood-book run --profile quick -p seeds 7" in capfd.readouterr().err
-    assert cli.main(["run", *values]) == cli.main(["build", *values]) == 0
-    pages = book / "_build/html-quick-seeds=7/notebooks"
-    alpha, beta = ((pages / f"{name}.html").read_text() for name in ("10_alpha", "20_beta"))
-    assert "seeds=7" in alpha and "injected-parameters" in alpha
-    assert "injected-parameters" not in beta  # all its parameters have their defaults

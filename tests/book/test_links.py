@@ -14,7 +14,7 @@ pytest.importorskip("jupytext")
 pytest.importorskip("sphinx")
 
 from ood_book.site import extension, links, terms
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import number_reference, pending_xref
 
 import ood_lib
 
@@ -136,9 +136,31 @@ def test_pages_are_mended_and_only_where_they_are_at_fault(tmp_path):
 
 def test_the_uses_come_from_the_stage(tmp_path):
     (tmp_path / "uses.json").write_text(json.dumps({"a": {"b": "B"}}))
+    (tmp_path / "names.json").write_text(json.dumps({"notebooks/a": "A"}))
     config = SimpleNamespace()
     extension._read_uses(SimpleNamespace(srcdir=str(tmp_path)), config)
-    assert config.ood_book_uses == {"a": {"b": "B"}}
+    assert (config.ood_book_uses, config.ood_book_names) == ({"a": {"b": "B"}}, {"notebooks/a": "A"})
+
+
+def test_figures_and_exercises_are_numbered_anew_on_each_page_in_their_order():
+    kinds = {"figure": {"id2": (8,), "id1": (7,)}, "exercise": {"e": (3,)}}
+    env = SimpleNamespace(toc_fignumbers={"notebooks/a": kinds, "notebooks/b": {"figure": {"x": (9,)}}})
+    extension._number(None, env)
+    assert env.toc_fignumbers == {
+        "notebooks/a": {"figure": {"id1": (1,), "id2": (2,)}, "exercise": {"e": (1,)}},
+        "notebooks/b": {"figure": {"x": (1,)}},
+    }
+
+
+def test_a_reference_to_a_figure_of_another_page_names_the_page():
+    document, titles = new_document(""), {"book/b": nodes.title("", "Data: sets")}
+    for place in ({"refuri": "../notebooks/a.html#x"}, {"refuri": "b.html#y"}, {"refid": "z"}):
+        document += number_reference("", "", nodes.inline("", "Figure 1"), **place)
+    config = SimpleNamespace(ood_book_names={"notebooks/a": "Flows"})
+    app = SimpleNamespace(config=config, env=SimpleNamespace(titles=titles))
+    extension._name_page(app, document, "book/c")
+    shown = [reference.astext() for reference in document.findall(number_reference)]
+    assert shown == ["Figure 1 of Flows", "Figure 1 of Data", "Figure 1"]
 
 
 # -- words of the glossary ----------------------------------------------------------------------------------------

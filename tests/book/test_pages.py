@@ -12,6 +12,7 @@ import torch
 import ood_lib as ood
 from ood_lib.data.download import ORIGINS, PUBLISHED
 from ood_lib.data.protocols import PROTOCOLS
+from ood_lib.training.recipes import card
 from tests.data.test_annotations import table
 from tests.data.test_images import draw, save_picture
 from tests.data.test_locate import save_arrays
@@ -209,3 +210,14 @@ def test_the_counts_on_the_page_are_those_of_the_protocols():
         rules = PROTOCOLS[name]
         assert {*rules.known[1:], rules.near["tiny_imagenet"], rules.far["places365"], rules.far["mnist"]} <= numbers
     assert {*PROTOCOLS["imagenet"].known[1:], PROTOCOLS["imagenet"].far["textures"]} <= numbers
+
+
+def test_what_the_page_says_of_banks_and_training_is_so():
+    text, voc = page("data.md"), ood.load_bank("voc-mobilenetv2")
+    sizes = (len(voc.train) + len(voc.val) + len(voc.test), len(voc.near["imagenet"]), len(voc.far["textures"]))
+    assert "covers {:,} images of PASCAL VOC 2012 (20 labels), {} images of ImageNet and {}".format(*sizes) in text
+    assert len(voc.near) == len(voc.far) == 1 and voc.train.labels.shape[1] == 20
+    widths = [ood.load_bank(name).train.penultimate.shape[1] for name in ("cifar10-densenet", "cifar10-resnet56")]
+    assert "(DenseNet-BC with {} features) and `cifar10-resnet56` ({} features)".format(*widths) in text
+    hours = {2: "two hours"}[round(card("cifar10-resnet9")["seconds"] / 3600)]
+    assert f"# {hours} on two CPU cores" in text

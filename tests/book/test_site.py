@@ -14,7 +14,10 @@ from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from ood_book.site import reference
 from ood_book.site.extension import MOVED
+
+import ood_lib
 
 ROOT = Path(__file__).parents[2]
 BUILT = [p for p in (ROOT / "_build/html-quick", ROOT / "_build/html") if (p / ".ood-book").is_file()]
@@ -102,10 +105,41 @@ def test_pictures_have_an_alternative(path):
     assert [image["src"] for image in READ[path].images if not image.get("alt", "").strip()] == []
 
 
+FORMER = {Path(former).name for former in MOVED}  # pages that only lead to another
+CONTENT = [path for path in PAGES if path.parent.name in ("book", "api", "notebooks") and path.stem not in FORMER]
+every = pytest.mark.parametrize("path", CONTENT, ids=[str(p.relative_to(SITE)) for p in CONTENT])
+
+
+@every
+def test_a_page_names_version_and_day_describes_itself_and_numbers_its_figures_from_one(path):
+    html = path.read_text(encoding="utf-8")
+    assert f"Version {ood_lib.__version__}." in html and re.search(r"Last updated on \d+ \w+ \d{4}", html)
+    assert (
+        re.search(r'<meta name="description" content="[^"]{20,}"', html) and 'property="og:image" content="http' in html
+    )
+    for kind in ("Fig.", "Table"):
+        numbers = [int(n) for n in re.findall(rf'caption-number">{re.escape(kind)} (\d+)', html)]
+        assert numbers == list(range(1, 1 + len(numbers)))
+
+
+def test_every_public_name_has_its_entry_on_exactly_one_page_and_the_overview_leads_there():
+    homes = reference.names(ROOT / "ood_lib")
+    entries = {path: READ[path].ids for path in CONTENT if path.parent.name == "api"}
+    assert {n: sum(f"{h}.{n}" in ids for ids in entries.values()) for n, h in homes.items()} == dict.fromkeys(homes, 1)
+    links = {link.partition("#")[2] for link in READ[SITE / "book/api.html"].links if link.startswith("api/")}
+    assert {f"{home}.{name}" for name, home in homes.items()} <= links
+
+
+def test_every_work_of_the_bibliography_leads_to_its_paper():
+    html = (SITE / "book/bibliography.html").read_text(encoding="utf-8")
+    works = re.findall(r'<div class="citation".*?</div>', html, re.S)
+    assert len(works) > 30 and [work for work in works if 'class="reference external" href="http' not in work] == []
+
+
 def test_each_chapter_has_its_slides_on_the_page_for_teachers():
     decks = {Path(link).stem for link in READ[SITE / "book/teach.html"].links if "/slides/" in link}
     pages = {path.stem for path in PAGES if path.parent.name == "notebooks"}
-    assert decks == pages - {Path(former).name for former in MOVED}
+    assert decks == pages - FORMER
 
 
 def test_a_former_address_leads_to_the_page_of_today():

@@ -217,7 +217,8 @@ def test_a_sweep_killed_on_the_way_leaves_no_process_and_is_taken_up_where_it_wa
     assert "runs to do" not in capsys.readouterr().out
 
 
-def test_a_run_whose_process_is_killed_is_reported_and_the_others_go_on(book, capsys):
+def test_a_run_whose_process_is_killed_is_reported_and_the_others_go_on(book, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)  # only --dask needs it
     (book / "kill").write_text("1")
     assert cli.main(["sweep", "tiny", "-p", "rate", "1,2", "-j", "1"]) == 1
     assert "rate=1 failed in its process, which died" in capsys.readouterr().err
@@ -315,12 +316,11 @@ def test_a_cluster_that_does_not_answer_is_refused(book, capsys):
     assert "no Dask scheduler answers at 'tcp://127.0.0.1:9'" in capsys.readouterr().err
 
 
-def test_without_dask_its_extra_is_named_and_nothing_else_needs_it(book, capsys, monkeypatch):
+def test_without_dask_its_extra_is_named(book, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     monkeypatch.delitem(sys.modules, "ood_book.run.cluster", raising=False)  # another test may have imported it
     assert cli.main(["sweep", "tiny", "-p", "rate", "1", "--dask", "tcp://127.0.0.1:9"]) == 2
     assert 'distributed is needed here: pip install "ood_lib[cluster]"' in capsys.readouterr().err
-    assert cli.main(["sweep", "tiny", "-p", "rate", "1"]) == 0
 
 
 def test_a_page_draws_runs_without_a_value_beside_the_others():

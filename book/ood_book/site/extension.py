@@ -1,8 +1,12 @@
-"""What the pages need from Sphinx beyond its settings: links from the library to the chapters, metadata for search
-engines and previews, the page for a wrong address, and corrected markup."""
+"""What the pages need from Sphinx beyond its settings.
+
+Links lead from the library to the chapters, and figures are numbered anew on each page. There are metadata for search
+engines and previews, a page for a wrong address, and corrected markup.
+"""
 
 import json
 import os
+import posixpath
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -11,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from docutils.nodes import make_id, paragraph
+from docutils.nodes import Text, make_id, paragraph
+from sphinx.addnodes import number_reference
 
 import ood_lib
 
@@ -123,7 +128,28 @@ def _chapter(page: str, title: str, headings: Sequence[str]) -> str:
 
 
 def _read_uses(app: Any, config: Any) -> None:
-    config.ood_book_uses = json.loads((Path(app.srcdir) / "uses.json").read_text(encoding="utf-8"))
+    stage = Path(app.srcdir)
+    config.ood_book_uses, config.ood_book_names = (
+        json.loads((stage / f"{name}.json").read_text(encoding="utf-8")) for name in ("uses", "names")
+    )
+
+
+def _number(app: Any, env: Any) -> None:
+    """Figures, tables and exercises are numbered page by page, so that a new one renumbers no other chapter."""
+    for kinds in env.toc_fignumbers.values():
+        for numbers in kinds.values():
+            for place, name in enumerate(sorted(numbers, key=numbers.__getitem__), 1):
+                numbers[name] = (place,)
+
+
+def _name_page(app: Any, document: Any, page: str) -> None:
+    """A reference to a numbered thing of another page names that page, in the words before its colon."""
+    for reference in document.findall(number_reference):
+        path = reference.get("refuri", "").partition("#")[0]
+        there = posixpath.normpath(posixpath.join(posixpath.dirname(page), path)).removesuffix(".html")
+        if path and there != page:
+            title = app.config.ood_book_names.get(there) or app.env.titles[there].astext().partition(":")[0]
+            reference[0] += Text(f" of {title}")
 
 
 def _mend(app: Any, exception: Exception | None) -> None:
@@ -136,9 +162,12 @@ def _mend(app: Any, exception: Exception | None) -> None:
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx, which finds this module in `_config.yml`."""
     app.add_config_value("ood_book_uses", {}, "env")
+    app.add_config_value("ood_book_names", {}, "env")
     app.connect("config-inited", _set_base, priority=100)
     app.connect("config-inited", _read_uses)
     app.connect("config-inited", _set_version, priority=100)
+    app.connect("env-check-consistency", _number)
+    app.connect("doctree-resolved", _name_page)
     app.connect("html-page-context", _describe)
     app.connect("html-collect-pages", _forward)
     app.connect("autodoc-process-docstring", _link_chapters, priority=900)  # after napoleon

@@ -123,7 +123,9 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Mis
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy2(root / name, stage)
     uses = _uses(root, tasks)
-    (stage / "uses.json").write_text(json.dumps(uses), encoding="utf-8")
+    names = {f"notebooks/{name}": entry.title for name, entry in about(root).items()}
+    for name, content in (("uses", uses), ("names", names)):
+        (stage / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     (stage / "notebooks").mkdir()
     for task in tasks:
         page = _page(task, [place for place, pages in uses.items() if task.name in pages])
