@@ -161,10 +161,9 @@ place = Path(folder.name)
 #
 # ### The pictures
 #
-# **Where do the pictures of this page come from?** No photographs come with the library, only what networks know of them. The default
-# run therefore takes the handwritten digits that are inside scikit-learn, 8 × 8 pixels: 0 to 6 are known, 7 to 9 are near-OOD, patches
-# of photographs, noise, and changed digits are far-OOD. They are written as PNG files, so that what follows reads a folder as it would
-# read yours.
+# **Where do the pictures of this page come from?** The library ships features of photographs, but no photographs. The default run therefore
+# uses the handwritten digits of scikit-learn, 8 × 8 pixels. The digits 0 to 6 are known, and 7 to 9 are near-OOD. Patches of photographs,
+# noise, and changed digits are far-OOD. They are written as PNG files, so that the page reads a folder as it would read yours.
 
 # %%
 def write_pictures(bench, root):
@@ -190,7 +189,7 @@ if benchmark == "digits":
 #
 # **What does the page need of a network?** Images in, {term}`logits <logit>` out, with a linear layer at the end. Without the
 # parameter `model` one is trained here in seconds, for a few epochs only, so that it makes mistakes to look at. It is plain PyTorch
-# in a file of its own and knows nothing of the library: a stand-in for yours.
+# in a file of its own and does not use the library, so it stands for your network.
 
 # %%
 CODE = """from torch import nn
@@ -461,9 +460,9 @@ cells(rows, f"Against {whole.best}: difference of the AUROC in points, 95 % inte
 #
 # ## 4. Which detector should you take?
 #
-# **Why not the first row of the table?** Of eighteen equally good detectors one comes first by chance. So the choice is made on one half of
-# the images of each set, drawn at random, and judged on the other half. Taken is the *cheapest* of those that are not surely worse than the
-# best of that half, and by estimate at most two points behind it. A cost below 5 % of the network's own pass, or below a tenth of a
+# **Why not the first row of the table?** Of many equally good detectors one comes first by chance. So the choice is made on one half of
+# the images of each set, drawn at random, and judged on the other half. The page recommends the *cheapest* detector that is not surely worse
+# than the best of that half, and whose estimate is at most two points behind it. A cost below 5 % of the network's own pass, or below a tenth of a
 # millisecond an image, counts as none; of equally cheap detectors the one with the largest mean AUROC is taken.
 
 # %%
@@ -571,7 +570,7 @@ cells(pd.DataFrame(rows).fillna(""), "Thresholds by the share of ID images that 
 #
 # ## 6. Does it warn before the network is wrong?
 #
-# **Are errors refused more often than right answers?** An ID image that the network misreads is no OOD image. But where the score is high for
+# **Are errors refused more often than right answers?** An ID image that the network misclassifies is not an OOD image. But if the score is high for
 # both, the same alarm stops both. The AUROC for errors is the probability that a wrong answer has the larger score than a right one.
 
 # %% tags=["hide-input"]
@@ -590,7 +589,7 @@ else:
     alarm = {"right": right, "wrong": ~right}
     cells({f"the network is {name}": {"images": int(own.sum()), "refused": percent((~accepted & own).sum(), own.sum())} for name, own in alarm.items()}, f"Alarms of {pick} at its threshold, on ID test images")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on those ID test images that are kept when the ones with the largest score are refused, for the recommended detector and for the softmax. The dashed line is the best order there is, all errors first.", "name": "fig-audit-selective"}, "image": {"alt": "Selective accuracy. Share of images kept on the horizontal axis, accuracy on them on the vertical axis. Two solid curves, of the recommended detector and of MSP, start at the accuracy on all images at the right and change as fewer images are kept; a dashed line shows the best possible order."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on those ID test images that are kept when the ones with the largest score are refused, for the recommended detector and for the softmax. The dashed line is the best possible order, all errors first.", "name": "fig-audit-selective"}, "image": {"alt": "Selective accuracy. Share of images kept on the horizontal axis, accuracy on them on the vertical axis. Two solid curves, of the recommended detector and of MSP, start at the accuracy on all images at the right and change as fewer images are kept; a dashed line shows the best possible order."}}
 def kept_accuracy(score):
     """Accuracy on the images of the smallest scores, for each number that is kept."""
     sorted_right = right[score.argsort(stable=True)].double()
@@ -697,9 +696,9 @@ say(
 # %% [markdown]
 # ## 9. Does the score drift?
 #
-# If pictures were taken one after the other, **did the score change on the way?** The order is that of the time that a camera has written into
-# the files, where nine in ten have one, else that of their names, within each class. Without drift, place and score are uncorrelated, and each
-# tenth of the images is refused equally often; both are tested, the first for a trend, the second for better and worse stretches.
+# If pictures were taken one after the other, **did the score change on the way?** If nine files in ten hold the time that a camera wrote into
+# them, the images are ordered by this time, otherwise by the names of their files within each class. Without drift, place and score are
+# uncorrelated, and each tenth of the images is refused equally often. Both are tested, the first for a trend, the second for single stretches.
 
 # %% tags=["hide-input"]
 def taken(path):
@@ -767,7 +766,7 @@ size = (place / "detector.safetensors").stat().st_size / 1e6
 say(f"`detector.safetensors` holds {pick}, {size:.2f} MB" + (", and lies in the folder of this run." if results else ". Give the parameter `results` a folder to keep it.") + (" It was fitted on a bank, so name the model whose features these are." if is_bank else ""))
 
 # %% [markdown]
-# **Does that line say what this page says?** It is run here, in a process of its own, on a few test pictures of each kind.
+# **Does the command give the scores of this page?** It is run here, in a process of its own, on a few test pictures of each kind.
 
 # %% tags=["hide-input"]
 def by_command(count=4):
@@ -1036,7 +1035,7 @@ print(f"{100 * optimism:+.2f} points, with a standard error of about {100 * spre
 check_optimism(optimism)
 
 # %% [markdown]
-# This optimism grows when a half holds fewer images, and when more detectors of nearly the same quality are compared.
+# This optimism grows when a half has fewer images, and when more detectors of nearly equal quality are compared.
 # ```{solution-end}
 # ```
 #
