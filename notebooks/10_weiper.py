@@ -906,7 +906,8 @@ figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.8))
 for role in ("near", "far"):
     plots.band(by_repeats.pivot(index="r", columns="draw", values=role), role, ax)
     ax.axhline(at_limit[role], color=plots.COLORS[role], lw=1)
-    ax.annotate("limit", (counts[0], at_limit[role]), va="bottom", fontsize=9, color=plots.COLORS[role])
+    side = "bottom" if at_limit[role] == max(at_limit.values()) else "top"  # the two lines may lie close together
+    ax.annotate("limit", (counts[0], at_limit[role]), va=side, fontsize=9, color=plots.COLORS[role])
 ax.set(xscale="log", xlabel="repeats r", ylabel="AUROC")
 ax.legend(loc="lower right")
 plt.show()
