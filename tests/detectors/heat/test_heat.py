@@ -235,8 +235,8 @@ def test_the_default_device_changes_no_draw(toy: Toy):
     hybrid = ResidualEBM(LogitPrior(toy.head), start="persistent", **QUICK).fit(toy.train)
     batch, pool = toy.train.penultimate[:9].float(), hybrid.sample(50, seeded())
     with torch.device("meta"):
-        there = hybrid._negatives(batch, pool.clone(), seeded())
-    assert torch.equal(there, hybrid._negatives(batch, pool.clone(), seeded()))
+        there = hybrid._negatives(batch, pool.clone(), seeded(), hybrid._target())
+    assert torch.equal(there, hybrid._negatives(batch, pool.clone(), seeded(), hybrid._target()))
 
 
 # -- HEAT -------------------------------------------------------------------------------------------------------
