@@ -109,7 +109,7 @@ device: str = "auto"  # where to train: auto, cpu, cuda
 epochs: int = 30  # of training the classifiers
 learning_rate: float = 0.05  # peak of the classifiers' learning-rate cycle
 widths: list = [32, 64]  # feature maps per stage; the last is the feature width K
-updates: int = 300  # of each flow on features, in batches of 250, on banks of 125
+updates: int = 300  # of each flow on features, in batches of 250
 noise: float = 0.3  # in training, as a share of the root mean variance of the features
 noises: list = [0.1, 0.3, 1.0]  # that section 3.1 compares on a validation OOD set
 paper_rate: float = 1e-4  # learning rate of the paper's architecture; theirs is 1e-5
@@ -553,8 +553,7 @@ def watch(f, valid, **options):
         rows.append(row | ood.group_auroc(flow, f) | {"validation": valid_auroc})
 
     rows = []
-    common = {"updates": updates, "batch_size": 125, "holdout": 0.1, "seed": seed}
-    common |= {"check_every": max(1, updates // 4)}
+    common = {"updates": updates, "check_every": max(1, updates // 6), "holdout": 0.1}
     if "flow" not in options:
         common |= {"layers": 6, "hidden": 2 * [min(width(f), 256)]}
     flow = ood.FeatureFlow(each_look=look, **common | options).fit(f.train)
@@ -569,8 +568,9 @@ ways[f"{OURS}, classes"] = {"noise": noise, "class_base": True}
 ways["the paper's layers"] = {"flow": "paper", "learning_rate": paper_rate}
 flows, looks = {}, []
 for name, seen in real.items():
-    for way in ways if width(seen[0][0]) <= 64 else (PAPER, OURS):  # on a narrow network every way is cheap
-        fits = [watch(*x, **ways[way]) for x in seen]
+    narrow = width(seen[0][0]) <= 64  # cheap: every way, and two flows of each
+    for way in ways if narrow else (PAPER, OURS):
+        fits = [watch(*x, seed=s, **ways[way]) for x in seen for s in range(1 + narrow)]
         flows[name, way] = [flow for flow, _ in fits]
         looks += [t.assign(network=name, way=way, fit=n) for n, (_, t) in enumerate(fits)]
 looks = pd.concat(looks) if looks else pd.DataFrame()
@@ -865,7 +865,8 @@ table = pd.concat([
 # %% tags=["hide-input"]
 def fits_of(name, way):
     """The flows of a network, each with the features that it was fitted on."""
-    return [(f, d) for (f, _), d in zip(real[name], flows[name, way])]
+    seen, found = real[name], flows[name, way]
+    return [(seen[i * len(seen) // len(found)][0], d) for i, d in enumerate(found)]
 
 
 @cache
@@ -883,8 +884,8 @@ def against(make, way=None):
 
 def between(way, other):
     """Verdicts of one way to train against another, for each network."""
-    pairs = {n: zip(real[n], flows[n, way], flows[n, other]) for n in real}
-    return {n: ood.score_verdicts([(scores(a, f), scores(b, f)) for (f, _), a, b in x]) for n, x in pairs.items()}
+    pairs = {n: zip(fits_of(n, way), flows[n, other]) for n in real}
+    return {n: ood.score_verdicts([(scores(a, f), scores(b, f)) for (f, a), b in x]) for n, x in pairs.items()}
 
 
 # %%
