@@ -67,7 +67,7 @@ explorables.show(
 # | a density on the log norms of a small score network | 53.9 [53.7, 54.1] | 92.9 [91.6, 94.2] |
 # | the same without a network: the exact score of one Gaussian on pixels | 60.2 [56.6, 63.6] | 95.0 [93.8, 95.9] |
 #
-# The numbers are those of `ood-book run msma` on 2026-11-29. They stay when you run this page with other values.
+# The numbers are those of `ood-book run 40_msma` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 31 minutes to read, without exercises and what is folded, and 6 minutes to run. No GPU, no download.
 # <!-- end -->
