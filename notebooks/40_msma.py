@@ -105,7 +105,7 @@ precondition: bool = True  # write the score as that of a Gaussian plus a correc
 score_widths: list = [16, 32]  # feature maps of the U-Net per resolution
 norm: str = "group"  # layer of the U-Net: group, or instance++ as in the paper
 patch: int = 1  # side of the pixel blocks it turns into channels; 2 for 28 pixels and more
-score_steps: int = 1000  # updates of a score network
+score_steps: int = 1500  # updates of a score network
 score_batch: int = 64  # images per update
 score_rate: float = 2e-3  # peak of the learning-rate cycle
 flip: bool = False  # train the score networks on mirrored images as well
@@ -114,7 +114,7 @@ images_per_set: int = 0  # fit and judge detectors on so many images of a set; 0
 fit_on: str = "val"  # ID images for the density of the norms: val (held out) or train
 epochs: int = 30  # of the classifiers that MSMA is compared with
 widths: list = [32, 64]  # feature maps per stage of these classifiers
-updates: int = 200  # of the flow on the norms, at most
+updates: int = 400  # of the flow on the norms, at most
 umap_points: int = 1500  # images in the UMAP picture
 results: str = ""  # folder for what other pages show; empty: do not write
 
