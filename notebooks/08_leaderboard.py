@@ -46,7 +46,7 @@ if importlib.util.find_spec("ood_lib") is None:
 # Open another table below and compare.
 #
 # <!-- made by ood-book sync -->
-# **It takes** 4 minutes to read, without exercises and what is folded, and 5 minutes to run. No GPU, no download.
+# **It takes** 4 minutes to read, without exercises and what is folded, and 3 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use** it to see which detectors are worth a try, and to add [a line of your own](#4-add-a-line).

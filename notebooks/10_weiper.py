@@ -98,7 +98,7 @@ explorables.show(
 #
 # *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 10_weiper` on 2026-11-29. They stay when you run this page with other values.
 #
-# **It takes** 30 minutes to read, without exercises and what is folded, and 4 minutes to run. No GPU, no download.
+# **It takes** 30 minutes to read, without exercises and what is folded, and 3 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when you have the last layer, the training features, and a validation OOD set on which to choose its hyperparameters. Nothing is

@@ -76,7 +76,7 @@ explorables.show(
 #
 # *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 30_flow` on 2026-11-29. They stay when you run this page with other values.
 #
-# **It takes** 29 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
+# **It takes** 29 minutes to read, without exercises and what is folded, and 10 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when you need a density of features that you can evaluate exactly, and have no labels.
