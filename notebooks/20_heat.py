@@ -75,7 +75,7 @@ explorables.show(
 #
 # *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 20_heat` on 2026-11-29. They stay when you run this page with other values.
 #
-# **It takes** 31 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
+# **It takes** 30 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when a Gaussian mixture describes the features roughly and you can train for some minutes per network.
@@ -702,7 +702,7 @@ def options(k, **changes):
     } | changes  # fmt: skip
 
 
-# %%
+# %% tags=["hide-input"]
 def make_heat(head, **changes):
     own = [options(k, **changes) for k in range(3)]
     return ood.HEAT([ood.ResidualEBM(p, **o) for p, o in zip(priors(head), own)], beta=beta)

@@ -69,7 +69,7 @@ explorables.show(
 #
 # The numbers are those of `ood-book run 40_msma` on 2026-11-29. They stay when you run this page with other values.
 #
-# **It takes** 31 minutes to read, without exercises and what is folded, and 8 minutes to run. No GPU, no download.
+# **It takes** 30 minutes to read, without exercises and what is folded, and 8 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when there are no labels and no classifier, and OOD images differ in texture, noise or contrast.
@@ -764,7 +764,7 @@ made = {
 }
 made = {name: ImageArray(images) for name, images in made.items()}
 
-# %%
+# %% tags=["hide-input"]
 class Norm(ood.Detector):
     """The norm at one scale, or the sum over all; longer = more OOD."""
 

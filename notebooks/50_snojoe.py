@@ -69,7 +69,7 @@ explorables.show(
 #
 # *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 50_snojoe` on 2026-11-29. They stay when you run this page with other values.
 #
-# **It takes** 31 minutes to read, without exercises and what is folded, and 16 minutes to run. No GPU, no download.
+# **It takes** 30 minutes to read, without exercises and what is folded, and 16 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when an image may carry several labels and an OOD image carries none of them.
@@ -1110,7 +1110,7 @@ display(Markdown(
 # class means. LOF and the isolation forest are scikit-learn's, fitted on validation logits as the authors do. ODIN
 # perturbs the image first.
 
-# %%
+# %% tags=["hide-input"]
 def contestants():
     """The detectors that can be compared on one network."""
     return {
