@@ -128,7 +128,7 @@ def test_the_idea_of_a_name_is_the_first_sentence_of_its_docstring():
         (
             "ood_lib.detectors.classical.energy",
             "energy",
-            r"Free energy $-T \log \sum_j e^{\ell_j / T}$; larger = more OOD.",
+            r"Free energy $-T \log \sum_j e^{\ell_j / T}$, (..., C) to (...,); larger = more OOD.",
         ),
         ("ood_lib.data.benchmark", "BENCHMARKS", "Every benchmark that is made of images, by name."),
     ):

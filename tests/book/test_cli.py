@@ -196,7 +196,7 @@ def test_title_and_parameters_are_read_as_jupytext_reads_them(path):
 def test_what_the_runner_imports_is_named_in_its_extra():
     names = packages_distributions()
     extras = {name: " ".join(lines).lower() for name, lines in PROJECT["optional-dependencies"].items()}
-    listed = extras["book"] + extras["plots"] + " ".join(PROJECT["dependencies"])
+    listed = " ".join([extras["book"], extras["plots"], *PROJECT["dependencies"]])
     for path in (ROOT / "book/ood_book").rglob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
         modules = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}

@@ -213,7 +213,7 @@ def test_a_network_of_other_classes_gives_features_of_a_folder(tmp_path, monkeyp
     foreign = torch.nn.Sequential(
         torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 5), torch.nn.ReLU(), torch.nn.Linear(5, 7)
     )
-    monkeypatch.setitem(main.__globals__, "published", lambda *_: adapt(foreign))
+    monkeypatch.setitem(main.__globals__, "load_network", lambda *_, **__: adapt(foreign))
     out = tmp_path / "out"
     options = {"weights": "x", "root": tmp_path / "sets", "out": out, "device": "cpu"}
     given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
