@@ -27,8 +27,10 @@ COMMAND = "import sys; from ood_book.cli import main; sys.exit(main())"
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """That many processes which never wait."""
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    """That many processes which never wait, each in a session of its own: Linux divides processors by session."""
+    others = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) for _ in range(count)
+    ]
     try:
         yield
     finally:
