@@ -22,8 +22,6 @@ from tests.benchmarks.measure import Store, machine
 OUT = Path(__file__).parents[2] / "book/results/speed/company.json"
 COMPANY = (0, 2, 6)  # busy processes beside the run
 
-COMMAND = "import sys; from ood_book.cli import main; sys.exit(main())"
-
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
@@ -44,7 +42,7 @@ def run(notebook: str, profile: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         child = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "run", notebook, "--profile", profile, "--force", "--out", folder],
+            [sys.executable, "-m", "ood_book.cli", "run", notebook, "--profile", profile, "--force", "--out", folder],
             stdout=subprocess.DEVNULL,
         )
         _, status, usage = os.wait4(child.pid, 0)
