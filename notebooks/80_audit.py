@@ -119,7 +119,8 @@ import ood_lib as ood
 from ood_lib.data.images import ImageArray, ImageFiles
 from ood_lib.evaluation import plots
 from ood_lib.evaluation.metrics import as_percent, mean_interval
-from ood_lib.features.bank import balanced_rows, extract_benchmark
+from ood_lib.features.bank import extract_benchmark
+from ood_lib.features.fewer import balanced_rows
 from ood_lib.shipped import BANKS
 
 # %% tags=["hide-input"]

@@ -20,8 +20,9 @@ from ood_lib.detectors.norm_bank import NORM_BANK, make_score_norms
 from ood_lib.evaluation.benchmark import run_benchmark
 from ood_lib.evaluation.results import provenance
 from ood_lib.evaluation.score_command import main as score_pictures
-from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, fewer_images, load_bank, make_bank
+from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, load_bank
 from ood_lib.features.features import Features
+from ood_lib.features.fewer import fewer_images, make_bank
 from ood_lib.files import check_writable
 from ood_lib.networks.network import Network, pick_device
 from ood_lib.terminal import terminal

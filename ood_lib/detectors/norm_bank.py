@@ -20,9 +20,10 @@ from torch.utils.data import Dataset
 
 from ood_lib.data.benchmark import Benchmark
 from ood_lib.detectors.msma import ScoreNorms
-from ood_lib.features.bank import BenchmarkFeatures, balanced_rows
+from ood_lib.features.bank import BenchmarkFeatures
 from ood_lib.features.extract import extract
 from ood_lib.features.features import Features
+from ood_lib.features.fewer import balanced_rows
 from ood_lib.files import read_json, sha256_of, write_text
 from ood_lib.networks.score_network import GaussianScore, Norm, ScoreNetwork
 from ood_lib.shipped import SHIPPED

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ood_lib.features.bank import NEXT, BenchmarkFeatures, load_bank
+from ood_lib.features.bank import BenchmarkFeatures, load_bank
+from ood_lib.features.bank_files import NEXT
 from ood_lib.features.features import Features
 from ood_lib.files import draft, sweep
 

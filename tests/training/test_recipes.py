@@ -19,7 +19,7 @@ from ood_lib import (
     pretrained,
 )
 from ood_lib.__main__ import main
-from ood_lib.features.bank import OOD_ROWS, ROWS, balanced_rows, make_bank
+from ood_lib.features.fewer import OOD_ROWS, ROWS, balanced_rows, make_bank
 from ood_lib.training.recipes import RECIPES, Recipe, card, train_recipe
 
 TINY = Recipe("digits", (4, 8), 1, {"epochs": 6, "batch_size": 64, "average": 0.9})
