@@ -372,11 +372,22 @@ if calibration is not None:
     plt.show()
 
 # %% tags=["hide-input"]
-if calibration is not None and calibration.word != "calibrated":
-    temperature = ood.fit_temperature(x.val.logits, x.val.labels)
+def calibrated():
+    """What remains of the error once the logits are divided by a temperature, as a sentence."""
+    try:
+        temperature = ood.fit_temperature(x.val.logits, x.val.labels)
+    except ValueError:  # the labels of the validation images get no larger logits than the other classes
+        return "No temperature makes it honest: on the validation images it gives the right class no larger logit than the others."
     after = ood.reliability(x.test.logits / temperature, known, seed=seed)
     change = "which chance explains" if after.word == "calibrated" else f"where chance makes up to {100 * after.chance:.1f}"
-    say(f"Dividing the logits by the temperature {temperature:.2f}, found on the validation images, leaves an ECE of {100 * after.ece:.1f} [{100 * after.low:.1f}, {100 * after.high:.1f}] points, {change}. It changes no answer.")
+    return (
+        f"Dividing the logits by the temperature {temperature:.2f}, found on the validation images, leaves an ECE of "
+        f"{100 * after.ece:.1f} [{100 * after.low:.1f}, {100 * after.high:.1f}] points, {change}. It changes no answer."
+    )
+
+
+if calibration is not None and calibration.word != "calibrated":
+    say(calibrated())
 
 # %% [markdown]
 # Calibration is about ID images. It does not tell whether the network is less sure of OOD images: that is the next question.

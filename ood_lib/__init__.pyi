@@ -64,9 +64,10 @@ from .networks.spectral import spectral_normalize
 from .training.augment import augmented, cutout, flip, shift
 from .training.classifier import accuracy, mean_average_precision, train_classifier, train_multilabel
 from .training.loop import History
-from .training.named import NetworkCard, load_network
+from .training.named import load_network
 from .training.recipes import pretrained
 from .training.score_matching import denoising_error, dsm_loss, train_score_network
+from .training.sources import NetworkCard
 
 __all__ = [
     "ASH", "BENCHMARKS", "Benchmark", "BenchmarkFeatures", "Check", "Comparison", "Composed", "Detector",

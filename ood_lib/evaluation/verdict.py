@@ -3,11 +3,11 @@
 Larger score = more OOD.  What is compared is the AUROC, paired image by image and network by network.
 """
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -203,10 +203,25 @@ def _verdict(
     for s, w in weights.items():
         images += w**2 * variance_of_mean(torch.stack([gain[s][1] for gain in gains]).mean(0), single=1.0)
     n = len(gains)
-    networks = known.mean(1).var().item() / n * (student(n, CALLED) / student(n)) ** 2 if n > 1 else 0.0
-    freedom = (images + networks) ** 2 / (networks**2 / (n - 1)) if networks > 0 else math.inf
-    half = float(need("scipy.stats").t.ppf(0.975, freedom)) * math.sqrt(images + networks)
+    networks = known.mean(1).var().item() / n if n > 1 else 0.0
+    half = float(reach(images, networks, n))
     return Verdict(a, b, max(-1.0, a - b - half), min(1.0, a - b + half))
+
+
+def reach(images: Any, networks: Any, n: int, level: float = CALLED) -> Any:
+    """Half of the interval of `verdicts`; of arrays, that of each entry.
+
+    Args:
+        images: variance of the mean difference over other images.
+        networks: variance of the mean of n networks, before kappa widens it; 0 = one network.
+        n: how many networks.
+        level: of the Student's t that kappa takes; 0.95 = no widening.
+    """
+    wider = networks * (student(n, level) / student(n)) ** 2 if n > 1 else 0.0
+    variance = images + wider
+    with np.errstate(divide="ignore", invalid="ignore"):  # without a spread of networks: infinite, as of a normal
+        freedom = np.nan_to_num((n - 1) * np.divide(variance, wider) ** 2, nan=np.inf, posinf=np.inf)
+    return need("scipy.stats").t.ppf(0.975, freedom) * np.sqrt(variance)
 
 
 def tally(found: Mapping[str, Verdict]) -> str:

@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import norm, t
+from scipy.stats import norm
 
 import ood_lib as ood
 from ood_lib.evaluation.metrics import CALLED, fpr_at_tpr, student
+from ood_lib.evaluation.verdict import reach
 from tests.benchmarks.measure import Store
 
 OUT = Path(__file__).parents[2] / "book/results/studies/intervals.json"
@@ -95,12 +96,8 @@ def verdicts(random: Random, runs: int = 100_000) -> list[Row]:
             for name, draw in LAWS.items():
                 x, images = draw(random, (runs, n)), 1 / (n * ratio**2)
                 found = x.mean(1) + images**0.5 * random.standard_normal(runs)
-                shares = []
-                for kappa in (1.0, student(n, CALLED) / student(n)):
-                    networks = kappa**2 * x.var(1, ddof=1) / n
-                    freedom = (images + networks) ** 2 / (networks**2 / (n - 1))
-                    wrong = np.abs(found) > t.ppf(0.975, freedom) * np.sqrt(images + networks)
-                    shares.append(wrong.mean())
+                spread = x.var(1, ddof=1) / n
+                shares = [float((np.abs(found) > reach(images, spread, n, level)).mean()) for level in (0.95, CALLED)]
                 row = {"runs": runs, "networks": n, "ratio": ratio, "law": name}
                 rows.append(row | dict(zip(("without", "with"), shares)))
     return rows

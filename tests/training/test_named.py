@@ -8,7 +8,7 @@ from torch import nn
 
 import ood_lib as ood
 from ood_lib.extras import MissingExtraError
-from ood_lib.training import named
+from ood_lib.training import sources
 from ood_lib.training.published import CIFARResNet
 
 OWN = """
@@ -196,7 +196,7 @@ def test_a_published_architecture_takes_a_checkpoint_of_torch(tmp_path):
     ],
 )
 def test_the_size_as_hugging_face_writes_it(how, frame):
-    assert named._frame_of(how) == frame
+    assert sources._frame_of(how) == frame
 
 
 def test_half_an_answer_is_refused(folder):
