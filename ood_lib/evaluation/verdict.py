@@ -17,7 +17,7 @@ from ood_lib.evaluation.metrics import CALLED, as_percent, student, variance_of_
 from ood_lib.extras import need
 from ood_lib.features.bank import BenchmarkFeatures
 
-__all__ = ["SetScores", "Verdict", "score_verdicts", "tally", "verdicts"]
+__all__ = ["SetScores", "Verdict", "half_width", "score_verdicts", "tally", "verdicts"]
 
 OodSet = tuple[str, str]  # group and name
 LEVEL = 0.01  # an interval that stays within one point of zero says that nothing is gained that matters
@@ -204,11 +204,11 @@ def _verdict(
         images += w**2 * variance_of_mean(torch.stack([gain[s][1] for gain in gains]).mean(0), single=1.0)
     n = len(gains)
     networks = known.mean(1).var().item() / n if n > 1 else 0.0
-    half = float(reach(images, networks, n))
+    half = float(half_width(images, networks, n))
     return Verdict(a, b, max(-1.0, a - b - half), min(1.0, a - b + half))
 
 
-def reach(images: Any, networks: Any, n: int, level: float = CALLED) -> Any:
+def half_width(images: Any, networks: Any, n: int, level: float = CALLED) -> Any:
     """Half of the interval of `verdicts`; of arrays, that of each entry.
 
     Args:

@@ -21,7 +21,7 @@ from scipy.stats import norm
 
 import ood_lib as ood
 from ood_lib.evaluation.metrics import CALLED, fpr_at_tpr, student
-from ood_lib.evaluation.verdict import reach
+from ood_lib.evaluation.verdict import half_width
 from tests.benchmarks.measure import Store
 
 OUT = Path(__file__).parents[2] / "book/results/studies/intervals.json"
@@ -97,7 +97,8 @@ def verdicts(random: Random, runs: int = 100_000) -> list[Row]:
                 x, images = draw(random, (runs, n)), 1 / (n * ratio**2)
                 found = x.mean(1) + images**0.5 * random.standard_normal(runs)
                 spread = x.var(1, ddof=1) / n
-                shares = [float((np.abs(found) > reach(images, spread, n, level)).mean()) for level in (0.95, CALLED)]
+                reaches = [half_width(images, spread, n, level) for level in (0.95, CALLED)]
+                shares = [float((np.abs(found) > reach).mean()) for reach in reaches]
                 row = {"runs": runs, "networks": n, "ratio": ratio, "law": name}
                 rows.append(row | dict(zip(("without", "with"), shares)))
     return rows
