@@ -316,6 +316,7 @@ if not has_ood:
     facts["OOD sets"] += " (bundled: the folder has none. They show that everything runs, and nothing about your OOD images)"
 
 # %% tags=["hide-input"]
+fault = ""  # why nothing below can be trusted
 if several:
     right, answer, chance = None, None, known.double().mean(0).mean().item()
     quality = ood.average_precision(x.test.logits, known).mean().item()
@@ -331,9 +332,11 @@ else:
     np.add.at(confusion, (x.val.labels.numpy(), x.val.logits.argmax(1).numpy()), 1)
     matched = (torch.tensor(optimize.linear_sum_assignment(-confusion)[1])[known] == answer).double().mean().item()
     if matched > max(quality + 0.1, 2 * chance):
-        verdict += f" With its outputs in another order it would be {100 * matched:.1f} %: **the classes are not in the order of the folders**; stop here, and mend that first."
+        fault = "the classes are not in the order of the folders"
+        verdict += f" With its outputs in another order it would be {100 * matched:.1f} %: **{fault}**; stop here, and mend that first."
     elif quality < 2 * chance:
-        verdict += " **That is too close to chance**: the pictures are not prepared as in training, or these are not its weights; stop here, and mend that first."
+        fault = "that is too close to chance"
+        verdict += f" **{fault.capitalize()}**: the pictures are not prepared as in training, or these are not its weights; stop here, and mend that first."
 say(verdict)
 display(pd.Series(facts, name="").to_frame().style.set_caption("The network and what it is shown"))
 
@@ -1150,7 +1153,7 @@ check_most(most)
 
 # %% tags=["hide-input"]
 lines = [
-    "The network: " + (f"{quality:.3f} {'mean average precision' if several else 'accuracy'}" if quality is not None else "no head, so no accuracy") + (f", {found_word}" if (found_word := getattr(calibration, 'word', '')) else "") + ".",
+    "The network: " + (f"{quality:.3f} {'mean average precision' if several else 'accuracy'}" if quality is not None else "no head, so no accuracy") + (f", {found_word}" if (found_word := getattr(calibration, 'word', '')) else "") + (f"; **{fault}, so nothing below can be trusted**" if fault else "") + ".",
     f"The detector: **{pick}**" + (f", {100 * gap.a:.1f} % mean AUROC on images that did not choose it." if has_ood else ", not chosen by OOD images, for there are none."),
     f"The threshold: {100 * accepted.double().mean().item():.1f} % of held-out ID images accepted, {100 * tpr:g} % promised.",
     f"The command: `{command} PICTURES...`",
