@@ -144,6 +144,8 @@ def tests_of(row):
 def overall(row, tests):
     """The verdict of a claim: that of its tests in the claimed setting, where they agree."""
     words = [word for _, _, word, same in tests if same]
+    if "control" in row:
+        return "no claim of the paper"
     if "needs" in row:
         return "not testable here"
     if not words:
@@ -156,11 +158,11 @@ for paper_of, rows in said.items():
     for row in rows:
         tests = list(tests_of(row))
         verdict = overall(row, tests)
-        about = {"paper of": paper_of, "overall": verdict} | {k: row.get(k) for k in ("claim", "setting", "source", "paper", "needs", "elsewhere")}
+        about = {"paper of": paper_of, "overall": verdict} | {k: row.get(k) for k in ("claim", "setting", "source", "paper", "needs", "elsewhere", "control")}
         for network, ours, word, same in tests or [("", "", "", True)]:
             ledger.append(about | {"network": network, "ours": ours, "verdict": word, "same setting": same})
 ledger = pd.DataFrame(ledger)
-claimed = ledger.drop_duplicates(["paper of", "claim", "setting"])
+claimed = ledger[ledger["control"].isna()].drop_duplicates(["paper of", "claim", "setting"])
 
 # %% [markdown]
 # ## 1. The result
@@ -177,10 +179,10 @@ display(counts.rename_axis(index=None).style.set_caption(caption).set_table_attr
 tested = claimed[~claimed["overall"].isin(["another setting only", "not run yet", "not testable here"])]
 lines = []
 for paper_of, rows in tested.groupby("paper of", sort=False):
-    words = ", ".join(f"{n} {word}" for word, n in rows["overall"].value_counts().items())
+    words = ", ".join(f"{word} ({n})" for word, n in rows["overall"].value_counts().items())
     lines.append(f"* **{paper_of}**: {words}.")
 display(Markdown(
-    f"**{len(tested)} of {len(claimed)} claims could be tested in a setting like the paper's.**" + "\n\n" * bool(lines) + "\n".join(lines)
+    f"**{len(tested)} of {len(claimed)} claims could be tested on the ID set of the claim and with the method as the paper has it.**" + "\n\n" * bool(lines) + "\n".join(lines)
 ))
 
 # %% [markdown]
@@ -193,8 +195,9 @@ display(Markdown(
 #   **opposite** when it is surely negative, **no difference** when the interval holds zero and lies within one point of it, else **undecided**.
 # * A claimed *value* is **reproduced** when it lies in our interval, **close** within `close` points, else **not reproduced**.
 # * A claim has the verdict of its tests where they agree, and **differs by network** where they do not.
-# * A test in **another setting** (another ID set, other images, a much smaller network) is shown and does not count for or against the
+# * A test in **another setting** (another ID set, other images, a part of the method) is shown and does not count for or against the
 #   claim. A claim that we cannot test stays, and says what it needs.
+# * A **control** is a comparison of our own that no paper claims. It is shown beside the claims and never counted.
 #
 # Differences are paired, image by image ([how](06_certainty)). Our CIFAR-10 networks are smaller than the papers' or trained by
 # others, and some OOD sets are samples ({ref}`sources <ledger-sources>`). "Opposite" therefore means: not on this network with
@@ -207,14 +210,16 @@ def show(rows, caption):
     first = ~rows.duplicated(["claim", "setting"])
     paper = rows["paper"].map(lambda v: f"{v:g}" if pd.notna(v) else "direction only")
     word = rows["verdict"].where(rows["same setting"], rows["verdict"] + " (another setting)")
+    word = word.where(rows["control"].isna(), rows["verdict"] + " (control)")
     word = word.where(word != "", rows["overall"] + rows["needs"].map(lambda n: f": needs {n}" if isinstance(n, str) else ""))
     cells = pd.DataFrame({
         "claim": rows["claim"].where(first, ""), "setting of the claim": (rows["setting"] + " (" + rows["source"] + ")").where(first, ""),
         "paper": paper.where(first, ""), "our network": rows["network"], "ours": rows["ours"], "verdict": word,
     })  # fmt: skip
     display(cells.style.hide(axis="index").set_caption(caption).set_table_attributes('class="ledger"'))
-    for text in rows["elsewhere"].dropna().unique():
-        display(Markdown(f"*Another setting:* {text}"))
+    for kind, name in (("elsewhere", "Another setting"), ("control", "Control")):
+        for text in rows[kind].dropna().unique():
+            display(Markdown(f"*{name}:* {text}"))
 
 
 for paper_of, rows in ledger.groupby("paper of", sort=False):
