@@ -460,8 +460,7 @@ named = [n for n in ("Mahalanobis", "KNN", "SCALE") if n in place.index]
 display(Markdown(
     f"In this run, among {len(place)} detectors: "
     + "; ".join(f"{n} has rank {place.loc[n, 'near']} near and {place.loc[n, 'far']} far" for n in named)
-    + ". No detector wins everywhere: a covariance of 2048 dimensions estimated from a thousand classes behaves differently from one of "
-    f"{head.in_features} dimensions and {head.out_features} classes."
+    + ". No detector wins everywhere."
 ))  # fmt: skip
 
 # %% [markdown]
@@ -636,7 +635,7 @@ display(Markdown("From the worst value of a knob to the best, in points of AUROC
 #   - directions that matter for no class dominate, or training features are few
 #   - accuracy of a nearest-neighbour classifier on the same features
 # * - densities
-#   - a covariance of many dimensions is estimated from few images a class, or OOD features are short and lie near all means at once
+#   - a covariance of many dimensions is estimated from few images in all, or OOD features are short and lie near all means at once
 #   - eigenvalues of the covariance; features divided by their length
 # ```
 #

@@ -1345,7 +1345,7 @@ display(Markdown("Mean AUROC, near / far: " + "; ".join(
 # %% [markdown]
 # ### 6.5 What the released code does differently
 #
-# The code released with the paper departs from the equations above in ways that the paper does not mention. Each
+# The code released with the paper departs from the method as it is derived above. Each
 # departure is an option here. **How much does each matter?** You can measure it, as far as the benchmark leaves room
 # for improvement:
 #

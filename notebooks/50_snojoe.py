@@ -72,6 +72,8 @@ explorables.show(
 # **It takes** 30 minutes to read, without exercises and what is folded, and 16 minutes to run. No GPU, no download.
 # <!-- end -->
 #
+# Section 6.4 measures the spectral normalisation by itself, on networks that are too small to refute the paper.
+#
 # **Use it** when an image may carry several labels and an OOD image carries none of them.
 #
 # **Do not** use it for images that contain a known object beside an unknown one: one label that responds is enough for a low energy.

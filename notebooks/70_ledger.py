@@ -69,7 +69,7 @@ import yaml
 from IPython.display import Markdown, display
 
 import ood_lib as ood
-from ood_lib.data.protocols import OPENOOD_CIFAR10
+from ood_lib.data.protocols import OPENOOD
 from ood_lib.evaluation import metrics, plots
 from ood_lib.evaluation.comparison import counted_once
 from ood_lib.evaluation.results import origins
@@ -236,7 +236,7 @@ runs = sorted({r for r in measured["run"] if r.startswith("cifar10-") and not r.
 board = [
     {"run": run, "detector": n, "group": g, "paper": values[i], "ours": found[0], "low": found[1], "high": found[2],
      "verdict": judge_value(values[i], *found)}
-    for run in runs for n, values in OPENOOD_CIFAR10.items() for i, g in enumerate(("near", "far"))
+    for run in runs for n, values in OPENOOD["cifar10"].items() for i, g in enumerate(("near", "far"))
     if (found := of_value({"run": run, "detector": n, "over": g}))
 ]  # fmt: skip
 board = pd.DataFrame(board)

@@ -147,11 +147,13 @@ def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:
         lines += [
             "**What we found.** Mean AUROC in %, with the 95 % interval:",
             "",
-            f"| score | {' | '.join(GROUPS[g] for g in groups)} |",
-            "|---" * (1 + len(groups)) + "|",
+            f"| score | {' | '.join(GROUPS[g] for g in groups)} | interval over |",
+            "|---" * (2 + len(groups)) + "|",
         ]
+        seeds = kept.groupby("detector")["seed"].nunique()
         for detector, words in detectors.items():
             cells = [as_percent(*board.loc[detector, [g, f"{g}_low", f"{g}_high"]]) for g in groups]
+            cells.append(f"{seeds[detector]} networks, the same images" if seeds[detector] > 1 else "other images")
             lines.append(f"| {words} | {' | '.join(cells)} |")
         lines += ["", _origin(kept.iloc[0], KEPT)]
     return lines

@@ -38,7 +38,7 @@ VERDICTS: dict[str, tuple[str, Pairs]] = {
         [
             ("the paper's way", "Energy", "the energy of the logits"),
             ("the flow", "Mahalanobis", "the plain Mahalanobis distance"),
-            ("the flow", "Mahalanobis with a ridge", "the Mahalanobis distance with a ridge"),
+            ("the flow", "the tied Gaussian at length one", "a tied Gaussian on features of length one, with a ridge"),
         ],
     ),
     "calibration": ("snojoe", [("JointEnergy", "MaxLogit", "MaxLogit"), ("MaxLogit", "MSP", "softmax over labels")]),
