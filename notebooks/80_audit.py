@@ -119,7 +119,6 @@ import ood_lib as ood
 from ood_lib.data.images import ImageArray, ImageFiles
 from ood_lib.evaluation import plots
 from ood_lib.evaluation.metrics import as_percent, mean_interval
-from ood_lib.features.bank import extract_benchmark
 from ood_lib.features.fewer import balanced_rows
 from ood_lib.shipped import BANKS
 
@@ -274,7 +273,7 @@ else:
         bench = replace(bench, far=smoke_test(bench))
     near, far = ({n: some(data) for n, data in sets.items()} for sets in (bench.near, bench.far))
     bench = replace(bench, train=some(bench.train), val=some(bench.val), test=some(bench.test), near=near, far=far)
-    x = extract_benchmark(network, bench, device=device, progress=False)
+    x = ood.extract_benchmark(network, bench, device=device, progress=False)
 several = x.test.labels.ndim == 2
 known = x.test.labels
 if x.head is not None and x.head.out_features != len(x.classes or x.head.weight):

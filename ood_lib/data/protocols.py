@@ -77,8 +77,8 @@ PROTOCOLS = {
     ),
 }  # fmt: skip
 
-#: What OpenOOD's leaderboard of July 2025 says, by ID set: detector -> AUROC in % on near and on far OOD.  Means over three
-#: ResNet-18 of 95.1 and 77.3 % accuracy; what a detector can be tuned in was tuned on OOD validation images.
+#: What OpenOOD's leaderboard of July 2025 says, by ID set: detector -> AUROC in % on near and on far OOD.  Means over
+#: three ResNet-18 of 95.1 and 77.3 % accuracy; what a detector can be tuned in was tuned on OOD validation images.
 OPENOOD = {
     "cifar10": {
         "MSP": (88.03, 90.73), "TempScale": (88.09, 90.97), "MaxLogit": (87.52, 91.10), "Energy": (87.58, 91.21),

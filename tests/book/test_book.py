@@ -22,6 +22,7 @@ from ood_book.reading import minutes
 from ood_book.run import plan
 
 import ood_lib
+from ood_lib.data.protocols import OPENOOD
 from ood_lib.evaluation import plots
 
 pytest.importorskip("jupytext")
@@ -596,3 +597,12 @@ def test_the_laws_on_cells_can_fail():
 )
 def test_an_install_cell_that_installs_where_the_library_is_there_is_found_out(code, monkeypatch):
     assert installs(code, missing=False, monkeypatch=monkeypatch)
+
+
+def test_the_published_leaderboard_is_the_same_on_the_page_and_in_the_library():
+    """Three pages compare with it: 07 prints it with its spreads, 08, 60 and 70 read the library's."""
+    block = re.search(r'published = """\n(.*?)\n"""', read(ROOT / "notebooks/07_classical.py"), re.S)[1]
+    lines = [line.split(",") for line in block.splitlines()]
+    printed = {name: [float(value.split(" ")[0]) for value in values[:4]] for name, *values in lines}
+    kept = {name: [*OPENOOD["cifar10"][name], *OPENOOD["cifar100"][name]] for name in printed}
+    assert printed == kept

@@ -52,7 +52,7 @@ def test_the_first_pair_is_a_table_and_the_others_a_sentence_that_names_where_it
 
 def test_values_and_leaders_are_those_of_the_result_files(root):
     lines = found(root, {"values": {"mine": {"B": "the second"}}, "leaders": ["mine"]})
-    assert "| the second | 70.0 [69.0, 71.0] | 95.0 [94.0, 96.0] |" in lines
+    assert "| the second | 70.0 [69.0, 71.0] | 95.0 [94.0, 96.0] | other images |" in lines
     assert "| mine | A, 80.0 | B, 95.0 |" in lines
 
 
