@@ -249,7 +249,7 @@ print(f"AUROC {area:.3f}, 95 % interval from {low:.3f} to {high:.3f}")
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of simulated test sets whose 95 % interval holds the exact AUROC, for three sizes of the test sets and four degrees of separation; bars are the simulation's own 95 % error, drawn a little aside.", "name": "fig-certainty-coverage"}, "image": {"alt": "Coverage against the exact AUROC from 0.6 to 0.99 for test sets of 25, 100 and 400 images on each side. The curves run near the dotted line at 95 percent; they part most at the largest AUROC."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.7))
 truths, coverage = (0.6, 0.8, 0.95, 0.99), []
-for n, look, aside in ((25, ":", -0.004), (100, "--", 0), (400, "-", 0.004)):
+for n, style, aside in zip((25, 100, 400), plots.SERIES[::2], (-0.004, 0, 0.004)):
     held = []
     for truth in truths:
         gap = math.sqrt(2) * stats.norm.ppf(truth)
@@ -258,7 +258,7 @@ for n, look, aside in ((25, ":", -0.004), (100, "--", 0), (400, "-", 0.004)):
         held.append(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
     coverage += held
     bars = 1.96 * np.sqrt(np.array(held) * (1 - np.array(held)) / simulations)
-    ax.errorbar(np.add(truths, aside), held, bars, color=plots.COLORS["other"], alpha=0.4 + 0.6 * (n / 400) ** 0.5, marker=".", ls=look, label=f"{n} + {n} images")
+    ax.errorbar(np.add(truths, aside), held, bars, ms=4, label=f"{n} + {n} images", **style)
 ax.axhline(0.95, color=plots.COLORS["grey"], lw=1, ls=":")
 ax.set(xlabel="exact AUROC", ylabel="coverage of the 95 % interval", ylim=(0.85, 1.0))
 ax.legend(loc="lower left")

@@ -2,8 +2,8 @@
 
 ID is a blue filled circle with solid lines, near-OOD an orange triangle, dashed, far-OOD a pink square, dotted, and a
 second model or a baseline green. The palette is Okabe & Ito's, whose colours colour-blind readers can distinguish;
-nothing is encoded by colour alone. Whatever is no role (detectors, kinds of network, sizes, settings) is drawn in `SERIES`,
-so that blue, orange and pink always say where an image comes from.
+nothing is encoded by colour alone. Whatever is no role (detectors, kinds of network, sizes, settings) is drawn in
+`SERIES`, so that blue, orange and pink always say where an image comes from.
 """
 
 import html
@@ -41,9 +41,9 @@ FULL, HALF = 7.2, 3.5  # figure widths in inches
 COLORS = {"id": "#0072B2", "near": "#E69F00", "far": "#CC79A7", "other": "#009E73", "grey": "#666666"}
 MARKERS = {"id": "o", "near": "^", "far": "s", "other": "D", "grey": "X"}
 LINES = {"id": "-", "near": "--", "far": ":", "other": "-.", "grey": "-"}
-# Earth colours from dark to light for what is no role: `ax.plot(x, y, **SERIES[0])`. They are apart from the roles' colours
-# for every kind of colour vision, and from each other by brightness, so also in grey. On a dark page without a white
-# card only the last two can be seen.
+# Earth colours from dark to light for what is no role: `ax.plot(x, y, **SERIES[0])`. They are apart from the roles'
+# colours for every kind of colour vision, and from each other by brightness, so also in grey. On a dark page without a
+# white card only the last two can be seen.
 SERIES: tuple[dict[str, Any], ...] = (
     {"color": "#111111", "linestyle": "-", "marker": "v"},
     {"color": "#6E1423", "linestyle": (0, (5, 1.5)), "marker": "P"},
