@@ -68,38 +68,9 @@ def drawn(pair, strange, sizes=(25, 50, 100, 200, 400, 800), draws=8):
             yield place | {"what": "difference", "value": both.difference, "low": both.low, "high": both.high}
 
 # %% tags=["remove-input"]
-import altair as alt
-
-from ood_lib.evaluation.plots import COLORS
-
 pairs_shown = [("GEN", "MSP"), ("KNN", "MSP"), ("KNN", "GEN")]
-rows = [{k: round(100 * v, 2) if isinstance(v, float) else v for k, v in row.items()} for p in pairs_shown for row in drawn(p, bank.near["cifar100"])]
-names = [" and ".join(p) for p in pairs_shown]
-sliders = [
-    alt.param(name="size", value=3, bind=alt.binding_range(min=1, max=6, step=1, name="more images ")),
-    alt.param(name="draw", value=1, bind=alt.binding_range(min=1, max=8, step=1, name="other images ")),
-    alt.param(name="pair", value=names[0], bind=alt.binding_select(options=names, name="detectors ")),
-]
-here = alt.Chart(alt.Data(values=rows)).transform_filter("datum.size == size && datum.draw == draw && datum.pair == pair")
-
-
-def intervals(chart, title, domain, color):
-    x, y = alt.X("low:Q", title=title, scale=alt.Scale(domain=domain, nice=False)), alt.Y("what:N", title=None)
-    bars = chart.mark_rule(strokeWidth=3, color=color, clip=True).encode(x=x, x2="high:Q", y=y)
-    dots = chart.mark_point(filled=True, size=90, opacity=1, color=color).encode(x="value:Q", y=y)
-    return (bars + dots).properties(width=270, height=90)
-
-# %% tags=["remove-input"]
-single = intervals(here.transform_filter("datum.what != 'difference'"), "AUROC in %, each alone", [60, 100], COLORS["other"])
-paired = intervals(here.transform_filter("datum.what == 'difference'"), "difference in points, paired", [-20, 20], COLORS["grey"])
-zero = alt.Chart(alt.Data(values=[{}])).mark_rule(strokeDash=[4, 4], color="#888888").encode(x=alt.datum(0))
-word = "datum.low > 0 ? 'the first is better' : datum.high < 0 ? 'the second is better' : 'these images cannot tell'"
-line = here.transform_filter("datum.what == 'difference'").transform_calculate(
-    text=f"datum.n + ' ID and ' + datum.n + ' OOD images, ' + datum.pair + ': ' + ({word})"
-)
-line = line.mark_text(align="left", fontSize=13, limit=560).encode(x=alt.value(0), text="text:N").properties(width=600, height=20)
 explorables.show(
-    ((single | (paired + zero)) & line).add_params(*sliders).configure_view(stroke=None),
+    explorables.paired_intervals([row for pair in pairs_shown for row in drawn(pair, bank.near["cifar100"])]),
     caption="Two detectors on a ResNet-56 trained on CIFAR-10; the OOD images are CIFAR-100. Take other images, then more of them. "
     "When do the two intervals part, and when does the interval of the difference leave zero?",
     alt_text="Left, the AUROC of two detectors as dots with 95 % intervals, which overlap. Right, their paired difference with its much "
