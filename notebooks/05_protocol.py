@@ -532,8 +532,8 @@ display(Markdown("\n".join(
 )))
 
 # %% [markdown]
-# Read the three curves of each panel together. Where the grey curve is still low and a detector already rejects, it rejects images
-# that the network reads correctly. Where a detector's curve falls again while the grey curve stays high, more corruption makes it
+# Read the three curves of each panel together. Where the black curve is still low and a detector already rejects, it rejects images
+# that the network reads correctly. Where a detector's curve falls again while the black curve stays high, more corruption makes it
 # *surer* of wrong answers: the blind spot of the softmax on the toy.
 #
 # Which behaviour is right depends on the application: one operator wants an alarm for every new camera, another only for wrong answers. A

@@ -980,11 +980,10 @@ titles = {"msp": "WeiPer MSP", "react": "WeiPer+ReAct", "kld": "WeiPer+KLD"}
 figure, axes = plt.subplots(2, 3, figsize=(plots.FULL, 4.6), sharex=True)
 for column, (score, part) in zip(axes.T, by_delta.items()):
     for ax, g in zip(column, ("near", "far")):
-        for (name, (_, o)), role in zip(judged.items(), ("id", "near", "far", "other", "grey") * len(judged)):
+        for (name, (_, o)), style in zip(judged.items(), plots.SERIES * len(judged)):
             gain = 100 * (part[name, g] - part.loc[0.0, (name, g)])
-            style = {"color": plots.COLORS[role], "ls": plots.LINES[role]}
-            ax.plot(gain.index, gain, label=name, **style)
-            ax.plot(o["delta"], np.interp(o["delta"], gain.index, gain), "s", ms=5, color=plots.COLORS[role])
+            ax.plot(gain.index, gain, label=name, **style | {"marker": ""})
+            ax.plot(o["delta"], np.interp(o["delta"], gain.index, gain), "s", ms=5, color=style["color"])
         ax.axhline(0, color="black", lw=0.8)
     column[0].set_title(titles[score])
     column[1].set_xlabel("δ")

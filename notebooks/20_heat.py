@@ -398,14 +398,14 @@ z_axis = torch.linspace(-4, 4, 161)
 log_ratio = math.log(2) - z_axis**2 / 2 * (1 - 1 / 4)
 figure, ax = plt.subplots(figsize=(plots.FULL, 2.8))
 deviation = {}
-for (lam_, net), style in zip(learned.items(), plots.SERIES[::2]):
+for (lam_, net), series in zip(learned.items(), plots.SERIES[::2]):
     law = -torch.tanh(log_ratio / 2) / (2 * lam_)
     with torch.no_grad():
         found = net(z_axis[:, None])
     seen = z_axis.abs() < 3
     deviation[lam_] = (2 * lam_ * (found - law)[seen]).abs().max().item()
-    ax.plot(z_axis, found, label=f"λ = {lam_:g}", **style | {"marker": ""})
-    ax.plot(z_axis[::8], law[::8], ms=4, **style | {"linestyle": ""})
+    ax.plot(z_axis, found, label=f"λ = {lam_:g}", **series | {"marker": ""})
+    ax.plot(z_axis[::8], law[::8], ms=4, **series | {"linestyle": ""})
 ax.plot(z_axis, -log_ratio, "--", color=plots.COLORS["grey"], lw=1, label="−log p/q")
 ax.set(xlabel="z", ylabel="residual energy $E_θ$", ylim=(-2.3, 2.3))
 ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -1161,10 +1161,10 @@ course = pd.DataFrame(course, columns=["way", "updates", "gap", "what", "group",
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Longer training of the mixture's hybrid on a real network. Left: the gap as a share of the largest, 1/λ. Middle: AUROC of the residual alone on far-OOD. Right: what the hybrid gains over its prior there. Whether detection improves while the gap grows depends on where the negatives lie.", "name": "fig-heat-longer"}, "image": {"alt": "Three panels over the number of updates on a logarithmic axis, each with three curves: K = 0, K = 5, and K = 5 with a ridge. The first shows the share of the gap, rising. The second shows the far-OOD AUROC of the residual alone, with a line at 50. The third shows the gain of the hybrid over its prior on far-OOD, with a line at zero."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.6))
-for (way, own), style in zip(course[course["group"] == "far"].groupby("way", sort=False), plots.SERIES[::2]):
+for (way, own), series in zip(course[course["group"] == "far"].groupby("way", sort=False), plots.SERIES[::2]):
     alone_, gain_ = (own[own["what"] == what].set_index("updates") for what in ("alone", "gain"))
     for ax, line in zip(axes, (alone_["gap"], alone_["points"], gain_["points"])):
-        ax.semilogx(line, label=way, **style)
+        ax.semilogx(line, label=way, **series)
 for ax, title, level in zip(axes, ("gap, share of 1/λ", "residual alone, far AUROC", "hybrid − prior, far"), (0, 50, 0)):
     ax.axhline(level, color=plots.COLORS["grey"], lw=1)
     ax.set_title(title, fontsize=10)
@@ -1288,9 +1288,9 @@ low_data = pd.DataFrame(low_data)
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC against the number of training images per class, mean over networks. On digits the mixture is worst at 10 images per class, which leave just one direction without variance.", "name": "fig-heat-data"}, "image": {"alt": "Two panels, near-OOD and far-OOD. Each has AUROC over 5, 10, 20 and 50 images per class for the mixture prior, the prior with a larger ridge, its hybrid and KNN. Prior and hybrid lie on one another and fall deeply at 10; the larger ridge does not."}}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 2.6))
 for ax, group in zip(axes, ("near", "far")):
-    for name, style in zip(("prior GMM", "prior, ridge 0.1", "hybrid GMM", "KNN"), plots.SERIES):
+    for name, series in zip(("prior GMM", "prior, ridge 0.1", "hybrid GMM", "KNN"), plots.SERIES):
         means = low_data[low_data["detector"] == name].groupby("size")[group].mean()
-        ax.plot(range(len(sizes)), means, label=name, **style)
+        ax.plot(range(len(sizes)), means, label=name, **series)
     ax.set(xticks=range(len(sizes)), xticklabels=sizes, xlabel="images per class", title=f"{group}-OOD")
 axes[0].set_ylabel("AUROC")
 axes[0].legend(fontsize=9)

@@ -202,7 +202,7 @@ line = torch.linspace(-8, 8, 121)
 plane = torch.cartesian_prod(line, line)
 for ax, (name, S) in zip(axes, scores.items()):
     ax.contourf(line, line, S(plane).reshape(121, 121).T, levels=12, cmap="Greys", alpha=0.75)
-    for (label, (x, y)), style in zip(seen.items(), plots.SERIES[1:]):
+    for (label, (x, y)), style in zip(seen.items(), plots.SERIES):
         ax.plot(x, y, ms=8, mec="white", label=label, **style | {"linestyle": ""})
     ax.set(title=name, xlabel="$\\ell_1$ (cat)", aspect="equal", xticks=(-5, 0, 5), yticks=(-5, 0, 5))
     ax.grid(visible=False)
@@ -1069,12 +1069,12 @@ display(Markdown(
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Heads with less and less penalty (C grows to the right), mean and range over splits. Left: validation cross-entropy, with the C that it chooses (dotted). Right: AUROC, mean of both OOD sets. Compare the joint energy with the largest logit at the chosen C and to the right of it, and see what calibrating the logits does.", "name": "fig-snojoe-heads"}, "image": {"alt": "Two panels over the strength C on a logarithmic axis. Left, the validation cross-entropy falls to a minimum near the middle and rises to the right; dotted vertical lines mark the minima of the splits. Right, AUROC curves of the joint energy, the joint energy with calibrated logits, and the largest logit."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.9))
-plots.band(losses, "id", left)
+plots.band(losses, plots.SERIES[0], left)
 left.set(xscale="log", xlabel="C (weaker penalty →)", ylabel="validation cross-entropy")
 means = {key: t[t["metric"] == "auroc"].groupby("detector")["value"].mean() for key, t in photos.items()}
 means = pd.DataFrame(means).T
-for name, role in (("JointEnergy", "id"), ("JointEnergy, calibrated", "near"), ("MaxLogit", "far")):
-    plots.band(means[name].unstack(), role, right).lines[-1].set_label(name)
+for name, style in zip(("JointEnergy", "JointEnergy, calibrated", "MaxLogit"), plots.SERIES[::2]):
+    plots.band(means[name].unstack(), style | {"label": name}, right)
 right.set(xscale="log", xlabel="C (weaker penalty →)", ylabel="AUROC")
 right.legend(fontsize=8)
 for ax in (left, right):

@@ -183,14 +183,17 @@ def training_curves(histories: Sequence[History]) -> Figure:
     return figure
 
 
-def band(values: "pd.DataFrame", role: str, ax: Axes, ticks: bool = False) -> Axes:
-    """Mean over the columns (networks, draws) against the index, in the style of a role, with the full range shaded.
+def band(values: "pd.DataFrame", role: str | Mapping[str, Any], ax: Axes, ticks: bool = False) -> Axes:
+    """Mean over the columns (networks, draws) against the index, with the full range shaded.
 
-    ``ticks`` puts the index values at equal distances, for grids that are neither linear nor logarithmic.
+    ``role`` may be one of `SERIES` instead, with a label where a legend shows it. ``ticks`` puts the index values at
+    equal distances, for grids that are neither linear nor logarithmic.
     """
     x = range(len(values)) if ticks else values.index
-    ax.plot(x, values.mean(axis=1), color=COLORS[role], marker=MARKERS[role], linestyle=LINES[role], label=NAMES[role])
-    ax.fill_between(x, values.min(axis=1), values.max(axis=1), color=COLORS[role], alpha=0.2, lw=0)
+    if isinstance(role, str):
+        role = {"color": COLORS[role], "marker": MARKERS[role], "linestyle": LINES[role], "label": NAMES[role]}
+    ax.plot(x, values.mean(axis=1), **role)
+    ax.fill_between(x, values.min(axis=1), values.max(axis=1), color=role["color"], alpha=0.2, lw=0)
     if ticks:
         ax.set(xticks=list(x), xticklabels=[f"{v:g}" for v in values.index])
     return ax

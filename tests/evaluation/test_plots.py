@@ -199,6 +199,19 @@ def test_dots_manages_without_one_of_the_groups():
     drawn(dots(summary(groups=("far",))))
 
 
+@pytest.mark.parametrize("look", ["near", SERIES[3] | {"label": "a method"}])
+def test_a_band_is_the_mean_with_the_range_in_the_style_of_a_role_or_a_series(look):
+    values = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 8.0]}, index=[10, 20])
+    ax = plots.band(values, look, plt.subplots()[1])
+    (line,), (area,) = ax.lines, ax.collections
+    style = {"color": COLORS["near"], "marker": "^", "label": "near-OOD"} if look == "near" else look
+    assert (line.get_color(), line.get_marker(), line.get_label()) == (style["color"], style["marker"], style["label"])
+    assert line.get_xdata() == pytest.approx([10, 20]) and line.get_ydata() == pytest.approx([2, 5])
+    corners = {tuple(corner) for corner in area.get_paths()[0].vertices}
+    assert corners == {(10, 1), (10, 3), (20, 2), (20, 8)}
+    assert to_hex(area.get_facecolor()[0]).upper() == style["color"]
+
+
 # -- the table --------------------------------------------------------------------------------------------------
 
 
