@@ -354,7 +354,7 @@ for ax, k in zip(axes, (3, 8, 64)):
     row = torch.randn(1, k, generator=generator)
     xi = noise(row, delta, 20000, generator)[:, 0] @ z[0] / logit_noise(z, row, delta)[0, 0]
     t = torch.linspace(-4, 4, 200)
-    ax.hist(xi.numpy(), bins=60, density=True, color=plots.SERIES[4]["color"], alpha=0.6)
+    ax.hist(xi.numpy(), bins=60, density=True, histtype="stepfilled", color=plots.SERIES[4]["color"], alpha=0.6)
     ax.plot(t, torch.exp(-(t**2) / 2) / math.sqrt(2 * math.pi), plots.LINES["other"], color=plots.COLORS["other"])
     ax.set(title=f"K = {k}: std {xi.std():.3f}", xlabel="noise / $\\sigma_j(z)$")
 axes[0].set_ylabel("density")
