@@ -393,7 +393,7 @@ def trained_residual(lam, updates=400):
 
 learned = {lam_: trained_residual(lam_) for lam_ in (0.25, 0.5, 1.0)}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Trained residuals (lines) and the tanh law (dots) for standard normal data and negatives twice as wide. They differ at the ends, where samples are rare. Dashed: the plain log-ratio. At λ = ¼ the law agrees with it near zero and stays bounded where it grows.", "name": "fig-heat-tanh"}, "image": {"alt": "Residual energy against z from minus 4 to 4 for lambda 0.25, 0.5 and 1. Each curve is a smooth well between minus and plus one over two lambda. Dots of the closed form lie on the trained curves except beyond minus 3, where few samples fall, and a dashed parabola leaves them for large z."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Trained residuals (lines) and the tanh law (marks) for standard normal data and negatives twice as wide. They differ at the ends, where samples are rare. Dashed: the plain log-ratio. At λ = ¼ the law agrees with it near zero and stays bounded where it grows.", "name": "fig-heat-tanh"}, "image": {"alt": "Residual energy against z from minus 4 to 4 for lambda 0.25, 0.5 and 1. Each curve is a smooth well between minus and plus one over two lambda. Marks of the closed form lie on the trained curves except beyond minus 3, where few samples fall, and a dashed parabola leaves them for large z."}}
 z_axis = torch.linspace(-4, 4, 161)
 log_ratio = math.log(2) - z_axis**2 / 2 * (1 - 1 / 4)
 figure, ax = plt.subplots(figsize=(plots.FULL, 2.8))
