@@ -375,12 +375,14 @@ def hybrid_energy(lam: float = 0.25, temperature: float = 1.0, ood: float = 0.0)
     rule = at.mark_rule(color=COLORS["far"], strokeWidth=2, strokeDash=[2, 2]).encode(x="x:Q")
     panels = []
     of_prior, of_residual, of_hybrid = "#888888", SERIES[-1]["color"], COLORS["other"]
-    for title, curves, colors, low, high in (
-        ("density", {"data p": data, "prior q": prior}, [COLORS["id"], of_prior], 0, 0.45),
+    dashed, dotted, solid = [6, 3], [2, 2], [1, 0]
+    for title, curves, colors, dashes, low, high in (
+        ("density", {"data p": data, "prior q": prior}, [COLORS["id"], of_prior], [dashed, dotted], 0, 0.45),
         (
             "energy (larger = more OOD →)",
             {"prior, −ln q / T": energy, "residual": residual, "hybrid": None},
             [of_prior, of_residual, of_hybrid],
+            [dotted, dashed, solid],
             -4,
             12,
         ),
@@ -389,7 +391,7 @@ def hybrid_energy(lam: float = 0.25, temperature: float = 1.0, ood: float = 0.0)
             **{n: f("datum.x") if f else f"{energy('datum.x')} + {residual('datum.x')}" for n, f in curves.items()}
         ).transform_fold(list(curves), ["of", "value"])
         scale = alt.Scale(domain=list(curves), range=colors)
-        dash = alt.Scale(domain=list(curves), range=[[6, 3], [2, 2], [1, 0]][: len(curves)])
+        dash = alt.Scale(domain=list(curves), range=dashes)
         legend = alt.Legend(orient="bottom", title=None)
         panel = lines.mark_line(strokeWidth=2).encode(
             x=x,
