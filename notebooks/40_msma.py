@@ -510,8 +510,8 @@ for name, (radius, role) in spots.items():
     point = torch.tensor([[radius, 0.0]]).double()
     profile = ood.score_norms(ring, point, sigma.flip(0))[0].flip(0)
     right.loglog(sigma, profile, plots.LINES[role], color=plots.COLORS[role], label=name)
-right.set(xlabel="noise scale σ", ylim=(3e-4, 60))
-right.legend(fontsize=8)
+right.set(xlabel="noise scale σ", ylim=(3e-4, 1e3))
+right.legend(fontsize=8, ncols=2, loc="upper center")
 plt.show()
 
 # %% [markdown]
