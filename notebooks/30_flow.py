@@ -634,7 +634,7 @@ def story(way):
     for name, own in looks[looks["way"] == way].groupby("network", sort=False):
         mean = own.groupby("update")[["val", "near", "far"]].mean()
         both, top = 100 * mean[["near", "far"]].mean(axis=1), mean["val"].idxmax()
-        rising += [name] * (top == both.index[-1])
+        rising += [name] if top == both.index[-1] else []
         gains, losses = [*gains, both[top] - both.iloc[0]], losses | {name: both.max() - both[top]}
     where = {0: "on no network", len(losses): "on every network"}.get(len(rising), f"on {' and '.join(rising)}, not on the others")
     worst = max(losses, key=losses.get)
