@@ -502,14 +502,14 @@ def respond(images):
     return {"wrong answers": 100 * wrong} | alarms
 
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Covariate shift on purpose: the ID test images, corrupted more and more. Grey: share of wrong answers. Green and blue: share rejected by Mahalanobis and MSP. An alarm that rings exactly for wrong answers would follow the grey line.", "name": "fig-protocol-shift"}, "image": {"alt": "Three panels, blur, rotation and noise, with the amount on the horizontal axis. The grey error curve rises late, the green Mahalanobis curve rises early and steeply, the blue MSP curve lies nearer to the grey one."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Covariate shift on purpose: the ID test images, corrupted more and more. Black: share of wrong answers. Brown and sand: share rejected by MSP and Mahalanobis. An alarm that rings exactly for wrong answers would follow the black line.", "name": "fig-protocol-shift"}, "image": {"alt": "Three panels, blur, rotation and noise, with the amount on the horizontal axis. The black error curve rises late, the sand-coloured Mahalanobis curve rises early and steeply, the brown MSP curve lies nearer to the black one."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.6), sharey=True)
-looks = {"wrong answers": "grey", "MSP": "id", "Mahalanobis": "other"}
+looks = dict(zip(("wrong answers", "MSP", "Mahalanobis"), plots.SERIES[::2]))
 responses = {}
 for ax, (name, corrupt), steps in zip(axes, corruptions.items(), amounts):
     responses[name] = pd.DataFrame({a: respond(corrupt(some.images, a)) for a in steps}).T
-    for curve, role in looks.items():
-        ax.plot(responses[name][curve], color=plots.COLORS[role], marker=plots.MARKERS[role], ls=plots.LINES[role], ms=4, label=curve)
+    for curve, style in looks.items():
+        ax.plot(responses[name][curve], ms=4, label=curve, **style)
     ax.set(xlabel=name, ylim=(-3, 103))
 axes[0].set_ylabel("share of images (%)")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
@@ -532,8 +532,8 @@ display(Markdown("\n".join(
 )))
 
 # %% [markdown]
-# Read the three curves of each panel together. Where the grey curve is still low and a detector already rejects, it rejects images
-# that the network reads correctly. Where a detector's curve falls again while the grey curve stays high, more corruption makes it
+# Read the three curves of each panel together. Where the black curve is still low and a detector already rejects, it rejects images
+# that the network reads correctly. Where a detector's curve falls again while the black curve stays high, more corruption makes it
 # *surer* of wrong answers: the blind spot of the softmax on the toy.
 #
 # Which behaviour is right depends on the application: one operator wants an alarm for every new camera, another only for wrong answers. A

@@ -68,38 +68,9 @@ def drawn(pair, strange, sizes=(25, 50, 100, 200, 400, 800), draws=8):
             yield place | {"what": "difference", "value": both.difference, "low": both.low, "high": both.high}
 
 # %% tags=["remove-input"]
-import altair as alt
-
-from ood_lib.evaluation.plots import COLORS
-
 pairs_shown = [("GEN", "MSP"), ("KNN", "MSP"), ("KNN", "GEN")]
-rows = [{k: round(100 * v, 2) if isinstance(v, float) else v for k, v in row.items()} for p in pairs_shown for row in drawn(p, bank.near["cifar100"])]
-names = [" and ".join(p) for p in pairs_shown]
-sliders = [
-    alt.param(name="size", value=3, bind=alt.binding_range(min=1, max=6, step=1, name="more images ")),
-    alt.param(name="draw", value=1, bind=alt.binding_range(min=1, max=8, step=1, name="other images ")),
-    alt.param(name="pair", value=names[0], bind=alt.binding_select(options=names, name="detectors ")),
-]
-here = alt.Chart(alt.Data(values=rows)).transform_filter("datum.size == size && datum.draw == draw && datum.pair == pair")
-
-
-def intervals(chart, title, domain, color):
-    x, y = alt.X("low:Q", title=title, scale=alt.Scale(domain=domain, nice=False)), alt.Y("what:N", title=None)
-    bars = chart.mark_rule(strokeWidth=3, color=color, clip=True).encode(x=x, x2="high:Q", y=y)
-    dots = chart.mark_point(filled=True, size=90, opacity=1, color=color).encode(x="value:Q", y=y)
-    return (bars + dots).properties(width=270, height=90)
-
-# %% tags=["remove-input"]
-single = intervals(here.transform_filter("datum.what != 'difference'"), "AUROC in %, each alone", [60, 100], COLORS["other"])
-paired = intervals(here.transform_filter("datum.what == 'difference'"), "difference in points, paired", [-20, 20], COLORS["grey"])
-zero = alt.Chart(alt.Data(values=[{}])).mark_rule(strokeDash=[4, 4], color="#888888").encode(x=alt.datum(0))
-word = "datum.low > 0 ? 'the first is better' : datum.high < 0 ? 'the second is better' : 'these images cannot tell'"
-line = here.transform_filter("datum.what == 'difference'").transform_calculate(
-    text=f"datum.n + ' ID and ' + datum.n + ' OOD images, ' + datum.pair + ': ' + ({word})"
-)
-line = line.mark_text(align="left", fontSize=13, limit=560).encode(x=alt.value(0), text="text:N").properties(width=600, height=20)
 explorables.show(
-    ((single | (paired + zero)) & line).add_params(*sliders).configure_view(stroke=None),
+    explorables.paired_intervals([row for pair in pairs_shown for row in drawn(pair, bank.near["cifar100"])]),
     caption="Two detectors on a ResNet-56 trained on CIFAR-10; the OOD images are CIFAR-100. Take other images, then more of them. "
     "When do the two intervals part, and when does the interval of the difference leave zero?",
     alt_text="Left, the AUROC of two detectors as dots with 95 % intervals, which overlap. Right, their paired difference with its much "
@@ -249,7 +220,7 @@ print(f"AUROC {area:.3f}, 95 % interval from {low:.3f} to {high:.3f}")
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of simulated test sets whose 95 % interval holds the exact AUROC, for three sizes of the test sets and four degrees of separation; bars are the simulation's own 95 % error, drawn a little aside.", "name": "fig-certainty-coverage"}, "image": {"alt": "Coverage against the exact AUROC from 0.6 to 0.99 for test sets of 25, 100 and 400 images on each side. The curves run near the dotted line at 95 percent; they part most at the largest AUROC."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.7))
 truths, coverage = (0.6, 0.8, 0.95, 0.99), []
-for n, look, aside in ((25, ":", -0.004), (100, "--", 0), (400, "-", 0.004)):
+for n, style, aside in zip((25, 100, 400), plots.SERIES[::2], (-0.004, 0, 0.004)):
     held = []
     for truth in truths:
         gap = math.sqrt(2) * stats.norm.ppf(truth)
@@ -258,7 +229,7 @@ for n, look, aside in ((25, ":", -0.004), (100, "--", 0), (400, "-", 0.004)):
         held.append(((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean())
     coverage += held
     bars = 1.96 * np.sqrt(np.array(held) * (1 - np.array(held)) / simulations)
-    ax.errorbar(np.add(truths, aside), held, bars, color=plots.COLORS["other"], alpha=0.4 + 0.6 * (n / 400) ** 0.5, marker=".", ls=look, label=f"{n} + {n} images")
+    ax.errorbar(np.add(truths, aside), held, bars, ms=4, label=f"{n} + {n} images", **style)
 ax.axhline(0.95, color=plots.COLORS["grey"], lw=1, ls=":")
 ax.set(xlabel="exact AUROC", ylabel="coverage of the 95 % interval", ylim=(0.85, 1.0))
 ax.legend(loc="lower left")

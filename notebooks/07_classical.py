@@ -88,34 +88,11 @@ def map_of(judge, steps=36, reach=12.0):
 found_in_plane = {name: {k: auroc(j(toy_test), j(x))[0] for k, x in clouds.items()} for name, j in in_plane.items()}
 
 # %% tags=["remove-input"]
-import altair as alt
-
-from ood_lib.evaluation.plots import COLORS
-
-cells = [{"x": round(x, 2), "y": round(y, 2)} for x, y in map_of(in_plane["MSP"])[0].tolist()]
-for name, judge in in_plane.items():
-    for cell, share in zip(cells, map_of(judge)[1].tolist()):
-        cell[name] = round(100 * share)
-half = 6 / 36
-menu = alt.param(name="detector", value="MSP", bind=alt.binding_select(options=[*in_plane], name="detector "))
-plane = alt.Chart(alt.Data(values=cells)).transform_calculate(
-    share="datum[detector]", x1=f"datum.x - {half}", x2=f"datum.x + {half}", y1=f"datum.y - {half}", y2=f"datum.y + {half}"
-)
-shade = alt.Color("share:Q", scale=alt.Scale(scheme="greys", domain=[0, 100]), legend=alt.Legend(title="% of ID points below"))
-axes = {"x": alt.X("x1:Q", title="feature 1", scale=alt.Scale(domain=[0, 12])), "y": alt.Y("y1:Q", title="feature 2", scale=alt.Scale(domain=[0, 12]))}
-ground = plane.mark_rect().encode(**axes, x2="x2:Q", y2="y2:Q", color=shade)
-roles = [("id", "circle", toy_test, 6), ("near", "triangle-up", clouds["between"], 5), *(("far", "square", clouds[k], 5) for k in ("behind", "short"))]
-for role, shape, x, step in roles:
-    dots = [{"x": round(a, 2), "y": round(b, 2)} for a, b in x.penultimate[::step].tolist()]
-    mark = alt.Chart(alt.Data(values=dots)).mark_point(filled=True, shape=shape, size=28, opacity=1, color=COLORS[role], stroke="white", strokeWidth=0.5)
-    ground += mark.encode(x="x:Q", y="y:Q")
-
-# %% tags=["remove-input"]
-said = [{"name": n, "text": f"{n}: AUROC " + ", ".join(f"{k} {100 * a:.0f} %" for k, a in f.items())} for n, f in found_in_plane.items()]
-line = alt.Chart(alt.Data(values=said)).transform_filter("datum.name == detector").mark_text(align="left", fontSize=13)
-line = line.encode(x=alt.value(0), text="text:N").properties(width=400, height=20)
+roles = [("id", toy_test, 6), ("near", clouds["between"], 5), *(("far", clouds[k], 5) for k in ("behind", "short"))]
+shares = {name: map_of(judge)[1] for name, judge in in_plane.items()}
+points = [(role, x.penultimate[::step]) for role, x, step in roles]
 explorables.show(
-    (ground.properties(width=400, height=330) & line).add_params(menu).configure_view(stroke=None),
+    explorables.scores_in_a_plane(map_of(in_plane["MSP"])[0], shares, points, found_in_plane),
     caption="A network with two features and three known classes. Dark: larger scores, more OOD. Choose a detector: which of the three OOD clouds does it "
     "see, the one between the classes, the one behind a class, or the one with short features?",
     alt_text="A map of the plane of two features. Three blue ID clouds lie at the right, the top and the upper right, an orange near cloud between them, pink far "

@@ -306,19 +306,19 @@ for tip in flat:
     plane.annotate("", tip, (0, 0), arrowprops={"arrowstyle": "->", "color": plots.COLORS["other"]})
 plane.add_patch(plt.Circle((0, 1), 0.6, fill=False, ls=":", color=plots.COLORS["grey"]))
 for side in (-1, 1):
-    plane.plot([0, side * 0.6 * 1.6], [0, 0.8 * 1.6], "--", color=plots.COLORS["near"], lw=1)
+    plane.plot([0, side * 0.6 * 1.6], [0, 0.8 * 1.6], "--", color=plots.COLORS["grey"], lw=1)
 plane.annotate("", (0, 1), (0, 0), arrowprops={"arrowstyle": "->", "color": "black", "lw": 2})
 plane.set(xlim=(-1.1, 1.1), ylim=(-0.1, 1.7), xticks=[], yticks=[], aspect="equal", title="K = 2, δ = 0.6")
 space.scatter(*cone.T, s=3, color=plots.COLORS["other"], depthshade=True)
 space.quiver(0, 0, 0, 0, 0, 1, color="black", lw=2, arrow_length_ratio=0.15)
 space.set(xticks=[], yticks=[], zticks=[], xlim=(-0.6, 0.6), ylim=(-0.6, 0.6), zlim=(0, 1.6), title="K = 3, δ = 0.6")
 space.set_box_aspect((1.2, 1.2, 1.6), zoom=1.25)
-for k, style in ((3, ":"), (8, "-."), (64, "--"), (512, "-")):
+for k, style in zip((3, 8, 64, 512), plots.SERIES[3::-1]):
     row = torch.randn(1, k, generator=generator)
     cosine = F.cosine_similarity(perturb(row, delta, 4000, generator)[:, 0], row)
     counts, edges = np.histogram(torch.rad2deg(cosine.acos()), bins=np.linspace(0, 180, 91), density=True)
-    angles.plot(edges[:-1] + 1, counts, style, color=plots.COLORS["id"], label=f"K = {k}", alpha=0.5 if k < 64 else 1)
-angles.axvline(math.degrees(math.atan(delta)), color=plots.COLORS["near"], lw=1)
+    angles.plot(edges[:-1] + 1, counts, label=f"K = {k}", **style | {"marker": ""})
+angles.axvline(math.degrees(math.atan(delta)), color=plots.COLORS["grey"], lw=1)
 angles.annotate(r"$\arctan\,\delta$", (math.degrees(math.atan(delta)) + 5, counts.max() * 0.9))
 angles.set(xlabel="angle in degrees", ylabel="density", xlim=(0, 180), title=f"δ = {delta:g}")
 angles.legend(loc="center right", fontsize=8)
@@ -354,7 +354,7 @@ for ax, k in zip(axes, (3, 8, 64)):
     row = torch.randn(1, k, generator=generator)
     xi = noise(row, delta, 20000, generator)[:, 0] @ z[0] / logit_noise(z, row, delta)[0, 0]
     t = torch.linspace(-4, 4, 200)
-    ax.hist(xi.numpy(), bins=60, density=True, color=plots.COLORS["id"], alpha=0.5)
+    ax.hist(xi.numpy(), bins=60, density=True, histtype="stepfilled", color=plots.SERIES[4]["color"], alpha=0.6)
     ax.plot(t, torch.exp(-(t**2) / 2) / math.sqrt(2 * math.pi), plots.LINES["other"], color=plots.COLORS["other"])
     ax.set(title=f"K = {k}: std {xi.std():.3f}", xlabel="noise / $\\sigma_j(z)$")
 axes[0].set_ylabel("density")
@@ -497,7 +497,7 @@ for r in (1, 3, 10, 30, 100, 300, 1000, 3000):
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Total variation distance between the histogram from r random heads and the closed form. It falls like one over the root of r: the heads are Monte-Carlo integration of a known integral.", "name": "fig-weiper-limit"}, "image": {"alt": "Log-log plot of the total variation distance against the number of heads from 1 to 3000. The points fall along a straight line of slope minus one half."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.3, 2.6))
-ax.loglog(list(distance), list(distance.values()), "o-", color=plots.COLORS["id"])
+ax.loglog(list(distance), list(distance.values()), **plots.SERIES[0])
 ax.loglog(list(distance), [distance[100] * (100 / r) ** 0.5 for r in distance], ":", color=plots.COLORS["grey"])
 ax.annotate("slope −½", (300, distance[100] * 0.75), color=plots.COLORS["grey"])
 ax.set(xlabel="repeats r", ylabel="total variation distance")
@@ -982,11 +982,10 @@ titles = {"msp": "WeiPer MSP", "react": "WeiPer+ReAct", "kld": "WeiPer+KLD"}
 figure, axes = plt.subplots(2, 3, figsize=(plots.FULL, 4.6), sharex=True)
 for column, (score, part) in zip(axes.T, by_delta.items()):
     for ax, g in zip(column, ("near", "far")):
-        for (name, (_, o)), role in zip(judged.items(), ("id", "near", "far", "other", "grey") * len(judged)):
+        for (name, (_, o)), style in zip(judged.items(), plots.SERIES * len(judged)):
             gain = 100 * (part[name, g] - part.loc[0.0, (name, g)])
-            style = {"color": plots.COLORS[role], "ls": plots.LINES[role]}
-            ax.plot(gain.index, gain, label=name, **style)
-            ax.plot(o["delta"], np.interp(o["delta"], gain.index, gain), "s", ms=5, color=plots.COLORS[role])
+            ax.plot(gain.index, gain, label=name, **style | {"marker": ""})
+            ax.plot(o["delta"], np.interp(o["delta"], gain.index, gain), "s", ms=5, color=style["color"])
         ax.axhline(0, color="black", lw=0.8)
     column[0].set_title(titles[score])
     column[1].set_xlabel("δ")

@@ -393,19 +393,19 @@ def trained_residual(lam, updates=400):
 
 learned = {lam_: trained_residual(lam_) for lam_ in (0.25, 0.5, 1.0)}
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Trained residuals (lines) and the tanh law (dots) for standard normal data and negatives twice as wide. They differ at the ends, where samples are rare. Dashed: the plain log-ratio. At λ = ¼ the law agrees with it near zero and stays bounded where it grows.", "name": "fig-heat-tanh"}, "image": {"alt": "Residual energy against z from minus 4 to 4 for lambda 0.25, 0.5 and 1. Each curve is a smooth well between minus and plus one over two lambda. Dots of the closed form lie on the trained curves except beyond minus 3, where few samples fall, and a dashed parabola leaves them for large z."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Trained residuals (lines) and the tanh law (marks) for standard normal data and negatives twice as wide. They differ at the ends, where samples are rare. Dashed: the plain log-ratio. At λ = ¼ the law agrees with it near zero and stays bounded where it grows.", "name": "fig-heat-tanh"}, "image": {"alt": "Residual energy against z from minus 4 to 4 for lambda 0.25, 0.5 and 1. Each curve is a smooth well between minus and plus one over two lambda. Marks of the closed form lie on the trained curves except beyond minus 3, where few samples fall, and a dashed parabola leaves them for large z."}}
 z_axis = torch.linspace(-4, 4, 161)
 log_ratio = math.log(2) - z_axis**2 / 2 * (1 - 1 / 4)
 figure, ax = plt.subplots(figsize=(plots.FULL, 2.8))
 deviation = {}
-for (lam_, net), role in zip(learned.items(), ("id", "near", "other")):
+for (lam_, net), series in zip(learned.items(), plots.SERIES[::2]):
     law = -torch.tanh(log_ratio / 2) / (2 * lam_)
     with torch.no_grad():
         found = net(z_axis[:, None])
     seen = z_axis.abs() < 3
     deviation[lam_] = (2 * lam_ * (found - law)[seen]).abs().max().item()
-    ax.plot(z_axis, found, color=plots.COLORS[role], ls=plots.LINES[role], label=f"λ = {lam_:g}")
-    ax.plot(z_axis[::8], law[::8], plots.MARKERS[role], color=plots.COLORS[role], ms=4)
+    ax.plot(z_axis, found, label=f"λ = {lam_:g}", **series | {"marker": ""})
+    ax.plot(z_axis[::8], law[::8], ms=4, **series | {"linestyle": ""})
 ax.plot(z_axis, -log_ratio, "--", color=plots.COLORS["grey"], lw=1, label="−log p/q")
 ax.set(xlabel="z", ylabel="residual energy $E_θ$", ylim=(-2.3, 2.3))
 ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
@@ -592,7 +592,7 @@ stops = {2**j: where_cd_stops(j) for j in range(9)}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Where contrastive divergence stops, against the length of its chains. Short chains find 1/5, long ones the maximum-likelihood value 1/3; the small excess at the end is the error of the finite step.", "name": "fig-heat-cd"}, "image": {"alt": "The fitted parameter theta against the number of Langevin steps from 1 to 256 on a logarithmic axis. It rises in an S from 0.21 to 0.34; horizontal lines mark one fifth and one third."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.6))
-ax.semilogx(list(stops), list(stops.values()), "o-", color=plots.COLORS["id"], base=2)
+ax.semilogx(list(stops), list(stops.values()), base=2, **plots.SERIES[0])
 for value, left, name in ((1 / 5, 16, "score matching, 1/5"), (1 / 3, 1, "maximum likelihood, 1/3")):
     ax.axhline(value, color=plots.COLORS["grey"], lw=1)
     ax.annotate(name, (left, value), va="bottom", fontsize=9, color=plots.COLORS["grey"])
@@ -731,12 +731,12 @@ assert torch.allclose(heat.score(f.test).double(), soft_extreme(u, beta), atol=1
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training of the three residuals on the first network. Top: mean residual energy of data and of negatives; the grey lines are the bound ±1/(2λ). Bottom: norm of the gradient. The loss is not shown, because its value means nothing.", "name": "fig-heat-training"}, "image": {"alt": "Six panels, one column per prior. Top: two curves over the updates that begin at zero; the data curve falls and the negatives' curve rises. For the mixtures they stay close together, for the logits they reach the bounds. Bottom: gradient norms on a logarithmic axis, rising for the mixtures."}}
 figure, axes = plt.subplots(2, 3, figsize=(plots.FULL, 3.9), sharex="col", sharey="row", height_ratios=(2, 1))
 for k, (column, h, name) in enumerate(zip(axes.T, heat.hybrids, names)):
-    for values, role, label in ((h.history.data, "id", "data"), (h.history.negatives, "near", "negatives")):
+    for values, role, label in ((h.history.data, "id", "data"), (h.history.negatives, "other", "negatives")):
         smooth = pd.Series(values).rolling(10, min_periods=1).mean()
         column[0].plot(smooth, color=plots.COLORS[role], ls=plots.LINES[role], label=label)
     for side_ in (-1, 1):
         column[0].axhline(side_ / (2 * lam[k]), color=plots.COLORS["grey"], lw=1)
-    column[1].semilogy(h.history.gradient_norm, color=plots.COLORS["other"], lw=0.8)
+    column[1].semilogy(h.history.gradient_norm, color=plots.SERIES[0]["color"], lw=0.8)
     column[0].set_title(name)
     column[1].set_xlabel("update")
 axes[0, 0].set_ylabel("residual energy")
@@ -964,7 +964,7 @@ figure, axes = plt.subplots(1, max(1, len(ladders)), figsize=(plots.FULL, 2.9), 
 for ax, (name, own) in zip(axes[0], ladders.items()):
     for y, rung in enumerate(rows):
         v, trained = ood.verdicts([(x, d[rung], d["GMM"]) for x, d in own])["mean"], rung in ("GMM, hybrid", "logits, hybrid", "HEAT")
-        color = plots.COLORS["near" if trained else "id"]
+        color = plots.SERIES[2 if trained else 0]["color"]
         ax.hlines(y, 100 * v.low, 100 * v.high, color=color)
         ax.plot(100 * v.difference, y, "o", color=color, mfc="white" if trained else color)
     ax.axvline(0, color=plots.COLORS["grey"], lw=1)
@@ -1161,10 +1161,10 @@ course = pd.DataFrame(course, columns=["way", "updates", "gap", "what", "group",
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Longer training of the mixture's hybrid on a real network. Left: the gap as a share of the largest, 1/λ. Middle: AUROC of the residual alone on far-OOD. Right: what the hybrid gains over its prior there. Whether detection improves while the gap grows depends on where the negatives lie.", "name": "fig-heat-longer"}, "image": {"alt": "Three panels over the number of updates on a logarithmic axis, each with three curves: K = 0, K = 5, and K = 5 with a ridge. The first shows the share of the gap, rising. The second shows the far-OOD AUROC of the residual alone, with a line at 50. The third shows the gain of the hybrid over its prior on far-OOD, with a line at zero."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.6))
-for (way, own), role in zip(course[course["group"] == "far"].groupby("way", sort=False), ("near", "far", "id")):
+for (way, own), series in zip(course[course["group"] == "far"].groupby("way", sort=False), plots.SERIES[::2]):
     alone_, gain_ = (own[own["what"] == what].set_index("updates") for what in ("alone", "gain"))
     for ax, line in zip(axes, (alone_["gap"], alone_["points"], gain_["points"])):
-        ax.semilogx(line, plots.MARKERS[role] + plots.LINES[role], color=plots.COLORS[role], label=way)
+        ax.semilogx(line, label=way, **series)
 for ax, title, level in zip(axes, ("gap, share of 1/λ", "residual alone, far AUROC", "hybrid − prior, far"), (0, 50, 0)):
     ax.axhline(level, color=plots.COLORS["grey"], lw=1)
     ax.set_title(title, fontsize=10)
@@ -1288,9 +1288,9 @@ low_data = pd.DataFrame(low_data)
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC against the number of training images per class, mean over networks. On digits the mixture is worst at 10 images per class, which leave just one direction without variance.", "name": "fig-heat-data"}, "image": {"alt": "Two panels, near-OOD and far-OOD. Each has AUROC over 5, 10, 20 and 50 images per class for the mixture prior, the prior with a larger ridge, its hybrid and KNN. Prior and hybrid lie on one another and fall deeply at 10; the larger ridge does not."}}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 2.6))
 for ax, group in zip(axes, ("near", "far")):
-    for name, role in (("prior GMM", "id"), ("prior, ridge 0.1", "far"), ("hybrid GMM", "other"), ("KNN", "grey")):
+    for name, series in zip(("prior GMM", "prior, ridge 0.1", "hybrid GMM", "KNN"), plots.SERIES):
         means = low_data[low_data["detector"] == name].groupby("size")[group].mean()
-        ax.plot(range(len(sizes)), means, plots.MARKERS[role] + plots.LINES[role], color=plots.COLORS[role], label=name)
+        ax.plot(range(len(sizes)), means, label=name, **series)
     ax.set(xticks=range(len(sizes)), xticklabels=sizes, xlabel="images per class", title=f"{group}-OOD")
 axes[0].set_ylabel("AUROC")
 axes[0].legend(fontsize=9)

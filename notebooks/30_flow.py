@@ -178,14 +178,14 @@ figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.8))
 levels = Normal(0.0, 1.0).icdf(torch.linspace(0.05, 0.95, 7)).double()
 places = torch.stack([x[(f(x) - level).abs().argmin()] for level in levels])
 for k in range(0, 6, 2):
-    left.axhspan(levels[k], levels[k + 1], color=plots.COLORS["near"], alpha=0.2, lw=0)
-    left.axvspan(places[k], places[k + 1], color=plots.COLORS["id"], alpha=0.2, lw=0)
+    left.axhspan(levels[k], levels[k + 1], color=plots.SERIES[4]["color"], alpha=0.3, lw=0)
+    left.axvspan(places[k], places[k + 1], color=plots.SERIES[1]["color"], alpha=0.3, lw=0)
 left.plot(x, f(x), color="black")
 left.set(xlabel="x", ylabel="u = f(x)", xlim=(-2.2, 2.2), ylim=(-2.6, 2.6))
 u = torch.randn(20_000, generator=generator, dtype=torch.float64)
 samples = x[torch.searchsorted(f(x), u).clamp(max=len(x) - 1)]  # invert f on a grid
-right.hist(samples.numpy(), bins=80, density=True, color=plots.COLORS["id"], alpha=0.3)
-right.plot(x, density, color=plots.COLORS["id"], label="$p_0(f(x))\\,f'(x)$")
+right.hist(samples.numpy(), bins=80, density=True, histtype="stepfilled", color=plots.SERIES[4]["color"], alpha=0.5)
+right.plot(x, density, color=plots.SERIES[0]["color"], label="$p_0(f(x))\\,f'(x)$")
 right.plot(x, guess, "--", color=plots.COLORS["grey"], label="$p_0(f(x))$")
 right.set(xlabel="x", ylabel="density", xlim=(-2.6, 2.6))
 right.legend(loc="lower center", fontsize=8)
@@ -463,12 +463,11 @@ climbs = {sigma: climb(sigma) for sigma in (0.0, 0.05, 0.1)}
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "A flow on the unit circle: mean log-density of the batches while it trains, without noise and with noise σ. Thin lines: the ceilings of the formula. With noise the likelihood approaches its ceiling from below. Without noise there is no ceiling: the likelihood climbs above both lines, not always smoothly.", "name": "fig-flow-circle"}, "image": {"alt": "Line plot of the mean log-density in nats against updates. Two curves, for noise 0.05 and 0.1, rise and level off below horizontal lines that mark their ceilings at minus 0.26 and minus 0.95. The curve without noise rises unevenly, crosses both lines and ends above them."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.6, 2.8))
 at = np.linspace(toy_updates // 5, 2 * toy_updates, 10)
-for (sigma, (values, ceiling)), role in zip(climbs.items(), ("grey", "id", "other")):
-    style = {"color": plots.COLORS[role], "linestyle": plots.LINES[role]}
+for (sigma, (values, ceiling)), style in zip(climbs.items(), plots.SERIES[::2]):
     label = f"σ = {sigma:g}" if sigma else "no noise"
-    ax.plot(at, values, marker=plots.MARKERS[role], ms=4, label=label, **style)
+    ax.plot(at, values, ms=4, label=label, **style)
     if sigma:
-        ax.axhline(ceiling, color=plots.COLORS[role], lw=1)
+        ax.axhline(ceiling, color=style["color"], lw=1)
 ax.set(xlabel="update", ylabel="mean log p (nats)", xlim=(0, at[-1] * 1.35))
 ax.legend(loc="lower right", fontsize=8)
 plt.show()
@@ -602,12 +601,12 @@ if len(looks):
 if len(looks):
     figure, axes = plt.subplots(3, len(real), figsize=(plots.FULL, 5), sharex=True, squeeze=False, layout="constrained")
     for column, (name, own) in zip(axes.T, looks.groupby("network", sort=False)):
-        for way, role in ((PAPER, "grey"), (OURS, "id")):
+        for way, look in ((PAPER, plots.SERIES[1]), (OURS, plots.SERIES[3])):
             fits = own[own["way"] == way]
             mean, at = fits.groupby("update")[["train", "val", "near", "far"]].mean(), fits[fits["kept"]].mean(numeric_only=True)
-            style = {"color": plots.COLORS[role], "marker": plots.MARKERS[role], "ms": 3}
+            style = {"color": look["color"], "marker": look["marker"], "ms": 3}
             column[0].plot(mean["val"] - mean["val"].iloc[0], label=way, **style)
-            column[0].plot(mean["train"] - mean["val"].iloc[0], ":", color=plots.COLORS[role])
+            column[0].plot(mean["train"] - mean["val"].iloc[0], ":", color=look["color"])
             for ax, group in zip(column[1:], ("near", "far")):
                 ax.plot(100 * mean[group], **style)
                 ax.plot(at["update"], 100 * at[group], "o", ms=8, mfc="none", color="black")
@@ -623,19 +622,30 @@ if len(looks):
     plt.show()
 
 # %% tags=["hide-input"]
-def story(name, way):
-    """What more training did on one network."""
-    mean = looks[(looks["network"] == name) & (looks["way"] == way)].groupby("update")[["val", "near", "far"]].mean()
-    both = 100 * mean[["near", "far"]].mean(axis=1)
-    top, best, last = mean["val"].idxmax(), both.idxmax(), both.index[-1]
-    held = f"highest after {top} of {last} updates" if top < last else f"still rising after {last} updates"
+def span(values):
+    """The range of changes, in points."""
+    ends = dict.fromkeys(f"{v:+z.1f}".replace("-", "−") for v in (min(values), max(values)))
+    return " to ".join(ends) + " points"
+
+
+def story(way):
+    """What more training did with one way of training, on all networks."""
+    rising, gains, losses = [], [], {}
+    for name, own in looks[looks["way"] == way].groupby("network", sort=False):
+        mean = own.groupby("update")[["val", "near", "far"]].mean()
+        both, top = 100 * mean[["near", "far"]].mean(axis=1), mean["val"].idxmax()
+        rising += [name] if top == both.index[-1] else []
+        gains, losses = [*gains, both[top] - both.iloc[0]], losses | {name: both.max() - both[top]}
+    where = {0: "on no network", len(losses): "on every network"}.get(len(rising), f"on {' and '.join(rising)}, not on the others")
+    worst = max(losses, key=losses.get)
+    missed = f"up to {losses[worst]:.1f} points more (on {worst})" if losses[worst] >= 0.05 else "less than 0.1 points more on every network"
     return (
-        f"* **{name}**, {way}: held-out likelihood is {held}. Mean AUROC is {both.iloc[0]:.1f} % at the start, "
-        f"{both[top]:.1f} % at that update, {both[best]:.1f} % at best (after {best}) and {both[last]:.1f} % at the end."
+        f"* **{way}**: the held-out likelihood still rises at the last update {where}. At the update where it is highest, the AUROC "
+        f"differs from that at the start by {span(gains)}. The best update of the curve has {missed}."
     )
 
 
-display(Markdown("\n".join(story(name, way) for name in real for way in (PAPER, OURS)) or "No bank was given."))
+display(Markdown("The AUROC is the mean of near and far.\n\n" + "\n".join(map(story, (PAPER, OURS))) if len(looks) else "No bank was given."))
 
 # %% [markdown]
 # Is more training worse? A curve that still rises at its last update cannot say. Beyond that, each curve shows three

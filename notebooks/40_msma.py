@@ -273,11 +273,11 @@ display(Markdown(f"All 27 entries agree with an independent computation to four 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The toy of the paper with exact scores. Left: the density at three noise levels. Middle: length of the score; every curve has zeros, at different places. Right: two scales as coordinates. Along either axis alone the small mode overlaps with the inliers; in the plane they lie on different lines.", "name": "fig-msma-line"}, "image": {"alt": "Left, three densities over x from 0 to 60 on a logarithmic axis: two hills at 10 and 50 for the smallest blur, one hill for the largest. Middle, length of the score times sigma over x for the three blurs, with zeros at the hills. Right, scatter plot of the lengths at sigma 0.1 and 10. Inliers lie on a steep straight line from the origin, points of the small mode on two other lines, one just above it and one below."}}
 figure, (density, length, plane) = plt.subplots(1, 3, figsize=(plots.FULL, 2.7))
 x = torch.linspace(0, 60, 601).double()[:, None]
-for sigma, (role, style) in zip((0.1, 10.0, 20.0), list(plots.LINES.items())):
+for sigma, look in zip((0.1, 10.0, 20.0), plots.SERIES[::2]):
     variance = 4 + sigma**2
     q = ((-((x - modes.T) ** 2) / 2 / variance).exp() @ weights) / math.sqrt(2 * math.pi * variance)
-    density.semilogy(x, q, style, color=plots.COLORS[role], label=f"σ = {sigma:g}")
-    length.plot(x, ood.score_norms(line, x, [sigma]), style, color=plots.COLORS[role])
+    density.semilogy(x, q, label=f"σ = {sigma:g}", **look | {"marker": ""})
+    length.plot(x, ood.score_norms(line, x, [sigma]), **look | {"marker": ""})
 density.set(xlabel="x", ylabel="$q_\\sigma(x)$", ylim=(1e-7, 1))
 density.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.02, 1.04))
 length.set(xlabel="x", ylabel="$\\sigma\\,|s_\\sigma(x)|$", ylim=(0, 2.2))
@@ -500,18 +500,18 @@ for x_noised, sigma in ((30.0, 10.0), (50.0, 20.0), (12.0, 0.5)):
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Norm against noise scale with exact scores. Left: a point at distance 1 from the mean of a Gaussian, for three widths τ of the data; each curve peaks at σ = τ. Right: points at four distances from a ring of radius 3 and width 0.15; each profile has its own shape.", "name": "fig-msma-ruler"}, "image": {"alt": "Two panels with logarithmic sigma axis. Left, three bell-shaped curves that peak where sigma equals the width of the data. Right, profiles of a point on the ring, points at radius 2 and 4.5 and the centre. The on-ring profile is low and rises with sigma, the others begin high at small sigma and fall, the centre falls to zero."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.7))
 sigma = torch.logspace(-1.5, 1, 60).double()
-for tau, (role, style) in zip((0.1, 0.5, 2.0), plots.LINES.items()):
-    left.semilogx(sigma, sigma / (tau**2 + sigma**2), style, color=plots.COLORS[role])
-    left.annotate(f"τ = {tau:g}", (tau, 8), xytext=(4, 0), textcoords="offset points", va="center", color=plots.COLORS[role])
-    left.axvline(tau, color=plots.COLORS[role], lw=0.8, ls=":")
+for tau, look in zip((0.1, 0.5, 2.0), plots.SERIES[::2]):
+    left.semilogx(sigma, sigma / (tau**2 + sigma**2), **look | {"marker": ""})
+    left.annotate(f"τ = {tau:g}", (tau, 8), xytext=(4, 0), textcoords="offset points", va="center", color=look["color"])
+    left.axvline(tau, color=look["color"], lw=0.8, ls=":")
 left.set(xlabel="noise scale σ", ylabel="norm", yscale="log", ylim=(0.02, 14))
 spots = {"on the ring": (3.0, "id"), "radius 2": (2.0, "near"), "radius 4.5": (4.5, "other"), "centre": (0.02, "far")}
 for name, (radius, role) in spots.items():
     point = torch.tensor([[radius, 0.0]]).double()
     profile = ood.score_norms(ring, point, sigma.flip(0))[0].flip(0)
     right.loglog(sigma, profile, plots.LINES[role], color=plots.COLORS[role], label=name)
-right.set(xlabel="noise scale σ", ylim=(3e-4, 60))
-right.legend(fontsize=8)
+right.set(xlabel="noise scale σ", ylim=(3e-4, 1e3))
+right.legend(fontsize=8, ncols=2, loc="upper center")
 plt.show()
 
 # %% [markdown]
@@ -910,14 +910,14 @@ rows = photographs[photographs["metric"] == "auroc"].assign(auroc=lambda t: 100 
 rows = rows.assign(updates=rows["detector"].str.extract(r"(\d+) updates")[0].astype(float), log=rows["detector"].str.endswith("log"))
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.7))
 for ax, (title, part) in zip(axes, {"SVHN": rows[rows["ood_set"] == "svhn"], "far, mean": rows[rows["group"] == "far"], "near, mean": rows[rows["group"] == "near"]}.items()):
-    for log, role, text in ((False, "grey", "norms"), (True, "id", "log norms")):
+    for log, look, text in ((False, plots.SERIES[3], "norms"), (True, plots.SERIES[0], "log norms")):
         mine = part[part["log"] == log]
         each = mine[mine["detector"].str.startswith("GroupNorm")].groupby(["updates", "seed"])["auroc"].mean()
-        ax.plot(each.groupby("updates").mean(), plots.LINES["id" if log else "near"], color=plots.COLORS[role], label=text)
-        ax.plot(each.index.get_level_values("updates"), each, plots.MARKERS[role], color=plots.COLORS[role], ms=4, mew=0, alpha=0.7)
+        ax.plot(each.groupby("updates").mean(), label=text, **look | {"marker": ""})
+        ax.plot(each.index.get_level_values("updates"), each, look["marker"], color=look["color"], ms=4, mew=0, alpha=0.7)
         level = mine[mine["detector"].str.startswith("no")]["auroc"].mean()
-        ax.axhline(level, color=plots.COLORS[role], lw=1, ls=":")
-        ax.annotate("no network", (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=7, color=plots.COLORS[role])
+        ax.axhline(level, color=look["color"], lw=1, ls=":")
+        ax.annotate("no network", (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=7, color=look["color"])
     ticks = sorted(part["updates"].dropna().unique())
     ax.set(title=title, xscale="log", xlabel="updates")
     ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
@@ -949,14 +949,13 @@ display(Markdown("\n".join(lines) + f"\n\nOn the near sets the best row has a me
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC of each norm alone, longer = more OOD, for three kinds of score: below 50 the OOD images have the shorter norms. Networks after 250 updates, one line each; they differ only in the norm layer.", "name": "fig-msma-layer"}, "image": {"alt": "Three panels, SVHN, MNIST and textures, with AUROC over the noise scale from 0.01 to 1, one line per score network and a horizontal line at 50. The lines of GroupNorm, InstanceNorm++ and no network differ most at the small scales."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.7), sharey=True)
-styles = {None: "grey", "group": "id", "instance++": "far"}
+styles = dict(zip((None, "group", "instance++"), plots.SERIES[::2]))
 for ax, name in zip(axes, ("svhn", "mnist", "textures")):
     for scorer, x in bank.items():
         if scorer.updates in (0, 250):
             alone = [100 * auroc(a, b)[0] for a, b in zip(x.test.penultimate.T, x.far[name].penultimate.T)]
-            role = styles[scorer.norm]
             label = LAYERS[scorer.norm] if scorer.seed == 0 else None
-            ax.semilogx(ood.noise_scales(), alone, plots.LINES[role], marker=plots.MARKERS[role], ms=3, lw=1.2, color=plots.COLORS[role], label=label)
+            ax.semilogx(ood.noise_scales(), alone, ms=3, lw=1.2, label=label, **styles[scorer.norm])
     ax.axhline(50, color="black", lw=0.8)
     ax.set(title=name, xlabel="noise scale σ", ylim=(0, 102))
 axes[0].set_ylabel("AUROC of one norm in %")

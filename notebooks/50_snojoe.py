@@ -204,8 +204,8 @@ line = torch.linspace(-8, 8, 121)
 plane = torch.cartesian_prod(line, line)
 for ax, (name, S) in zip(axes, scores.items()):
     ax.contourf(line, line, S(plane).reshape(121, 121).T, levels=12, cmap="Greys", alpha=0.75)
-    for (label, (x, y)), marker in zip(seen.items(), "oDX^"):
-        ax.plot(x, y, marker, color=plots.COLORS["id"], ms=7, mec="white", label=label)
+    for (label, (x, y)), style in zip(seen.items(), plots.SERIES):
+        ax.plot(x, y, ms=8, mec="white", label=label, **style | {"linestyle": ""})
     ax.set(title=name, xlabel="$\\ell_1$ (cat)", aspect="equal", xticks=(-5, 0, 5), yticks=(-5, 0, 5))
     ax.grid(visible=False)
 axes[0].set_ylabel("$\\ell_2$ (dog)")
@@ -394,17 +394,17 @@ assert abs(exact_norm(layer, (8, n, n)) - zeros[0]) < 1e-4
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: power iteration on three matrices; the closer the second singular value is to the first, the slower it converges. Right: all singular values of one random 3x3 convolution, and the norm of the reshaped weight, which is smaller than the largest of them. The largest is below k times the reshaped norm.", "name": "fig-snojoe-norms"}, "image": {"alt": "Left, three falling lines of relative error against the number of steps on a logarithmic axis, steeper for smaller ratios of the second to the first singular value. Right, a falling curve of the singular values of a convolution; a horizontal line for the reshaped norm crosses it well below its top, another for three times that value lies above it."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.7))
-for ratio, style in ((0.99, ":"), (0.9, "--"), (0.6, "-")):
+for ratio, style in zip((0.99, 0.9, 0.6), plots.SERIES[::2]):
     diagonal = torch.cat([torch.tensor([1.0, ratio]), torch.linspace(0.5, 0, 18)]).double()
     v, error = torch.ones(20).double(), []
     for _ in range(40):
         u, v = power_iteration(lambda x, d=diagonal: d * x, v, 1)
         error.append(1 - (u * diagonal * v).sum().item())
-    left.semilogy(np.arange(1, 41), np.maximum(error, 1e-16), style, color=plots.COLORS["id"], label=f"{ratio:g}")
+    left.semilogy(np.arange(1, 41), np.maximum(error, 1e-16), label=f"{ratio:g}", **style | {"marker": ""})
 left.legend(title="σ₂ / σ₁", fontsize=9)
 left.set(xlabel="steps", ylabel="relative error", ylim=(1e-15, 2))
-right.plot(fourier, color=plots.COLORS["id"], label="circular borders (Fourier)")
-right.plot(zeros, plots.LINES["far"], color=plots.COLORS["far"], label="zero borders (dense matrix)")
+right.plot(fourier, label="circular borders (Fourier)", **plots.SERIES[0] | {"marker": ""})
+right.plot(zeros, label="zero borders (dense matrix)", **plots.SERIES[3] | {"marker": ""})
 sigma = reshaped_norm(layer.weight).item()
 for height, text in ((sigma, "reshaped σ"), (3 * sigma, "k · reshaped σ")):
     right.axhline(height, color=plots.COLORS["grey"], lw=1)
@@ -489,8 +489,8 @@ for s in scales:
     for name, value in zip(found, (*pair, math.prod(pair))):
         found[name].append(value)
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.7))
-for (name, line), role in zip(found.items(), ("near", "far", "id")):
-    ax.loglog(scales, line, plots.LINES[role], marker=plots.MARKERS[role], ms=4, color=plots.COLORS[role], label=name)
+for (name, line), style in zip(found.items(), plots.SERIES[::2]):
+    ax.loglog(scales, line, ms=4, label=name, **style)
 ax.set(xlabel="scale s of the weight", ylabel="stretches by at most")
 ax.legend(fontsize=9)
 plt.show()
@@ -677,14 +677,13 @@ for n, kind in itertools.product(range(seeds), KINDS):
     seconds[kind] += time.process_time() - start
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Training: loss per update (mean over networks and 15 updates) and validation mAP per epoch, mean and range over networks. Watch what the missing call of train() does after the first epoch.", "name": "fig-snojoe-training"}, "image": {"alt": "Left, the binary cross-entropy on a logarithmic axis over the updates for five kinds of network. Right, the mean average precision on the validation set per epoch. Every kind has a curve in each panel, with its range shaded on the right."}}
-STYLE = dict(zip(KINDS, ("id", "near", "far", "other", "grey")))
+STYLE = dict(zip(KINDS, plots.SERIES))
 figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.9))
-for kind, role in STYLE.items():
+for kind, style in STYLE.items():
     loss = np.mean([histories[kind, n].loss for n in range(seeds)], 0)
     mAP = 100 * np.array([histories[kind, n].accuracy for n in range(seeds)])
-    style = {"color": plots.COLORS[role], "linestyle": plots.LINES[role], "lw": 1.4}
-    left.semilogy(pd.Series(loss).rolling(15, min_periods=1).mean(), label=kind, **style)
-    right.plot(np.arange(1, epochs + 1), mAP.mean(0), marker=plots.MARKERS[role], ms=4, **style)
+    left.semilogy(pd.Series(loss).rolling(15, min_periods=1).mean(), label=kind, lw=1.4, **style | {"marker": ""})
+    right.plot(np.arange(1, epochs + 1), mAP.mean(0), ms=4, lw=1.4, **style)
     right.fill_between(np.arange(1, epochs + 1), mAP.min(0), mAP.max(0), color=style["color"], alpha=0.12, lw=0)
 left.set(xlabel="update", ylabel="cross-entropy per label")
 right.set(xlabel="epoch", ylabel="validation mAP (%)")
@@ -854,10 +853,8 @@ figure, axes = plt.subplots(1, 4, figsize=(plots.FULL, 2.9), sharey=True)
 chain = (after["plain"][0]["gain"] != 1).to_numpy()  # the layers with a BatchNorm; shortcuts and head have none
 for ax, (column, title) in zip(axes, columns.items()):
     for kind in ("plain", "hard", "bounded"):
-        role = STYLE[kind]
         line = np.exp(np.mean([np.log(r[column]) for r in after[kind]], 0))[chain]
-        style = {"color": plots.COLORS[role], "marker": plots.MARKERS[role], "ms": 3.5, "lw": 1.2}
-        ax.semilogy(np.arange(1, len(line) + 1), line, plots.LINES[role], label=kind, **style)
+        ax.semilogy(np.arange(1, len(line) + 1), line, label=kind, ms=3.5, lw=1.2, **STYLE[kind])
     ax.axhline(1, color=plots.COLORS["grey"], lw=0.8)
     ax.set_title(title, fontsize=10)
     ax.set(xlabel="convolution", xticks=range(1, len(line) + 1, 2))
@@ -951,8 +948,8 @@ for ax, (kind, curves) in zip(axes, sweep.items()):
     medians = torch.tensor([[s.median() for s in curve] for curve in curves])  # (networks, contrasts)
     tau = np.mean([ood.JointEnergy().calibrate(x.val).threshold.item() for x in features[kind]])
     plots.band(pd.DataFrame(medians.T.numpy(), index=contrasts.numpy()), "far", ax)
-    ax.axhline(tau, color=plots.COLORS["id"], lw=1)
-    ax.annotate("τ", (1, tau), ha="right", va="bottom", color=plots.COLORS["id"])
+    ax.axhline(tau, color=plots.COLORS["grey"], lw=1)
+    ax.annotate("τ", (1, tau), ha="right", va="bottom", color=plots.COLORS["grey"])
     ax.set(title=kind, xlabel="contrast of the grating", xticks=(0, 0.5, 1))
 axes[0].set_ylabel("S (larger = more OOD →)")
 plt.show()
@@ -1074,12 +1071,12 @@ display(Markdown(
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Heads with less and less penalty (C grows to the right), mean and range over splits. Left: validation cross-entropy, with the C that it chooses (dotted). Right: AUROC, mean of both OOD sets. Compare the joint energy with the largest logit at the chosen C and to the right of it, and see what calibrating the logits does.", "name": "fig-snojoe-heads"}, "image": {"alt": "Two panels over the strength C on a logarithmic axis. Left, the validation cross-entropy falls to a minimum near the middle and rises to the right; dotted vertical lines mark the minima of the splits. Right, AUROC curves of the joint energy, the joint energy with calibrated logits, and the largest logit."}}
 figure, (left, right) = plt.subplots(1, 2, figsize=(plots.FULL, 2.9))
-plots.band(losses, "id", left)
+plots.band(losses, plots.SERIES[0], left)
 left.set(xscale="log", xlabel="C (weaker penalty →)", ylabel="validation cross-entropy")
 means = {key: t[t["metric"] == "auroc"].groupby("detector")["value"].mean() for key, t in photos.items()}
 means = pd.DataFrame(means).T
-for name, role in (("JointEnergy", "id"), ("JointEnergy, calibrated", "near"), ("MaxLogit", "far")):
-    plots.band(means[name].unstack(), role, right).lines[-1].set_label(name)
+for name, style in zip(("JointEnergy", "JointEnergy, calibrated", "MaxLogit"), plots.SERIES[::2]):
+    plots.band(means[name].unstack(), style | {"label": name}, right)
 right.set(xscale="log", xlabel="C (weaker penalty →)", ylabel="AUROC")
 right.legend(fontsize=8)
 for ax in (left, right):
@@ -1237,10 +1234,10 @@ plots.benchmark_table(by_kind, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Network by network: AUROC of the joint energy, one mark per network and kind. Compare the distance between kinds with the spread inside one.", "name": "fig-snojoe-strip"}, "image": {"alt": "Strip plot with one column per OOD set and, in each, five groups of marks for the five kinds of network. A horizontal line marks one half, the value of guessing."}}
 figure, ax = plt.subplots(figsize=(plots.FULL, 3))
-for k, (kind, role) in enumerate(STYLE.items()):
+for k, (kind, style) in enumerate(STYLE.items()):
     chosen = by_kind[(by_kind["metric"] == "auroc") & (by_kind["detector"] == kind)]
     x = chosen["ood_set"].map(sets.index) + 0.14 * (k - 2)
-    ax.plot(x, chosen["value"], plots.MARKERS[role], color=plots.COLORS[role], ms=5, alpha=0.8, label=kind)
+    ax.plot(x, chosen["value"], ms=5, alpha=0.8, label=kind, **style | {"linestyle": ""})
 ax.axhline(0.5, color=plots.COLORS["grey"], lw=1)
 ax.set(xticks=range(len(sets)), xticklabels=sets, ylabel="AUROC of the joint energy")
 ax.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8, columnspacing=1, handletextpad=0.1)

@@ -229,15 +229,15 @@ caption = "Mean AUROC in %, by the mean of all columns; bold: within half a poin
 display(shown.style.format("{:.1f}", na_rep="").apply(lambda _: bold, axis=None).set_caption(caption))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Far-OOD against near-OOD AUROC, one mark per detector and one panel per network. Compare the five named detectors from panel to panel. Up and to the right is better.", "name": "fig-cifar10-networks"}, "image": {"alt": "One scatter plot per network with near-OOD AUROC on the horizontal and far-OOD AUROC on the vertical axis, one mark per detector. Energy, MSP, KNN, Mahalanobis and WeiPer+KLD have a marker of their own. They change places from one network to the next."}}
-tracked = dict(zip(("Energy", "MSP", "KNN", "Mahalanobis", "WeiPer+KLD"), plots.COLORS))
+tracked = dict(zip(("Energy", "MSP", "KNN", "Mahalanobis", "WeiPer+KLD"), plots.SERIES))
 columns = min(len(networks), 4)
 figure, axes = plt.subplots(1, columns, figsize=(plots.FULL, 3.0), sharex=True, sharey=True, squeeze=False)
 for ax, name in zip(axes[0], networks):
     spots = pd.DataFrame({g: means[g][name] for g in ("near", "far")})
     rest = spots.drop(index=tracked)
     ax.plot(rest["near"], rest["far"], ".", color="0.75", ms=6, label="other detectors")
-    for detector, role in tracked.items():
-        ax.plot(*spots.loc[detector], plots.MARKERS[role], color=plots.COLORS[role], ms=7, label=detector)
+    for detector, style in tracked.items():
+        ax.plot(*spots.loc[detector], ms=7, label=detector, **style | {"linestyle": ""})
     ax.set_title(name, fontsize=9)
 axes[0][0].set_ylabel("far-OOD AUROC (%)")
 figure.supxlabel("near-OOD AUROC (%)", fontsize=11)

@@ -603,7 +603,7 @@ else:
     alarm = {"right": right, "wrong": ~right}
     cells({f"the network is {name}": {"images": int(own.sum()), "refused": percent((~accepted & own).sum(), own.sum())} for name, own in alarm.items()}, f"Alarms of {pick} at its threshold, on ID test images")
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on those ID test images that are kept when the ones with the largest score are refused, for the recommended detector and for the softmax. The dashed line is the best possible order, all errors first.", "name": "fig-audit-selective"}, "image": {"alt": "Selective accuracy. Share of images kept on the horizontal axis, accuracy on them on the vertical axis. Two solid curves, of the recommended detector and of MSP, start at the accuracy on all images at the right and change as fewer images are kept; a dashed line shows the best possible order."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on those ID test images that are kept when the ones with the largest score are refused, for the recommended detector and for the softmax. The dashed line is the best possible order, all errors first.", "name": "fig-audit-selective"}, "image": {"alt": "Selective accuracy. Share of images kept on the horizontal axis, accuracy on them on the vertical axis. Two curves, of the recommended detector and of MSP, start at the accuracy on all images at the right and change as fewer images are kept; a dashed line shows the best possible order."}}
 def kept_accuracy(score):
     """Accuracy on the images of the smallest scores, for each number that is kept."""
     sorted_right = right[score.argsort(stable=True)].double()
@@ -613,9 +613,9 @@ def kept_accuracy(score):
 if right is not None and errors >= 2:
     figure, ax = plt.subplots(figsize=(plots.FULL * 0.7, 2.9))
     shares = np.arange(1, len(right) + 1) / len(right)
-    curves = {"MSP": (softmax, "other")} | ({pick: (own, "id")} if pick != "MSP" else {})
-    for name, (score, role) in curves.items():
-        ax.plot(shares[len(right) // 10 :], 100 * kept_accuracy(score)[len(right) // 10 :], plots.LINES[role], color=plots.COLORS[role], label=name)
+    curves = {"MSP": (softmax, plots.SERIES[3])} | ({pick: (own, plots.SERIES[0])} if pick != "MSP" else {})
+    for name, (score, look) in curves.items():
+        ax.plot(shares[len(right) // 10 :], 100 * kept_accuracy(score)[len(right) // 10 :], label=name, **look | {"marker": ""})
     ax.plot(shares, 100 * np.minimum(1, right.sum().item() / (shares * len(right))), "--", color=plots.COLORS["grey"], lw=1, label="best order")
     ax.axvline(accepted.double().mean().item(), color=plots.COLORS["grey"], lw=1, ls=":")
     ax.set(xlabel="share of ID images kept", ylabel="accuracy on them (%)", xlim=(0.1, 1.0))

@@ -7,13 +7,14 @@ says what to try.  On the pages a still picture stands in its place until the br
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, stack
 
 from ood_lib.checks import check
-from ood_lib.evaluation.plots import COLORS, NAMES
+from ood_lib.evaluation.plots import COLORS, NAMES, SERIES
 from ood_lib.extras import need
 
 if TYPE_CHECKING:
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "flow_by_hand", "flow_layers", "hybrid_energy", "label_energies", "near_against_far", "perturbed_logits",
-    "pictures_of_an_embedding", "score_norms_of_two_bumps", "score_thresholds", "show",
+    "flow_by_hand", "flow_layers", "hybrid_energy", "label_energies", "near_against_far", "paired_intervals",
+    "perturbed_logits", "pictures_of_an_embedding", "score_norms_of_two_bumps", "score_thresholds", "scores_in_a_plane",
+    "show",
 ]  # fmt: skip
 
 WIDTH, HEIGHT = 300, 230  # of one panel; two stand side by side on a page
+SHAPES = {"id": "circle", "near": "triangle-up", "far": "square"}  # Vega's names of what plots.MARKERS has
 
 
 def show(chart: "alt.LayerChart | alt.HConcatChart | alt.Chart", caption: str, alt_text: str) -> None:
@@ -127,6 +130,103 @@ def score_thresholds(gap: float = 1.5, spread: float = 1.0, threshold: float = 1
         height=110,
     )
     return ((left | right) & numbers).add_params(d, s, tau).configure_view(stroke=None)
+
+
+def paired_intervals(rows: Sequence[Mapping[str, Any]], size: int = 3) -> "alt.VConcatChart":
+    """AUROC of two detectors, each with its own interval, beside their paired difference with its interval.
+
+    Sliders choose how many test images there are and which ones, a menu the two detectors. The line below says what the
+    interval of the difference allows to say.
+
+    Args:
+        rows: for each *pair* ("A and B") and each *size* and *draw*, counted from 1, three: two whose *what* names a
+            detector, and one whose *what* is ``"difference"``. Each has *n*, the images on each side, and *value*,
+            *low* and *high*, shares of one.
+        size: where the slider of the size starts.
+
+    Raises:
+        ValueError: there is no row, or no row of the size to start with.
+    """
+    alt = need("altair")
+    most = {key: max((row[key] for row in rows), default=0) for key in ("size", "draw")}
+    check(lambda size: 1 <= size <= most["size"], f"a size of the rows, 1 to {most['size']}", size=size)
+    sliders = [
+        _slider("size", "more images", 1, most["size"], 1, size),
+        _slider("draw", "other images", 1, most["draw"], 1, 1),
+        _menu("pair", "detectors", list(dict.fromkeys(row["pair"] for row in rows))),
+    ]
+    percent = [dict(row) | {key: round(100 * row[key], 2) for key in ("value", "low", "high")} for row in rows]
+    here = alt.Chart(alt.Data(values=percent))
+    here = here.transform_filter("datum.size == size && datum.draw == draw && datum.pair == pair")
+
+    def panel(which: str, title: str, domain: list[int], color: str) -> Any:
+        chart, y = here.transform_filter(which), alt.Y("what:N", title=None)
+        x = alt.X("low:Q", title=title, scale=alt.Scale(domain=domain, nice=False))
+        bars = chart.mark_rule(strokeWidth=3, color=color, clip=True).encode(x=x, x2="high:Q", y=y)
+        return bars + chart.mark_point(filled=True, size=90, opacity=1, color=color).encode(x="value:Q", y=y)
+
+    single = panel("datum.what != 'difference'", "AUROC in %, each alone", [60, 100], COLORS["other"])
+    paired = panel("datum.what == 'difference'", "difference in points, paired", [-20, 20], COLORS["grey"])
+    zero = alt.Chart(alt.Data(values=[{}])).mark_rule(strokeDash=[4, 4], color="#888888").encode(x=alt.datum(0))
+    panels = [layers.properties(width=WIDTH - 30, height=90) for layers in (single, paired + zero)]
+    size_of = "datum.n + ' ID and ' + datum.n + ' OOD images, '"
+    word = "datum.high < 0 ? 'the second is better' : 'these images cannot tell'"
+    word = f"(datum.low > 0 ? 'the first is better' : {word})"
+    line = here.transform_filter("datum.what == 'difference'")
+    line = line.transform_calculate(text=f"{size_of} + datum.pair + ': ' + {word}")
+    line = line.mark_text(align="left", fontSize=13, limit=2 * WIDTH - 40).encode(x=alt.value(0), text="text:N")
+    line = line.properties(width=2 * WIDTH, height=20)
+    return ((panels[0] | panels[1]) & line).add_params(*sliders).configure_view(stroke=None)
+
+
+def scores_in_a_plane(
+    places: Tensor,
+    below: Mapping[str, Tensor],
+    clouds: Sequence[tuple[str, Tensor]],
+    aurocs: Mapping[str, Mapping[str, float]],
+    reach: float = 12.0,
+) -> "alt.VConcatChart":
+    """A plane of two features, shaded by the score of one detector, with points of each role; a menu of detectors.
+
+    Args:
+        places: the middles (N, 2) of the cells of a square grid over [0, reach]².
+        below: by detector, the share (N,) of ID points with a smaller score than each cell has.
+        clouds: a role, and its points (M, 2); more than one cloud may have the same role.
+        aurocs: by detector, what the line below says: the AUROC for each kind of OOD point.
+        reach: where the plane ends.
+
+    Raises:
+        ValueError: the places are no square number.
+    """
+    alt = need("altair")
+    steps = math.isqrt(len(places))
+    check(lambda n: steps and n == steps**2, "a square grid of places", places=len(places))
+    shares = {name: (100 * share).round().int().tolist() for name, share in below.items()}
+    cells = [
+        {"x": round(x, 2), "y": round(y, 2)} | {name: share[i] for name, share in shares.items()}
+        for i, (x, y) in enumerate(places.tolist())
+    ]
+    menu, half = _menu("detector", "detector", [*below]), reach / steps / 2
+    ends = {f"{axis}{end}": f"datum.{axis} {sign} {half}" for axis in "xy" for end, sign in ((1, "-"), (2, "+"))}
+    plane = alt.Chart(alt.Data(values=cells)).transform_calculate(share="datum[detector]", **ends)
+    legend = alt.Legend(title="% of ID points below")
+    picture = plane.mark_rect().encode(
+        x=alt.X("x1:Q", title="feature 1", scale=alt.Scale(domain=[0, reach])),
+        y=alt.Y("y1:Q", title="feature 2", scale=alt.Scale(domain=[0, reach])),
+        x2="x2:Q",
+        y2="y2:Q",
+        color=alt.Color("share:Q", scale=alt.Scale(scheme="greys", domain=[0, 100]), legend=legend),
+    )
+    for role, points in clouds:
+        dots = alt.Chart(alt.Data(values=[{"x": round(x, 2), "y": round(y, 2)} for x, y in points.tolist()]))
+        look = {"shape": SHAPES[role], "color": COLORS[role], "stroke": "white", "strokeWidth": 0.5}
+        picture += dots.mark_point(filled=True, size=28, opacity=1, **look).encode(x="x:Q", y="y:Q")
+    said = {name: ", ".join(f"{kind} {100 * a:.0f} %" for kind, a in own.items()) for name, own in aurocs.items()}
+    rows = [{"name": name, "text": f"{name}: AUROC {text}"} for name, text in said.items()]
+    line = alt.Chart(alt.Data(values=rows)).transform_filter("datum.name == detector")
+    line = line.mark_text(align="left", fontSize=13).encode(x=alt.value(0), text="text:N")
+    panels = picture.properties(width=400, height=330) & line.properties(width=400, height=20)
+    return panels.add_params(menu).configure_view(stroke=None)
 
 
 def flow_layers(known: Sequence[Tensor], other: Sequence[Tensor], reach: float = 4.0) -> "alt.LayerChart":
@@ -274,15 +374,24 @@ def hybrid_energy(lam: float = 0.25, temperature: float = 1.0, ood: float = 0.0)
     at = alt.Chart(alt.Data(values=[{}])).transform_calculate(x="o")
     rule = at.mark_rule(color=COLORS["far"], strokeWidth=2, strokeDash=[2, 2]).encode(x="x:Q")
     panels = []
-    for title, curves, low, high in (
-        ("density", {"data p": data, "prior q": prior}, 0, 0.45),
-        ("energy (larger = more OOD →)", {"prior, −ln q / T": energy, "residual": residual, "hybrid": None}, -4, 12),
+    of_prior, of_residual, of_hybrid = "#888888", SERIES[-1]["color"], COLORS["other"]
+    dashed, dotted, solid = [6, 3], [2, 2], [1, 0]
+    for title, curves, colors, dashes, low, high in (
+        ("density", {"data p": data, "prior q": prior}, [COLORS["id"], of_prior], [dashed, dotted], 0, 0.45),
+        (
+            "energy (larger = more OOD →)",
+            {"prior, −ln q / T": energy, "residual": residual, "hybrid": None},
+            [of_prior, of_residual, of_hybrid],
+            [dotted, dashed, solid],
+            -4,
+            12,
+        ),
     ):
         lines = grid.transform_calculate(
             **{n: f("datum.x") if f else f"{energy('datum.x')} + {residual('datum.x')}" for n, f in curves.items()}
         ).transform_fold(list(curves), ["of", "value"])
-        scale = alt.Scale(domain=list(curves), range=[COLORS[c] for c in ("id", "near", "other")][: len(curves)])
-        dash = alt.Scale(domain=list(curves), range=[[6, 3], [2, 2], [1, 0]][: len(curves)])
+        scale = alt.Scale(domain=list(curves), range=colors)
+        dash = alt.Scale(domain=list(curves), range=dashes)
         legend = alt.Legend(orient="bottom", title=None)
         panel = lines.mark_line(strokeWidth=2).encode(
             x=x,
@@ -335,7 +444,7 @@ def label_energies(logits: tuple[float, float, float] = (-4.0, -4.0, -4.0)) -> "
     )
     x = alt.X("value:Q", title="score (larger = more OOD →)", scale=alt.Scale(domain=[-26, 9]))
     y = alt.Y("score:N", title=None, sort=list(rows))
-    bars = base.mark_bar(color=COLORS["id"]).encode(x=x, y=y)
+    bars = base.mark_bar(color=COLORS["other"]).encode(x=x, y=y)
     numbers = base.mark_text(align="left", dx=6, fontSize=13).encode(x=alt.X("right:Q"), y=y, text="shown:N")
     left = (bars + numbers).properties(width=WIDTH, height=130, title="Three scores of the same logits")
     labels = alt.Chart(alt.Data(values=[{"label": i} for i in (1, 2, 3)])).transform_calculate(
@@ -466,7 +575,7 @@ def perturbed_logits(
     )
     x = alt.X("x:Q", title="perturbed logit", scale=alt.Scale(domain=[low, high], nice=False))
     place = {"x": f"{low} + datum.bin * {step}", "x2": f"{low} + (datum.bin + 1) * {step}"}
-    scale = alt.Scale(domain=names, range=["#888888", COLORS["id"]])
+    scale = alt.Scale(domain=names, range=["#888888", COLORS["other"]])
     color = alt.Color("of:N", title=None, scale=scale, legend=alt.Legend(orient="top"))
     histogram = (
         masses.transform_calculate(**place)
@@ -481,7 +590,7 @@ def perturbed_logits(
         .transform_calculate(share="(datum.p - datum.q) * (log(datum.p) - log(datum.q))", **place)
     )
     shares = (
-        apart.mark_bar(color=COLORS["far"])
+        apart.mark_bar(color=COLORS["other"])
         .encode(x=x, x2="x2:Q", y=alt.Y("share:Q", title="adds to D"), y2=alt.datum(0))
         .properties(width=2 * WIDTH - 40, height=90)
     )
@@ -538,13 +647,13 @@ def near_against_far(board: "pd.DataFrame", follow: str | None = None) -> "alt.V
     kinds = {"domain": [True, False]}
     marks = here.mark_point(filled=True, opacity=0.85).encode(
         **axes,
-        color=alt.Color("chosen:N", legend=None, scale=alt.Scale(**kinds, range=[COLORS["far"], COLORS["id"]])),
+        color=alt.Color("chosen:N", legend=None, scale=alt.Scale(**kinds, range=[COLORS["other"], "#888888"])),
         shape=alt.Shape("chosen:N", legend=None, scale=alt.Scale(**kinds, range=["square", "circle"])),
         size=alt.Size("chosen:N", legend=None, scale=alt.Scale(**kinds, range=[150, 60])),
         tooltip=tip,
     )
     one = here.transform_filter("datum.chosen")
-    bar = one.mark_rule(color=COLORS["far"], clip=True, strokeWidth=2)
+    bar = one.mark_rule(color=COLORS["other"], clip=True, strokeWidth=2)
     bars = bar.encode(x=axis("near", "_low"), x2="near_high:Q", y=axes["y"])
     bars += bar.encode(x=axes["x"], y=axis("far", "_low"), y2="far_high:Q")
     name = one.mark_text(align="right", dx=-9, dy=9, fontSize=13).encode(**axes, text="detector:N")
@@ -594,7 +703,6 @@ def pictures_of_an_embedding(
     which = _slider("number", f"point, 1 to {len(rows)}", 1, len(rows), 1, 1)
     present = [role for role in ("id", "near", "far") if role in set(roles)]
     kinds, top = [NAMES[role] for role in present], alt.Legend(orient="top", title=None)
-    shapes = {"id": "circle", "near": "triangle-up", "far": "square"}
     every = alt.Chart(alt.Data(values=rows))
     places = {
         "x": alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
@@ -604,7 +712,7 @@ def pictures_of_an_embedding(
     marks = every.mark_point(filled=True, size=26, opacity=0.75, **mute).encode(
         **places,
         color=alt.Color("kind:N", legend=top, scale=alt.Scale(domain=kinds, range=[COLORS[role] for role in present])),
-        shape=alt.Shape("kind:N", legend=top, scale=alt.Scale(domain=kinds, range=[shapes[role] for role in present])),
+        shape=alt.Shape("kind:N", legend=top, scale=alt.Scale(domain=kinds, range=[SHAPES[role] for role in present])),
         tooltip=[alt.Tooltip("set:N"), alt.Tooltip("image:N")],
     )
     one = every.transform_filter("datum.i == number - 1")

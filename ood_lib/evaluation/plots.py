@@ -2,7 +2,8 @@
 
 ID is a blue filled circle with solid lines, near-OOD an orange triangle, dashed, far-OOD a pink square, dotted, and a
 second model or a baseline green. The palette is Okabe & Ito's, whose colours colour-blind readers can distinguish;
-nothing is encoded by colour alone.
+nothing is encoded by colour alone. Whatever is no role (detectors, kinds of network, sizes, settings) is drawn in
+`SERIES`, so that blue, orange and pink always say where an image comes from.
 """
 
 import html
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "COLORS", "FULL", "HALF", "LINES", "MARKERS", "NAMES", "band", "benchmark_images", "benchmark_table", "density",
-    "dots", "embedding", "images", "markdown_table", "sortable_table", "theme", "training_curves", "umap",
+    "COLORS", "FULL", "HALF", "LINES", "MARKERS", "NAMES", "SERIES", "band", "benchmark_images", "benchmark_table",
+    "density", "dots", "embedding", "images", "markdown_table", "sortable_table", "theme", "training_curves", "umap",
     "verdict_table",
 ]  # fmt: skip
 
@@ -40,6 +41,16 @@ FULL, HALF = 7.2, 3.5  # figure widths in inches
 COLORS = {"id": "#0072B2", "near": "#E69F00", "far": "#CC79A7", "other": "#009E73", "grey": "#666666"}
 MARKERS = {"id": "o", "near": "^", "far": "s", "other": "D", "grey": "X"}
 LINES = {"id": "-", "near": "--", "far": ":", "other": "-.", "grey": "-"}
+# Earth colours from dark to light for what is no role: `ax.plot(x, y, **SERIES[0])`. They are apart from the roles'
+# colours for every kind of colour vision, and from each other by brightness, so also in grey. On a dark page without a
+# white card only the last two can be seen.
+SERIES: tuple[dict[str, Any], ...] = (
+    {"color": "#111111", "linestyle": "-", "marker": "v"},
+    {"color": "#6E1423", "linestyle": (0, (5, 1.5)), "marker": "P"},
+    {"color": "#80440F", "linestyle": (0, (1.2, 1.2)), "marker": "<"},
+    {"color": "#8A7A1F", "linestyle": (0, (5, 1.2, 1.2, 1.2)), "marker": "p"},
+    {"color": "#C08F5F", "linestyle": (0, (5, 1.2, 1.2, 1.2, 1.2, 1.2)), "marker": "*"},
+)
 NAMES = {"id": "in-distribution", "near": "near-OOD", "far": "far-OOD"}
 SCORE = "score (larger = more OOD →)"
 
@@ -54,7 +65,7 @@ def theme() -> None:
             "axes.spines.top": False, "axes.spines.right": False,
             "axes.titlesize": 11, "axes.labelsize": 11, "font.size": 11, "legend.frameon": False,
             "grid.color": "#e6e6e6", "axes.edgecolor": "#666666", "lines.linewidth": 1.8,
-            "axes.prop_cycle": plt.cycler(color=[COLORS[k] for k in ("id", "near", "far", "other", "grey")]),
+            "axes.prop_cycle": plt.cycler(color=[style["color"] for style in SERIES]),
             "svg.hashsalt": "ood-book",  # the same picture gives the same file
         }
     )  # fmt: skip
@@ -172,14 +183,17 @@ def training_curves(histories: Sequence[History]) -> Figure:
     return figure
 
 
-def band(values: "pd.DataFrame", role: str, ax: Axes, ticks: bool = False) -> Axes:
-    """Mean over the columns (networks, draws) against the index, in the style of a role, with the full range shaded.
+def band(values: "pd.DataFrame", role: str | Mapping[str, Any], ax: Axes, ticks: bool = False) -> Axes:
+    """Mean over the columns (networks, draws) against the index, with the full range shaded.
 
-    ``ticks`` puts the index values at equal distances, for grids that are neither linear nor logarithmic.
+    ``role`` may be one of `SERIES` instead, with a label where a legend shows it. ``ticks`` puts the index values at
+    equal distances, for grids that are neither linear nor logarithmic.
     """
     x = range(len(values)) if ticks else values.index
-    ax.plot(x, values.mean(axis=1), color=COLORS[role], marker=MARKERS[role], linestyle=LINES[role], label=NAMES[role])
-    ax.fill_between(x, values.min(axis=1), values.max(axis=1), color=COLORS[role], alpha=0.2, lw=0)
+    if isinstance(role, str):
+        role = {"color": COLORS[role], "marker": MARKERS[role], "linestyle": LINES[role], "label": NAMES[role]}
+    ax.plot(x, values.mean(axis=1), **role)
+    ax.fill_between(x, values.min(axis=1), values.max(axis=1), color=role["color"], alpha=0.2, lw=0)
     if ticks:
         ax.set(xticks=list(x), xticklabels=[f"{v:g}" for v in values.index])
     return ax

@@ -16,6 +16,7 @@ from PIL import Image
 import ood_lib as ood
 from ood_lib.detectors.weiper import gaussian_histogram
 from ood_lib.evaluation.metrics import auroc, fpr_at_tpr
+from ood_lib.evaluation.plots import COLORS
 
 vl_convert = pytest.importorskip("vl_convert")
 
@@ -134,6 +135,97 @@ def test_a_flow_by_hand_is_the_change_of_variables_and_its_loss_the_cross_entrop
     loss, least = (number(found, label) for label in ("Loss", "The lowest that an increasing map can reach: "))
     assert loss == pytest.approx(torch.trapezoid(p * score(x), x).item(), abs=0.006)
     assert least == pytest.approx(-torch.trapezoid(p * p.log(), x).item(), abs=0.006) and least <= loss
+
+
+def some_pairs() -> list[dict[str, Any]]:
+    """The intervals of two pairs of detectors, on one size and two draws of ten images."""
+    generator, rows = torch.Generator().manual_seed(0), []
+    for pair, shift in (("KNN", "MSP"), 3.0), (("MSP", "GEN"), 0.1):
+        for draw in (1, 2):
+            noise = torch.randn(2, 2, 40, generator=generator, dtype=torch.float64)
+            (a, b), (c, d) = noise[0], noise[1] + torch.tensor([[shift], [0.1]])
+            place = {"pair": " and ".join(pair), "size": 1, "draw": draw, "n": 40}
+            for name, own in zip(pair, ((a, c), (b, d))):
+                value, (low, high) = auroc(*own)
+                rows.append(place | {"what": name, "value": value, "low": low, "high": high})
+            both = ood.compare(a, c, b, d)
+            rows.append(place | {"what": "difference", "value": both.difference, "low": both.low, "high": both.high})
+    return rows
+
+
+@pytest.mark.parametrize("pair", ["KNN and MSP", "MSP and GEN"])
+@pytest.mark.parametrize("draw", [1, 2])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_pair_is_called_better_where_its_interval_leaves_out_zero(pair: str, draw: int, turned: bool):
+    rows = some_pairs()
+    if turned:  # the second is the better one
+        rows = [
+            row | {"low": -row["high"], "high": -row["low"]} if row["what"] == "difference" else row for row in rows
+        ]
+    (one,) = [r for r in rows if (r["pair"], r["draw"], r["what"]) == (pair, draw, "difference")]
+    chart = explorables.paired_intervals(rows, size=1)
+    word = "the first is" if one["low"] > 0 else "the second is" if one["high"] < 0 else "these images cannot"
+    (line,) = [text for text in texts(chart, pair=pair, draw=draw) if text.startswith("40 ID and 40 OOD images, ")]
+    assert line.startswith(f"40 ID and 40 OOD images, {pair}: {word}")
+    assert (word != "these images cannot") == (pair == "KNN and MSP")
+    assert {*pair.split(" and "), "difference"} <= set(texts(chart, pair=pair, draw=draw))
+
+
+def test_both_panels_of_a_pair_show_its_values_and_intervals():
+    rows = some_pairs()
+    drawn = vl_convert.vegalite_to_svg(json.dumps(explorables.paired_intervals(rows, size=1).to_dict()))
+    bars = re.findall(r'what: (\w+); high[^>]*translate\(([-\d.]+),[^>]* x2="([-\d.]+)"', drawn)
+    dots = re.findall(r'label="value: [-\d.]+; what: (\w+)"[^>]*translate\(([-\d.]+),', drawn)
+    shown = {row["what"]: row for row in rows if (row["pair"], row["draw"]) == ("KNN and MSP", 1)}
+    assert {name for name, *_ in bars} == {name for name, _ in dots} == shown.keys()
+    start = {"difference": -20}  # of the axis, which is 40 points and 270 pixels long
+    for found, ends in ((bars, ("low", "high")), (dots, ("value",))):
+        for name, x, *length in found:
+            pixels = [(100 * shown[name][end] - start.get(name, 60)) / 40 * 270 for end in ends]
+            assert float(x) == pytest.approx(pixels[0], abs=0.1)
+            assert [float(n) for n in length] == pytest.approx([pixel - pixels[0] for pixel in pixels[1:]], abs=0.1)
+
+
+def test_a_pair_starts_at_a_size_that_was_drawn():
+    with pytest.raises(ValueError, match="size=3 was given; expected a size of the rows, 1 to 1"):
+        explorables.paired_intervals(some_pairs())
+    with pytest.raises(ValueError, match="1 to 0"):
+        explorables.paired_intervals([], size=1)
+
+
+def a_plane() -> Any:
+    places = (torch.cartesian_prod(torch.arange(2), torch.arange(2)) + 0.5) * 2
+    below = {"KNN": torch.tensor([0.0, 0.25, 0.5, 1.0]), "MSP": torch.tensor([1.0, 0.0, 0.0, 0.0])}
+    clouds = [("id", torch.tensor([[1.0, 3.0]])), ("far", torch.tensor([[0.0, 4.0], [2.0, 2.0]]))]
+    said = {"KNN": {"between": 0.913, "short": 0.5}, "MSP": {"between": 0.2, "short": 1.0}}
+    return explorables.scores_in_a_plane(places, below, clouds, said, reach=4.0)
+
+
+@pytest.mark.parametrize(("detector", "darkest"), [("KNN", (2, 2)), ("MSP", (0, 0))])
+def test_a_plane_is_darkest_where_the_score_of_the_chosen_detector_is_largest(detector: str, darkest: tuple[int, int]):
+    chart = a_plane()
+    line = {"KNN": "KNN: AUROC between 91 %, short 50 %", "MSP": "MSP: AUROC between 20 %, short 100 %"}
+    assert [text for text in texts(chart, detector=detector) if "AUROC" in text] == [line[detector]]
+    spec = chart.to_dict()
+    spec["params"][0]["value"] = detector
+    drawn = vl_convert.vegalite_to_svg(json.dumps(spec))
+    cells = re.findall(r'd="M([\d.]+),([\d.]+)h200v165h-200Z" fill="rgb\((\d+), \d+, \d+\)"', drawn)
+    assert len(cells) == 4
+    x, y, _ = min(cells, key=lambda cell: int(cell[2]))
+    assert (float(x) / 100, (330 - 165 - float(y)) / 82.5) == darkest
+
+
+def test_points_of_a_plane_stand_in_their_place_and_look_like_their_role():
+    drawn = vl_convert.vegalite_to_svg(json.dumps(a_plane().to_dict()))
+    groups = re.findall(r'mark-symbol role-mark concat_0_layer_[12]_marks".*?</g>', drawn, re.S)
+    found = [re.findall(r'translate\(([-\d.]+),([-\d.]+)\)[^>]*fill="(#\w+)"', group) for group in groups]
+    place = [[(float(x) / 100, 4 - float(y) / 82.5, color.upper()) for x, y, color in group] for group in found]
+    assert place == [[(1, 3, COLORS["id"])], [(0, 4, COLORS["far"]), (2, 2, COLORS["far"])]]
+
+
+def test_a_plane_is_a_square_grid():
+    with pytest.raises(ValueError, match="places=3 was given; expected a square grid"):
+        explorables.scores_in_a_plane(torch.zeros(3, 2), {}, [], {})
 
 
 @pytest.mark.parametrize("layer", [0.0, 1.0, 0.5])

@@ -50,7 +50,7 @@ def kept(gaps, ours=1.0):
 )
 def test_the_recommendation_is_called_better_only_where_its_interval_says_so(gaps, said):
     text = findings.recommendation(kept(gaps))
-    assert said.replace("−", "-") in text.replace("−", "-") and "nan" not in text
+    assert said in text and "nan" not in text and not re.search(r"-\d", text.split("Made by")[0])
     assert f"On {2 * len(gaps)} OOD sets" in text and "**50.0" in text and f"on {2 * len(gaps)} sets." in text
     assert "| recommended | 50 % | 1.0 | 1.0 |  |" in text and "| always B | 0 % | 9.0 | 9.0 | +8.0" in text
 

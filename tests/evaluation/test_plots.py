@@ -17,6 +17,7 @@ from ood_lib.evaluation.plots import (
     COLORS,
     LINES,
     MARKERS,
+    SERIES,
     benchmark_table,
     density,
     dots,
@@ -57,12 +58,67 @@ def test_roles_are_told_apart_by_colour_and_without_colour():
         assert np.linalg.norm(np.subtract(to_rgb(COLORS[a]), to_rgb(COLORS[b]))) > 0.25
 
 
+# Machado, Oliveira & Fernandes 2009: what is left of linear RGB where the first or the second kind of cone is missing.
+VISION = {
+    "normal": np.eye(3),
+    "protanopia": np.array([[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]]),
+    "deuteranopia": np.array([[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]]),
+}
+LUMINANCE = np.array([0.2126, 0.7152, 0.0722])
+
+
+def linear(colors: list[str]) -> np.ndarray:
+    rgb = np.array([to_rgb(color) for color in colors])
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(colors: list[str], vision: str) -> np.ndarray:
+    """CIELAB (N, 3) of colours as an eye sees them: equal distances look about equally large."""
+    to_xyz = np.array([[0.4125, 0.3576, 0.1804], LUMINANCE, [0.0193, 0.1192, 0.9503]])
+    seen = (linear(colors) @ VISION[vision].T).clip(0, 1) @ to_xyz.T / to_xyz.sum(1)
+    x, y, z = np.where(seen > (6 / 29) ** 3, np.cbrt(seen), seen * (29 / 6) ** 2 / 3 + 4 / 29).T
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def test_lab_and_the_simulated_eyes_are_the_known_ones():
+    known = np.array([[100, 0, 0], [53.24, 80.09, 67.20]])
+    assert lab(["#ffffff", "#ff0000"], "normal") == pytest.approx(known, abs=0.05)
+    for vision in VISION:
+        assert lab(["#777777"], vision)[0, 1:] == pytest.approx([0, 0], abs=0.1)  # grey stays grey
+    red, green = (lab(["#ff0000", "#009900"], vision) for vision in ("normal", "deuteranopia"))
+    assert np.linalg.norm(np.subtract(*green)[1:]) < 0.5 * np.linalg.norm(np.subtract(*red)[1:])
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_series_are_apart_from_the_roles_and_by_brightness_from_each_other(vision: str):
+    series = lab([style["color"] for style in SERIES], vision)
+    for roles, least in ((("id", "near", "far"), 20), (("other", "grey"), 10)):
+        colors = lab([COLORS[role] for role in roles], vision)
+        assert np.linalg.norm(series[:, None] - colors, axis=-1).min() > least
+    assert np.diff(series[:, 0]).min() > 10  # lightness, from 0 to 100: dark to light
+
+
+def test_series_are_told_apart_without_colour_and_by_markers_of_no_role():
+    assert len({style["marker"] for style in SERIES} | set(MARKERS.values())) == len(SERIES) + len(MARKERS)
+    assert len({style["linestyle"] for style in SERIES}) == len(SERIES)
+    ax = plt.subplots()[1]
+    for n, style in enumerate(SERIES):
+        ax.plot([0, 1], [n, n], **style)
+    drawn(ax)
+
+
+def test_series_can_be_seen_on_a_white_card_and_the_last_two_on_a_dark_page():
+    white, dark, *series = linear(["#ffffff", "#14181e", *(style["color"] for style in SERIES)]) @ LUMINANCE + 0.05
+    assert white / max(series) > 2.7  # the orange of near-OOD has 2.2
+    assert min(series[-2:]) / dark > 3
+
+
 # -- figures ----------------------------------------------------------------------------------------------------
 
 
 def test_theme_sets_the_palette_and_the_spines():
     theme()
-    assert plt.rcParams["axes.prop_cycle"].by_key()["color"][:3] == [COLORS[r] for r in ("id", "near", "far")]
+    assert plt.rcParams["axes.prop_cycle"].by_key()["color"] == [style["color"] for style in SERIES]
     assert not plt.rcParams["axes.spines.top"]
 
 
@@ -141,6 +197,19 @@ def test_dots_says_of_one_network_that_it_has_no_interval():
 
 def test_dots_manages_without_one_of_the_groups():
     drawn(dots(summary(groups=("far",))))
+
+
+@pytest.mark.parametrize("look", ["near", SERIES[3] | {"label": "a method"}])
+def test_a_band_is_the_mean_with_the_range_in_the_style_of_a_role_or_a_series(look):
+    values = pd.DataFrame({"a": [1.0, 2.0], "b": [3.0, 8.0]}, index=[10, 20])
+    ax = plots.band(values, look, plt.subplots()[1])
+    (line,), (area,) = ax.lines, ax.collections
+    style = {"color": COLORS["near"], "marker": "^", "label": "near-OOD"} if look == "near" else look
+    assert (line.get_color(), line.get_marker(), line.get_label()) == (style["color"], style["marker"], style["label"])
+    assert line.get_xdata() == pytest.approx([10, 20]) and line.get_ydata() == pytest.approx([2, 5])
+    corners = {tuple(corner) for corner in area.get_paths()[0].vertices}
+    assert corners == {(10, 1), (10, 3), (20, 2), (20, 8)}
+    assert to_hex(area.get_facecolor()[0]).upper() == style["color"]
 
 
 # -- the table --------------------------------------------------------------------------------------------------

@@ -94,7 +94,8 @@ def _points(mean: float, low: float, high: float) -> str:
 
 
 def _signed(mean: float, low: float, high: float) -> str:
-    return f"{mean:+z.1f}" if low != low else f"{mean:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
+    """Points with their sign, and their interval where there is one."""
+    return as_percent(mean / 100, low / 100, high / 100, signed=True).removesuffix(" (one network)")
 
 
 def _gain(mean: float, low: float, high: float) -> str:

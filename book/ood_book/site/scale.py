@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from ood_book.site.tables import table
-from ood_lib.evaluation.plots import COLORS, FULL, theme
+from ood_lib.evaluation.plots import COLORS, FULL, SERIES, theme
 
 __all__ = [
     "add_speed",
@@ -45,9 +45,9 @@ LABELS = {
 }  # fmt: skip
 
 STYLES = {  # as a reader tells the lines apart without colour
-    "Energy": (COLORS["grey"], "X", "-"), "Mahalanobis": (COLORS["id"], "o", "-"), "ViM": (COLORS["other"], "D", "-."),
-    "KNN": (COLORS["near"], "^", "--"), "GMM": (COLORS["far"], "s", ":"), "WeiPer+KLD": ("#D55E00", "v", "-"),
-}  # fmt: skip
+    "Energy": {"color": COLORS["grey"], "linestyle": "-", "marker": "X"},
+    **dict(zip(("Mahalanobis", "ViM", "KNN", "GMM", "WeiPer+KLD"), SERIES)),
+}
 
 IMAGENET = {"train": 1_281_167, "test": 50_000, "width": 2048, "classes": 1000}
 FLOORS: dict[tuple[str, str], Callable[[Mapping[str, int]], Work]] = {  # operations of the matrix products
@@ -207,10 +207,9 @@ def draw_growth(content: Mapping[str, Any], path: Path) -> None:
         figure, axes = plt.subplots(2, 2, figsize=(FULL, 5.2), sharey=True)
         for ax, (axis, what) in zip(axes.flat, AXES.items()):
             for name in _detectors(content):
-                color, marker, line = STYLES[name]
                 points = content["rows"][name][axis]
                 x, y = [p[axis] for p in points], [seconds(p, what) for p in points]
-                ax.loglog(x, y, color=color, marker=marker, linestyle=line, label=name)
+                ax.loglog(x, y, label=name, **STYLES[name])
             ax.set(xlabel=LABELS[axis], ylabel=f"seconds to {what}", xticks=x)
             ax.set_xticklabels([f"{value:,}" for value in x])
             ax.minorticks_off()
