@@ -161,6 +161,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import ood_lib as ood
+from ood_lib.detectors.classical.recipes import neighbours
 from ood_lib.detectors.weiper import gaussian_histogram, histogram, noise, perturb, smooth, symmetric_kl
 from ood_lib.evaluation import metrics, plots
 from ood_lib.evaluation.metrics import auroc
@@ -734,11 +735,6 @@ for name, found in networks.items():
     judged[name] = found, weiper_options if row is None else row[hyperparameters].to_dict()
 
 
-def neighbours(x):
-    """k of KNN: 50 at most, and no more than a fifth of the images of a class."""
-    return max(1, min(50, len(x.train) // x.head.out_features // 5))
-
-
 def against(method, baseline):
     """Verdicts on each network; both make scores of its features and settings."""
     return {
@@ -786,7 +782,7 @@ def perturbed(score, **changes):
 
 # %% tags=["hide-input"]
 def knn(x, _):
-    return ood.SetScores.of(ood.KNN(neighbours(x)), x)
+    return ood.SetScores.of(ood.KNN(neighbours(x.train, x.head)), x)
 
 
 claims = {
@@ -848,7 +844,7 @@ def contestants(head):
         "MaxLogit": ood.MaxLogit(),
         "Energy": ood.Energy(),
         "ReAct": ood.ReAct(head),
-        "KNN": ood.KNN(neighbours(f)),
+        "KNN": ood.KNN(neighbours(f.train, f.head)),
         "Mahalanobis": ood.Mahalanobis(),
         "WeiPer MSP": ood.WeiPer(head, "msp", **common),
         "WeiPer+ReAct": ood.WeiPer(head, "react", **common),

@@ -157,6 +157,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from torch.nn import functional as F
 
 import ood_lib as ood
+from ood_lib.detectors.classical.recipes import neighbours
 from ood_lib.detectors.compose import soft_extreme
 from ood_lib.detectors.heat.residual import ResidualNet, residual_loss
 from ood_lib.evaluation import metrics, plots
@@ -1034,7 +1035,7 @@ def contestants(head, heat):
     return {
         "MSP": ood.MSP(),
         "Energy": ood.Energy(),
-        "KNN": ood.KNN(k=min(50, len(f.train) // head.out_features // 5)),
+        "KNN": ood.KNN(neighbours(f.train, head)),
         "ViM": ood.ViM(head),
         **{f"prior {name}": prior for name, prior in zip(names, own)},
         **{f"hybrid {name}": h for name, h in zip(names, fitted)},

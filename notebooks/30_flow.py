@@ -136,6 +136,7 @@ from torch.nn import functional as F
 
 import ood_lib as ood
 from ood_lib.data.toys import ring_and_arcs
+from ood_lib.detectors.classical.recipes import neighbours
 from ood_lib.detectors.flow.bijections import Coupling
 from ood_lib.detectors.flow.flow import coupling_flow, glow
 from ood_lib.detectors.flow.training import FlowTraining
@@ -846,15 +847,12 @@ def ridged(flow):
     return ood.GMMPrior(ridge=max(flow.noise, noise) ** 2)
 
 
-def neighbours(f):
-    return max(1, min(50, len(f.train) // f.head.out_features // 5))
-
-
 # %%
 def contestants(head):
     """The detectors of this page for one network."""
     common = {"noise": noise, "layers": LAYERS, "seed": seed}
-    known = {"MSP": ood.MSP(), "Energy": ood.Energy(), "KNN": ood.KNN(k=neighbours(F1))}
+    known = {"MSP": ood.MSP(), "Energy": ood.Energy()}
+    known["KNN"] = ood.KNN(neighbours(F1.train, F1.head))
     known |= {"Mahalanobis": ood.Mahalanobis(), "GMM": ood.GMM()}
     return known | {
         "Flow, untrained": ood.FeatureFlow(updates=0, **common),
@@ -903,7 +901,7 @@ claims = {
     "the flow, minus its own start": against(lambda d, f: start_of(d)),
     "the flow, minus Mahalanobis": against(lambda d, f: ood.Mahalanobis()),
     "the flow, minus the tied Gaussian at length one": against(lambda d, f: ridged(d)),
-    "the flow, minus KNN": against(lambda d, f: ood.KNN(k=neighbours(f))),
+    "the flow, minus KNN": against(lambda d, f: ood.KNN(neighbours(f.train, f.head))),
     "the paper's way, minus Energy": against(lambda d, f: ood.Energy(), PAPER),
 }
 if real:
@@ -929,7 +927,7 @@ display(Markdown(f"The flow chosen on validation OOD images: {picked or 'no bank
 per_network = {}
 for name in real:
     f, best = fits_of(name, chosen[name])[0]
-    rivals = {"MSP": ood.MSP(), "Energy": ood.Energy(), "KNN": ood.KNN(k=neighbours(f)), "Mahalanobis": ood.Mahalanobis()}
+    rivals = {"MSP": ood.MSP(), "Energy": ood.Energy(), "KNN": ood.KNN(neighbours(f.train, f.head)), "Mahalanobis": ood.Mahalanobis()}
     rivals |= {"tied Gaussian, length one": ridged(best), "chosen flow, untrained": start_of(best), "chosen flow": best, "no noise": flows[name, PAPER][0], OURS: flows[name, OURS][0]}
     for title, detector in rivals.items():
         found = scores(detector, f)

@@ -22,7 +22,7 @@ from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.features.features import Features
 
-__all__ = ["FAMILIES", "classical_detectors"]
+__all__ = ["FAMILIES", "classical_detectors", "neighbours"]
 
 FAMILIES = {
     "logits": ("MSP", "MaxLogit", "Energy", "GEN", "KLMatching"),
@@ -33,13 +33,22 @@ FAMILIES = {
 }  # what each of the seventeen looks at
 
 
+def neighbours(train: Features, head: nn.Linear) -> int:
+    """Which neighbour `KNN` looks at: the published 50, or as many as a fifth of a class of a small training set.
+
+    Args:
+        train: ID training features; only their number counts.
+        head: the network's last linear layer, with an output for each class.
+    """
+    return max(1, min(50, len(train) // head.out_features // 5))
+
+
 def classical_detectors(head: nn.Linear, train: Features) -> dict[str, Detector]:
     """The detectors of `FAMILIES` with their published settings, unfitted, in that order; larger score = more OOD.
 
     ODIN is not among them: it scores other features than the rest, those of
-    ``extract(ODINNetwork(network), dataset)``. The numbers of neighbours are lowered for a small training set. KNN
-    uses neighbour 50, or as many as a fifth of a class; NNGuide keeps 1 % of the training features, or as many as make
-    10 neighbours per class.
+    ``extract(ODINNetwork(network), dataset)``. The numbers of neighbours are lowered for a small training set: that of
+    KNN by `neighbours`, and NNGuide keeps 1 % of the training features, or as many as make 10 neighbours per class.
 
     Args:
         head: the network's last linear layer.
@@ -47,7 +56,6 @@ def classical_detectors(head: nn.Linear, train: Features) -> dict[str, Detector]
     """
     FrozenHead(head)  # refuses what is no head
     per_class = max(1, len(train) // head.out_features)
-    k = min(50, max(1, per_class // 5))
     fraction = min(1.0, max(0.01, 10 / per_class))
     return {
         "MSP": MSP(),
@@ -58,7 +66,7 @@ def classical_detectors(head: nn.Linear, train: Features) -> dict[str, Detector]
         "ReAct": ReAct(head),
         "ASH": ASH(head),
         "SCALE": SCALE(head),
-        "KNN": KNN(k),
+        "KNN": KNN(neighbours(train, head)),
         "NNGuide": NNGuide(k=min(10, per_class), fraction=fraction),
         "SHE": SHE(),
         "FDBD": FDBD(head),
