@@ -851,9 +851,8 @@ def ridged(flow):
 def contestants(head):
     """The detectors of this page for one network."""
     common = {"noise": noise, "layers": LAYERS, "seed": seed}
-    known = {"MSP": ood.MSP(), "Energy": ood.Energy()}
-    known["KNN"] = ood.KNN(neighbours(F1.train, F1.head))
-    known |= {"Mahalanobis": ood.Mahalanobis(), "GMM": ood.GMM()}
+    known = {"MSP": ood.MSP(), "Energy": ood.Energy(), "Mahalanobis": ood.Mahalanobis()}
+    known |= {"KNN": ood.KNN(neighbours(F1.train, F1.head)), "GMM": ood.GMM()}
     return known | {
         "Flow, untrained": ood.FeatureFlow(updates=0, **common),
         "Flow": ood.FeatureFlow(updates=updates, **common),
