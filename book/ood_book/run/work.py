@@ -98,7 +98,7 @@ def _kill_kernels() -> None:
             child.kill()
 
 
-class SavedOnce(NBClientEngine):  # type: ignore[misc]
+class SavedOnce(NBClientEngine):
     """Saves the notebook when it ends, however it ends: papermill does before and after each cell.
 
     Each time it is checked and written whole, pictures and all: a sixth of the processor time of a long notebook.
