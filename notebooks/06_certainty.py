@@ -117,6 +117,7 @@ benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-den
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
 ]  # banks of real networks, compared on in section 5.1
+bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -403,7 +404,7 @@ display(Markdown(
 pairs = [("Mahalanobis", "MSP"), ("Mahalanobis", "KNN"), ("GEN", "MSP"), ("ViM", "Energy")]
 judged, decided = {pair: {} for pair in pairs}, []
 for name in benchmarks:
-    (x,) = ood.benchmark_features(name)
+    (x,) = ood.benchmark_features(name, rows=bank_rows or None)
     fitted = ood.classical_detectors(x.head.cpu(), x.train)
     fitted = {n: d.fit(getattr(x, d.fits)) for n, d in fitted.items() if n in np.ravel(pairs)}
     seen = {n: {k: d(y) for k, y in {"ID": x.test, **x.near, **x.far}.items()} for n, d in fitted.items()}

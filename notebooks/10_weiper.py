@@ -125,6 +125,7 @@ benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-den
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
 ]  # banks of real networks, judged in section 5
+bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -576,7 +577,7 @@ display(Markdown(
 # with the book. This section looks inside the first of them.
 
 # %%
-real = {name: ood.benchmark_features(name) for name in benchmarks}
+real = {name: ood.benchmark_features(name, rows=bank_rows or None) for name in benchmarks}
 networks = real | {benchmark: features}  # the networks trained above come last
 look = next(iter(networks.values()))[0]
 weiper = ood.WeiPer(look.head, repeats=repeats, seed=seed, **weiper_options).fit(look.train)

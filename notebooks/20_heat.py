@@ -103,6 +103,7 @@ benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-den
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
 ]  # banks of real networks, judged in section 5
+bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -130,9 +131,10 @@ ridges: list = [1e-6, 0.1, 1.0, 10.0]  # of the mixtures in section 5, to choose
 factors: list = [0.0, 0.25, 0.5, 1.0, 2.0]  # on a trained residual, to choose from
 bank_updates: list = [100, 200]  # of the residuals of section 5: mixture, logits
 bank_seeds: int = 3  # trainings of each residual there
-longer_updates: list = [25, 100, 300]  # of the trainings compared in section 6.1
+longer_updates: list = [25, 100, 300]  # of the trainings compared in section 6.1; the last also in section 7
 beta: float = 0.0  # composition: 0: mean, large: the most alarmed decides
 toy_updates: int = 1500  # of the residuals on the toy
+line_updates: int = 400  # of the residuals in one dimension, section 2.4
 sweep_networks: int = 2  # networks that the sweeps of section 6 run on
 sweep_updates: int = 60  # of the residuals of section 6
 umap_points: int = 1500  # images in the UMAP picture
@@ -379,7 +381,7 @@ assert torch.allclose(L, residual_loss(e_data, e_negatives, lambda_))
 # Train a network and compare.
 
 # %%
-def trained_residual(lam, updates=400):
+def trained_residual(lam, updates=line_updates):
     """A residual between N(0, 1) data and N(0, 4) negatives."""
     net = ResidualNet(1, (64, 64), bound=1 / (2 * lam))  # the output begins at zero
     adam, draw = torch.optim.Adam(net.parameters(), 3e-3), torch.Generator().manual_seed(0)
@@ -852,7 +854,7 @@ def validated(detector, x, held):
 
 
 # %% tags=["hide-input"]
-real = {name: halved(ood.benchmark_features(name)[0]) for name in benchmarks}
+real = {name: halved(ood.benchmark_features(name, rows=bank_rows or None)[0]) for name in benchmarks}
 
 
 def chosen_hybrid(prior, starts, updates, x, held, seed):
@@ -1442,14 +1444,14 @@ print({t: round(lengths[t], 1) for t in (0, 100, 200, 400, 800, 1600)})
 # %% tags=["hide-input"]
 rows = {}
 for lam_ in (0.02, 0.1, 0.25, 1.0):
-    chosen = options(style, lam=lam_, steps=0, updates=300)
+    chosen = options(style, lam=lam_, steps=0, updates=longer_updates[-1])
     h = ood.ResidualEBM(ood.GMMPrior("style"), **chosen).fit(f.train)
     with torch.no_grad():
         own, held = (2 * lam_ * h.residual(h.points(x)).mean() for x in (f.train, f.test))
     near = 100 * ood.group_auroc(h, f)["near"]
     rows[lam_] = [own.item(), held.item(), near]
 frame = pd.DataFrame(rows, ["training", "held out", "near AUROC"]).T.rename_axis("λ")
-caption = "Mean residual as a share of its bound, after 300 updates"
+caption = f"Mean residual as a share of its bound, after {longer_updates[-1]} updates"
 frame.style.format("{:.2f}").format_index("{:g}").set_caption(caption)
 
 # %% tags=["hide-input"]

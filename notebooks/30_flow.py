@@ -101,6 +101,7 @@ benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-den
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
 ]  # banks of real networks, judged in section 5
+bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
 seeds: int = 5  # networks to train, each from its own seed
@@ -112,6 +113,7 @@ widths: list = [32, 64]  # feature maps per stage; the last is the feature width
 updates: int = 300  # of each flow on features, in batches of 250
 noise: float = 0.3  # in training, as a share of the root mean variance of the features
 noises: list = [0.1, 0.3, 1.0]  # that section 3.1 compares on a validation OOD set
+looks_at: int = 6  # how often a training on a bank is looked at
 paper_rate: float = 1e-4  # learning rate of the paper's architecture; theirs is 1e-5
 toy_updates: int = 600  # of each flow in the plane
 curves: int = 3  # networks of section 6.1
@@ -537,7 +539,7 @@ def halved(f):
     return replace(f, near=f.near | {"tiny_imagenet": tiny[1::2]}), tiny[::2]
 
 
-real = {name: [halved(f) for f in ood.benchmark_features(name)] for name in benchmarks}
+real = {name: [halved(f) for f in ood.benchmark_features(name, rows=bank_rows or None)] for name in benchmarks}
 
 # %%
 def width(f):
@@ -553,7 +555,8 @@ def watch(f, valid, **options):
         rows.append(row | ood.group_auroc(flow, f) | {"validation": valid_auroc})
 
     rows = []
-    common = {"updates": updates, "check_every": max(1, updates // 6), "holdout": 0.1}
+    every = max(1, updates // looks_at)
+    common = {"updates": updates, "check_every": every, "holdout": 0.1}
     if "flow" not in options:
         common |= {"layers": 6, "hidden": 2 * [min(width(f), 256)]}
     flow = ood.FeatureFlow(each_look=look, **common | options).fit(f.train)

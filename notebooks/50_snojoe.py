@@ -106,6 +106,7 @@ images_per_set: int = 0  # use only so many images of each set; 0: all
 seeds: int = 5  # networks to train of each kind, each from its own seed
 seed: int = 0  # the first of these seeds
 photo_splits: int = 5  # random splits of the photographs
+strengths: list = [0.001, 0.003, 0.01, 0.03, 0.1, 1, 10, 100]  # values of C, to choose from
 device: str = "auto"  # where to train: auto, cpu, cuda
 epochs: int = 6  # of training
 batch_size: int = 32  # images per update
@@ -125,7 +126,7 @@ import math
 import time
 import warnings
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -995,10 +996,16 @@ def fitted_heads(z, y, strength):
 
 
 # %% tags=["hide-input"]
+@cache
+def split_and_head(split, strength):
+    """The rows of a random split, and heads that were fitted on it."""
+    rows = torch.randperm(len(Z), generator=torch.Generator().manual_seed(seed + split)).split(ROWS)
+    return rows, fitted_heads(Z[rows[0]], Y[rows[0]], strength)
+
+
 def through_heads(split, strength):
     """The bank with the logits of heads that were fitted on a random split."""
-    rows = torch.randperm(len(Z), generator=torch.Generator().manual_seed(seed + split)).split(ROWS)
-    head = fitted_heads(Z[rows[0]], Y[rows[0]], strength)
+    rows, head = split_and_head(split, strength)
     known = [ood.Features(Z[part], F.linear(Z[part], *head), Y[part]) for part in rows]
     unknown = [{k: ood.Features(x.penultimate, F.linear(x.penultimate, *head)) for k, x in sets.items()}
                for sets in (bank.near, bank.far)]  # fmt: skip
@@ -1011,7 +1018,6 @@ def validation(x, T=1.0):
 
 
 # %% tags=["hide-input"]
-strengths = (0.001, 0.003, 0.01, 0.03, 0.1, 1, 10, 100)
 temperatures = np.logspace(-0.5, 1, 31)
 photos, losses = {}, pd.DataFrame(0.0, index=strengths, columns=range(photo_splits))
 for strength, split in itertools.product(strengths, range(photo_splits)):

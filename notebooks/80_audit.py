@@ -91,6 +91,7 @@ seed: int = 0  # of that training, and of the halves in sections 4 and 11
 benchmarks: list = [
     "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
 ]  # banks on which section 11 tests the recommendation
+bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 results: str = ""  # folder for the detector and the tables; empty: do not write
 
 # %% tags=["hide-input"]
@@ -813,7 +814,7 @@ if bench:
 # %% tags=["hide-input"]
 trials = []
 for name in benchmarks:
-    f = ood.benchmark_features(name)[0]
+    f = ood.benchmark_features(name, rows=bank_rows or None)[0]
     own = detectors_for(f)
     costs = ood.run_benchmark(own, f).groupby("detector")["seconds_per_1000"].first() / 1000
     found = {n: ood.SetScores.of(d, f) for n, d in own.items()}

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from ood_lib.checks import check
 from ood_lib.data.benchmark import Benchmark, benchmark_hash, load_benchmark
 from ood_lib.features.bank import BenchmarkFeatures, bank_folder, extract_benchmark
+from ood_lib.features.fewer import thinned
 from ood_lib.networks.adapt import network_for
 from ood_lib.networks.network import pick_device
 from ood_lib.networks.resnet import ResNet
@@ -33,6 +34,7 @@ def benchmark_features(
     benchmark: str | os.PathLike[str],
     networks: int = 1,
     *,
+    rows: int | None = None,
     seed: int = 0,
     widths: Sequence[int] = (32, 64),
     blocks: int = 1,
@@ -52,6 +54,7 @@ def benchmark_features(
         benchmark: a name or ``folder:PATH`` as in `load_benchmark`; or a bank that ships (`ood_lib.shipped.BANKS`), or
             ``bank:PATH`` for one of your own, from `BenchmarkFeatures.save`.
         networks: how many; of a bank at most as many as there are.
+        rows: of each set of a bank take so many at most, as many of each class as there are; None = all.
         seed: of the first network; the others take the seeds after it.  A bank takes no notice.
         widths, blocks: of the `ResNet`.
         root, missing: see `load_benchmark`.
@@ -72,9 +75,10 @@ def benchmark_features(
         (512, True)
     """
     check("integer [1, inf)", "how many networks", networks=networks)
+    check("integer [1, inf) or None", "how many of each set, or None for all", rows=rows)
     name = os.fspath(benchmark)
     if name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES):
-        return _loaded(name, networks)
+        return [x if rows is None else thinned(x, rows) for x in _loaded(name, networks)]
     bench, where = load_benchmark(name, root, missing=missing), pick_device(device)
     options: dict[str, Any] = {
         "augment": augmented(bench.image_shape[1] // 8, mirror=False),

@@ -1,7 +1,7 @@
 """A benchmark with fewer images, small enough to ship."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ from ood_lib.data.benchmark import Benchmark
 from ood_lib.features.bank import BenchmarkFeatures
 from ood_lib.features.features import Features
 
-__all__ = ["balanced_rows", "fewer_images", "make_bank"]
+__all__ = ["balanced_rows", "fewer_images", "make_bank", "thinned"]
 
 T = TypeVar("T", Benchmark, BenchmarkFeatures)
 ROWS = {"train": 5000, "val": 800, "test": 2000}  # of a bank that ships
@@ -28,23 +28,28 @@ def make_bank(x: BenchmarkFeatures, folder: str | os.PathLike[str], *, seed: int
         seed: of the draw.
         about: see `BenchmarkFeatures.save`.
     """
+    _fewer(x, _some_features(seed), ROWS, OOD_ROWS).save(folder, precision="uint8", benchmark=x.name, **about)
 
-    def few(features: Features, rows: int) -> Features:
-        return features[_rows(features.labels, len(features), rows, seed)]
 
-    _fewer(x, few).save(folder, precision="uint8", benchmark=x.name, **about)
+def thinned(x: BenchmarkFeatures, rows: int, seed: int = 0) -> BenchmarkFeatures:
+    """The same with so many rows of each set at most, drawn evenly over the classes."""
+    return _fewer(x, _some_features(seed), dict.fromkeys(ROWS, rows), rows)
 
 
 def fewer_images(bench: Benchmark, seed: int = 0) -> Benchmark:
     """The benchmark with only those images that `make_bank` would keep."""
-    return _fewer(bench, lambda data, rows: data.subset(_rows(data.labels, len(data), rows, seed)))
+    return _fewer(bench, lambda data, n: data.subset(_rows(data.labels, len(data), n, seed)), ROWS, OOD_ROWS)
 
 
-def _fewer(x: T, few: Callable[[Any, int], Any]) -> T:
+def _some_features(seed: int) -> Callable[[Features, int], Features]:
+    return lambda features, n: features[_rows(features.labels, len(features), n, seed)]
+
+
+def _fewer(x: T, few: Callable[[Any, int], Any], rows: Mapping[str, int], ood_rows: int) -> T:
     """A benchmark, of images or features, with every set cut to its number of rows."""
     sets: Any = x
-    known = {role: few(getattr(sets, role), rows) for role, rows in ROWS.items()}
-    near, far = ({n: few(data, OOD_ROWS) for n, data in group.items()} for group in (sets.near, sets.far))
+    known = {role: few(getattr(sets, role), n) for role, n in rows.items()}
+    near, far = ({n: few(data, ood_rows) for n, data in group.items()} for group in (sets.near, sets.far))
     return replace(sets, **known, near=near, far=far)
 
 

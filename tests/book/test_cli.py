@@ -528,6 +528,7 @@ ENDLESS = """
 import os, time
 from pathlib import Path
 Path("../pid").write_text(str(os.getpid()))
+print("as far", "as it came")
 # %%
 while True:
     time.sleep(1)
@@ -553,6 +554,7 @@ def test_a_run_over_its_budget_says_so_and_is_stopped_at_its_ceiling_while_the_o
     assert "10_alpha: done" in said.out
     names = {p.name for p in (book / "_build/run/default").iterdir()}
     assert names == {"10_alpha", "10_alpha.ipynb", "20_beta.failed.ipynb"}
+    assert "as far as it came" in output_of(book, "20_beta.failed")
 
 
 def test_the_processor_time_of_a_run_is_that_of_its_kernel():

@@ -198,6 +198,8 @@ VIEWS = {  # width, colours
     "wide-dark": (1280, "dark"),
     "phone": (390, "light"),
 }
+# What only a wide page in light colours has, its margins, is of the theme: every fourth page says it.
+SEEN = [(path, view) for n, path in enumerate(PAGES) for view in VIEWS if view != "wide-light" or n % 4 == 0]
 AXE = "async () => (await axe.run(document, {resultTypes: ['violations']})).violations"
 
 
@@ -228,8 +230,7 @@ def findings(tab, axe):
     return [(v["id"], str(node["target"]), reason(node)) for v in bad for node in v["nodes"]]
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@each
+@pytest.mark.parametrize(("path", "view"), SEEN, ids=[f"{path.relative_to(SITE)}-{view}" for path, view in SEEN])
 def test_a_page_can_be_used_by_everybody_and_asks_nobody(path, view, browser, axe):
     width, colours = VIEWS[view]
     asked = []

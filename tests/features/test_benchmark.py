@@ -130,6 +130,17 @@ def test_further_networks_of_a_bank_lie_beside_it(tmp_path):
     assert same(found[0].test, x.test)
 
 
+def test_some_rows_of_a_bank_are_rows_of_it_and_as_many_of_each_class():
+    name = "cifar100-densenet"
+    (whole,), (some,) = ood.benchmark_features(name), ood.benchmark_features(name, rows=700)
+    for a, b in zip([whole.train, whole.val, *whole.near.values()], [some.train, some.val, *some.near.values()]):
+        assert len(b) == 700 and set(map(bytes, b.logits.numpy())) <= set(map(bytes, a.logits.numpy()))
+        assert not b.labels.unique(return_counts=True)[1].sub(700 // len(b.labels.unique())).any()
+    assert same(some.far["textures"], whole.far["textures"])  # which has no 700
+    assert some.head is not None and some.about == whole.about
+    assert some.accuracy == pytest.approx(whole.accuracy, abs=0.05)
+
+
 def test_the_former_name_of_the_bank_still_leads_to_it():
     (old,), (new,) = ood.benchmark_features("cifar10-bank"), ood.benchmark_features("cifar10-resnet9")
     assert same(old.test, new.test)
@@ -138,6 +149,8 @@ def test_the_former_name_of_the_bank_still_leads_to_it():
 def test_wrong_requests_are_named(tmp_path):
     with pytest.raises(ValueError, match="networks=0 was given; expected how many networks, an integer, networks >= 1"):
         ood.benchmark_features("digits", 0)
+    with pytest.raises(ValueError, match="rows=0 was given; expected how many of each set"):
+        ood.benchmark_features("cifar10-resnet56", rows=0)
     with pytest.raises(ValueError, match="unknown benchmark 'digit'"):
         ood.benchmark_features("digit")
     with pytest.raises(FileNotFoundError, match=r"holds no benchmark\.json"):

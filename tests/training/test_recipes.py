@@ -46,7 +46,7 @@ def test_a_network_is_what_its_card_says(tiny, tmp_path):
 
 
 def test_what_is_loaded_is_what_was_measured(tiny, tmp_path):
-    network, _ = train(tiny, tmp_path)
+    network, _ = train(tiny, tmp_path, epochs=1)
     again = pretrained("tiny", tmp_path)
     images = torch.stack([x for x, _ in tiny.test])
     assert torch.equal(again(images), network(images))
@@ -71,13 +71,13 @@ def test_what_is_to_be_shared_others_may_read(tiny, tmp_path):
 
 
 def test_seeds_have_files_of_their_own(tiny, tmp_path):
-    networks = [train(tiny, tmp_path, seed=seed)[0] for seed in (0, 1)]
+    networks = [train(tiny, tmp_path, seed=seed, epochs=1)[0] for seed in (0, 1)]
     assert torch.equal(pretrained("tiny-seed1", tmp_path).head.weight, networks[1].head.weight)
     assert not torch.equal(networks[0].head.weight, networks[1].head.weight)
 
 
 def test_what_was_drawn_before_does_not_matter(tiny, tmp_path):
-    networks = [(torch.manual_seed(n), train(tiny, tmp_path / str(n))[0])[1] for n in (3, 4)]
+    networks = [(torch.manual_seed(n), train(tiny, tmp_path / str(n), epochs=1)[0])[1] for n in (3, 4)]
     assert torch.equal(networks[0].head.weight, networks[1].head.weight)
 
 
@@ -95,7 +95,7 @@ def test_a_recipe_goes_on_from_another_and_trains_it_if_it_is_not_there(tiny, mo
 
 
 def test_a_damaged_or_missing_file_is_refused(tiny, tmp_path):
-    train(tiny, tmp_path)
+    train(tiny, tmp_path, epochs=1)
     file = tmp_path / "tiny.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(ValueError, match=r"tiny\.safetensors has sha256 .* its card says .*: copy it again"):
@@ -107,7 +107,7 @@ def test_a_damaged_or_missing_file_is_refused(tiny, tmp_path):
 
 @pytest.mark.parametrize("content", ['{"recipe": "ti', "", "[1]", '{"recipe": "tiny"}', '{"recipe": 3}'])
 def test_a_damaged_card_is_named(tiny, tmp_path, content):
-    train(tiny, tmp_path)
+    train(tiny, tmp_path, epochs=1)
     (tmp_path / "tiny.json").write_text(content)
     with pytest.raises(ValueError, match=r"tiny\.json .*copy it again"):
         pretrained("tiny", tmp_path)

@@ -159,7 +159,7 @@ def test_the_same_seed_trains_the_same_network_and_leaves_the_global_random_numb
 def test_precision_and_memory_format_change_the_speed_and_hardly_the_network(options: dict):
     data, networks = ImageArray(grey(400, 0)), [small(), small()]
     plain, other = (
-        train_score_network(network, data, steps=60, learning_rate=0.01, progress=False, **given)
+        train_score_network(network, data, steps=25, learning_rate=0.01, progress=False, **given)
         for network, given in zip(networks, ({}, options))
     )
     weight = networks[1].body.middle.conv1.weight

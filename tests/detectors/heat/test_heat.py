@@ -44,7 +44,7 @@ def away(points: torch.Tensor, train: Features, distance: float) -> torch.Tensor
     return points[torch.cdist(points, train.penultimate).amin(1) > distance]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_hybrid_is_right_where_the_prior_is_blind_and_where_the_residual_never_was(seed: int):
     train, test = ring_and_arcs(seed), ring_and_arcs(100 + seed).penultimate
     net = {"hidden": (64, 64), "standardize": False}  # the network sees the plane as it is, as the paper's does
