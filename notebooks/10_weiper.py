@@ -204,16 +204,16 @@ ends = seen["id"].min().item(), seen["id"].max().item()
 pooled = {role: histogram(v, *ends, bins) for role, v in seen.items()}  # one per point
 reference = histogram(id_toy[:1000] @ looks.T, *ends, bins).mean(0)  # of training points
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "From left to right: ID and OOD features that agree along w and differ across it, with w (black), twelve perturbed copies (green) and the direction of the best of them (red, w*). Along w both sets coincide. Along w* the OOD set is wider. The last panel shows what WeiPer compares: it pools all copies into one histogram per point. Drawn is the mean over each set minus the training mean, in % of all values per bin.", "name": "fig-weiper-toy"}, "image": {"alt": "Four panels. A scatter plot where blue ID points form a round cloud and pink OOD points a tall ellipse through it, with arrows from the origin. The density of both along w, two equal curves. The density along the best perturbed direction, where the OOD curve is wider. Two step curves, the blue one flat at zero, the pink one positive below zero, deeply negative around zero, and oscillating further right."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "From left to right: ID and OOD features that agree along w and differ across it, with w (black), twelve perturbed copies (green) and the direction of the best of them (brown, dashed, w*). Along w both sets coincide. Along w* the OOD set is wider. The last panel shows what WeiPer compares: it pools all copies into one histogram per point. Drawn is the mean over each set minus the training mean, in % of all values per bin.", "name": "fig-weiper-toy"}, "image": {"alt": "Four panels. A scatter plot where blue ID points form a round cloud and pink OOD points a tall ellipse through it, with arrows from the origin. The density of both along w, two equal curves. The density along the best perturbed direction, where the OOD curve is wider. Two step curves, the blue one flat at zero, the pink one positive below zero, deeply negative around zero, and oscillating further right."}}
 figure, (plane, same, other, whole) = plt.subplots(1, 4, figsize=(plots.FULL, 2.3))
 for points, role in ((ood_toy, "far"), (id_toy, "id")):
     plane.plot(*points[:400].T, plots.MARKERS[role], color=plots.COLORS[role], ms=2, alpha=0.6, mew=0)
-arrows = [(look * 1.5, plots.COLORS["other"], 1) for look in looks[:12]] + [(w[0] * 1.5, "black", 2)]
-best_way = F.normalize(widest, dim=0)
-for tip, color, width in [*arrows, (best_way * 2, "#D55E00", 2)]:
-    plane.annotate("", tip, (0, 0), arrowprops={"arrowstyle": "->", "color": color, "lw": width, "shrinkA": 0})
+best_way, brown = F.normalize(widest, dim=0), plots.SERIES[2]["color"]
+arrows = [(look * 1.5, plots.COLORS["other"], 1, "-") for look in looks[:12]]
+for tip, color, width, dash in [*arrows, (w[0] * 1.5, "black", 2, "-"), (best_way * 2, brown, 2, "--")]:
+    plane.annotate("", tip, (0, 0), arrowprops={"arrowstyle": "->", "color": color, "lw": width, "ls": dash, "shrinkA": 0})
 plane.annotate("$w$", (1.2, -0.9))
-plane.annotate("$w^*$", best_way * 2 + torch.tensor([-0.9, 0.1]), color="#D55E00")
+plane.annotate("$w^*$", best_way * 2 + torch.tensor([-0.9, 0.1]), color=brown)
 plane.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", xlim=(-1, 5), ylim=(-3.5, 3.5), title="features")
 for ax, view, title in ((same, w[0], "seen along $w$"), (other, widest, "seen along $w^*$")):
     plots.density({"id": id_toy @ view, "far": ood_toy @ view}, ax=ax, label="projection")
