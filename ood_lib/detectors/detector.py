@@ -25,11 +25,13 @@ from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknow
 from ood_lib.features.features import Features
 from ood_lib.features.identity import network_hash
 from ood_lib.tensors import check_floats, save_tensors
+from ood_lib.warn import warn
 
-__all__ = ["HEADER", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
+__all__ = ["HEADER", "REMEMBERED", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
 
 
 HEADER = "ood_lib"  # where the header of a file says which detector it holds
+REMEMBERED = 256  # rows of a fit, evenly spaced, that `calibrate` would know again
 
 
 class NotFittedError(RuntimeError):
@@ -78,7 +80,7 @@ class Detector(nn.Module):
 
     reads: tuple[str, ...] = ("penultimate",)  # fields of Features that must be there; some objects have their own
     needs_fit: ClassVar[bool] = True
-    fits: ClassVar[Literal["train", "val"]] = "train"  # which ID features the recipe learns from
+    fits: ClassVar[Literal["train", "val"]] = "train"  # which ID features the recipe learns from; see `calibrate`
     grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: empty before, `load_state_dict` takes them
     chunk: int = 2048  # rows scored at once: bounds the memory, does not change the result
 
@@ -95,6 +97,7 @@ class Detector(nn.Module):
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
         self.register_buffer("widths", torch.zeros(4, dtype=torch.long))
+        self._met: frozenset[int] = frozenset()  # hashes of rows of the fit; a file does not keep them
         for name in self.grows:
             self.register_buffer(name, torch.empty(0))
 
@@ -129,6 +132,8 @@ class Detector(nn.Module):
         if self.needs_fit or self.widths.tolist() != self._widths_of(features):
             self._forget()
         self._note_widths(features)
+        if self.needs_fit:
+            self._met = self._hashes(features, -(-len(features) // REMEMBERED))
         return self
 
     @torch.no_grad()
@@ -183,6 +188,11 @@ class Detector(nn.Module):
         calibration sets: for scores without ties, what one threshold accepts is distributed as Beta(k, n + 1 - k). The
         n scores are kept, 8 bytes each, for `p_values`.
 
+        Held out also means: not among the features that the detector was fitted on.  It may score those lower than any
+        new image.  A recipe that learns from ``val`` (`fits`, such as KLMatching or ReAct) needs other rows here: fit
+        it on one half of the validation features, and calibrate it on the other.  A warning says so where rows of the
+        fit are met again; that of a detector from a file is not known.
+
         Raises:
             ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr); scores that are infinite,
                 or all equal.
@@ -212,6 +222,7 @@ class Detector(nn.Module):
                 f"{len(scores)} held-out ID samples cannot promise tpr={tpr}; it takes at least "
                 f"{math.ceil(round(tpr / (1 - tpr), 9))} of them: hold out more, or ask for less"
             )
+        self._warn_of_seen(features, tpr)
         self._thaw()
         self.calibration = scores
         self.threshold.copy_(scores[rank - 1])
@@ -283,6 +294,26 @@ class Detector(nn.Module):
         fields = [getattr(features, field) for field in self.reads]
         found = [x.shape[1] if x.ndim == 2 else 0 for x in fields]
         return found + [0] * (len(self.widths) - len(found))
+
+    def _hashes(self, features: Features, every: int = 1) -> frozenset[int]:
+        """One number for each row, or for one row of several, of what is read."""
+        rows = [getattr(features, field)[::every].detach().contiguous().view(torch.uint8).cpu() for field in self.reads]
+        return frozenset(hash(row.tobytes()) for row in torch.cat(rows, 1).numpy())
+
+    def _warn_of_seen(self, features: Features, tpr: float) -> None:
+        """Warn where the promise of a threshold does not hold: the detector, or a member of it, has seen these rows."""
+        for part in (part for part in self.modules() if isinstance(part, Detector) and part._met):
+            if any(getattr(features, field) is None for field in part.reads):
+                continue
+            again = len(part._met & part._hashes(features)) / len(part._met)
+            if again >= 0.1:  # a few images that are in both sets change no threshold
+                warn(
+                    f"{type(part).__name__} was fitted on rows that calibrate was given again ({again:.0%} of those of "
+                    f"the fit). It may score them lower than new images, so that more than {1 - tpr:.3g} of new ID "
+                    "images may be refused: calibrate on other held-out rows, or fit on one half and calibrate on the "
+                    "other"
+                )
+                return
 
     def _full_precision(self) -> torch.autocast:
         """Numbers that are compared with a threshold, or learnt, are not rounded by a surrounding autocast."""
@@ -431,6 +462,7 @@ class Detector(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._check_same(state_dict, prefix)
+        self._met = frozenset()
         for name in ("calibration", *self.grows):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -545,6 +546,50 @@ def test_a_new_fit_forgets_the_threshold_of_the_old_one(make: Callable, toy: Toy
         with pytest.raises(NotFittedError, match="calibrate"):
             ask(toy.test)
     assert detector.calibration.numel() == 0
+
+
+def warns_of_rows_seen(detector: Detector, features: Features) -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detector.calibrate(features)
+    return any("fitted on rows that calibrate was given again" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_threshold_of_rows_of_the_fit_is_warned_of(name: str, toy: Toy):
+    assert warns_of_rows_seen(fitted(MAKE[name], toy), toy.train)
+    assert not warns_of_rows_seen(fitted(MAKE[name], toy), toy.val)
+
+
+def test_rows_of_the_fit_are_known_in_any_order_and_in_parts(toy: Toy):
+    mixed = toy.train[torch.randperm(200, generator=seeded())]
+    for rows in (mixed, mixed[:50]):
+        assert warns_of_rows_seen(fitted(MAKE["KNN"], toy), rows)
+    streamed = Mahalanobis().partial_fit(toy.train[:90]).merge(Mahalanobis().partial_fit(toy.train[90:]))
+    assert warns_of_rows_seen(streamed, mixed[:80]) and not warns_of_rows_seen(streamed, toy.val)
+    member = compose([KNN(k=5).fit(toy.val), MSP()], refit=False).fit(toy.train)
+    assert warns_of_rows_seen(member, toy.val) and not warns_of_rows_seen(member, toy.test)
+    assert not warns_of_rows_seen(MSP().fit(toy.val), toy.val)  # nothing was learnt
+    again = KNN(k=5).fit(toy.val)
+    again.load_state_dict(fitted(MAKE["KNN"], toy).state_dict())
+    assert not warns_of_rows_seen(again, toy.val)
+    assert warns_of_rows_seen(KNN(k=5).fit(cast(toy.val, torch.bfloat16)), cast(toy.val, torch.bfloat16))
+
+
+def test_a_threshold_of_the_rows_of_the_fit_breaks_its_promise_and_one_of_the_other_half_keeps_it():
+    def draw(n: int, seed: int) -> Features:
+        labels = torch.arange(n) % 10
+        return Features(logits=4 * torch.eye(10)[labels] + normal(n, 10, seed=seed).float(), labels=labels)
+
+    same, halves = [], []
+    for seed in range(0, 60, 2):
+        val, test = draw(120, seed), draw(2000, seed + 1)
+        lof = SklearnDetector(LocalOutlierFactor(n_neighbors=5, novelty=True))
+        for found, first, second in ((same, val, val), (halves, val[:60], val[60:])):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found.append(lof.fit(first).calibrate(second, 0.9).is_ood(test).double().mean().item())
+    assert np.mean(same) > 0.15 and np.mean(halves) < 0.115
 
 
 @pytest.mark.parametrize("tpr", [0.0, -0.1, 1.0, 1.01, float("nan")])
