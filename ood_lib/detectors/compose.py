@@ -72,7 +72,7 @@ class Composed(Detector):
         self._forget()  # once a member is fitted anew, neither the old scale nor the old threshold is its own
         self.fitted.fill_(False)
         for detector in self.detectors:
-            if self.refit or not detector.fitted:
+            if self.refit or not detector.ready:
                 detector.fit(features)
         found = torch.stack([d.score(features).double() for d in self.detectors])  # (n, N)
         wild = [type(d).__name__ for d, s in zip(self.detectors, found) if not s.isfinite().all()]

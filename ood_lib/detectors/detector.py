@@ -115,6 +115,11 @@ class Detector(nn.Module):
 
     # -- what a user calls ------------------------------------------------------------------------------------
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can score without another `fit`: one that learnt in pieces finishes its fit when it is asked."""
+        return bool(self.fitted)
+
     @torch.inference_mode(False)  # what is learnt may be trained on, copied and loaded into like any tensor
     @torch.no_grad()
     def fit(self, features: Features) -> Self:
@@ -153,7 +158,6 @@ class Detector(nn.Module):
             return self._scores_of(features, widths)
 
     def _scores_of(self, features: Features, widths: list[int]) -> Tensor:
-        self._complete()
         self._require_fit()
         self._check(features)
         for index, (field, width) in enumerate(zip(self.reads, widths)):
@@ -274,6 +278,7 @@ class Detector(nn.Module):
         return f"{name} lies on the meta device, where nothing can be learnt: make it, or move it, to the CPU or a GPU"
 
     def _require_fit(self) -> None:
+        self._complete()
         if not is_exporting() and not self.fitted:  # an exporter follows no look at a number
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
 

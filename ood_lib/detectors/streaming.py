@@ -66,6 +66,11 @@ class MomentDetector(Detector):
     # -- what a user calls ------------------------------------------------------------------------------------
 
     @property
+    def ready(self) -> bool:
+        """As of every detector; what `partial_fit` or `merge` has left pending is enough."""
+        return super().ready or len(self.counts) > 0
+
+    @property
     def moments(self) -> Moments:
         """What has been learned."""
         return Moments(self.counts, self.means, self.scatter)

@@ -90,7 +90,7 @@ def _judge(
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     device = detector.threshold.device
     with measure_cost(device) as fitting, _named(f"the ID {detector.fits} features"):
-        if refit or not detector.fitted:
+        if refit or not detector.ready:
             detector.fit(getattr(features, detector.fits))
     scores, images = {}, len(features.test)
     with measure_cost(device) as scoring:

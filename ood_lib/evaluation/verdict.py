@@ -77,7 +77,7 @@ class SetScores:
     @classmethod
     def of(cls, detector: Detector, features: BenchmarkFeatures) -> Self:
         """The scores of a detector; one that is not fitted is fitted on the features, `Detector.fits`."""
-        if not detector.fitted:
+        if not detector.ready:
             detector.fit(getattr(features, detector.fits))
         near, far = ({n: detector.score(x) for n, x in sets.items()} for sets in features.groups().values())
         return cls(detector.score(features.test), near, far)
