@@ -106,6 +106,10 @@ class Detector(nn.Module):
     def _fit(self, features: Features) -> None:
         """Learn from the features of the ID training set and store the result in buffers."""
 
+    def _fit_with(self, features: Features, val: Features | None) -> None:
+        """As `_fit`; a detector with members hands them the validation features too."""
+        self._fit(features)
+
     def _score(self, features: Features) -> Tensor:
         """Scores (n,) of one chunk that lies on the detector's device."""
         raise NotImplementedError(f"{type(self).__name__} must define _score")
@@ -122,16 +126,23 @@ class Detector(nn.Module):
 
     @torch.inference_mode(False)  # what is learnt may be trained on, copied and loaded into like any tensor
     @torch.no_grad()
-    def fit(self, features: Features) -> Self:
+    def fit(self, features: Features, val: Features | None = None) -> Self:
         """Learn from ID training features; OOD data has no place here.  Returns self.
+
+        Args:
+            features: of the ID training images; without ``val``, of those that the recipe learns from (`fits`).
+            val: of the ID validation images: recipes that learn from them, and such members of a composition, take
+                them in place of ``features``.
 
         Raises:
             ValueError: a field is missing, empty, or holds NaN or infinity.
         """
+        if val is not None and self.fits == "val":
+            features = val
         self._check(features)
         self._thaw()
         with self._full_precision():
-            self._fit(features)
+            self._fit_with(features, val)
         self._lay_out()
         self.fitted.fill_(True)
         if self.needs_fit or self.widths.tolist() != self._widths_of(features):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from ood_lib.detectors.compose import Composed
 from ood_lib.detectors.detector import Detector
 from ood_lib.evaluation.comparison import checked_table, counted_once, same_sets
 from ood_lib.evaluation.cost import measure_cost
@@ -89,9 +90,10 @@ def _judge(
     detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"], refit: bool
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     device = detector.threshold.device
-    with measure_cost(device) as fitting, _named(f"the ID {detector.fits} features"):
+    learnt = "train and val" if isinstance(detector, Composed) else detector.fits
+    with measure_cost(device) as fitting, _named(f"the ID {learnt} features"):
         if refit or not detector.ready:
-            detector.fit(getattr(features, detector.fits))
+            detector.fit(features.train, features.val)
     scores, images = {}, len(features.test)
     with measure_cost(device) as scoring:
         with _named("the ID test features"):

@@ -79,7 +79,7 @@ class SetScores:
     def of(cls, detector: Detector, features: BenchmarkFeatures) -> Self:
         """The scores of a detector; one that is not fitted is fitted on the features, `Detector.fits`."""
         if not detector.ready:
-            detector.fit(getattr(features, detector.fits))
+            detector.fit(features.train, features.val)
         near, far = ({n: detector.score(x) for n, x in sets.items()} for sets in features.groups().values())
         return cls(detector.score(features.test), near, far)
 

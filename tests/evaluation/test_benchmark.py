@@ -50,9 +50,8 @@ class Diary(Detector):
         super().__init__()
         self.met: dict[str, list[Features]] = {"fit": [], "score": []}
 
-    def fit(self, features: Features) -> "Diary":
+    def _fit(self, features: Features) -> None:
         self.met["fit"].append(features)
-        return super().fit(features)
 
     def score(self, features: Features) -> torch.Tensor:
         self.met["score"].append(features)
