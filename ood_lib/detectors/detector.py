@@ -273,8 +273,14 @@ class Detector(nn.Module):
         return self.p_values_of(self.score(features))
 
     def p_values_of(self, scores: Tensor) -> Tensor:
-        """`p_values` of scores (N,) that `score` gave."""
+        """`p_values` of scores (N,) that `score` gave.
+
+        Raises:
+            NotFittedError: `calibrate` has not been called.
+            ValueError: the scores are no floating-point numbers.
+        """
         self._require_threshold()
+        check_floats("(N,)", scores=scores)
         known = self.calibration.to(scores.device, scores.dtype)
         return (1 + len(known) - torch.searchsorted(known, scores)).to(scores.dtype) / (len(known) + 1)
 

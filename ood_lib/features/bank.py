@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ood_lib.checks import check
 from ood_lib.data.benchmark import Benchmark
 from ood_lib.data.labels import class_indices
 from ood_lib.features.bank_files import BANK, NEXT, exchange, header, on_the_way, verified
@@ -96,9 +97,10 @@ class BenchmarkFeatures:
             about: what a reader should know (network, licence, ...); plain values, kept under ``about``.
 
         Raises:
-            ValueError: "uint8" of features with logits, without a head.
+            ValueError: another precision; "uint8" of features with logits, without a head.
             OSError: the folder cannot be written, or the disk is full; what was there is there still.
         """
+        check(("full", "uint8"), precision=precision)
         if precision == "uint8" and self.head is None and self.train.logits is not None:
             raise ValueError('precision="uint8" leaves out the logits, and needs the head that makes them again')
         folder = Path(folder)

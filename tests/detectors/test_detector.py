@@ -539,6 +539,12 @@ def test_without_a_threshold_there_is_no_decision(make: Callable, toy: Toy):
         fitted(make, toy).p_values(toy.test)
 
 
+def test_p_values_are_those_of_floating_point_scores(toy: Toy):
+    detector = MSP().calibrate(toy.val)
+    with pytest.raises(ValueError, match=r"scores is torch\.int64 of shape \(2,\)"):
+        detector.p_values_of(torch.tensor([1, 2]))
+
+
 @few_learners
 def test_a_new_fit_forgets_the_threshold_of_the_old_one(make: Callable, toy: Toy):
     detector = fitted(make, toy).calibrate(toy.val).fit(toy.val)

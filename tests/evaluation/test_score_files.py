@@ -300,6 +300,15 @@ def test_without_a_threshold_nothing_is_decided(place):
         ood.score_files(detector, network, [], FRAME, alpha=0.1, threshold=0.0)
 
 
+def test_a_threshold_that_is_no_number_is_refused(place, capsys):
+    detector, network = fitted(ood.Energy)
+    with pytest.raises(ValueError, match="threshold=nan was given; expected a number"):
+        ood.score_files(detector, network, ["new/00.png"], FRAME, threshold=float("nan"))
+    arguments = ("detector.safetensors", "new", "--model", "scored_net:net", "--threshold", "nan")
+    status, rows, said = run(*arguments, capsys=capsys)
+    assert (status, rows) == (2, []) and "threshold=nan" in said
+
+
 def test_a_frame_without_its_network_is_refused(place):
     detector, network = fitted(ood.Energy)
     with pytest.raises(ValueError, match="expected both of them"):

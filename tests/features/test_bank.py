@@ -152,6 +152,12 @@ def test_two_who_save_and_one_who_reads_see_whole_banks(tmp_path):
     assert not (tmp_path / NEXT).exists()
 
 
+def test_a_precision_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="precision='float16' was given; expected 'full' or 'uint8'"):
+        bank(1).save(tmp_path / "bank", precision="float16")
+    assert not (tmp_path / "bank").exists()
+
+
 def test_what_cannot_be_described_leaves_the_old_bank(tmp_path):
     bank(1).save(tmp_path)
     with pytest.raises(TypeError, match="JSON"):
