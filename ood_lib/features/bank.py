@@ -35,7 +35,7 @@ class BenchmarkFeatures:
     Args:
         train, val, test: features of the ID images.
         near, far: features of the OOD sets, by name.
-        head: the last layer of the network; None where it has none.
+        head: the last layer of the network, a frozen copy on the CPU; None where it has none.
         name: of the benchmark, or of the bank.
         classes: names of the ID classes, in the order of the logits.
         notes: what departs from the published benchmark of that name.
@@ -177,6 +177,15 @@ def _linear(state: Mapping[str, Tensor]) -> nn.Linear:
     return head.requires_grad_(False)
 
 
+def _frozen(head: Any) -> Any:
+    """A copy of a linear layer that neither moves nor learns with its network; anything else as it is."""
+    if not isinstance(head, nn.Linear):
+        return head
+    state = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the weights that are drawn here are replaced
+        return _linear({name: x.detach().cpu() for name, x in state.items()})
+
+
 def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **options: Any) -> BenchmarkFeatures:
     """Run the network over every set of a benchmark; ``options`` go to `extract`."""
     seeing = as_network(network)
@@ -187,7 +196,7 @@ def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **opti
     near, far = ({name: run(data) for name, data in sets.items()} for sets in (benchmark.near, benchmark.far))
     return BenchmarkFeatures(
         run(benchmark.train), run(benchmark.val), run(benchmark.test), near, far,
-        getattr(seeing, "head", None),  # score norms, say, have none
+        _frozen(getattr(seeing, "head", None)),  # score norms, say, have none
         benchmark.name, benchmark.classes, benchmark.notes, images=benchmark, network=seeing,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from safetensors import safe_open
 from scipy.stats import beta, betabinom, chisquare, kstest
 from sklearn.neighbors import LocalOutlierFactor
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import ood_lib
 from ood_lib import (
@@ -63,6 +64,7 @@ from ood_lib import (
     msp,
     noise_scales,
 )
+from ood_lib.detectors.head import FrozenHead
 from ood_lib.tensors import save_tensors
 from tests.conftest import CLASSES, UNITS, Toy, cast, normal, seeded
 
@@ -277,6 +279,33 @@ def test_scores_do_not_depend_on_the_device_and_come_back_where_the_features_are
     assert torch.allclose(on_gpu.score(toy.test), on_cpu.score(toy.test), rtol=0, atol=1e-6)
     assert on_gpu.score(toy.test.to("cuda")).device.type == "cuda"
     assert torch.allclose(on_cpu.score(toy.test.to("cuda")).cpu(), on_cpu.score(toy.test), rtol=0, atol=1e-6)
+
+
+class OnGPU(nn.Linear):
+    """A head whose numbers lie on a GPU, also where there is none: shape, type and device, and no values."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__(UNITS, CLASSES)
+        self._parameters.clear()
+        with mode:
+            self.__dict__ |= {"weight": torch.ones(CLASSES, UNITS, device="cuda"), "bias": None}
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return iter([nn.Parameter(torch.ones(1))])
+
+
+def test_a_head_on_a_gpu_is_copied_to_where_detectors_start():
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        pass
+    head = FrozenHead(OnGPU(mode))
+    assert head.weight.device == head.bias.device == MSP().threshold.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["ReAct", "FDBD", "ViM", "WeiPer kld", "ASH-B", "LogitPrior"])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_head_on_a_gpu_makes_the_same_detector(name: str, toy: Toy):
+    found = MAKE[name](copy.deepcopy(toy.head).cuda()).fit(toy.train).score(toy.test)
+    assert torch.equal(found, MAKE[name](toy.head).fit(toy.train).score(toy.test))
 
 
 @few
