@@ -156,7 +156,7 @@ def _rows(
                 seen = _features(network, images, device)
             scores, wrong = _scores(detector, seen)
             p = detector.p_values_of(scores) if calibrated else torch.full_like(scores, torch.nan)
-            refused = scores > limit.to(scores.dtype) if alpha is None else p.double() <= alpha
+            refused = scores > limit.to(scores.device, scores.dtype) if alpha is None else p.double() <= alpha
             answers = [None] * len(good) if seen.logits is None else seen.logits.argmax(1).tolist()
             columns = zip(good, scores.tolist(), p.tolist(), refused.tolist(), answers, wrong)
             rows |= {
