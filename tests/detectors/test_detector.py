@@ -717,7 +717,8 @@ def test_a_state_loads_into_a_detector_made_alike_alone(what: str, toy: Toy):
 def test_a_state_knows_every_hyperparameter(make: Callable, toy: Toy):
     detector = make(toy.head)
     unknown = inspect.signature(type(detector)).parameters.keys() - detector.arguments().keys()
-    assert unknown <= {"options", "checkpoint"}  # those of HEAT's hybrids, which know their own; the place of a file
+    # those of HEAT's hybrids, which know their own; the place of a file, and what looks on
+    assert unknown <= {"options", "checkpoint", "each_look"}
 
 
 def test_two_functions_of_one_name_are_two_hyperparameters(toy: Toy):
