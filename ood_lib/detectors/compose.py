@@ -58,6 +58,7 @@ class Composed(Detector):
 
     def __init__(self, detectors: Sequence[Detector], beta: float = 0.0, refit: bool = True) -> None:
         super().__init__()
+        check(lambda given: not isinstance(given, Detector), "a list of detectors", detectors=detectors)
         wrong = [type(d).__name__ for d in detectors if not isinstance(d, Detector)]
         if wrong or not len(detectors) or math.isnan(beta):
             given = wrong or f"{len(detectors)} detectors and beta={beta}"

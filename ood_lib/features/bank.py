@@ -78,7 +78,10 @@ class BenchmarkFeatures:
         return (single(logits).argmax(1) == class_indices(labels, len(logits))).double().mean().item()
 
     def __repr__(self) -> str:
-        roles = {"train": self.train, "val": self.val, "test": self.test} | self.near | self.far
+        roles = {"train": self.train, "val": self.val, "test": self.test}
+        twice = {*self.near} & {*self.far}
+        for group, sets in self.groups().items():
+            roles |= {f"{group}/{name}" if name in twice else name: x for name, x in sets.items()}
         lines = [f"{name:<20} {features}" for name, features in roles.items()]
         return "\n".join([f"{self.name or 'features'}: {len(self.classes) or 'unnamed'} classes", *lines])
 

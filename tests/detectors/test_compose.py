@@ -148,6 +148,10 @@ def test_what_cannot_be_composed_is_named(toy: Toy):
     for members in ([], ["MSP"], [MSP(), nn.Linear(2, 2)]):
         with pytest.raises(ValueError, match="were given to compose"):
             compose(members)
+    with pytest.raises(ValueError, match=r"detectors=KNN.* was given; expected a list of detectors"):
+        compose(KNN())
+    with pytest.raises(ValueError, match=r"priors=GMM.* was given; expected a list of priors"):
+        HEAT(GMM())
     with pytest.raises(ValueError, match="beta=nan"):
         compose([MSP()], beta=math.nan)
     with pytest.raises(ValueError, match=r"scores of \['MSP'\] are equal"):

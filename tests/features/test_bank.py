@@ -217,3 +217,10 @@ def test_the_head_of_a_benchmark_is_a_copy_that_stays():
     with torch.no_grad():
         network.head.weight.zero_()
     assert torch.allclose(x.head(x.test.penultimate), x.test.logits, atol=1e-5)
+
+
+def test_two_sets_of_one_name_are_both_shown():
+    x = bank(1)
+    assert [line.split()[0] for line in repr(x).splitlines()[1:]] == ["train", "val", "test", "near", "sea"]
+    x = replace(x, near={"sea": x.train, "lake": x.train})
+    assert [line.split()[0] for line in repr(x).splitlines()[4:]] == ["near/sea", "lake", "far/sea"]
