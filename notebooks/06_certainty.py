@@ -347,7 +347,7 @@ print(f"test accuracy: {100 * np.mean([x.accuracy for x in features]):.1f} %, ne
 def judge(n):
     """All seventeen on network n, as one table; ODIN only where there are images."""
     x = features[n]
-    runs = [(ood.classical_detectors(x.head.cpu(), x.train), x)]
+    runs = [(ood.classical_detectors(x.head, x.train), x)]
     runs += [({"ODIN": ood.ODIN()}, moved[n])] if bench else []
     return pd.concat([ood.run_benchmark(*run, seed=seed + n) for run in runs])
 
@@ -358,7 +358,7 @@ order = [name for name in order if bench or name != "ODIN"]
 table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="stable")
 
 # %% tags=["hide-input"]
-everyone = ood.classical_detectors(f.head.cpu(), f.train)  # on the first network, image by image
+everyone = ood.classical_detectors(f.head, f.train)  # on the first network, image by image
 sets_of = {name: x for sets in f.groups().values() for name, x in sets.items()}
 scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))}
 if bench:
@@ -405,7 +405,7 @@ pairs = [("Mahalanobis", "MSP"), ("Mahalanobis", "KNN"), ("GEN", "MSP"), ("ViM",
 judged, decided = {pair: {} for pair in pairs}, []
 for name in benchmarks:
     (x,) = ood.benchmark_features(name, rows=bank_rows or None)
-    fitted = ood.classical_detectors(x.head.cpu(), x.train)
+    fitted = ood.classical_detectors(x.head, x.train)
     fitted = {n: d.fit(getattr(x, d.fits)) for n, d in fitted.items() if n in np.ravel(pairs)}
     seen = {n: {k: d(y) for k, y in {"ID": x.test, **x.near, **x.far}.items()} for n, d in fitted.items()}
     for a, b in pairs:
@@ -518,7 +518,7 @@ def areas(x):
     """AUROC of each candidate on each OOD set, against ID validation and ID test images."""
     rows = {}
     ood_sets = {k: y for sets in x.groups().values() for k, y in sets.items()}
-    for name, detector in candidates(x.head.cpu(), x.train).items():
+    for name, detector in candidates(x.head, x.train).items():
         detector.fit(getattr(x, detector.fits))
         seen = {k: detector(y) for k, y in ood_sets.items()}
         for role in ("val", "test"):

@@ -323,7 +323,7 @@ bench or f  # which set plays which role, and how many images it has
 odin_networks = [ood.ODINNetwork(x.network) for x in features if bench]  # on a bank none
 moved = [ood.extract_benchmark(n, bench, device=device) for n in odin_networks]
 accuracies = [x.accuracy for x in features]
-head = f.head.cpu()
+head = f.head
 print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}")
 
 # %% [markdown]
@@ -336,7 +336,7 @@ print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}
 def judge(n):
     """All seventeen on network n, as one table; ODIN only where there are images."""
     x = features[n]
-    runs = [(ood.classical_detectors(x.head.cpu(), x.train), x)]
+    runs = [(ood.classical_detectors(x.head, x.train), x)]
     runs += [({"ODIN": ood.ODIN()}, moved[n])] if bench else []
     return pd.concat([ood.run_benchmark(*run, seed=seed + n) for run in runs])
 
@@ -556,7 +556,7 @@ def knobs(head, train):
 
 turned = []
 for n, x in enumerate(features):
-    for knob, settings in knobs(x.head.cpu(), x.train).items():
+    for knob, settings in knobs(x.head, x.train).items():
         for value, detector in settings.items():
             detector.fit(getattr(x, detector.fits))
             own = detector(x.test)

@@ -91,7 +91,7 @@ warnings.filterwarnings("ignore", message=".*ranks almost as its prior")  # afte
 # %% tags=["remove-input"]
 def everyone(x):
     """Every detector of the library that reads the features of one classifier."""
-    head = x.head.cpu()
+    head = x.head
     found = ood.classical_detectors(head, x.train)
     found |= {"GradNorm": ood.GradNorm(), "GMM, full": ood.GMM(covariance="full")}
     found |= {f"WeiPer {score}": ood.WeiPer(head, score) for score in ("msp", "react")}

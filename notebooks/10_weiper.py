@@ -557,7 +557,7 @@ if bench:
     plt.show()
 
 # %% tags=["hide-input"]
-heads = [x.head.cpu() for x in features]
+heads = [x.head for x in features]
 accuracies = [100 * x.accuracy for x in features]
 head = f.head
 W, b = head.weight.detach(), head.bias.detach()

@@ -668,7 +668,7 @@ seeds, f = len(features), features[0]  # the first is the one we look into
 bench = f.images  # a bank has none
 if not (f.near and f.far):
     raise ValueError(f"{benchmark}: give at least one near and one far set")
-heads = [x.head.cpu() for x in features]
+heads = [x.head for x in features]
 head, accuracies = heads[0], [100 * x.accuracy for x in features]
 bench or f  # which set plays which role, and how many images it has
 

@@ -509,7 +509,7 @@ seeds, F1 = len(features), features[0]  # the first is the one we look into
 bench = F1.images  # a bank has none
 if not (F1.near and F1.far):
     raise ValueError(f"{benchmark}: give at least one near and one far set")
-heads = [x.head.cpu() for x in features]
+heads = [x.head for x in features]
 K, near = heads[0].in_features, next(iter(F1.near))
 bench or F1  # which set plays which role, and how many images it has
 

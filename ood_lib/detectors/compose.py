@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ood_lib.checks import check
 from ood_lib.detectors.detector import Detector
 from ood_lib.features.features import Features
+from ood_lib.warn import warn
 
 __all__ = ["Composed", "compose", "soft_extreme"]
 
@@ -57,6 +58,7 @@ class Composed(Detector):
 
     def __init__(self, detectors: Sequence[Detector], beta: float = 0.0, refit: bool = True) -> None:
         super().__init__()
+        check(lambda given: not isinstance(given, Detector), "a list of detectors", detectors=detectors)
         wrong = [type(d).__name__ for d in detectors if not isinstance(d, Detector)]
         if wrong or not len(detectors) or math.isnan(beta):
             given = wrong or f"{len(detectors)} detectors and beta={beta}"
@@ -68,12 +70,17 @@ class Composed(Detector):
         for name in ("means", "stds"):
             self.register_buffer(name, torch.full((len(detectors),), math.nan, dtype=torch.float64))
 
-    def _fit(self, features: Features) -> None:
+    def _fit_with(self, features: Features, val: Features | None) -> None:
+        due = [d for d in self.detectors if self.refit or not d.ready]
+        if val is None and (names := dict.fromkeys(type(d).__name__ for d in due if d.fits == "val")):
+            warn(
+                f"{' and '.join(names)} learn from validation features, and were given training features, which the "
+                "network knows too well: call .fit(train, val)"
+            )
         self._forget()  # once a member is fitted anew, neither the old scale nor the old threshold is its own
         self.fitted.fill_(False)
-        for detector in self.detectors:
-            if self.refit or not detector.fitted:
-                detector.fit(features)
+        for detector in due:
+            detector.fit(features, val)
         found = torch.stack([d.score(features).double() for d in self.detectors])  # (n, N)
         wild = [type(d).__name__ for d, s in zip(self.detectors, found) if not s.isfinite().all()]
         if wild:
@@ -110,7 +117,8 @@ class Composed(Detector):
 def compose(detectors: Sequence[Detector], beta: float = 0.0, *, refit: bool = True) -> Composed:
     """A detector that fits all given ones and composes their scores; larger = more OOD.
 
-    Each score is first standardised by its mean and spread over the ID training features.
+    Each score is first standardised by its mean and spread over the ID training features.  Members whose recipe learns
+    from validation features (`Detector.fits`) get them by ``fit(train, val)``, which `run_benchmark` calls.
 
     Args:
         detectors: any detectors of the library, hybrids or not; copied, and fitted with it, so that those given here

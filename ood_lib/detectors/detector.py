@@ -25,11 +25,13 @@ from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknow
 from ood_lib.features.features import Features
 from ood_lib.features.identity import network_hash
 from ood_lib.tensors import check_floats, save_tensors
+from ood_lib.warn import warn
 
-__all__ = ["HEADER", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
+__all__ = ["HEADER", "REMEMBERED", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
 
 
 HEADER = "ood_lib"  # where the header of a file says which detector it holds
+REMEMBERED = 256  # rows of a fit, evenly spaced, that `calibrate` would know again
 
 
 class NotFittedError(RuntimeError):
@@ -78,7 +80,7 @@ class Detector(nn.Module):
 
     reads: tuple[str, ...] = ("penultimate",)  # fields of Features that must be there; some objects have their own
     needs_fit: ClassVar[bool] = True
-    fits: ClassVar[Literal["train", "val"]] = "train"  # which ID features the recipe learns from
+    fits: ClassVar[Literal["train", "val"]] = "train"  # which ID features the recipe learns from; see `calibrate`
     grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: empty before, `load_state_dict` takes them
     chunk: int = 2048  # rows scored at once: bounds the memory, does not change the result
 
@@ -95,6 +97,7 @@ class Detector(nn.Module):
         self.register_buffer("threshold", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("calibration", torch.empty(0, dtype=torch.float64))
         self.register_buffer("widths", torch.zeros(4, dtype=torch.long))
+        self._met: frozenset[int] = frozenset()  # hashes of rows of the fit; a file does not keep them
         for name in self.grows:
             self.register_buffer(name, torch.empty(0))
 
@@ -102,6 +105,10 @@ class Detector(nn.Module):
 
     def _fit(self, features: Features) -> None:
         """Learn from the features of the ID training set and store the result in buffers."""
+
+    def _fit_with(self, features: Features, val: Features | None) -> None:
+        """As `_fit`; a detector with members hands them the validation features too."""
+        self._fit(features)
 
     def _score(self, features: Features) -> Tensor:
         """Scores (n,) of one chunk that lies on the detector's device."""
@@ -112,23 +119,37 @@ class Detector(nn.Module):
 
     # -- what a user calls ------------------------------------------------------------------------------------
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can score without another `fit`: one that learnt in pieces finishes its fit when it is asked."""
+        return bool(self.fitted)
+
     @torch.inference_mode(False)  # what is learnt may be trained on, copied and loaded into like any tensor
     @torch.no_grad()
-    def fit(self, features: Features) -> Self:
+    def fit(self, features: Features, val: Features | None = None) -> Self:
         """Learn from ID training features; OOD data has no place here.  Returns self.
+
+        Args:
+            features: of the ID training images; without ``val``, of those that the recipe learns from (`fits`).
+            val: of the ID validation images: recipes that learn from them, and such members of a composition, take
+                them in place of ``features``.
 
         Raises:
             ValueError: a field is missing, empty, or holds NaN or infinity.
         """
+        if val is not None and self.fits == "val":
+            features = val
         self._check(features)
         self._thaw()
         with self._full_precision():
-            self._fit(features)
+            self._fit_with(features, val)
         self._lay_out()
         self.fitted.fill_(True)
         if self.needs_fit or self.widths.tolist() != self._widths_of(features):
             self._forget()
         self._note_widths(features)
+        if self.needs_fit:
+            self._met = self._hashes(features, -(-len(features) // REMEMBERED))
         return self
 
     @torch.no_grad()
@@ -148,7 +169,6 @@ class Detector(nn.Module):
             return self._scores_of(features, widths)
 
     def _scores_of(self, features: Features, widths: list[int]) -> Tensor:
-        self._complete()
         self._require_fit()
         self._check(features)
         for index, (field, width) in enumerate(zip(self.reads, widths)):
@@ -183,6 +203,11 @@ class Detector(nn.Module):
         calibration sets: for scores without ties, what one threshold accepts is distributed as Beta(k, n + 1 - k). The
         n scores are kept, 8 bytes each, for `p_values`.
 
+        Held out also means: not among the features that the detector was fitted on.  It may score those lower than any
+        new image.  A recipe that learns from ``val`` (`fits`, such as KLMatching or ReAct) needs other rows here: fit
+        it on one half of the validation features, and calibrate it on the other.  A warning says so where rows of the
+        fit are met again; that of a detector from a file is not known.
+
         Raises:
             ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr); scores that are infinite,
                 or all equal.
@@ -212,6 +237,7 @@ class Detector(nn.Module):
                 f"{len(scores)} held-out ID samples cannot promise tpr={tpr}; it takes at least "
                 f"{math.ceil(round(tpr / (1 - tpr), 9))} of them: hold out more, or ask for less"
             )
+        self._warn_of_seen(features, tpr)
         self._thaw()
         self.calibration = scores
         self.threshold.copy_(scores[rank - 1])
@@ -247,8 +273,14 @@ class Detector(nn.Module):
         return self.p_values_of(self.score(features))
 
     def p_values_of(self, scores: Tensor) -> Tensor:
-        """`p_values` of scores (N,) that `score` gave."""
+        """`p_values` of scores (N,) that `score` gave.
+
+        Raises:
+            NotFittedError: `calibrate` has not been called.
+            ValueError: the scores are no floating-point numbers.
+        """
         self._require_threshold()
+        check_floats("(N,)", scores=scores)
         known = self.calibration.to(scores.device, scores.dtype)
         return (1 + len(known) - torch.searchsorted(known, scores)).to(scores.dtype) / (len(known) + 1)
 
@@ -263,6 +295,7 @@ class Detector(nn.Module):
         return f"{name} lies on the meta device, where nothing can be learnt: make it, or move it, to the CPU or a GPU"
 
     def _require_fit(self) -> None:
+        self._complete()
         if not is_exporting() and not self.fitted:  # an exporter follows no look at a number
             raise NotFittedError(f"{type(self).__name__} is not fitted yet: call .fit(train_features) first")
 
@@ -283,6 +316,26 @@ class Detector(nn.Module):
         fields = [getattr(features, field) for field in self.reads]
         found = [x.shape[1] if x.ndim == 2 else 0 for x in fields]
         return found + [0] * (len(self.widths) - len(found))
+
+    def _hashes(self, features: Features, every: int = 1) -> frozenset[int]:
+        """One number for each row, or for one row of several, of what is read."""
+        rows = [getattr(features, field)[::every].detach().contiguous().view(torch.uint8).cpu() for field in self.reads]
+        return frozenset(hash(row.tobytes()) for row in torch.cat(rows, 1).numpy())
+
+    def _warn_of_seen(self, features: Features, tpr: float) -> None:
+        """Warn where the promise of a threshold does not hold: the detector, or a member of it, has seen these rows."""
+        for part in (part for part in self.modules() if isinstance(part, Detector) and part._met):
+            if any(getattr(features, field) is None for field in part.reads):
+                continue
+            again = len(part._met & part._hashes(features)) / len(part._met)
+            if again >= 0.1:  # a few images that are in both sets change no threshold
+                warn(
+                    f"{type(part).__name__} was fitted on rows that calibrate was given again ({again:.0%} of those of "
+                    f"the fit). It may score them lower than new images, so that more than {1 - tpr:.3g} of new ID "
+                    "images may be refused: calibrate on other held-out rows, or fit on one half and calibrate on the "
+                    "other"
+                )
+                return
 
     def _full_precision(self) -> torch.autocast:
         """Numbers that are compared with a threshold, or learnt, are not rounded by a surrounding autocast."""
@@ -431,6 +484,7 @@ class Detector(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._check_same(state_dict, prefix)
+        self._met = frozenset()
         for name in ("calibration", *self.grows):
             if (saved := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))

@@ -14,6 +14,8 @@ __all__ = ["FrozenHead"]
 class FrozenHead(nn.Module):
     """The network's last linear layer, copied into buffers: it is saved with a detector, moves with it, never learns.
 
+    Wherever the network lies, the copy starts where detectors do: on the default device, which is the CPU.
+
     Raises:
         ValueError: ``head`` is no linear layer, or has weights that are not finite.
 
@@ -32,9 +34,11 @@ class FrozenHead(nn.Module):
         if not tensors or any(p.is_meta or not p.isfinite().all() for p in tensors):
             given = type(head).__name__
             raise ValueError(f"a {given} was given as head; expected the last nn.Linear, with finite weights")
-        weight = head.weight.detach().clone(memory_format=torch.contiguous_format)
+        where = torch.get_default_device()
+        weight = head.weight.detach().clone(memory_format=torch.contiguous_format).to(where)
+        bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone().to(where)
         self.register_buffer("weight", weight)
-        self.register_buffer("bias", weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone())
+        self.register_buffer("bias", bias)
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits, (N, K) to (N, C)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from ood_lib.data.labels import label_matrix, present
-from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.detector import REMEMBERED, Detector
 from ood_lib.detectors.moments import Kind, Moments, class_moments, merge_moments
 from ood_lib.features.features import Features
 
@@ -66,6 +66,11 @@ class MomentDetector(Detector):
     # -- what a user calls ------------------------------------------------------------------------------------
 
     @property
+    def ready(self) -> bool:
+        """As of every detector; what `partial_fit` or `merge` has left pending is enough."""
+        return super().ready or len(self.counts) > 0
+
+    @property
     def moments(self) -> Moments:
         """What has been learned."""
         return Moments(self.counts, self.means, self.scatter)
@@ -80,7 +85,8 @@ class MomentDetector(Detector):
         """
         self._check(features)
         with self._full_precision():
-            return self._add(self._collect(features))
+            self._add(self._collect(features))
+        return self._remember(self._hashes(features, -(-len(features) // REMEMBERED)))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -94,7 +100,8 @@ class MomentDetector(Detector):
             raise ValueError(f"{other!r} cannot be merged into {self!r}: expected the same detector, made alike")
         if any(not torch.equal(a, b.to(a.device)) for a, b in zip(self._frozen(), other._frozen())):
             raise ValueError(f"{other!r} has another head than the one it is to be merged into: expected one network")
-        return self._add(Moments(*(value.to(self.counts.device) for value in other.moments)))
+        self._add(Moments(*(value.to(self.counts.device) for value in other.moments)))
+        return self._remember(other._met)
 
     # -- how it works -----------------------------------------------------------------------------------------
 
@@ -111,7 +118,7 @@ class MomentDetector(Detector):
         pieces = (self._measure(self._prepare(chunk)) for chunk in features.split(self.chunk))
         return reduce(partial(merge_moments, kind=self.kind), pieces)
 
-    def _add(self, new: Moments) -> Self:
+    def _add(self, new: Moments) -> None:
         self._thaw()
         if len(new.counts):
             self.counts, self.means, self.scatter = (
@@ -119,6 +126,9 @@ class MomentDetector(Detector):
             )
             self.fitted.fill_(False)
             self._forget()
+
+    def _remember(self, seen: frozenset[int]) -> Self:
+        self._met = frozenset(sorted(self._met | seen)[:REMEMBERED])  # of hashes, the smallest are drawn at random
         return self
 
     @torch.inference_mode(False)

@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from ood_lib.checks import check
+from ood_lib.detectors.compose import Composed
 from ood_lib.detectors.detector import Detector
 from ood_lib.evaluation.comparison import checked_table, counted_once, same_sets
 from ood_lib.evaluation.cost import measure_cost
@@ -40,7 +42,8 @@ def run_benchmark(
 
     Args:
         detectors: name -> detector; fitted here, on ``features.train``, or ``features.val`` where its recipe says so
-            (`Detector.fits`).
+            (`Detector.fits`).  A new fit forgets the threshold of the old one: calibrate after this call, on rows
+            that the detector was not fitted on, or give ``refit=False``.
         features: see `extract_benchmark`.
         seed: written into the table, to tell repeated runs apart.
         positive: convention of fpr95, see `Metrics`.
@@ -53,10 +56,12 @@ def run_benchmark(
         fails is left out, and a warning names it and its error.
 
     Raises:
+        ValueError: the detectors have no names.
         Exception: that of the first detector, where all of them fail.
     """
     import pandas as pd
 
+    check(lambda given: isinstance(given, Mapping), 'detectors by name, as {"KNN": KNN()}', detectors=detectors)
     if not (features.near or features.far):
         warn(f"no row is made: {NOTHING_JUDGED}")
 
@@ -89,9 +94,10 @@ def _judge(
     detector: Detector, features: BenchmarkFeatures, positive: Literal["id", "ood"], refit: bool
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     device = detector.threshold.device
-    with measure_cost(device) as fitting, _named(f"the ID {detector.fits} features"):
-        if refit or not detector.fitted:
-            detector.fit(getattr(features, detector.fits))
+    learnt = "train and val" if isinstance(detector, Composed) else detector.fits
+    with measure_cost(device) as fitting, _named(f"the ID {learnt} features"):
+        if refit or not detector.ready:
+            detector.fit(features.train, features.val)
     scores, images = {}, len(features.test)
     with measure_cost(device) as scoring:
         with _named("the ID test features"):

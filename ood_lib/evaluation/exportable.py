@@ -78,7 +78,6 @@ def exportable(network: Any, detector: Detector) -> Exportable:
         torch.Size([2])
     """
     detector._require_fit()
-    detector._complete()
     if foreign := [field for field in detector.reads if field not in ("penultimate", "logits")]:
         raise ValueError(f"{type(detector).__name__} reads {foreign}; expected one that reads penultimate or logits")
     whole, head = copy.deepcopy(network).eval(), network.head

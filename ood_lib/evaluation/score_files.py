@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ood_lib.checks import check
 from ood_lib.data.images import ImageFiles, ImageFormat
 from ood_lib.detectors.detector import Detector, NotFittedError
 from ood_lib.features.features import Features
@@ -59,8 +60,8 @@ def score_files(
 
     Raises:
         NotFittedError: the detector is not fitted; or has no threshold, and neither `threshold` nor `alpha` is given.
-        ValueError: both of them; an alpha that refuses nothing with so few calibration scores; a detector that reads
-            what the network does not compute (before the first picture).
+        ValueError: both of them; a threshold that is no number; an alpha that refuses nothing with so few calibration
+            scores; a detector that reads what the network does not compute (before the first picture).
     """
     limit = _limit(detector, threshold, alpha)
     where = pick_device(device)
@@ -75,6 +76,7 @@ def _limit(detector: Detector, threshold: float | None, alpha: float | None) -> 
     if threshold is not None and alpha is not None:
         raise ValueError(f"threshold={threshold} and alpha={alpha} were given; expected one of them")
     if threshold is not None:
+        check("[-inf, inf]", "a number", threshold=threshold)  # no score is larger than NaN: all would pass
         return torch.tensor(threshold, dtype=torch.float64)
     if detector.threshold.isnan():
         raise NotFittedError(
@@ -154,7 +156,7 @@ def _rows(
                 seen = _features(network, images, device)
             scores, wrong = _scores(detector, seen)
             p = detector.p_values_of(scores) if calibrated else torch.full_like(scores, torch.nan)
-            refused = scores > limit.to(scores.dtype) if alpha is None else p.double() <= alpha
+            refused = scores > limit.to(scores.device, scores.dtype) if alpha is None else p.double() <= alpha
             answers = [None] * len(good) if seen.logits is None else seen.logits.argmax(1).tolist()
             columns = zip(good, scores.tolist(), p.tolist(), refused.tolist(), answers, wrong)
             rows |= {

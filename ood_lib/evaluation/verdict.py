@@ -16,6 +16,7 @@ from ood_lib.evaluation.comparison import wins
 from ood_lib.evaluation.metrics import CALLED, as_percent, student, variance_of_mean
 from ood_lib.extras import need
 from ood_lib.features.bank import BenchmarkFeatures
+from ood_lib.features.features import Features
 
 __all__ = ["SetScores", "Verdict", "half_width", "score_verdicts", "tally", "verdicts"]
 
@@ -77,8 +78,8 @@ class SetScores:
     @classmethod
     def of(cls, detector: Detector, features: BenchmarkFeatures) -> Self:
         """The scores of a detector; one that is not fitted is fitted on the features, `Detector.fits`."""
-        if not detector.fitted:
-            detector.fit(getattr(features, detector.fits))
+        if not detector.ready:
+            detector.fit(features.train, features.val)
         near, far = ({n: detector.score(x) for n, x in sets.items()} for sets in features.groups().values())
         return cls(detector.score(features.test), near, far)
 
@@ -128,13 +129,15 @@ def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -
 
     Args:
         compared: for each network its features, the method, and the baseline.  A detector that is not fitted is fitted
-            on the features, `Detector.fits`.  Several seeds of a method on one network are several entries.
+            on the features, `Detector.fits`; so each network has detectors of its own.  Several seeds of a method on
+            one network are several entries.
 
     Returns:
         ``"near"``, ``"far"`` and ``"mean"``, of those groups that the benchmark has; ``"mean"`` needs both.
 
     Raises:
-        ValueError: nothing to compare; networks that were shown different images; no OOD set.
+        ValueError: nothing to compare; networks that were shown different images; no OOD set; one detector for several
+            networks, which would score all of them by what it learnt of the first.
 
     References:
         DeLong, DeLong & Clarke-Pearson, Biometrics 1988; Satterthwaite, An Approximate Distribution of Estimates of
@@ -148,7 +151,18 @@ def verdicts(compared: Iterable[tuple[BenchmarkFeatures, Detector, Detector]]) -
         >>> print(found["near"])
         +0.0 [+0.0, +0.0] level
     """
-    return score_verdicts([(SetScores.of(a, features), SetScores.of(b, features)) for features, a, b in compared])
+    met: dict[int, tuple[Detector, Features]] = {}
+    scored = []
+    for features, *pair in compared:
+        for detector in pair:
+            _, rows = met.setdefault(id(detector), (detector, features.train))  # both live on: no other gets their id
+            if detector.needs_fit and rows is not features.train:
+                raise ValueError(
+                    f"one {type(detector).__name__} was given for several networks; expected one for each, as it keeps "
+                    "what it learnt of the first: make it inside the loop over the networks, or copy it"
+                )
+        scored.append((SetScores.of(pair[0], features), SetScores.of(pair[1], features)))
+    return score_verdicts(scored)
 
 
 def score_verdicts(compared: Sequence[tuple[SetScores, SetScores]]) -> dict[str, Verdict]:

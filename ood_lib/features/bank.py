@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from ood_lib.checks import check
 from ood_lib.data.benchmark import Benchmark
 from ood_lib.data.labels import class_indices
 from ood_lib.features.bank_files import BANK, NEXT, exchange, header, on_the_way, verified
@@ -34,7 +35,7 @@ class BenchmarkFeatures:
     Args:
         train, val, test: features of the ID images.
         near, far: features of the OOD sets, by name.
-        head: the last layer of the network; None where it has none.
+        head: the last layer of the network, a frozen copy on the CPU; None where it has none.
         name: of the benchmark, or of the bank.
         classes: names of the ID classes, in the order of the logits.
         notes: what departs from the published benchmark of that name.
@@ -77,7 +78,10 @@ class BenchmarkFeatures:
         return (single(logits).argmax(1) == class_indices(labels, len(logits))).double().mean().item()
 
     def __repr__(self) -> str:
-        roles = {"train": self.train, "val": self.val, "test": self.test} | self.near | self.far
+        roles = {"train": self.train, "val": self.val, "test": self.test}
+        twice = {*self.near} & {*self.far}
+        for group, sets in self.groups().items():
+            roles |= {f"{group}/{name}" if name in twice else name: x for name, x in sets.items()}
         lines = [f"{name:<20} {features}" for name, features in roles.items()]
         return "\n".join([f"{self.name or 'features'}: {len(self.classes) or 'unnamed'} classes", *lines])
 
@@ -96,9 +100,10 @@ class BenchmarkFeatures:
             about: what a reader should know (network, licence, ...); plain values, kept under ``about``.
 
         Raises:
-            ValueError: "uint8" of features with logits, without a head.
+            ValueError: another precision; "uint8" of features with logits, without a head.
             OSError: the folder cannot be written, or the disk is full; what was there is there still.
         """
+        check(("full", "uint8"), precision=precision)
         if precision == "uint8" and self.head is None and self.train.logits is not None:
             raise ValueError('precision="uint8" leaves out the logits, and needs the head that makes them again')
         folder = Path(folder)
@@ -175,6 +180,15 @@ def _linear(state: Mapping[str, Tensor]) -> nn.Linear:
     return head.requires_grad_(False)
 
 
+def _frozen(head: Any) -> Any:
+    """A copy of a linear layer that neither moves nor learns with its network; anything else as it is."""
+    if not isinstance(head, nn.Linear):
+        return head
+    state = {"weight": head.weight} if head.bias is None else {"weight": head.weight, "bias": head.bias}
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # the weights that are drawn here are replaced
+        return _linear({name: x.detach().cpu() for name, x in state.items()})
+
+
 def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **options: Any) -> BenchmarkFeatures:
     """Run the network over every set of a benchmark; ``options`` go to `extract`."""
     seeing = as_network(network)
@@ -185,7 +199,7 @@ def extract_benchmark(network: Network | nn.Module, benchmark: Benchmark, **opti
     near, far = ({name: run(data) for name, data in sets.items()} for sets in (benchmark.near, benchmark.far))
     return BenchmarkFeatures(
         run(benchmark.train), run(benchmark.val), run(benchmark.test), near, far,
-        getattr(seeing, "head", None),  # score norms, say, have none
+        _frozen(getattr(seeing, "head", None)),  # score norms, say, have none
         benchmark.name, benchmark.classes, benchmark.notes, images=benchmark, network=seeing,
     )  # fmt: skip
 

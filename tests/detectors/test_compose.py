@@ -1,13 +1,29 @@
 """Laws of composition: the limits of beta, one scale for all, any detectors."""
 
 import math
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
-from ood_lib import GMM, HEAT, KNN, MSP, Energy, Features, Mahalanobis, NotFittedError, ResidualEBM, compose
+from ood_lib import (
+    GMM,
+    HEAT,
+    KNN,
+    MSP,
+    BenchmarkFeatures,
+    Energy,
+    Features,
+    KLMatching,
+    Mahalanobis,
+    NotFittedError,
+    ResidualEBM,
+    compose,
+    run_benchmark,
+)
 from ood_lib.detectors.compose import soft_extreme
+from ood_lib.evaluation.verdict import SetScores
 from tests.conftest import Toy, normal
 
 U = 3 * normal(4, 50)
@@ -74,6 +90,29 @@ def test_detectors_that_are_ready_are_composed_as_they_are(toy: Toy):
     assert torch.equal(*(member.score(toy.test) for member in anew.detectors))
 
 
+def test_members_learn_from_what_their_recipe_says(toy: Toy):
+    x = BenchmarkFeatures(toy.train, toy.val, toy.test, {}, {"far": toy.ood})
+    held, own = KLMatching().fit(toy.val).score(toy.test), KNN(k=5).fit(toy.train).score(toy.test)
+    both = compose([compose([KLMatching()]), KLMatching(), KNN(k=5)])
+
+    def as_the_recipe_says() -> bool:
+        (inner,), *others = both.detectors[0].detectors, *both.detectors[1:]
+        return all(torch.equal(d.score(toy.test), s) for d, s in zip([inner, *others], [held, held, own]))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        both.fit(toy.train, toy.val)
+        assert as_the_recipe_says()
+        run_benchmark({"both": both.fit(toy.val, toy.train)}, x)
+        assert as_the_recipe_says()
+        SetScores.of(both := compose([compose([KLMatching()]), KLMatching(), KNN(k=5)]), x)
+        assert as_the_recipe_says()
+        compose([KNN(k=5)]).fit(toy.train)
+        compose([KLMatching().fit(toy.val)], refit=False).fit(toy.train)
+    with pytest.warns(UserWarning, match="KLMatching learn from validation features"):
+        compose([KNN(k=5), compose([KLMatching()])]).fit(toy.train)
+
+
 def test_a_refit_that_fails_leaves_neither_scores_nor_the_old_threshold(toy: Toy):
     both = compose([KNN(k=5), MSP()]).fit(toy.train).calibrate(toy.val)
     with pytest.raises(ValueError, match=r"scores of \['MSP'\] are equal"):
@@ -109,6 +148,10 @@ def test_what_cannot_be_composed_is_named(toy: Toy):
     for members in ([], ["MSP"], [MSP(), nn.Linear(2, 2)]):
         with pytest.raises(ValueError, match="were given to compose"):
             compose(members)
+    with pytest.raises(ValueError, match=r"detectors=KNN.* was given; expected a list of detectors"):
+        compose(KNN())
+    with pytest.raises(ValueError, match=r"priors=GMM.* was given; expected a list of priors"):
+        HEAT(GMM())
     with pytest.raises(ValueError, match="beta=nan"):
         compose([MSP()], beta=math.nan)
     with pytest.raises(ValueError, match=r"scores of \['MSP'\] are equal"):

@@ -9,7 +9,8 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors import safe_open
 from scipy.stats import beta, betabinom, chisquare, kstest
 from sklearn.neighbors import LocalOutlierFactor
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import ood_lib
 from ood_lib import (
@@ -62,6 +64,7 @@ from ood_lib import (
     msp,
     noise_scales,
 )
+from ood_lib.detectors.head import FrozenHead
 from ood_lib.tensors import save_tensors
 from tests.conftest import CLASSES, UNITS, Toy, cast, normal, seeded
 
@@ -276,6 +279,33 @@ def test_scores_do_not_depend_on_the_device_and_come_back_where_the_features_are
     assert torch.allclose(on_gpu.score(toy.test), on_cpu.score(toy.test), rtol=0, atol=1e-6)
     assert on_gpu.score(toy.test.to("cuda")).device.type == "cuda"
     assert torch.allclose(on_cpu.score(toy.test.to("cuda")).cpu(), on_cpu.score(toy.test), rtol=0, atol=1e-6)
+
+
+class OnGPU(nn.Linear):
+    """A head whose numbers lie on a GPU, also where there is none: shape, type and device, and no values."""
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__(UNITS, CLASSES)
+        self._parameters.clear()
+        with mode:
+            self.__dict__ |= {"weight": torch.ones(CLASSES, UNITS, device="cuda"), "bias": None}
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        return iter([nn.Parameter(torch.ones(1))])
+
+
+def test_a_head_on_a_gpu_is_copied_to_where_detectors_start():
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        pass
+    head = FrozenHead(OnGPU(mode))
+    assert head.weight.device == head.bias.device == MSP().threshold.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["ReAct", "FDBD", "ViM", "WeiPer kld", "ASH-B", "LogitPrior"])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_head_on_a_gpu_makes_the_same_detector(name: str, toy: Toy):
+    found = MAKE[name](copy.deepcopy(toy.head).cuda()).fit(toy.train).score(toy.test)
+    assert torch.equal(found, MAKE[name](toy.head).fit(toy.train).score(toy.test))
 
 
 @few
@@ -538,6 +568,12 @@ def test_without_a_threshold_there_is_no_decision(make: Callable, toy: Toy):
         fitted(make, toy).p_values(toy.test)
 
 
+def test_p_values_are_those_of_floating_point_scores(toy: Toy):
+    detector = MSP().calibrate(toy.val)
+    with pytest.raises(ValueError, match=r"scores is torch\.int64 of shape \(2,\)"):
+        detector.p_values_of(torch.tensor([1, 2]))
+
+
 @few_learners
 def test_a_new_fit_forgets_the_threshold_of_the_old_one(make: Callable, toy: Toy):
     detector = fitted(make, toy).calibrate(toy.val).fit(toy.val)
@@ -545,6 +581,50 @@ def test_a_new_fit_forgets_the_threshold_of_the_old_one(make: Callable, toy: Toy
         with pytest.raises(NotFittedError, match="calibrate"):
             ask(toy.test)
     assert detector.calibration.numel() == 0
+
+
+def warns_of_rows_seen(detector: Detector, features: Features) -> bool:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        detector.calibrate(features)
+    return any("fitted on rows that calibrate was given again" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize("name", CLOSED)
+def test_a_threshold_of_rows_of_the_fit_is_warned_of(name: str, toy: Toy):
+    assert warns_of_rows_seen(fitted(MAKE[name], toy), toy.train)
+    assert not warns_of_rows_seen(fitted(MAKE[name], toy), toy.val)
+
+
+def test_rows_of_the_fit_are_known_in_any_order_and_in_parts(toy: Toy):
+    mixed = toy.train[torch.randperm(200, generator=seeded())]
+    for rows in (mixed, mixed[:50]):
+        assert warns_of_rows_seen(fitted(MAKE["KNN"], toy), rows)
+    streamed = Mahalanobis().partial_fit(toy.train[:90]).merge(Mahalanobis().partial_fit(toy.train[90:]))
+    assert warns_of_rows_seen(streamed, mixed[:80]) and not warns_of_rows_seen(streamed, toy.val)
+    member = compose([KNN(k=5).fit(toy.val), MSP()], refit=False).fit(toy.train)
+    assert warns_of_rows_seen(member, toy.val) and not warns_of_rows_seen(member, toy.test)
+    assert not warns_of_rows_seen(MSP().fit(toy.val), toy.val)  # nothing was learnt
+    again = KNN(k=5).fit(toy.val)
+    again.load_state_dict(fitted(MAKE["KNN"], toy).state_dict())
+    assert not warns_of_rows_seen(again, toy.val)
+    assert warns_of_rows_seen(KNN(k=5).fit(cast(toy.val, torch.bfloat16)), cast(toy.val, torch.bfloat16))
+
+
+def test_a_threshold_of_the_rows_of_the_fit_breaks_its_promise_and_one_of_the_other_half_keeps_it():
+    def draw(n: int, seed: int) -> Features:
+        labels = torch.arange(n) % 10
+        return Features(logits=4 * torch.eye(10)[labels] + normal(n, 10, seed=seed).float(), labels=labels)
+
+    same, halves = [], []
+    for seed in range(0, 60, 2):
+        val, test = draw(120, seed), draw(2000, seed + 1)
+        lof = SklearnDetector(LocalOutlierFactor(n_neighbors=5, novelty=True))
+        for found, first, second in ((same, val, val), (halves, val[:60], val[60:])):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found.append(lof.fit(first).calibrate(second, 0.9).is_ood(test).double().mean().item())
+    assert np.mean(same) > 0.15 and np.mean(halves) < 0.115
 
 
 @pytest.mark.parametrize("tpr", [0.0, -0.1, 1.0, 1.01, float("nan")])
@@ -637,7 +717,8 @@ def test_a_state_loads_into_a_detector_made_alike_alone(what: str, toy: Toy):
 def test_a_state_knows_every_hyperparameter(make: Callable, toy: Toy):
     detector = make(toy.head)
     unknown = inspect.signature(type(detector)).parameters.keys() - detector.arguments().keys()
-    assert unknown <= {"options", "checkpoint"}  # those of HEAT's hybrids, which know their own; the place of a file
+    # those of HEAT's hybrids, which know their own; the place of a file, and what looks on
+    assert unknown <= {"options", "checkpoint", "each_look"}
 
 
 def test_two_functions_of_one_name_are_two_hyperparameters(toy: Toy):

@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from ood_lib import FDBD, GMM, KNN, Detector, Features, Mahalanobis, NotFittedError
+from ood_lib import (
+    FDBD,
+    GMM,
+    KNN,
+    BenchmarkFeatures,
+    Detector,
+    Features,
+    Mahalanobis,
+    NotFittedError,
+    compose,
+    run_benchmark,
+)
 from ood_lib.detectors.moments import Moments, class_moments, gram, merge_moments, pooled
 from ood_lib.detectors.streaming import MomentDetector
+from ood_lib.evaluation.verdict import SetScores
 from tests.conftest import Toy, normal
 from tests.detectors.test_detector import MAKE, same_state, state_of
 
@@ -158,6 +170,30 @@ def test_what_the_moments_mean_is_worked_out_once_and_when_it_is_asked_for(toy: 
     detector.sample(3)
     assert detector.finished == 1
     assert Counting().merge(detector).sample(3).shape == (3, z.shape[1])
+
+
+def streamed(toy: Toy) -> Mahalanobis:
+    detector = Mahalanobis()
+    for part in parts(toy.train):
+        detector.partial_fit(part)
+    return detector
+
+
+def test_what_was_learnt_in_pieces_is_judged_and_composed_as_it_is(toy: Toy):
+    other = BenchmarkFeatures(toy.val, toy.val, toy.test, {}, {"far": toy.ood})
+    whole = Mahalanobis().fit(toy.train).score(toy.test)
+
+    def kept(detector: Detector) -> bool:
+        return torch.allclose(detector.score(toy.test), whole, rtol=1e-9, atol=1e-9)
+
+    judged, scored, merged = streamed(toy), streamed(toy), Mahalanobis().merge(streamed(toy))
+    assert judged.ready and merged.ready and not Mahalanobis().ready
+    for detector in (judged, merged):
+        run_benchmark({"it": detector}, other, refit=False)
+        assert kept(detector)
+    SetScores.of(scored, other)
+    assert kept(scored)
+    assert kept(compose([streamed(toy)], refit=False).fit(toy.val).detectors[0])
 
 
 def test_a_class_may_come_later_but_not_never(toy: Toy):

@@ -50,9 +50,8 @@ class Diary(Detector):
         super().__init__()
         self.met: dict[str, list[Features]] = {"fit": [], "score": []}
 
-    def fit(self, features: Features) -> "Diary":
+    def _fit(self, features: Features) -> None:
         self.met["fit"].append(features)
-        return super().fit(features)
 
     def score(self, features: Features) -> torch.Tensor:
         self.met["score"].append(features)
@@ -313,3 +312,8 @@ def test_group_means_are_those_of_the_table_and_a_group_without_a_set_has_none(f
     assert group_auroc(KNN(k=5).fit(features.train), features) == pytest.approx(table.to_dict())
     only_far = group_auroc(MSP(), replace(features, near={}))
     assert np.isnan(only_far["near"]) and 0 <= only_far["far"] <= 1
+
+
+def test_detectors_without_names_are_refused(features: BenchmarkFeatures):
+    with pytest.raises(ValueError, match="expected detectors by name"):
+        run_benchmark([MSP()], features)

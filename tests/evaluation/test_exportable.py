@@ -77,3 +77,10 @@ def test_one_picture_scores_as_it_does_in_a_batch():
         alone = [ood.extract(network, ood.ImageArray(IMAGES[i : i + 1]), progress=False) for i in range(5)]
         single = torch.cat([fitted_one.score(one) for one in alone])
         assert torch.allclose(single, fitted_one.score(seen[:5]), rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_learnt_in_pieces_is_exported():
+    network = networks()["library"]
+    whole, seen = fitted(network, ood.Mahalanobis())
+    pieces = ood.Mahalanobis().partial_fit(seen[:50]).partial_fit(seen[50:])
+    assert torch.allclose(ood.exportable(network, pieces)(IMAGES)[0], whole.score(seen), rtol=1e-4, atol=1e-5)

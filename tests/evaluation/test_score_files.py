@@ -1,6 +1,7 @@
 """Scores of picture files: the table says what Python says, and a broken picture ends nothing."""
 
 import csv
+import importlib
 import io
 import os
 import subprocess
@@ -17,6 +18,7 @@ from ood_lib.detectors.saved import made_for
 from ood_lib.evaluation import score_command
 from ood_lib.evaluation.score_command import main
 
+score_files_module = importlib.import_module("ood_lib.evaluation.score_files")  # its function has the same name
 Image = pytest.importorskip("PIL.Image")
 
 OWN = """
@@ -300,6 +302,15 @@ def test_without_a_threshold_nothing_is_decided(place):
         ood.score_files(detector, network, [], FRAME, alpha=0.1, threshold=0.0)
 
 
+def test_a_threshold_that_is_no_number_is_refused(place, capsys):
+    detector, network = fitted(ood.Energy)
+    with pytest.raises(ValueError, match="threshold=nan was given; expected a number"):
+        ood.score_files(detector, network, ["new/00.png"], FRAME, threshold=float("nan"))
+    arguments = ("detector.safetensors", "new", "--model", "scored_net:net", "--threshold", "nan")
+    status, rows, said = run(*arguments, capsys=capsys)
+    assert (status, rows) == (2, []) and "threshold=nan" in said
+
+
 def test_a_frame_without_its_network_is_refused(place):
     detector, network = fitted(ood.Energy)
     with pytest.raises(ValueError, match="expected both of them"):
@@ -307,3 +318,25 @@ def test_a_frame_without_its_network_is_refused(place):
     made = made_for("detector.safetensors")
     assert made is not None
     assert (made.frame, made.classes) == (FRAME, CLASSES)
+
+
+def test_a_threshold_may_lie_on_another_device_than_the_scores(place, monkeypatch):
+    detector, network = fitted(ood.Energy)
+
+    class Far:
+        """A threshold that can be compared only after it was brought to the device of the scores."""
+
+        def to(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+            assert device == torch.device("cpu")
+            return detector.threshold.to(dtype)
+
+    plain = list(ood.score_files(detector, network, ["new/00.png"], FRAME, device="cpu"))
+    monkeypatch.setattr(score_files_module, "_limit", lambda *_: Far())
+    assert list(ood.score_files(detector, network, ["new/00.png"], FRAME, device="cpu")) == plain
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_second_call_on_a_gpu_says_the_same(place):
+    detector, network = fitted(ood.Energy)
+    first, second = (list(ood.score_files(detector, network, ["new/00.png"], FRAME, device="cuda")) for _ in range(2))
+    assert first == second

@@ -1,6 +1,7 @@
 """A method against its baseline, network by network: what the interval promises, and the words that follow from it."""
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -144,3 +145,15 @@ def test_table_has_a_row_for_each_network_and_a_column_for_each_group(generator)
     shown = plots.verdict_table(found, "A against B").data
     assert list(shown.index) == list(found) and list(shown.columns) == ["near-OOD", "far-OOD", "mean of both"]
     assert shown.loc["near only", "far-OOD"] == "" and shown.loc["both", "near-OOD"] == str(found["both"]["near"])
+
+
+def test_one_detector_for_several_networks_is_refused(generator):
+    first, second = (drawn(generator, (1, 0)) for _ in range(2))
+    shared = ood.KNN(k=3)
+    with pytest.raises(ValueError, match="one KNN was given for several networks"):
+        verdicts([(x, shared, Column(0)) for x in (first, second)])
+    with pytest.raises(ValueError, match="one KNN was given for several networks"):
+        verdicts((x, Column(0), shared) for x in (first, second))
+    column = Column(0)  # learns nothing
+    verdicts([(x, ood.KNN(k=3), column) for x in (first, second)])
+    verdicts([(x, shared, column) for x in (first, replace(first, near=dict(first.near)))])  # the same network

@@ -7,12 +7,14 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ood_lib.features.bank import BenchmarkFeatures, load_bank
+from ood_lib import extract, load_benchmark, network_for
+from ood_lib.features.bank import BenchmarkFeatures, extract_benchmark, load_bank
 from ood_lib.features.bank_files import NEXT
 from ood_lib.features.features import Features
 from ood_lib.files import draft, sweep
@@ -152,6 +154,12 @@ def test_two_who_save_and_one_who_reads_see_whole_banks(tmp_path):
     assert not (tmp_path / NEXT).exists()
 
 
+def test_a_precision_that_there_is_not_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="precision='float16' was given; expected 'full' or 'uint8'"):
+        bank(1).save(tmp_path / "bank", precision="float16")
+    assert not (tmp_path / "bank").exists()
+
+
 def test_what_cannot_be_described_leaves_the_old_bank(tmp_path):
     bank(1).save(tmp_path)
     with pytest.raises(TypeError, match="JSON"):
@@ -190,3 +198,29 @@ def test_a_draft_of_a_killed_process_goes_and_one_of_a_living_process_stays(tmp_
     sweep(tmp_path)
     assert not dead.exists() and (mine / "near/a.safetensors").exists()
     assert value_of(tmp_path) == 1
+
+
+def test_the_head_of_a_benchmark_is_a_copy_that_stays():
+    bench = load_benchmark("digits")
+    network = network_for(bench)
+    few = replace(bench, train=bench.train.subset(torch.arange(8)), val=bench.val.subset(torch.arange(8)), near={})
+    few = replace(few, test=few.val, far={})
+    torch.manual_seed(0)
+    for data in (few.train, few.val, few.test):
+        extract(network, data, progress=False)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    x = extract_benchmark(network, few, progress=False)
+    assert torch.equal(torch.random.get_rng_state(), state)  # the copy draws no random numbers
+    assert x.head is not None and x.head is not network.head
+    assert not any(p.requires_grad for p in x.head.parameters()) and network.head.weight.requires_grad
+    with torch.no_grad():
+        network.head.weight.zero_()
+    assert torch.allclose(x.head(x.test.penultimate), x.test.logits, atol=1e-5)
+
+
+def test_two_sets_of_one_name_are_both_shown():
+    x = bank(1)
+    assert [line.split()[0] for line in repr(x).splitlines()[1:]] == ["train", "val", "test", "near", "sea"]
+    x = replace(x, near={"sea": x.train, "lake": x.train})
+    assert [line.split()[0] for line in repr(x).splitlines()[4:]] == ["near/sea", "lake", "far/sea"]

@@ -124,6 +124,7 @@ class FeatureFlow(Detector):
         each_look: Callable[["FeatureFlow"], object] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        check(lambda flow: isinstance(flow, str | nn.Module), "a name, or a module with log_prob", flow=flow)
         recipe = flow if isinstance(flow, str) else "coupling"
         check(DEFAULTS, "a module with log_prob", flow=recipe)
         object.__setattr__(self, "flow", flow)  # where each fit starts: no part of the state
@@ -143,8 +144,8 @@ class FeatureFlow(Detector):
         self.density = None
 
     def arguments(self) -> dict[str, Any]:
-        """As of every detector, but for the place of a file."""
-        return {name: value for name, value in super().arguments().items() if name != "checkpoint"}
+        """As of every detector, but for the place of a file and for what looks on: neither changes what is learnt."""
+        return {k: value for k, value in super().arguments().items() if k not in ("checkpoint", "each_look")}
 
     def _check_arguments(self) -> None:
         check("[0, inf)", noise=self.noise, learning_rate=self.learning_rate)

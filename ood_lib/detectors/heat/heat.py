@@ -11,6 +11,7 @@ Lafon, Ramzi, Rambour & Thome, Hybrid Energy Based Model in the Feature Space fo
 from collections.abc import Sequence
 from typing import Any
 
+from ood_lib.checks import check
 from ood_lib.detectors.compose import Composed
 from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.heat.hybrid import ResidualEBM
@@ -43,6 +44,7 @@ class HEAT(Composed):
     """
 
     def __init__(self, priors: Sequence[Detector], beta: float = 0.0, **options: Any) -> None:
+        check(lambda given: not isinstance(given, Detector), "a list of priors", priors=priors)
         ready = [prior for prior in priors if isinstance(prior, ResidualEBM)]
         if ready and options:
             raise ValueError(f"options {sorted(options)} were given beside hybrids that are ready: give those theirs")

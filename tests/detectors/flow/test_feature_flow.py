@@ -8,6 +8,7 @@ import zuko
 from torch import nn
 from torch.nn import functional as F
 
+import ood_lib
 from ood_lib import GMM, FeatureFlow, Features, Mahalanobis, NotFittedError
 from ood_lib.detectors.flow.bijections import Coupling
 from ood_lib.detectors.flow.feature_flow import DEFAULTS
@@ -315,3 +316,17 @@ def test_where_the_density_overflows_a_feature_is_as_strange_as_can_be():
     scores = detector.score(Features(penultimate=torch.cat([z[:5], 100 * z[5:10]])))
     assert scores.isfinite().all() and (scores[5:] == torch.finfo(torch.float32).max).all()
     assert scores[:5].max() < 100
+
+
+def test_a_flow_that_was_looked_at_is_saved_and_loaded_like_any_other(tmp_path):
+    watched = FeatureFlow(each_look=lambda flow: None, **SHORT).fit(TRAIN)
+    watched.save(tmp_path / "flow.safetensors")
+    plain = FeatureFlow(**SHORT)
+    plain.load_state_dict(watched.state_dict())
+    for again in (plain, ood_lib.load(tmp_path / "flow.safetensors")):
+        assert torch.equal(again.score(TRAIN), watched.score(TRAIN))
+
+
+def test_what_is_no_flow_is_refused():
+    with pytest.raises(ValueError, match="flow=3 was given; expected a name, or a module"):
+        FeatureFlow(flow=3)
