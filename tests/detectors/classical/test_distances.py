@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ood_lib import FDBD, KNN, SHE, Features, NNGuide
 from ood_lib.detectors.classical.knn import knn_distance
@@ -53,6 +55,30 @@ def test_a_tiny_distance_keeps_its_digits(dtype: torch.dtype):
     bank = normal(300, 9).to(dtype)
     step = torch.finfo(dtype).eps ** 0.5 * torch.eye(9, dtype=dtype)[0]
     assert torch.allclose(knn_distance(bank + step, bank, 1), ((bank + step) - bank).norm(dim=1), rtol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest memory that is made while it is on."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        new = [x.untyped_storage() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        self.made = max([self.made, *(x.nbytes() for x in new if x.data_ptr() not in known)])
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e30])
+def test_no_copy_of_the_bank_is_made_whatever_its_scale_or_that_of_the_query(size: float, dtype: torch.dtype):
+    bank, queries = size * normal(20000, 32).float(), size * normal(3, 32, seed=1).float()
+    with Largest() as seen:
+        found = knn_distance(queries.to(dtype), bank, 5, chunk=500)
+    assert 0 < seen.made < bank.nbytes / 10
+    pairs = np.linalg.norm(queries.double().numpy()[:, None] - bank.double().numpy()[None], axis=2)
+    assert np.allclose(found, np.sort(pairs, axis=1)[:, 4], rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=0)
 
 
 def test_a_feature_of_zeros_has_no_direction_and_is_no_trap():
