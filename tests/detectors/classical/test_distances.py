@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ood_lib import FDBD, KNN, SHE, Features, NNGuide
 from ood_lib.detectors.classical.knn import knn_distance
 from ood_lib.detectors.classical.nnguide import balanced_subset
-from tests.conftest import normal
+from tests.conftest import Largest, normal
 
 BANK, QUERIES = normal(120, 9), 1.5 * normal(40, 9, seed=1)
 
@@ -55,19 +53,6 @@ def test_a_tiny_distance_keeps_its_digits(dtype: torch.dtype):
     bank = normal(300, 9).to(dtype)
     step = torch.finfo(dtype).eps ** 0.5 * torch.eye(9, dtype=dtype)[0]
     assert torch.allclose(knn_distance(bank + step, bank, 1), ((bank + step) - bank).norm(dim=1), rtol=1e-5)
-
-
-class Largest(TorchDispatchMode):
-    """Bytes of the largest memory that is made while it is on."""
-
-    made = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
-        out = func(*args, **(kwargs or {}))
-        new = [x.untyped_storage() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
-        self.made = max([self.made, *(x.nbytes() for x in new if x.data_ptr() not in known)])
-        return out
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
