@@ -129,7 +129,7 @@ def directions(x: Tensor) -> Tensor:
 
 def _plain(x: Tensor) -> bool:
     """Whether numpy may order it: its sort uses the vector units of a CPU, and keeps neither places nor gradients."""
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64, torch.int64)
     return plain and not (x.requires_grad or is_exporting())
 
 
