@@ -1,7 +1,7 @@
 r"""A hybrid: prior energy plus learned residual, :math:`E_{\text{prior}}(z)/T_p + E_\theta(z)`; larger = more OOD.
 
-Priors stand in `ood_lib.priors`, the network and its loss in `ood_lib.residual`, and `ood_lib.langevin` draws the
-negatives it is trained on.
+Priors stand in `ood_lib.detectors.heat.priors`, the network and its loss in `ood_lib.detectors.heat.residual`, and
+`ood_lib.detectors.heat.langevin` draws the negatives it is trained on.
 """
 
 import copy
