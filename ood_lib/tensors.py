@@ -16,14 +16,14 @@ from ood_lib.files import atomic
 
 __all__ = [
     "PRECISIONS", "as_tensor", "ascending", "check_floats", "dequantized", "directions", "half", "largest", "lengths",
-    "quantized", "save_tensors", "single", "strange",
+    "quantized", "save_tensors", "single", "why_not_dense",
 ]  # fmt: skip
 
 PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # in which torch computes everything
 
 
-def strange(x: Any) -> str:
-    """What keeps something from being a tensor whose numbers lie in memory one by one, in words; "" = nothing."""
+def why_not_dense(x: Any) -> str:
+    """Why something is no tensor whose numbers lie in memory one by one, in words; "" where it is one."""
     if not isinstance(x, Tensor):
         of = f" of {x.dtype}" if hasattr(x, "dtype") else ""
         return f"a {type(x).__name__}{of}"
@@ -49,7 +49,7 @@ def check_floats(shape: str, /, **given: Any) -> None:
         ValueError: z is torch.int64 of shape (1, 2); expected floating-point numbers (N, K), for instance z.float()
     """
     for name, x in given.items():
-        mend = "a dense torch tensor" if (what := strange(x)) else f"for instance {name}.float()"
+        mend = "a dense torch tensor" if (what := why_not_dense(x)) else f"for instance {name}.float()"
         least = shape.count(",") + (not shape.endswith(",)")) - ("..." in shape)
         axes = 0 if what else x.ndim
         if not what and (x.dtype not in PRECISIONS or axes < least or (axes > least and "..." not in shape)):
@@ -66,10 +66,10 @@ def as_tensor(values: Any, name: str) -> Tensor:
             them ``name``.
     """
     if isinstance(values, Tensor):
-        if what := strange(values):
+        if what := why_not_dense(values):
             raise ValueError(f"{name} is {what}; expected real numbers in a dense tensor or an array")
         return values.detach().resolve_neg()
-    what = strange(values)
+    what = why_not_dense(values)
     try:
         rows = values if isinstance(values, np.ndarray) else np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -129,7 +129,7 @@ def directions(x: Tensor) -> Tensor:
 
 def _plain(x: Tensor) -> bool:
     """Whether numpy may order it: its sort uses the vector units of a CPU, and keeps neither places nor gradients."""
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64, torch.int64)
     return plain and not (x.requires_grad or is_exporting())
 
 

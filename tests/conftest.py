@@ -12,6 +12,8 @@ import matplotlib
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ood_lib.features.features import Features
 
@@ -111,3 +113,16 @@ def read_only(monkeypatch) -> Callable[[Path], None]:
     for module in (builtins, io):
         guard(module, "open", lambda mode="r", *_, **__: bool({*mode} & {*"wax+"}))
     return lambda folder: folders.append(f"{folder.absolute()}/")
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest memory that is made while it is on."""
+
+    made = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        out = func(*args, **(kwargs or {}))
+        new = [x.untyped_storage() for x in tree_leaves(out) if isinstance(x, torch.Tensor)]
+        self.made = max([self.made, *(x.nbytes() for x in new if x.data_ptr() not in known)])
+        return out

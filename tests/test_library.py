@@ -6,6 +6,7 @@ Each law is a function from names or text to complaints, so that the end of this
 import ast
 import importlib
 import inspect
+import pkgutil
 import re
 import shutil
 import sys
@@ -135,6 +136,48 @@ def test_the_idea_of_a_name_is_the_first_sentence_of_its_docstring():
         assert reference.idea(module, name, ROOT / "ood_lib") == words
 
 
+def named(text):
+    """What a file defines, at any depth: functions, classes, variables, attributes and arguments."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
+                found.add(name)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                found.add(name)
+    return found
+
+
+def mentioned(text):
+    """What the docstrings of a file put between single backticks, examples left out: names, and nothing else."""
+    nodes = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
+    docstrings = [(ast.get_docstring(n) or "").partition("Example:")[0] for n in nodes]
+    return {name for doc in docstrings for name in re.findall(r"(?<![`:])`([\w.]+)`(?!`)", doc)}
+
+
+def found(name):
+    """Whether a dotted name is a module, or stands in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+def lost(text, known):
+    """Names in docstrings that nothing has."""
+    here = {name for name in mentioned(text) if name.split(".")[0] in known}
+    return {name for name in mentioned(text) - here if not found(name)}
+
+
+KNOWN = set().union(*(named(path.read_text(encoding="utf-8")) for path in FILES))
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_what_a_docstring_names_is_there(path):
+    assert lost(path.read_text(encoding="utf-8"), KNOWN) == set()
+
+
 def unnamed(text, extras):
     """Packages that a file imports and pyproject.toml names neither in the core nor in the extra they come with."""
     missing = set()
@@ -174,4 +217,6 @@ def test_the_laws_can_fail():
     extras = {"plots": {"scipy"}, "book": {"pyyaml"}}
     assert unnamed('import os, scipy.stats\nneed("yaml", "book")', extras) == set()
     assert unnamed('import pandas\nneed("yaml")', extras) == {"pandas", "yaml"}
+    said = '"""See `ood_lib.MSP`, `ood_lib.mps`, `torch.nn`, `a.c`, `a` and ``d``; not `e`. Example: `f`"""\na = 1'
+    assert lost(said, named(said)) == {"ood_lib.mps", "e"}
     assert assigned("from a import b\nc: int = 1\nd, e = 1, 2\ndef f(): g = 1") == {"c", "d", "e", "f"}

@@ -1,8 +1,8 @@
 """Sets that a file describes: which picture shows what is said in text, not by folders.
 
-Our own `labels.csv` (multi-label), PASCAL VOC's `ImageSets`, COCO's `instances` annotations, and OpenOOD's image lists.
-Each reader gives the pictures in the order of its file; a file that contradicts itself or the disk is an error that
-names the line.
+Our own ``labels.csv`` (multi-label), PASCAL VOC's ``ImageSets``, COCO's ``instances`` annotations, and OpenOOD's
+image lists.  Each reader gives the pictures in the order of its file; a file that contradicts itself or the disk is an
+error that names the line.
 """
 
 import csv

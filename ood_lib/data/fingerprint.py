@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorD
 
 from ood_lib.data.images import ImageArray, ImageFiles
 from ood_lib.data.length import length
-from ood_lib.tensors import as_tensor, strange
+from ood_lib.tensors import as_tensor, why_not_dense
 
 __all__ = ["DataIdentity", "collate_items", "collate_labelled", "data_identity", "dataset_hash", "known_marks"]
 
@@ -86,7 +86,7 @@ def _as_tensors(item: Any) -> Any:
 
 
 def _check_image(image: Any) -> None:
-    if isinstance(image, Tensor) and (what := strange(image)):
+    if isinstance(image, Tensor) and (what := why_not_dense(image)):
         raise ValueError(f"an image of the data set is {what}; expected a dense tensor (channels, height, width)")
     if not isinstance(image, Tensor | np.ndarray):
         advice = "; end its transform with torchvision.transforms.ToTensor()" if hasattr(image, "convert") else ""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ood_lib.extras import need
-from ood_lib.tensors import check_floats, strange
+from ood_lib.tensors import check_floats, why_not_dense
 
 __all__ = ["class_indices", "LabelCounts", "average_precision", "count_labels", "label_matrix", "present"]
 
@@ -25,7 +25,7 @@ def class_indices(labels: Tensor, rows: int, classes: int | None = None) -> Tens
     Raises:
         ValueError: they are not one integer per row; or, where C is known, one of them is none of 0, ..., C - 1.
     """
-    what = strange(labels)
+    what = why_not_dense(labels)
     whole = not what and not labels.is_floating_point()
     if not whole or labels.shape != (rows,) or labels.dtype == torch.bool:
         kind = what or f"{labels.dtype} of shape {tuple(labels.shape)}"
@@ -52,7 +52,7 @@ def label_matrix(labels: Tensor, rows: int, classes: int | None = None) -> Tenso
         ValueError: another shape, or an entry other than 0 and 1.
     """
     wanted = f"({rows}, {'C' if classes is None else classes})"
-    if what := strange(labels):
+    if what := why_not_dense(labels):
         raise ValueError(f"labels are {what}; expected a dense tensor {wanted}, one column of 0/1 per label")
     if labels.ndim != 2 or len(labels) != rows or classes not in (None, labels.shape[1]):
         raise ValueError(
@@ -113,7 +113,7 @@ def count_labels(labels: Tensor) -> LabelCounts:
         >>> print(count_labels(torch.tensor([[1, 1, 0], [0, 0, 0], [0, 1, 0]])))
         3 images with 1.00 labels each, 1 without any; images per class: 1, 2, 0; never present: classes [2]
     """
-    labels = label_matrix(labels, 0 if strange(labels) or labels.ndim == 0 else len(labels))
+    labels = label_matrix(labels, 0 if why_not_dense(labels) or labels.ndim == 0 else len(labels))
     each = labels.sum(1)
     mean = each.double().mean().item() if len(labels) else 0.0
     return LabelCounts(len(labels), int((each == 0).sum()), mean, tuple(labels.sum(0).tolist()))

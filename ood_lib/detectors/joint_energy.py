@@ -100,7 +100,8 @@ def sum_logit(logits: Tensor) -> Tensor:
 class JointEnergy(Detector):
     """Energy of all labels together, with the arguments of `joint_energy`.
 
-    `label_energies` says which label it owes its value to.
+    `label_energies` says which label it owes its value to.  A ``temperature`` or ``top`` set later changes the scores
+    and not the threshold: calibrate again.
     """
 
     reads = ("logits",)

@@ -257,7 +257,8 @@ class WeiPer(Detector):
         head: the network's last linear layer, with or without bias.
         score: ``"kld"`` (see `weiper_kld`), ``"msp"``, ``"react"`` (energy of clipped features), or any function of
             logits (..., C) -> (...,) with larger = more OOD.
-        repeats: r, number of perturbed heads; None = the limit of infinitely many, deterministic.
+        repeats: r, number of perturbed heads; None = the limit of infinitely many, deterministic.  Each call draws
+            r x C x K numbers, which one image pays for as a thousand do: score many at once, or take None.
         delta: length of the noise relative to each class row.
         bins: B, bins of both histograms.
         lambda1, lambda2, smooth_penultimate, smooth_weiper, eps_penultimate, eps_weiper, smooth_reference: see

@@ -51,7 +51,7 @@ def run_benchmark(
 
     Returns:
         One row per detector, OOD set and metric: detector, ood_set, group, metric, value, low, high, seed; seconds (to
-        fit and to score all sets), seconds_per_1000 (to score 1000 images), memory_mb (of both, see `measured`).
+        fit and to score all sets), seconds_per_1000 (to score 1000 images), memory_mb (of both, see `measure_cost`).
         Without detectors or OOD sets, these columns and no row; without OOD sets a warning says so.  A detector that
         fails is left out, and a warning names it and its error.
 

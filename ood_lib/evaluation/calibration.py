@@ -7,9 +7,11 @@ from torch import Tensor
 
 from ood_lib.checks import check
 from ood_lib.data.labels import class_indices
-from ood_lib.tensors import check_floats
+from ood_lib.tensors import ascending, check_floats
 
 __all__ = ["Reliability", "reliability"]
+
+AT_ONCE = 2**20  # images of some draws held at once, 8 bytes each
 
 
 class Reliability(NamedTuple):
@@ -81,12 +83,20 @@ def reliability(logits: Tensor, labels: Tensor, *, bins: int = 10, draws: int = 
     confidence, right = confidence[order].cpu(), (answer == labels.to(answer.device))[order].double().cpu()
     generator = torch.Generator().manual_seed(seed)
     exact: Any = {"dtype": torch.float64, "device": "cpu"}
-    n = len(right)
-    rows = (torch.randint(n, (n,), generator=generator, device="cpu").sort().values for _ in range(draws))
-    again = torch.tensor([_ece(confidence[r], right[r], bins) for r in rows], **exact)
-    drawn = [torch.rand(len(right), generator=generator, **exact) < confidence for _ in range(draws)]
-    chance = torch.tensor([_ece(confidence, x.double(), bins) for x in drawn], **exact).quantile(0.95).item()
-    ece = _ece(confidence, right, bins)
+    n, gap = len(right), confidence - right
+    blocks = [range(draws)[i : i + max(1, AT_ONCE // n)] for i in range(0, draws, max(1, AT_ONCE // n))]
+
+    def resampled() -> Tensor:
+        return torch.randint(n, (n,), generator=generator, device="cpu")
+
+    def by_chance() -> Tensor:
+        return torch.rand(n, generator=generator, **exact)
+
+    rows = (ascending(torch.stack([resampled() for _ in block])) for block in blocks)
+    again = torch.cat([_ece(gap[r], bins) for r in rows])
+    drawn = (torch.stack([by_chance() for _ in block]) < confidence for block in blocks)
+    chance = torch.cat([_ece(confidence - x.double(), bins) for x in drawn]).quantile(0.95).item()
+    ece = _ece(gap[None], bins).item()
     low, high = (max(0.0, 2 * ece - again.quantile(q).item()) for q in (0.975, 0.025))
     parts = _bins(len(right), bins)
     said, kept = (torch.stack([part.mean() for part in x.split(parts)]) for x in (confidence, right))
@@ -98,7 +108,7 @@ def _bins(n: int, bins: int) -> list[int]:
     return [len(part) for part in torch.arange(n, device="cpu").tensor_split(max(1, min(bins, n // 10)))]
 
 
-def _ece(confidence: Tensor, right: Tensor, bins: int) -> float:
-    """The error of confidences (N,), in rising order, and right answers (N,)."""
-    parts = (confidence - right).split(_bins(len(right), bins))
-    return sum(abs(part.sum().item()) for part in parts) / len(right)
+def _ece(gaps: Tensor, bins: int) -> Tensor:
+    """The error (B,) of each row of confidences minus right answers (B, N), in rising order of the confidence."""
+    n = gaps.shape[1]
+    return torch.stack([part.sum(1).abs() for part in gaps.split(_bins(n, bins), 1)]).sum(0) / n

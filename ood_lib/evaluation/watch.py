@@ -4,10 +4,14 @@ import bisect
 import random
 from typing import Any
 
+import numpy as np
+
 from ood_lib.checks import check
 from ood_lib.evaluation.metrics import checked_scores
 
 __all__ = ["Watch"]
+
+BLOCK = 1000  # scores that are kept apart before they are merged into the others
 
 
 class Watch:
@@ -22,6 +26,9 @@ class Watch:
     reaches a level c after c images at the soonest, on average.  Half of the bets are that alarms, :math:`p \le
     \alpha`, come two, four or eight times as often; the others lean towards small or towards large p.  The evidence is
     the mean of their statistics.
+
+    All scores are kept, 8 bytes each, so a watch over a stream without end grows with it: begin a new one now and then,
+    with a fresh calibration.
 
     Args:
         calibration: scores of held-out ID images (N,), a tensor, an array or a list: ``detector.calibration``.
@@ -46,19 +53,32 @@ class Watch:
     def __init__(self, calibration: Any, alpha: float = 0.05, patience: float = 100_000, seed: int = 0) -> None:
         check("(0, 0.1]", "a share of ID images that are refused", alpha=alpha)
         check("(1, inf)", "a number of images", patience=patience)
-        self.known = sorted(checked_scores(calibration, "calibration").tolist())
+        self.known = np.sort(_doubles(calibration, "calibration"))
+        self.fresh: list[float] = []  # those not yet among the known, sorted as well
         self.alpha, self.patience, self.random = alpha, patience, random.Random(seed)
         self.rates, self.leans = [2 * alpha, 4 * alpha, 8 * alpha], [0.5, 1.0, -0.5]
         self.statistics = [0.0] * 6
 
     def update(self, scores: Any) -> float:
         """The evidence after these scores, in the order in which they came; at `patience` or above it is an alarm."""
-        for score in checked_scores(scores, "scores").tolist():
-            low, high = bisect.bisect_left(self.known, score), bisect.bisect_right(self.known, score)
-            above = len(self.known) - high + self.random.random() * (high - low + 1)
-            p = above / (len(self.known) + 1)
-            self.known.insert(high, score)
+        new = _doubles(scores, "scores")
+        for start in range(0, len(new), BLOCK):
+            self._take(new[start : start + BLOCK])
+        return sum(self.statistics) / len(self.statistics)
+
+    def _take(self, scores: np.ndarray) -> None:
+        below, upto = self.known.searchsorted(scores).tolist(), self.known.searchsorted(scores, "right").tolist()
+        for score, low, high in zip(scores.tolist(), below, upto):
+            seen, place = len(self.known) + len(self.fresh), bisect.bisect_right(self.fresh, score)
+            low, high = low + bisect.bisect_left(self.fresh, score), high + place
+            p = (seen - high + self.random.random() * (high - low + 1)) / (seen + 1)
+            self.fresh.insert(place, score)
             bets = [q / self.alpha if p <= self.alpha else (1 - q) / (1 - self.alpha) for q in self.rates]
             bets += [1 + lean * (1 - 2 * p) for lean in self.leans]
             self.statistics = [(1 + r) * bet for r, bet in zip(self.statistics, bets)]
-        return sum(self.statistics) / len(self.statistics)
+        if len(self.fresh) >= BLOCK:
+            self.known, self.fresh = np.insert(self.known, self.known.searchsorted(self.fresh), self.fresh), []
+
+
+def _doubles(scores: Any, name: str) -> np.ndarray:
+    return checked_scores(scores, name).double().cpu().numpy()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ood_lib.features.sealed import map_tensors, seal, unsealed
 from ood_lib.files import atomic
-from ood_lib.tensors import save_tensors, single, strange
+from ood_lib.tensors import save_tensors, single, why_not_dense
 
 __all__ = ["Features"]
 
@@ -48,7 +48,7 @@ class Features:
         for name, value in self.tensors().items():
             if not isinstance(value, Tensor) or value.ndim == 0:
                 raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor with one row per image")
-            if what := strange(value):
+            if what := why_not_dense(value):
                 raise ValueError(f"{name} is {what}; expected a dense tensor with one row per image")
             if name != "labels" and (value.ndim != 2 or not value.is_floating_point() or value.shape[1] == 0):
                 raise ValueError(

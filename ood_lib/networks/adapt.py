@@ -63,7 +63,7 @@ class Adapted(nn.Module):
         return head
 
     def represent(self, images: Tensor) -> Representation:
-        """As `ResNet.represent`; raises ValueError when the head is not the layer that makes the logits."""
+        """As `ResNet.represent`; raises ValueError where the logits are not what the head made of the feature."""
         seen = _Seen(self.model, self._head)
         with seen, _uncompiled(self.model):
             logits = self._entry(_run(self.model, self.normalize(images)))
@@ -77,7 +77,7 @@ class Adapted(nn.Module):
     def _found(self, seen: "_Seen", result: Tensor) -> tuple[nn.Linear | None, Tensor]:
         """The head and what it read; the head is what it was, unless the model had not run before or has several."""
         entered, made = seen.last(self._head)
-        if made is not None and entered.ndim == 2 and _same(made, result):
+        if made is not None and entered.ndim == 2 and _same(made, result) and not seen.changed(self._head):
             return self._head, entered
         if (self._sure and self._head is None) or (not self._sure and seen.ends_in_identity(result)):
             return None, _rows(result, self.model)
@@ -95,7 +95,14 @@ class Adapted(nn.Module):
                 "and no logits, say adapt(model, head=False)"
             )
         entered, made = seen.last(self._head)
-        if makers := [names[m] for m, (_, o) in seen.calls.items() if isinstance(m, nn.Linear) and _same(o, result)]:
+        if changed := seen.changed(self._head):
+            say = (
+                "z = z / z.norm(dim=1, keepdim=True), not z /= ..."
+                if changed == "read"
+                else "let the model return what the head makes, without what comes behind it"
+            )
+            return f"what the head {head!r} of {model} {changed} was changed in place afterwards: {say}"
+        if makers := [names[m] for m in seen.linear() if _same(seen.calls[m][1], result)]:
             return f"the output of {model} is not the output of {head!r} but of {makers[-1]!r}: name that as its head"
         if twins := [names[layer] for layer, _ in seen.twins(result)]:
             return f"the output of {model} is the mean of {twins}: without head= they are taken together as one head"
@@ -149,17 +156,18 @@ class _Seen:
     def __init__(self, model: nn.Module, head: nn.Module | None) -> None:
         self.model, self.head, self.thread = model, head, threading.get_ident()
         self.calls: dict[Any, Any] = {}  # what each read, and what it made
+        self.states: dict[Any, Any] = {}  # and how both were then
         self.map: Tensor | None = None
 
     def __enter__(self) -> Self:
-        self.handles = [m.register_forward_hook(self._look) for m in self.model.modules()]
+        self.handles = [m.register_forward_hook(self._look, with_kwargs=True) for m in self.model.modules()]
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self.handles:
             handle.remove()
 
-    def _look(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _look(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
         if threading.get_ident() != self.thread or not isinstance(output, Tensor):
             return  # another thread shows the model its own images
         if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
@@ -168,11 +176,21 @@ class _Seen:
             self.map = None
         if module is self.head or (isinstance(module, KEPT) and output.ndim == 2):  # tokens would fill the memory
             self.calls.pop(module, None)  # the order is that of the last calls
-            self.calls[module] = inputs[0], output
+            self.calls[module] = entered, output = next(iter((*inputs, *named.values()))), output
+            self.states[module] = _state(entered), _state(output)
 
     def last(self, module: nn.Module | None) -> tuple[Any, Any]:
         """What a layer read in its last call, and what it made; None where it did not run."""
         return self.calls.get(module, (None, None))
+
+    def changed(self, module: nn.Module | None) -> str:
+        """Which of them was changed in place since: what it ``made``, or what it ``read``; "" where neither was."""
+        calls = zip(("read", "made"), self.last(module), self.states.get(module, ()))
+        return next((which for which, x, state in reversed([*calls]) if not _unchanged(x, state)), "")
+
+    def linear(self) -> list[nn.Linear]:
+        """The linear layers whose last input and output are still what they were."""
+        return [m for m in self.calls if isinstance(m, nn.Linear) and not self.changed(m)]
 
     def style(self, width: int) -> Tensor | None:
         """Standard deviation of the last map over space, where the feature is the mean of its channels."""
@@ -180,7 +198,7 @@ class _Seen:
 
     def twins(self, logits: Tensor) -> list[tuple[nn.Linear, Tensor]]:
         """Two or more layers whose mean the logits are, and what each of them read."""
-        calls = [(m, x, made) for m, (x, made) in self.calls.items() if isinstance(m, nn.Linear)]
+        calls = [(m, *self.calls[m]) for m in self.linear()]
         found = [(m, x, made) for m, x, made in calls if made.shape == logits.shape and x.ndim == 2]
         alike = len(found) > 1 and _same(torch.stack([made for *_, made in found]).mean(0), logits)
         return [(m, x) for m, x, _ in found] if alike else []
@@ -188,7 +206,7 @@ class _Seen:
     def ends_in_identity(self, result: Tensor) -> bool:
         """Whether an identity stands in the place of the head: it passed on the output, which no linear layer made."""
         last = [m for m, (_, made) in self.calls.items() if made.data_ptr() == result.data_ptr()]
-        return any(isinstance(m, nn.Identity) for m in last) and not any(isinstance(m, nn.Linear) for m in last)
+        return any(isinstance(m, nn.Identity) for m in last) and not any(m in self.linear() for m in last)
 
 
 def _joined(twins: list[tuple[nn.Linear, Tensor]], seen: _Seen) -> tuple[nn.Linear, Tensor]:
@@ -214,7 +232,9 @@ def _joined(twins: list[tuple[nn.Linear, Tensor]], seen: _Seen) -> tuple[nn.Line
 def _on_input(layer: nn.Linear, entered: Tensor, seen: _Seen) -> tuple[Tensor, Tensor, Tensor]:
     """Weight, bias and feature of a layer, a batch normalisation in eval mode before it counted in."""
     for norm, (read, made) in seen.calls.items():
-        if isinstance(norm, nn.BatchNorm1d) and made is entered and not norm.training and norm.running_var is not None:
+        if not isinstance(norm, nn.BatchNorm1d) or made is not entered or seen.changed(norm):
+            continue
+        if not norm.training and norm.running_var is not None:
             assert norm.running_mean is not None
             scale = (norm.running_var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight)
             shift = (0 if norm.bias is None else norm.bias) - norm.running_mean * scale
@@ -269,6 +289,15 @@ def _part(made: Any, name: str | int) -> Any:
         return made[name]
     except (KeyError, IndexError, TypeError):
         return getattr(made, str(name), None)
+
+
+def _state(x: Tensor) -> Any:
+    """By which a later look tells whether a tensor was changed in place; one made in inference mode keeps no count."""
+    return x.clone() if x.is_inference() else x._version
+
+
+def _unchanged(x: Tensor, state: Any) -> bool:
+    return torch.allclose(x, state, equal_nan=True) if isinstance(state, Tensor) else x._version == state
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.checks import check
-from ood_lib.tensors import PRECISIONS, strange
+from ood_lib.tensors import PRECISIONS, why_not_dense
 
 __all__ = ["Augment", "Augmented", "augmented", "cutout", "flip", "shift"]
 
@@ -20,7 +20,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 def _check(images: Tensor) -> None:
-    what = strange(images)
+    what = why_not_dense(images)
     if what or images.ndim != 4 or (images.is_floating_point() and images.dtype not in PRECISIONS):
         given = what or f"{images.dtype} of shape {tuple(images.shape)}"
         raise ValueError(f"images are {given}; expected a dense tensor (N, C, H, W) in a usual precision")

@@ -22,7 +22,7 @@ SAMPLE = 64  # items by which a checkpoint knows a data set again all of which i
 
 
 def split_batch(batch: Any) -> tuple[Tensor, Any]:
-    """Images and labels of what a `DataLoader` gives.
+    """Images and labels of what a ``DataLoader`` gives.
 
     Raises:
         ValueError: the items of the data set are no pairs, or their images no floating-point tensors.

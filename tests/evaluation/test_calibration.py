@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from ood_lib import reliability
+from ood_lib.evaluation import calibration
 
 
 def drawn(n, truth, seed=0):
@@ -45,6 +47,27 @@ def test_bins_hold_equally_many_images_and_their_order_does_not_count():
     found, again = reliability(logits, labels, draws=5), reliability(logits[order], labels[order], draws=5)
     assert found.images.sum() == 205 and found.images.max() - found.images.min() <= 1
     assert found.ece == pytest.approx(again.ece) and (found.confidence.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("at_once", [1, 1000, 2**20])
+def test_draws_are_those_of_one_at_a_time_however_many_are_held_at_once(monkeypatch, at_once):
+    monkeypatch.setattr(calibration, "AT_ONCE", at_once)
+    (logits, labels), draws, n = drawn(203, lambda c: c), 30, 203
+    confidence, answer = logits.softmax(1).max(1)
+    order = confidence.argsort(stable=True)
+    said, right = confidence[order].numpy(), (answer == labels)[order].double().numpy()
+    generator = torch.Generator().manual_seed(5)
+    rows = [np.sort(torch.randint(n, (n,), generator=generator).numpy()) for _ in range(draws)]
+    luck = [torch.rand(n, generator=generator, dtype=torch.float64).numpy() < said for _ in range(draws)]
+
+    def ece(said: np.ndarray, right: np.ndarray) -> float:
+        return sum(abs(gap.sum()) for gap in np.array_split(said - right, 10)) / n
+
+    again, own = [ece(said[r], right[r]) for r in rows], ece(said, right)
+    found = reliability(logits, labels, draws=draws, seed=5)
+    assert found.chance == pytest.approx(np.quantile([ece(said, x) for x in luck], 0.95), rel=1e-12)
+    low, high = (2 * own - np.quantile(again, q) for q in (0.975, 0.025))
+    assert found[:3] == pytest.approx((own, min(max(low, 0), own), max(high, own)), rel=1e-12)
 
 
 def test_what_is_no_classification_is_refused():

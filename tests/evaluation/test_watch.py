@@ -1,10 +1,14 @@
 """Evidence for drift: no alarm while nothing changes, for any law of the scores; one soon after a change."""
 
+import operator
+import random
+
 import numpy as np
 import pytest
 import torch
 
 import ood_lib as ood
+from ood_lib.evaluation import watch
 
 RANDOM = {
     "normal": lambda random, n: random.standard_normal(n),
@@ -58,6 +62,25 @@ def test_one_by_one_or_at_once_is_the_same():
     for score in new:
         last = watch.update([score])
     assert last == ood.Watch(known).update(new)
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+@pytest.mark.parametrize("law", RANDOM)
+def test_ranks_are_those_of_a_count_wherever_the_scores_are_kept(monkeypatch, law, block):
+    monkeypatch.setattr(watch, "BLOCK", block)
+    draw = np.random.default_rng(5)
+    known, new = RANDOM[law](draw, 30).tolist(), RANDOM[law](draw, 60).tolist()
+    ties, seen, statistics = random.Random(3), list(known), [0.0] * 6
+    for score in new:
+        above, equal = (sum(compare(x, score) for x in seen) for compare in (operator.gt, operator.eq))
+        p = (above + ties.random() * (equal + 1)) / (len(seen) + 1)
+        seen.append(score)
+        bets = [q / 0.05 if p <= 0.05 else (1 - q) / 0.95 for q in (0.1, 0.2, 0.4)]
+        bets += [1 + lean * (1 - 2 * p) for lean in (0.5, 1.0, -0.5)]
+        statistics = [(1 + r) * bet for r, bet in zip(statistics, bets)]
+    found = ood.Watch(known, seed=3)
+    found.update(new[:25])
+    assert found.update(new[25:]) == pytest.approx(np.mean(statistics), rel=1e-12)
 
 
 @pytest.mark.parametrize("given", [{"alpha": 0.2}, {"alpha": 0}, {"patience": 1}, {"calibration": []}])

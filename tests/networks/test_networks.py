@@ -296,6 +296,54 @@ def test_threads_do_not_see_each_others_images():
     assert all(torch.equal(a, b) for pair in zip(found, expected, strict=True) for a, b in zip(*pair, strict=True))
 
 
+class Worked(nn.Module):
+    """Does something to a feature and its logits after the head; the head may be called by keyword."""
+
+    def __init__(self, after, by_name: bool = False):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(4, 6))
+        self.head, self.after, self.by_name = nn.Linear(6, 3), after, by_name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.body(x)
+        out = self.head(input=z) if self.by_name else self.head(z)
+        self.after(z, out)
+        return out
+
+
+IN_PLACE = {
+    "scaled": lambda z, out: out.mul_(20),
+    "shifted by a prior": lambda z, out: out.sub_(torch.tensor([5.0, 0, 0])),
+    "a slice written": lambda z, out: out[:, 0].zero_(),
+    "a feature brought to length one": lambda z, out: z.div_(z.norm(dim=1, keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("kind", IN_PLACE)
+def test_logits_or_features_changed_in_place_after_the_head_are_refused(kind: str, mode):
+    for head in (None, "head"):
+        with mode(), pytest.raises(ValueError, match=r"'head'.*changed in place"):
+            adapt(Worked(IN_PLACE[kind]).eval(), head=head).represent(images(5, 1, 2))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_head_may_be_called_by_keyword_and_what_is_copied_may_be_changed(mode):
+    model = adapt(Worked(lambda z, out: z.clone().relu_(), by_name=True).eval())
+    with mode():
+        seen = model.represent(images(5, 1, 2))
+        assert torch.allclose(model.head(seen.penultimate), seen.logits)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_a_head_a_layer_rectified_in_place_is_none(mode):
+    body = [nn.Flatten(), nn.Linear(4, 3)]
+    for rectifier in (nn.ReLU(), nn.ReLU(inplace=True)):
+        model = adapt(nn.Sequential(*body, rectifier, nn.Identity()).eval())
+        with mode():
+            assert model.represent(images(5, 1, 2)).logits is None
+
+
 # -- refusals ---------------------------------------------------------------------------------------------------
 
 

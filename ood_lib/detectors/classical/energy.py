@@ -37,7 +37,10 @@ def energy(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 class Energy(Detector):
-    """Free energy of the logits, with the ``temperature`` of `energy`."""
+    """Free energy of the logits, with the ``temperature`` of `energy`.
+
+    A ``temperature`` set later changes the scores and not the threshold: calibrate again.
+    """
 
     reads = ("logits",)
     needs_fit = False

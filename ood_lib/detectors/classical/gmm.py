@@ -9,10 +9,11 @@ components.
 import math
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from ood_lib.checks import check
 from ood_lib.detectors.detector import check_width
@@ -79,21 +80,28 @@ def _singular(covariance: Covariance, width: int, ridge: float) -> ValueError:
     )
 
 
-def mixture_log_prob(z: Tensor, gaussians: Mixture) -> Tensor:
+def mixture_log_prob(z: Tensor, gaussians: Mixture, white: Tensor | None = None) -> Tensor:
     r"""What each component contributes, :math:`\log \pi_c + \log N(z; \mu_c, \Sigma_c)`, (N, K) to (N, C).
 
     The logsumexp over c is the log-density; the softmax says to which component a feature belongs.
+
+    Args:
+        z: (N, K).
+        gaussians: of any covariance.
+        white: their means around their weighted mean, whitened, (C, K), of a tied covariance where they are known.
     """
     weights, means, a = gaussians
     centre = weights @ means  # of small numbers little is lost when a square is multiplied out, as cdist does too
-    z, means = z - centre, means - centre
+    z = z - centre
+    if white is None:
+        means = means - centre
     if a.ndim == 2:
         log_det = a.log().sum(1)
         squares = z.square() @ a.square().T - 2 * z @ (means * a.square()).T + (means * a).square().sum(1)
     else:
         log_det = a.square().sum(2).log().sum(1) / 2  # the rows of A are orthogonal, as long as 1 / standard deviation
         if len(a) == 1:
-            squares = torch.cdist(z @ a[0].T, means @ a[0].T).square()
+            squares = torch.cdist(z @ a[0].T, means @ a[0].T if white is None else white).square()
         else:
             squares = torch.stack([((z - mean) @ rows.T).square().sum(1) for mean, rows in zip(means, a)], 1)
     return weights.log() + log_det - squares / 2 - z.shape[1] / 2 * math.log(2 * math.pi)
@@ -170,6 +178,7 @@ class GMM(MomentDetector):
     grows = (*MomentDetector.grows, "weights", "whitening")
     weights: Tensor
     whitening: Tensor
+    white: Tensor  # see `mixture_log_prob`; it follows from what was learnt, so no state holds it: empty before a score
 
     def __init__(
         self, components: int | None = None, covariance: Covariance = "tied", ridge: float = 1e-6, seed: int = 0
@@ -180,12 +189,29 @@ class GMM(MomentDetector):
         check("[0, inf)", "a share of the mean variance", ridge=ridge)
         self.components, self.covariance, self.ridge, self.seed = components, covariance, ridge, seed
         self.kind = covariance
+        self.register_buffer("white", torch.empty(0), persistent=False)
 
     # -- fitting ------------------------------------------------------------------------------------------------
 
     def _finish(self, moments: Moments) -> None:
         self._need_every_class(moments)
-        self.weights, _, self.whitening = mixture(moments, self.covariance, self.ridge)
+        self._become(mixture(moments, self.covariance, self.ridge))
+
+    def _become(self, gaussians: Mixture) -> None:
+        self.weights, _, self.whitening = gaussians
+        self.white = self.white.new_empty(0)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _complete(self) -> None:
+        super()._complete()
+        if self.covariance == "tied" and not is_exporting() and not len(self.white) and self.fitted:
+            means = self.means.double()
+            self.white = (means - self.weights.double() @ means) @ self.whitening[0].double().T
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.white = self.white.new_empty(0)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _fit(self, features: Features) -> None:
         if self.components is None:
@@ -195,7 +221,7 @@ class GMM(MomentDetector):
             raise ValueError(f"{self.components} components were asked for, and {len(features)} samples given")
         z = features.penultimate.to(self.counts.device).double()
         moments = expectation_maximization(z, self.components, self.covariance, self.ridge, self.seed)
-        self.weights, _, self.whitening = mixture(moments, self.covariance, self.ridge)
+        self._become(mixture(moments, self.covariance, self.ridge))
         self.counts, self.means, self.scatter = moments
 
     def partial_fit(self, features: Features) -> Self:
@@ -227,7 +253,8 @@ class GMM(MomentDetector):
         self._require_fit()
         check_width(z, self.means.shape[1])
         found = Mixture(self.weights.double(), self.means.double(), self.whitening.double())
-        return mixture_log_prob(z.double(), found).logsumexp(1).to(z.dtype)
+        white = self.white if len(self.white) else None
+        return mixture_log_prob(z.double(), found, white).logsumexp(1).to(z.dtype)
 
     def with_gradient(self, like: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         """`log_prob` and its gradient, written out, of a tied mixture as it is now, in the precision of ``like``.

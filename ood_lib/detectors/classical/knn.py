@@ -42,9 +42,7 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block
     check(f"integer [1, {len(bank)}]", "a neighbour among the rows of the bank", k=k)
     check_width(bank, queries.shape[1], "the features are", "rows of the bank")
     with torch.no_grad():
-        power = _power(bank, queries.dtype)
-        near = (queries, bank) if power == 1 else (queries / power, bank.to(queries.dtype) / power)
-        rows = _nearest(*near, k, chunk, block)
+        rows = _nearest(queries, bank, k, chunk, block, _power(bank, queries.dtype))
     pairs = zip(queries.split(block), rows.split(block))
     return torch.cat([lengths(q - bank[found].to(q.dtype)) for q, found in pairs])
 
@@ -52,22 +50,29 @@ def knn_distance(queries: Tensor, bank: Tensor, k: int, chunk: int = 4096, block
 def _power(bank: Tensor, dtype: torch.dtype) -> float:
     """A power of two by which the squares of most rows become numbers; 1 where they are, whatever a wild row does."""
     safe = torch.finfo(dtype).max ** 0.4
-    if 1 / safe < bank.abs().amax().item() < safe:
+    low, high = bank.aminmax()  # unlike abs, makes no copy of the bank
+    if 1 / safe < max(-low.item(), high.item()) < safe:
         return 1.0
-    usual = bank.abs().amax(1).median().item()
+    low, high = bank.aminmax(dim=1)
+    usual = torch.maximum(-low, high).median().item()
     return 1.0 if 1 / safe < usual < safe or usual == 0 else 2.0 ** round(math.log2(usual))
 
 
-def _nearest(queries: Tensor, bank: Tensor, k: int, chunk: int, block: int, group: int = 8) -> Tensor:
-    """Bank row (N,) of the k-th nearest neighbour."""
+def _over(rows: Tensor, power: float) -> Tensor:
+    return rows if power == 1 else rows / power
+
+
+def _nearest(queries: Tensor, bank: Tensor, k: int, chunk: int, block: int, power: float, group: int = 8) -> Tensor:
+    """Bank row (N,) of the k-th nearest neighbour; all rows are compared over a power of two, a few at a time."""
     best = queries.new_full((len(queries), k), torch.finfo(queries.dtype).min)
     where = torch.zeros(len(queries), k, dtype=torch.long, device=queries.device)
     tile = queries.new_empty(0)
-    for start, rows in zip(range(0, len(bank), chunk), bank.to(queries.dtype).split(chunk)):
+    for start, rows in zip(range(0, len(bank), chunk), bank.split(chunk)):
+        rows = _over(rows.to(queries.dtype), power)
         halves, step = rows.square().sum(1) / -2, math.ceil(len(rows) / group)
         for q, values, places in zip(queries.split(block), best.split(block), where.split(block)):
             tile.resize_(len(q), step * group)[:, len(rows) :] = -math.inf  # fills the last groups
-            torch.addmm(halves, q, rows.T, out=tile[:, : len(rows)])
+            torch.addmm(halves, _over(q, power), rows.T, out=tile[:, : len(rows)])
             _improve(values, places, tile.view(len(q), group, step), start)
     return where.gather(1, best.argmin(1, keepdim=True)).squeeze(1)
 

@@ -4,10 +4,11 @@ The fit adds up in float64.  A direction in which the training features do not v
 has no scale to measure by, and is left out, as a pseudo-inverse does.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_exporting
 
 from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments
@@ -60,8 +61,17 @@ def mahalanobis(z: Tensor, means: Tensor, whitening: Tensor) -> Tensor:
     """
     check_width(z, means.shape[1], "the means are")
     check_width(whitening, means.shape[1], "the means are", "rows of the whitening")
-    centre = means.mean(0)  # of small numbers little is lost when the square is multiplied out
-    return torch.cdist((z - centre) @ whitening.T, (means - centre) @ whitening.T).square().amin(1)
+    return _nearest(z, means.mean(0), whitening, _white_means(means, whitening))
+
+
+def _white_means(means: Tensor, whitening: Tensor) -> Tensor:
+    """Means (C, K) around their own mean, and whitened, (C, R)."""
+    return (means - means.mean(0)) @ whitening.T
+
+
+def _nearest(z: Tensor, centre: Tensor, whitening: Tensor, white: Tensor) -> Tensor:
+    # around the centre: of small numbers little is lost when the square is multiplied out
+    return torch.cdist((z - centre) @ whitening.T, white).square().amin(1)
 
 
 class Mahalanobis(MomentDetector):
@@ -78,12 +88,34 @@ class Mahalanobis(MomentDetector):
     kind = "tied"
     grows: ClassVar[tuple[str, ...]] = (*MomentDetector.grows, "whitening")
     whitening: Tensor
+    white: Tensor  # see `_white_means`; it follows from what was learnt, so no state holds it: empty before a score
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("white", torch.empty(0), persistent=False)
 
     def _finish(self, moments: Moments) -> None:
         self._need_every_class(moments)
         self.whitening = whitening(moments.scatter / moments.counts.sum(), moments.means)
+        self.white = self.white.new_empty(0)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _complete(self) -> None:
+        super()._complete()
+        if not is_exporting() and not len(self.white) and self.fitted:
+            self.white = _white_means(self.means.double(), self.whitening.double())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.white = self.white.new_empty(0)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _distances(self, z: Tensor) -> Tensor:
+        """`mahalanobis` of features (N, K) in float64, (N,)."""
+        check_width(z, self.means.shape[1])
+        means, whitening = self.means.double(), self.whitening.double()
+        return _nearest(z, means.mean(0), whitening, self.white if len(self.white) else _white_means(means, whitening))
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        check_width(z, self.means.shape[1])
-        return mahalanobis(z.double(), self.means.double(), self.whitening.double()).to(z.dtype)
+        return self._distances(z.double()).to(z.dtype)

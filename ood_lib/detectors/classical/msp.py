@@ -34,7 +34,10 @@ def msp(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 class MSP(Detector):
-    """Maximum softmax probability, with the ``temperature`` of `msp`."""
+    """Maximum softmax probability, with the ``temperature`` of `msp`.
+
+    A ``temperature`` set later changes the scores and not the threshold: calibrate again.
+    """
 
     reads = ("logits",)
     needs_fit = False

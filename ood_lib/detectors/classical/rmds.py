@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from ood_lib.detectors.classical.mahalanobis import Mahalanobis, mahalanobis, whitening
-from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments, pooled
 from ood_lib.features.features import Features
 
@@ -54,6 +53,5 @@ class RMDS(Mahalanobis):
 
     def _score(self, features: Features) -> Tensor:
         z = features.penultimate
-        check_width(z, self.means.shape[1])
-        learnt = (x.double() for x in (self.means, self.whitening, self.mean, self.background))
-        return relative_mahalanobis(z.double(), *learnt).to(z.dtype)
+        overall = self.mean.double(), self.background.double()
+        return (self._distances(z.double()) - mahalanobis(z.double(), *overall)).to(z.dtype)

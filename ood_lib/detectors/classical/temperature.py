@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ood_lib.data.labels import class_indices
 from ood_lib.extras import need
-from ood_lib.tensors import check_floats, strange
+from ood_lib.tensors import check_floats, why_not_dense
 
 __all__ = ["fit_temperature"]
 
@@ -37,11 +37,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         tensor([0.7500, 0.7500, 0.7500, 0.7500])
     """
     check_floats("(N, C)", logits=logits)
-    if strange(labels) or labels.shape != logits.shape[:1] or len(logits) == 0:
-        raise ValueError(
-            f"logits {tuple(logits.shape)} and labels {strange(labels) or tuple(labels.shape)} were given; expected "
-            "(N, C) and (N,)"
-        )
+    what = why_not_dense(labels)
+    if what or labels.shape != logits.shape[:1] or len(logits) == 0:
+        given = f"logits {tuple(logits.shape)} and labels {what or tuple(labels.shape)}"
+        raise ValueError(f"{given} were given; expected (N, C) and (N,)")
     if bad := int((~logits.isfinite()).any(1).sum()):
         raise ValueError(f"{bad} of {len(logits)} rows of logits hold NaN or infinity; expected numbers: drop them")
     labels = class_indices(labels, *logits.shape)

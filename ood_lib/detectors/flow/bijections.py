@@ -1,8 +1,8 @@
 r"""Invertible layers: each maps x to y and says by which factor it stretches volume, as a logarithm, ``log_det``.
 
 Every layer answers ``forward(x) -> (y, log_det)`` for x (N, K), with log_det (N,) or one number for all rows, and
-``inverse(y) -> x``.  Where they start, a stack of them is linear: `ood_lib.flow` begins with a Gaussian fit and learns
-what is not Gaussian.
+``inverse(y) -> x``.  Where they start, a stack of them is linear: `ood_lib.detectors.flow.flow` begins with a Gaussian
+fit and learns what is not Gaussian.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """Feature flows: fit a normalizing flow to the features of a frozen network; minus its log-density is the score.
 
 Larger = more OOD.  No labels, no OOD data: a flow learns by maximum likelihood, is counted in *updates*, and stops by
-the likelihood of held-out ID features alone.  The flow itself is in `ood_lib.flow`.
+the likelihood of held-out ID features alone.  The flow itself is in `ood_lib.detectors.flow.flow`.
 """
 
 import copy

@@ -4,8 +4,8 @@ A small box around x of volume dx goes to one of volume :math:`|\det J_f(x)|\,dx
 
 .. math:: \log p(x) = \log p_0(f(x)) + \log |\det J_f(x)| .
 
-A flow adds up the log-determinants of its layers, which stand in `ood_lib.bijections`; the detector on top is in
-`ood_lib.feature_flow`.
+A flow adds up the log-determinants of its layers, which stand in `ood_lib.detectors.flow.bijections`; the detector on
+top is in `ood_lib.detectors.flow.feature_flow`.
 """
 
 import math

@@ -1,7 +1,7 @@
 r"""A hybrid: prior energy plus learned residual, :math:`E_{\text{prior}}(z)/T_p + E_\theta(z)`; larger = more OOD.
 
-Priors stand in `ood_lib.priors`, the network and its loss in `ood_lib.residual`, and `ood_lib.langevin` draws the
-negatives it is trained on.
+Priors stand in `ood_lib.detectors.heat.priors`, the network and its loss in `ood_lib.detectors.heat.residual`, and
+`ood_lib.detectors.heat.langevin` draws the negatives it is trained on.
 """
 
 import copy
@@ -60,7 +60,8 @@ class ResidualEBM(Detector):
         updates, batch_size, learning_rate: of Adam.
         average: decay of the moving average of the weights that is kept; 0 keeps the last ones.
         factor: of the residual in the energy, once it is trained: 0 = the prior, 1 = as it was trained.  Training takes
-            no notice of it: set ``.factor`` anew at any time, to what a validation OOD set says.
+            no notice of it: set ``.factor`` anew at any time, to what a validation OOD set says, then calibrate again.
+            A `compose` or `HEAT` around the hybrid keeps its own scale and threshold: set it before that is fitted.
         seed: of weights, batches, starts and chains.
 
     A training that ends with less than a tenth of the gap that lambda allows warns: the hybrid then ranks as its prior.
@@ -122,7 +123,7 @@ class ResidualEBM(Detector):
         self.noise, self.decay, self.precondition, self.keep_starts = noise, decay, precondition, keep_starts
         self.start: Any = ("prior" if hasattr(prior, "sample") else "noise") if start is None else copy.deepcopy(start)
         self.updates, self.batch_size, self.learning_rate = updates, batch_size, learning_rate
-        self.average, self.factor, self.seed = average, factor, seed
+        self.average, self._factor, self.seed = average, factor, seed
         check("[0, inf)", "a finite number", lam=lam, decay=decay, learning_rate=learning_rate, factor=factor)
         check("integer [0, inf)", steps=steps, updates=updates)
         check("integer [1, inf)", batch_size=batch_size)
@@ -135,6 +136,20 @@ class ResidualEBM(Detector):
         self.register_buffer("length", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("narrowest", torch.tensor(1.0, dtype=torch.float64))
         self.register_buffer("positive", torch.tensor(False))
+
+    @property
+    def factor(self) -> float:
+        """Of the residual in the energy; another one forgets the threshold, which was set for other scores."""
+        return self._factor
+
+    @factor.setter
+    def factor(self, factor: float) -> None:
+        check("[0, inf)", "a finite number", factor=factor)
+        if factor != self._factor:
+            self._thaw()
+            self.threshold.fill_(math.nan)
+            self.calibration = self.calibration.new_empty(0)
+        self._factor = factor
 
     # -- energies ---------------------------------------------------------------------------------------------------
 
@@ -331,6 +346,10 @@ class ResidualEBM(Detector):
         if (saved := state_dict.get(prefix + "net.shift")) is not None:  # its length is the width, learnt by fit
             self.net = self._network(len(saved)).to(self.t_p.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def arguments(self) -> dict[str, Any]:
+        """As of every detector; the factor, which can be set anew, is a property."""
+        return super().arguments() | {"factor": self.factor}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"

@@ -2,7 +2,7 @@
 
 Larger energy = more OOD.  A prior is a detector of one field with ``log_prob(z)``, differentiable.  It may have
 ``sample(n, generator)``, so that chains can start from it, and ``project(z)``, which keeps points where features lie.
-Any `ood_lib.density.GMM` is one, on the features as they are.
+Any `GMM` is one, on the features as they are.
 """
 
 from typing import Literal

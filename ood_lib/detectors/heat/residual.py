@@ -4,7 +4,7 @@ r"""The residual: a small network that learns what a simple density gets wrong, 
 
 Larger energy = more OOD.  T is the temperature at which the hybrid draws, by default :math:`1/T_p`: without a residual
 its density is that of the prior.  The network is pushed down on training features and up on *negatives*: features that
-the hybrid itself draws.  `ood_lib.hybrid` draws them and turns the wheel.
+the hybrid itself draws.  `ood_lib.detectors.heat.hybrid` draws them and turns the wheel.
 """
 
 import itertools

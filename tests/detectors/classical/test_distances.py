@@ -8,7 +8,7 @@ from torch import nn
 from ood_lib import FDBD, KNN, SHE, Features, NNGuide
 from ood_lib.detectors.classical.knn import knn_distance
 from ood_lib.detectors.classical.nnguide import balanced_subset
-from tests.conftest import normal
+from tests.conftest import Largest, normal
 
 BANK, QUERIES = normal(120, 9), 1.5 * normal(40, 9, seed=1)
 
@@ -53,6 +53,17 @@ def test_a_tiny_distance_keeps_its_digits(dtype: torch.dtype):
     bank = normal(300, 9).to(dtype)
     step = torch.finfo(dtype).eps ** 0.5 * torch.eye(9, dtype=dtype)[0]
     assert torch.allclose(knn_distance(bank + step, bank, 1), ((bank + step) - bank).norm(dim=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1.0, 1e-30, 1e30])
+def test_no_copy_of_the_bank_is_made_whatever_its_scale_or_that_of_the_query(size: float, dtype: torch.dtype):
+    bank, queries = size * normal(20000, 32).float(), size * normal(3, 32, seed=1).float()
+    with Largest() as seen:
+        found = knn_distance(queries.to(dtype), bank, 5, chunk=500)
+    assert 0 < seen.made < bank.nbytes / 10
+    pairs = np.linalg.norm(queries.double().numpy()[:, None] - bank.double().numpy()[None], axis=2)
+    assert np.allclose(found, np.sort(pairs, axis=1)[:, 4], rtol=1e-4 if dtype == torch.float32 else 1e-10, atol=0)
 
 
 def test_a_feature_of_zeros_has_no_direction_and_is_no_trap():

@@ -6,9 +6,9 @@ import torch
 from sklearn.covariance import EmpiricalCovariance
 from torch import nn
 
-from ood_lib import RMDS, Features, Mahalanobis, ViM
+from ood_lib import GMM, RMDS, Features, Mahalanobis, ViM
 from ood_lib.detectors.classical.mahalanobis import mahalanobis
-from tests.conftest import normal
+from tests.conftest import Largest, normal
 
 BANK, QUERIES = normal(120, 9), 1.5 * normal(40, 9, seed=1)
 LABELS = torch.arange(120) % 3
@@ -17,6 +17,36 @@ TRAIN = Features(penultimate=BANK + LABELS[:, None].double(), labels=LABELS)
 
 def learned(z: torch.Tensor, labels: torch.Tensor = LABELS) -> Mahalanobis:
     return Mahalanobis().fit(Features(penultimate=z, labels=labels))
+
+
+# -- all of them ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [Mahalanobis, RMDS, GMM])
+def test_one_row_costs_nothing_of_the_size_of_all_means(make):
+    labels = torch.arange(600) % 300
+    detector = make().fit(Features(penultimate=normal(600, 16) + labels[:, None], labels=labels))
+    row = Features(penultimate=normal(1, 16, seed=1))
+    first = detector.score(row)
+    with Largest() as seen:
+        again = detector.score(row)
+    assert 0 < seen.made < detector.means.nbytes and torch.equal(again, first)
+
+
+@pytest.mark.parametrize("make", [Mahalanobis, RMDS, GMM, lambda: GMM(components=2)])
+def test_what_is_kept_between_scores_is_of_the_last_fit(make):
+    def fresh(features: Features) -> torch.Tensor:
+        return make().fit(features).score(query)
+
+    query, other = Features(penultimate=QUERIES), Features(penultimate=2 * BANK.flip(1), labels=LABELS)
+    detector = make().fit(TRAIN)
+    assert torch.equal(detector.score(query), fresh(TRAIN))
+    assert torch.equal(detector.fit(other).score(query), fresh(other))
+    detector.load_state_dict(make().fit(TRAIN).state_dict())
+    assert torch.equal(detector.score(query), fresh(TRAIN))
+    if getattr(detector, "components", None) is None:
+        whole = Features(penultimate=torch.cat([BANK + LABELS[:, None], other.penultimate]), labels=LABELS.repeat(2))
+        assert torch.allclose(detector.partial_fit(other).score(query), fresh(whole), rtol=1e-9)
 
 
 # -- Mahalanobis ------------------------------------------------------------------------------------------------

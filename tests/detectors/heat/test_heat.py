@@ -162,6 +162,25 @@ def test_the_factor_leads_from_the_prior_to_the_hybrid_as_it_was_trained(toy: To
     assert torch.allclose(scores[0.5], (scores[0.0] + whole) / 2, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.inference_mode])
+def test_another_factor_forgets_the_threshold_and_nothing_else(toy: Toy, mode):
+    with mode():
+        hybrid = ResidualEBM(GMMPrior(), **QUICK).fit(toy.train).calibrate(toy.test)
+    refused = hybrid.is_ood(toy.test)
+    hybrid.factor = 1.0  # what it is
+    assert torch.equal(hybrid.is_ood(toy.test), refused)
+    with pytest.raises(ValueError, match="factor=-1"):
+        hybrid.factor = -1.0
+    assert torch.equal(hybrid.is_ood(toy.test), refused)
+    hybrid.factor = 5.0
+    with pytest.raises(NotFittedError, match="calibrate"):
+        hybrid.is_ood(toy.test)
+    with pytest.raises(ValueError, match="wide"):
+        hybrid.score(Features(penultimate=toy.test.penultimate[:, :-1]))
+    assert hybrid.calibrate(toy.test).is_ood(toy.test).double().mean() <= 0.05
+    assert hybrid.arguments()["factor"] == 5.0 and "factor=5.0" in repr(hybrid)
+
+
 def test_chains_start_from_a_detector_that_draws(toy: Toy):
     head = torch.nn.Linear(toy.train.penultimate.shape[1], 3)
     hybrid = ResidualEBM(LogitPrior(head), start=GMM(), **QUICK | {"steps": 0}).fit(toy.train)
