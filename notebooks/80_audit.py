@@ -544,7 +544,8 @@ else:
 # ## 5. Does the threshold keep its promise?
 #
 # The threshold is set on ID validation images alone, so that a new ID image is accepted with the probability that you ask for, on average over
-# validation sets ([the first chapter](05_protocol), section 2.3). The test images, which it has not seen, check that.
+# validation sets ([the first chapter](05_protocol), section 2.3). A detector that learns from validation images itself, such as ReAct, is fitted on
+# one half of them and gets its threshold from the other. The test images, which neither has seen, check the promise.
 
 # %%
 detector, unseen = detectors[pick], x.val
