@@ -23,7 +23,7 @@ $(READY): pyproject.toml
 	  echo "The book needs Python 3.11 or newer; $(PYTHON) is" \
 	    "$$($(PYTHON) --version 2>&1 || true). Name another one: make PYTHON=python3.12 ..." >&2; \
 	  exit 1; }
-	@echo "Installing the environment in $(VENV): about 3 minutes and 6.5 GB the first time ..."
+	@echo "Installing the environment in $(VENV): a few minutes and 7 GB the first time ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	@touch $@
