@@ -180,10 +180,11 @@ def score_verdicts(compared: Sequence[tuple[SetScores, SetScores]]) -> dict[str,
     """
     scored = [s for pair in compared for s in pair]
     sets = {tuple((g, n, len(x)) for g, own in s.groups().items() for n, x in own.items()) for s in scored}
-    if len(sets | {(len(s.test),) for s in scored}) != 2:  # one list of OOD sets and one number of ID images
+    known = {len(s.test) for s in scored}
+    if len(sets) != 1 or len(known) != 1:
         raise ValueError(
-            f"{len(compared)} networks with OOD sets {sorted(sets)} were given; expected one at least, and all of them "
-            "shown the same images: make one verdict for each benchmark"
+            f"{len(compared)} networks with {sorted(known)} ID images and OOD sets {sorted(sets)} were given; expected "
+            "one at least, and all of them shown the same images: make one verdict for each benchmark"
         )
     named = [(group, name) for group, name, _ in next(iter(sets))]
     if not named:
