@@ -144,7 +144,6 @@ from ood_lib.detectors.flow.flow import coupling_flow, glow
 from ood_lib.detectors.flow.training import FlowTraining
 from ood_lib.detectors.moments import class_moments
 from ood_lib.evaluation import metrics, plots
-from ood_lib.evaluation.metrics import auroc
 from ood_lib.features.geometry import tolerance, uniformity
 
 plots.theme()
@@ -280,7 +279,7 @@ for name, model in models.items():
         own, *other = (-model.log_prob(points) for points in (held, blind, toy.far))
         mass = model.log_prob(grid).exp().sum().item() * cell
     rows[name] = [mass, own.mean().item() + math.log(mass)]
-    rows[name] += [100 * auroc(own, score)[0] for score in other]
+    rows[name] += [100 * metrics.auroc(own, score)[0] for score in other]
     rows[name] += [100 * (away(drawn[name]) > 0.5).double().mean().item()]
 
 # %% tags=["hide-input"]
@@ -551,7 +550,7 @@ def watch(f, valid, **options):
 
     def look(flow):
         row = {key: values[-1] for key, values in vars(flow.history).items()}
-        valid_auroc = auroc(flow.score(f.val), flow.score(valid))[0]
+        valid_auroc = metrics.auroc(flow.score(f.val), flow.score(valid))[0]
         rows.append(row | ood.group_auroc(flow, f) | {"validation": valid_auroc})
 
     rows = []
@@ -730,9 +729,9 @@ plt.show()
 
 # %% tags=["hide-input"]
 alone = {
-    "½‖u‖² alone": [auroc(parts["id"][0], parts[g][0])[0] for g in ("near", "far")],
-    "−log|det J| alone": [auroc(-parts["id"][1], -parts[g][1])[0] for g in ("near", "far")],
-    "both: −log p": [auroc(parts["id"][0] - parts["id"][1], parts[g][0] - parts[g][1])[0] for g in ("near", "far")],
+    "½‖u‖² alone": [metrics.auroc(parts["id"][0], parts[g][0])[0] for g in ("near", "far")],
+    "−log|det J| alone": [metrics.auroc(-parts["id"][1], -parts[g][1])[0] for g in ("near", "far")],
+    "both: −log p": [metrics.auroc(parts["id"][0] - parts["id"][1], parts[g][0] - parts[g][1])[0] for g in ("near", "far")],
 }
 lengths, z = 2 * parts["id"][0], F.normalize(F1.test.penultimate, dim=1)
 sigma = noise * F.normalize(F1.train.penultimate, dim=1).var(0).mean().sqrt()
@@ -782,8 +781,8 @@ with torch.no_grad():
 # %% tags=["hide-input"]
 own = {"pixels": in_pixels.score(pixels(images)), "features": flow_P.score(P.test)}
 rows = {
-    name: [100 * auroc(own["pixels"], in_pixels.score(pixels(x)))[0],
-           100 * auroc(own["features"], flow_P.score(seen[name]))[0]]
+    name: [100 * metrics.auroc(own["pixels"], in_pixels.score(pixels(x)))[0],
+           100 * metrics.auroc(own["features"], flow_P.score(seen[name]))[0]]
     for name, x in asked.items()
 }  # fmt: skip
 paradox = pd.DataFrame(rows, ["flow on pixels", "flow on features"]).T
@@ -933,7 +932,7 @@ for name in real:
     rivals |= {"tied Gaussian, length one": ridged(best), "chosen flow, untrained": start_of(best), "chosen flow": best, "no noise": flows[name, PAPER][0], OURS: flows[name, OURS][0]}
     for title, detector in rivals.items():
         found = scores(detector, f)
-        areas = [np.mean([auroc(found.test, x)[0] for x in sets.values()]) for sets in found.groups().values()]
+        areas = [np.mean([metrics.auroc(found.test, x)[0] for x in sets.values()]) for sets in found.groups().values()]
         per_network.setdefault(name, {})[title] = " / ".join(f"{100 * v:.1f}" for v in areas)
 display(pd.DataFrame(per_network).style.set_caption("AUROC in %, near / far, by network"))
 
@@ -1025,8 +1024,8 @@ for name, make, see in (("pixels", in_pixels, pixels), ("features", flow_P, None
     id_log_prob = -own[name]
     for set_name, x in asked.items():
         log_prob = -make.score(see(x) if see else seen[set_name])
-        both = auroc((id_log_prob - usual).abs(), (log_prob - usual).abs())[0]
-        one = auroc(-id_log_prob, -log_prob)[0]
+        both = metrics.auroc((id_log_prob - usual).abs(), (log_prob - usual).abs())[0]
+        one = metrics.auroc(-id_log_prob, -log_prob)[0]
         rows.setdefault(set_name, {})[name, "one-sided"] = 100 * one
         rows[set_name][name, "two-sided"] = 100 * both
 sided = pd.DataFrame(rows).T
@@ -1164,7 +1163,7 @@ borrowed = inside + F.normalize(swapped, dim=1) * rest.norm(dim=1, keepdim=True)
 forged = ood.Features(borrowed, heads[0](borrowed).detach())
 judges = {"Energy": ood.Energy(), "Mahalanobis": ood.Mahalanobis(), "KNN": ood.KNN(k=10)}
 judges = {name: d.fit(F1.train) for name, d in judges.items()} | {"Flow": flow}
-caught = {n: auroc(d.score(F1.test), d.score(forged))[0] for n, d in judges.items()}
+caught = {n: metrics.auroc(d.score(F1.test), d.score(forged))[0] for n, d in judges.items()}
 print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 
 # %% [markdown]
@@ -1587,7 +1586,7 @@ together = ...
 # %% tags=["check", "hide-input"]
 def near_of(scores):
     """Mean AUROC over the near sets."""
-    return np.mean([auroc(scores["id"], scores[n])[0] for n in F1.near])
+    return np.mean([metrics.auroc(scores["id"], scores[n])[0] for n in F1.near])
 
 
 def alone():

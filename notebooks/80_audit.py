@@ -549,8 +549,9 @@ else:
 
 # %%
 detector, unseen = detectors[pick], x.val
-if detector.fits == "val":  # what it was fitted on cannot set its threshold: one half for each
-    order = torch.randperm(len(x.val), generator=torch.Generator().manual_seed(seed))
+if detector.fits == "val":  # a threshold needs images that it was not fitted on
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(x.val), generator=generator)
     learnt, unseen = (x.val[half] for half in order.tensor_split(2))
     scored[pick] = ood.SetScores.of(detector.fit(learnt), x)
 detector.calibrate(unseen, tpr=tpr)

@@ -139,6 +139,8 @@ class BenchmarkFeatures:
             written, moving = header(folder), on_the_way(folder)
             try:
                 found = cls._read(folder, written)
+            except FileNotFoundError:  # it was there when it was verified: another process has just moved it
+                continue
             except (ValueError, OSError, RuntimeError):  # torch's own of a file that has just been moved
                 if (header(folder), on_the_way(folder)) == (written, moving):
                     raise

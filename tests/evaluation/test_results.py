@@ -192,7 +192,7 @@ def test_every_claim_is_complete_and_its_run_holds_what_it_names():
     claims = yaml.safe_load((ROOT / "book/claims.yaml").read_text(encoding="utf-8"))
     runs, kept = load_results(ROOT / "book/results"), load_verdicts(ROOT / "book/results/verdicts")
     for claim in (c for named in claims.values() for c in named):
-        assert set(claim) <= KEYS | {"elsewhere"} and {"claim", "setting", "source"} <= set(claim), claim
+        assert set(claim) <= KEYS | {"elsewhere", "control"} and {"claim", "setting", "source"} <= set(claim), claim
         assert len({"needs", "gains", "run"} & set(claim)) == 1, claim
         if "needs" in claim:
             continue

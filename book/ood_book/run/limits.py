@@ -24,12 +24,12 @@ LIMITS: dict[str, Any] = {
         "seeds epochs splits simulations repeats bins smooth_penultimate smooth_weiper draws toy_updates "
         "sweep_networks sweep_updates updates curves scales patch score_steps score_batch score_widths batch_size "
         "residual_updates heat_updates flow_updates hidden widths bank_updates bank_seeds longer_updates "
-        "photo_splits".split(), COUNT,
+        "photo_splits line_updates looks_at".split(), COUNT,
     ),
-    **dict.fromkeys("seed umap_points images_per_set image_size images steps".split(), NUMBER),
+    **dict.fromkeys("seed umap_points images_per_set image_size images steps bank_rows".split(), NUMBER),
     "grid_side": "integer [2, inf)", "norm": ("group", "instance++"),
-    **dict.fromkeys("learning_rate residual_rate paper_rate score_rate decay largest smallest coefficient gain".split(),
-                    "(0, inf)"),
+    **dict.fromkeys("learning_rate residual_rate paper_rate score_rate decay largest smallest coefficient gain "
+                    "strengths".split(), "(0, inf)"),
     **dict.fromkeys("delta lambda1 lambda2 lam prior_temperature step_size noise noises backbone_rate ridges factors "
                     "odin_step close margin".split(), "[0, inf)"),
     "benchmarks": lambda _: True,  # names, which are known by another rule
