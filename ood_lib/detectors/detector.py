@@ -149,7 +149,7 @@ class Detector(nn.Module):
             self._forget()
         self._note_widths(features)
         if self.needs_fit:
-            self._met = self._hashes(features, -(-len(features) // REMEMBERED))
+            self._met = self._sample(features)
         return self
 
     @torch.no_grad()
@@ -305,9 +305,12 @@ class Detector(nn.Module):
 
     def _forget(self) -> None:
         """A threshold belongs to the fit that it was set for."""
+        self._forget_threshold()
+        self.widths.zero_()
+
+    def _forget_threshold(self) -> None:
         self.threshold.fill_(math.nan)
         self.calibration = self.calibration.new_empty(0)
-        self.widths.zero_()
 
     def _note_widths(self, features: Features) -> None:
         self.widths.copy_(self.widths.new_tensor(self._widths_of(features)))
@@ -321,6 +324,10 @@ class Detector(nn.Module):
         """One number for each row, or for one row of several, of what is read."""
         rows = [getattr(features, field)[::every].detach().contiguous().view(torch.uint8).cpu() for field in self.reads]
         return frozenset(hash(row.tobytes()) for row in torch.cat(rows, 1).numpy())
+
+    def _sample(self, features: Features) -> frozenset[int]:
+        """Hashes of what `calibrate` would know again: of `REMEMBERED` rows at most."""
+        return self._hashes(features, -(-len(features) // REMEMBERED))
 
     def _warn_of_seen(self, features: Features, tpr: float) -> None:
         """Warn where the promise of a threshold does not hold: the detector, or a member of it, has seen these rows."""

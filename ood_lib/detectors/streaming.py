@@ -86,7 +86,7 @@ class MomentDetector(Detector):
         self._check(features)
         with self._full_precision():
             self._add(self._collect(features))
-        return self._remember(self._hashes(features, -(-len(features) // REMEMBERED)))
+        return self._remember(self._sample(features))
 
     @torch.inference_mode(False)
     @torch.no_grad()

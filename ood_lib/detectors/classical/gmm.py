@@ -249,7 +249,6 @@ class GMM(MomentDetector):
         Raises:
             NotFittedError: `fit` has not been called.
         """
-        self._complete()
         self._require_fit()
         check_width(z, self.means.shape[1])
         found = Mixture(self.weights.double(), self.means.double(), self.whitening.double())
@@ -264,7 +263,6 @@ class GMM(MomentDetector):
         Raises:
             NotFittedError: `fit` has not been called.
         """
-        self._complete()
         self._require_fit()
         (a,), weights = self.whitening.double(), self.weights.double()
         centre = weights @ self.means.double()
@@ -292,7 +290,6 @@ class GMM(MomentDetector):
         Raises:
             NotFittedError: `fit` has not been called.
         """
-        self._complete()
         self._require_fit()
         which = self.weights.cpu().multinomial(n, replacement=True, generator=generator).to(self.means.device)
         white = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64, device="cpu").to(

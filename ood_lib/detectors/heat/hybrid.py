@@ -147,8 +147,7 @@ class ResidualEBM(Detector):
         check("[0, inf)", "a finite number", factor=factor)
         if factor != self._factor:
             self._thaw()
-            self.threshold.fill_(math.nan)
-            self.calibration = self.calibration.new_empty(0)
+            self._forget_threshold()
         self._factor = factor
 
     # -- energies ---------------------------------------------------------------------------------------------------
