@@ -167,9 +167,14 @@ class _Seen:
         for handle in self.handles:
             handle.remove()
 
-    def _look(self, module: nn.Module, inputs: Any, named: dict[str, Any], output: Any) -> None:
-        if threading.get_ident() != self.thread or not isinstance(output, Tensor):
-            return  # another thread shows the model its own images
+    def _look(self, module: nn.Module, inputs: Any, *named_and_output: Any) -> None:
+        # Another thread shows the model its own images; it may call this hook before it is known to take keywords, and
+        # after that was forgotten.
+        if threading.get_ident() != self.thread:
+            return
+        named, output = named_and_output
+        if not isinstance(output, Tensor):
+            return
         if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
             self.map = output
         if output.ndim == 3:  # (N, tokens, K): a transformer goes on without a map

@@ -1,6 +1,7 @@
 """Laws of the networks: what `represent` shows is what the network computes."""
 
 import copy
+import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -294,6 +295,29 @@ def test_threads_do_not_see_each_others_images():
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(look, batches))
     assert all(torch.equal(a, b) for pair in zip(found, expected, strict=True) for a, b in zip(*pair, strict=True))
+
+
+def test_a_thread_that_enters_a_layer_while_another_looks_and_leaves_it_after_that():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
+    adapted, here, there, gone = adapt(model), *(threading.Event() for _ in range(3))
+    images = torch.rand(2, 1, 8, 8, generator=seeded(0))
+    expected = model(images)
+    main = threading.get_ident()
+
+    def meet(*_: object) -> None:  # the first hook of the first layer: both threads hold the looker's hooks by then
+        if threading.get_ident() == main:
+            here.set()
+            assert there.wait(60)
+        else:
+            there.set()
+            assert gone.wait(60)
+
+    model[0].register_forward_hook(meet)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: here.wait(60) and model(images))
+        found = adapted.represent(images).logits
+        gone.set()  # its hooks are removed
+        assert torch.equal(other.result(60), expected) and torch.equal(found, expected)
 
 
 class Worked(nn.Module):
