@@ -94,7 +94,10 @@ explorables.show(
 # %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
-    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
+    "cifar10-resnet9",
+    "cifar10-densenet",
+    "cifar10-resnet56",
+    "cifar100-densenet",
 ]  # banks of real networks, judged in section 5
 data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
@@ -152,10 +155,7 @@ energies = {
     "maximum softmax probability": lambda z: ood.msp(z @ means.T),
     "minus log-density": lambda z: -torch.logsumexp(-torch.cdist(z, means).square() / 2, 1),
 }
-toy_auroc = {
-    name: {g: auroc(S(toy_id), S(z))[0] for g, z in toy_ood.items()}
-    for name, S in energies.items()
-}
+toy_auroc = {name: {g: auroc(S(toy_id), S(z))[0] for g, z in toy_ood.items()} for name, S in energies.items()}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The same points under two exact energies. Shade: share of known points with a smaller score than this place; black = larger than all. Above: the softmax sees the cloud between the classes and is certain about the one behind them. Below: the density sees the one behind, and only part of the one between.", "name": "fig-protocol-toy"}, "image": {"alt": "Two maps of the plane with the same four clouds. On the upper map, of the maximum softmax probability, only a vertical band between the two blue classes is dark; the pink far cloud lies in the bright area. On the lower map, of minus log-density, everything away from the two classes is dark, all around the far cloud too."}}
 grid = torch.cartesian_prod(torch.linspace(-6, 11.5, 200), torch.linspace(-4, 4, 90))
@@ -273,7 +273,10 @@ pd.DataFrame({"exact": exact, "on these scores": found}).rename_axis("positive")
 t = np.linspace(-8, 12, 400)
 curves = {"id": stats.norm.pdf(t), "far": stats.norm.pdf(t, d, s)}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 2.7), sharey=True)
-for ax, way, tau, wrong, side in ((axes[0], "id", tau_id, "far", t < tau_id), (axes[1], "ood", tau_ood, "id", t > tau_ood)):
+for ax, way, tau, wrong, side in (
+    (axes[0], "id", tau_id, "far", t < tau_id),
+    (axes[1], "ood", tau_ood, "id", t > tau_ood),
+):
     for role, curve in curves.items():
         ax.plot(t, curve, plots.LINES[role], color=plots.COLORS[role])
     ax.fill_between(t, curves[wrong], where=side, color=plots.COLORS[wrong], alpha=0.35, lw=0)
@@ -328,6 +331,7 @@ k = math.ceil(round((n + 1) * tpr, 9))  # round: 200 * 0.95 is a little more tha
 tau = calibration[k - 1]
 new = torch.linspace(-3, 4, 50, dtype=torch.float64)
 p = (1 + (calibration >= new[:, None]).sum(1)).double() / (n + 1)
+
 
 # %%
 class Identity(ood.Detector):  # a detector whose score is the feature itself
@@ -402,6 +406,7 @@ groups = np.repeat(list(picked), [len(v) for v in picked.values()])
 plots.embedding(points, {k: groups == k for k in ("far", "near", "id")})
 plt.show()
 
+
 # %% tags=["hide-input"]
 def behind(role, most=250):
     """Places in the embedding of some points of a role, and the image and the set behind each."""
@@ -436,6 +441,7 @@ pair = {"MSP": ood.MSP(), "Mahalanobis": ood.Mahalanobis()}
 for detector in pair.values():
     detector.fit(f.train).calibrate(f.val, tpr=tpr)
 
+
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Each image under two questions; both axes: larger = more OOD. Right of the vertical line MSP rings, above the horizontal line Mahalanobis does. Whatever lies top left is seen by the density alone.", "name": "fig-protocol-plane"}, "image": {"alt": "Two scatter plots of Mahalanobis distance against missing confidence on logarithmic axes, with a threshold on each axis. Blue ID points fill the lower left. Left panel, near-OOD: orange triangles spread to the right and a little upwards. Right panel, far-OOD: pink squares lie high above the horizontal threshold at all degrees of confidence."}}
 def place(x):  # the missing confidence 1 - MSP, and the distance
     return (1 + pair["MSP"](x)).clamp_min(1e-7), pair["Mahalanobis"](x).sqrt()
@@ -445,14 +451,20 @@ figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 3.2), sharex=True, sharey
 for ax, (group, sets) in zip(axes, f.groups().items()):
     x = torch.cat([z.penultimate for z in sets.values()]), torch.cat([z.logits for z in sets.values()])
     chosen = torch.randperm(len(x[0]), generator=generator)[:500]
-    for role, z in ((group, ood.Features(x[0][chosen], x[1][chosen])), ("id", f.test[torch.arange(min(500, len(f.test)))])):
-        ax.plot(*place(z), plots.MARKERS[role], color=plots.COLORS[role], ms=3.5, alpha=0.6, mew=0, label=plots.NAMES[role])
+    for role, z in (
+        (group, ood.Features(x[0][chosen], x[1][chosen])),
+        ("id", f.test[torch.arange(min(500, len(f.test)))]),
+    ):
+        ax.plot(
+            *place(z), plots.MARKERS[role], color=plots.COLORS[role], ms=3.5, alpha=0.6, mew=0, label=plots.NAMES[role]
+        )
     ax.axvline(1 + pair["MSP"].threshold.item(), color=plots.COLORS["grey"], lw=1)
     ax.axhline(pair["Mahalanobis"].threshold.item() ** 0.5, color=plots.COLORS["grey"], lw=1)
     ax.set(xscale="log", yscale="log", xlabel="1 − maximum softmax probability")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=2, handletextpad=0.1)
 axes[0].set_ylabel("Mahalanobis distance")
 plt.show()
+
 
 # %% tags=["hide-input"]
 def rejected(detector, x):
@@ -515,6 +527,7 @@ axes[0].set_ylabel("share of images (%)")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 plt.show()
 
+
 # %% tags=["hide-input"]
 def readable(t):
     """The last step up to which at most two more images in a hundred are misread than without corruption."""
@@ -526,10 +539,15 @@ def report(row):
     return f"{row['wrong answers']:.0f} % wrong, MSP rejects {row['MSP']:.0f} %, Mahalanobis {row['Mahalanobis']:.0f} %"
 
 
-display(Markdown("\n".join(
-    f"* **{n.split(':')[0]}**: still read at {readable(t).name:g} ({report(readable(t))}); at {t.index[-1]:g}, {report(t.iloc[-1])}; "
-    f"MSP rejects most at {t['MSP'].idxmax():g}, {t['MSP'].max():.0f} %." for n, t in responses.items()
-)))
+display(
+    Markdown(
+        "\n".join(
+            f"* **{n.split(':')[0]}**: still read at {readable(t).name:g} ({report(readable(t))}); at {t.index[-1]:g}, {report(t.iloc[-1])}; "
+            f"MSP rejects most at {t['MSP'].idxmax():g}, {t['MSP'].max():.0f} %."
+            for n, t in responses.items()
+        )
+    )
+)
 
 # %% [markdown]
 # Read the three curves of each panel together. Where the black curve is still low and a detector already rejects, it rejects images
@@ -551,7 +569,7 @@ display(Markdown("\n".join(
 # %% tags=["hide-input"]
 pooled = torch.cat([pair["Mahalanobis"](x) for x in (f.val, f.test)]).double()
 n, m = len(f.val), len(f.test)
-k = math.ceil(round((n + 1) * tpr, 9))
+k = ood.conformal_rank(n, tpr)
 orders = [torch.randperm(n + m, generator=generator) for _ in range(splits)]
 shuffled = pooled[torch.stack(orders)]  # (splits, n + m)
 tau = shuffled[:, :n].sort(1).values[:, k - 1 : k]  # one threshold per split
@@ -603,6 +621,7 @@ plt.show()
 # features ([the page on photographs](60_cifar10) says where they come from). Judge the same two detectors on each, and count the errors in both
 # conventions of section 2.2.
 
+
 # %% tags=["hide-input"]
 def counted(x):
     """AUROC and both numbers called FPR95, in %, of the two detectors: means over the sets of each group."""
@@ -628,6 +647,7 @@ groups = [g for g in ("near", "far") if g in wide]
 for group in groups:
     caption = f"{plots.NAMES[group]}: mean over the sets in %. FPR95 is lower for the better detector, AUROC higher"
     display(wide[group].style.format("{:.1f}").set_caption(caption))
+
 
 # %% tags=["hide-input"]
 def ahead(group):
@@ -813,6 +833,7 @@ display(Markdown(
 # %% tags=["exercise"]
 flipped = ...
 
+
 # %% tags=["check", "hide-input"]
 def of_five_pairs(sign):
     """AUROC of scores that win one pair in five, times a sign."""
@@ -857,6 +878,7 @@ check_flipped(flipped)
 
 # %% tags=["exercise"]
 least = ...
+
 
 # %% tags=["check", "hide-input"]
 def promises(n):
@@ -913,6 +935,7 @@ check_least(least)
 
 # %% tags=["exercise"]
 strict_tpr = ...
+
 
 # %% tags=["check", "hide-input"]
 def alarms_right(tpr):

@@ -67,6 +67,7 @@ def drawn(pair, strange, sizes=(25, 50, 100, 200, 400, 800), draws=8):
                 yield place | {"what": name, "value": value, "low": low, "high": high}
             yield place | {"what": "difference", "value": both.difference, "low": both.low, "high": both.high}
 
+
 # %% tags=["remove-input"]
 pairs_shown = [("GEN", "MSP"), ("KNN", "MSP"), ("KNN", "GEN")]
 explorables.show(
@@ -115,7 +116,10 @@ explorables.show(
 # %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
-    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
+    "cifar10-resnet9",
+    "cifar10-densenet",
+    "cifar10-resnet56",
+    "cifar100-densenet",
 ]  # banks of real networks, compared on in section 5.1
 bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 data_dir: str = ""  # where local data lie; empty: the cache folder
@@ -237,10 +241,12 @@ ax.legend(loc="lower left")
 plt.show()
 
 # %% tags=["hide-input"]
-display(Markdown(
-    f"Over these cells {100 * np.mean(coverage):.1f} % of the 95 % intervals hold the exact value; the worst cell has "
-    f"{100 * np.min(coverage):.1f} %, where the simulation itself is sure to ± {196 * (0.05 * 0.95 / simulations) ** 0.5:.1f}."
-))
+display(
+    Markdown(
+        f"Over these cells {100 * np.mean(coverage):.1f} % of the 95 % intervals hold the exact value; the worst cell has "
+        f"{100 * np.min(coverage):.1f} %, where the simulation itself is sure to ± {196 * (0.05 * 0.95 / simulations) ** 0.5:.1f}."
+    )
+)
 
 # %% [markdown]
 # ### 2.3 FPR95 has two unknowns
@@ -272,10 +278,12 @@ exact = Phi((stats.norm.ppf(0.95) - d) / s)
 some = [ood.evaluate(*test_set(100, 100)) for _ in range(max(simulations // 5, 10))]
 holds = 100 * np.mean([m.fpr95_ci[0] <= exact <= m.fpr95_ci[1] for m in some])
 width = {k: 100 * np.mean([np.diff(getattr(m, k)) for m in some]) for k in ("fpr95_ci", "auroc_ci")}
-display(Markdown(
-    f"Of {len(some)} test sets of 100 + 100 images, {holds:.0f} % of the intervals hold the exact FPR95. They are {width['fpr95_ci']:.0f} points wide on "
-    f"average, those of the AUROC {width['auroc_ci']:.0f}."
-))
+display(
+    Markdown(
+        f"Of {len(some)} test sets of 100 + 100 images, {holds:.0f} % of the intervals hold the exact FPR95. They are {width['fpr95_ci']:.0f} points wide on "
+        f"average, those of the AUROC {width['auroc_ci']:.0f}."
+    )
+)
 
 # %% [markdown]
 # The interval promises at least its level, because both unknowns are bounded on the safe side. And it is wide: an FPR95 rests on the few ID images near
@@ -292,6 +300,7 @@ display(Markdown(
 # which is small when both agree on which images are hard. In the library this is `ood.compare`. Its p-value is that of
 # the formula; its interval joins the two logit intervals by their correlation, so that it stays inside $[-1,1]$.
 # Try it on a second detector, whose scores are those of the first with independent noise added.
+
 
 # %%
 def noisy(x, spread):
@@ -343,6 +352,7 @@ if bench:
 moved = [ood.extract_benchmark(ood.ODINNetwork(x.network), bench, device=device) for x in features if bench]
 print(f"test accuracy: {100 * np.mean([x.accuracy for x in features]):.1f} %, networks: {seeds}")
 
+
 # %% tags=["hide-input"]
 def judge(n):
     """All seventeen on network n, as one table; ODIN only where there are images."""
@@ -360,7 +370,9 @@ table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="st
 # %% tags=["hide-input"]
 everyone = ood.classical_detectors(f.head, f.train)  # on the first network, image by image
 sets_of = {name: x for sets in f.groups().values() for name, x in sets.items()}
-scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))}
+scores = {
+    n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))
+}
 if bench:
     scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].near, **moved[0].far}.items()}
 scores = {name: scores[name] for name in order}
@@ -374,10 +386,20 @@ scores = {name: scores[name] for name in order}
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Two standard errors of the same AUROC, one point per detector and OOD set: from other test images (DeLong, horizontal) and from other networks (spread over seeds, vertical). Above the line the seed matters more than the images. The horizontal value is a quarter of the interval's width; for an AUROC near 1 it contains the guard against few images.", "name": "fig-certainty-variance"}, "image": {"alt": "Scatter plot on logarithmic axes of the spread over seeds against DeLong's standard error, orange triangles for near-OOD and pink squares for far-OOD, with the diagonal. Most points, above all the far ones, lie above the diagonal."}}
 area = table[table["metric"] == "auroc"].copy()
 area["error"] = (area["high"] - area["low"]) / 3.92
-variances = area.groupby(["detector", "group", "ood_set"]).agg(images=("error", "mean"), seeds=("value", "std")).reset_index()
+variances = (
+    area.groupby(["detector", "group", "ood_set"]).agg(images=("error", "mean"), seeds=("value", "std")).reset_index()
+)
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.3, 3.2))
 for group, rows in variances.groupby("group"):
-    ax.loglog(rows["images"].clip(1e-5), rows["seeds"].clip(1e-5), plots.MARKERS[group], color=plots.COLORS[group], ms=5, alpha=0.7, label=plots.NAMES[group])
+    ax.loglog(
+        rows["images"].clip(1e-5),
+        rows["seeds"].clip(1e-5),
+        plots.MARKERS[group],
+        color=plots.COLORS[group],
+        ms=5,
+        alpha=0.7,
+        label=plots.NAMES[group],
+    )
 ends = np.array([1e-4, 0.3])
 ax.plot(ends, ends, color=plots.COLORS["grey"], lw=1)
 ax.set(xlabel="standard error over test images", ylabel="standard deviation over networks")
@@ -420,13 +442,18 @@ for (a, b), found in judged.items():
 # %% tags=["hide-input"]
 in_pairs, apart = np.sum(decided, axis=0)
 summary = [
-    f"* **{a} against {b}**, " + "; ".join(f"{g}: {ood.tally({n: v[g] for n, v in found.items() if g in v})}" for g in ("near", "far")) + "."
+    f"* **{a} against {b}**, "
+    + "; ".join(f"{g}: {ood.tally({n: v[g] for n, v in found.items() if g in v})}" for g in ("near", "far"))
+    + "."
     for (a, b), found in judged.items()
 ]
-display(Markdown(
-    "\n".join(summary) + f"\n\nThese are {len(decided)} comparisons of two detectors on one OOD set. The paired interval decides **{in_pairs}** of them; "
-    f"the two single intervals lie apart in **{apart}**."
-))
+display(
+    Markdown(
+        "\n".join(summary)
+        + f"\n\nThese are {len(decided)} comparisons of two detectors on one OOD set. The paired interval decides **{in_pairs}** of them; "
+        f"the two single intervals lie apart in **{apart}**."
+    )
+)
 
 # %% [markdown]
 # ### 5.2 One network or several
@@ -465,6 +492,7 @@ rows.style.set_caption(f"Difference in AUROC on {near}, in points, with 95 % int
 # Even without hyperparameters there is a choice: you run seventeen detectors and report the best. Its number is biased upwards, because
 # it was selected on the same images. By how much? Split the test images into two halves, select the best detector on one, and judge it on the other.
 
+
 # %% tags=["hide-input"]
 def table_of_wins(own, strange, most=1000):  # as in section 2.1, (M, N)
     own, strange = own[:most], strange[:most, None]
@@ -499,6 +527,7 @@ display(Markdown(
 # helps depends on whether the validation OOD set resembles the test sets. Measure it. Give the search all seventeen detectors
 # and the grids of their knobs; let it choose the best by the AUROC of ID *validation* images against one OOD set; test
 # the choice on every other.
+
 
 # %% tags=["hide-input"]
 def candidates(head, train):
@@ -548,13 +577,23 @@ ax.set_yticks(range(len(names)), names)
 ax.set(xlabel="tested on", ylabel="chosen on")
 ax.grid(visible=False)
 for i, j in np.ndindex(*regret.shape):
-    ax.text(j, i, f"{regret[i, j]:.1f}", ha="center", va="center", color="white" if regret[i, j] > regret.max() / 2 else "black")
+    ax.text(
+        j,
+        i,
+        f"{regret[i, j]:.1f}",
+        ha="center",
+        va="center",
+        color="white" if regret[i, j] > regret.max() / 2 else "black",
+    )
 figure.colorbar(image, label="points of AUROC lost")
 plt.show()
 
 # %% tags=["hide-input"]
 outside = regret[~np.eye(len(names), dtype=bool)].mean()
-blind = {n: 100 * np.mean([(g["test"].max() - g.loc[n, "test"])[names].mean() for g in by_network]) for n in ("MSP", "Mahalanobis")}
+blind = {
+    n: 100 * np.mean([(g["test"].max() - g.loc[n, "test"])[names].mean() for g in by_network])
+    for n in ("MSP", "Mahalanobis")
+}
 worst = np.unravel_index(regret.argmax(), regret.shape)
 display(Markdown(
     f"Choosing on one set and testing on another loses {outside:.1f} points on average, choosing on the test set itself {np.diag(regret).mean():.1f}. "
@@ -709,13 +748,16 @@ display(Markdown(
 # %% tags=["exercise"]
 times = ...
 
+
 # %% tags=["check", "hide-input"]
 def relative_width(times):
     """Width of the interval with so many times 100 + 100 images, in units of that with 100 + 100."""
+
     def of(n):
         known = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
         low, high = auroc(known, known + 1)[1]
         return high - low
+
     return of(round(100 * min(times, 100))) / of(100)
 
 
@@ -759,15 +801,22 @@ check_times(times)
 # %% tags=["exercise"]
 of_difference = ...
 
+
 # %% tags=["check", "hide-input"]
 def error_of_difference(correlation, one=0.012):
     return math.sqrt(2 * one**2 - 2 * correlation * one**2)
 
 
 check_difference = ood.Check(
-    (lambda e: abs(e - error_of_difference(0)) > 1e-4, "that is for two independent test sets; these share their images"),
+    (
+        lambda e: abs(e - error_of_difference(0)) > 1e-4,
+        "that is for two independent test sets; these share their images",
+    ),
     (lambda e: abs(e - error_of_difference(0.9) ** 2) > 1e-6, "that is the variance; the error is its square root"),
-    (lambda e: abs(e - error_of_difference(0.9)) < 1e-4, "Var(a − b) = Var a + Var b − 2 Cov(a, b), and Cov = ρ σ_a σ_b"),
+    (
+        lambda e: abs(e - error_of_difference(0.9)) < 1e-4,
+        "Var(a − b) = Var a + Var b − 2 Cov(a, b), and Cov = ρ σ_a σ_b",
+    ),
 )
 check_difference(of_difference)
 
@@ -803,6 +852,7 @@ check_difference(of_difference)
 
 # %% tags=["exercise"]
 level = ...
+
 
 # %% tags=["check", "hide-input"]
 def expected_false(level, detectors=17):
@@ -851,6 +901,7 @@ check_level(level)
 # %% tags=["exercise"]
 by_drawing = ...
 
+
 # %% tags=["check", "hide-input"]
 def by_formula():
     return math.sqrt(V.var().item() / len(V) + U.var().item() / len(U))
@@ -877,6 +928,7 @@ check_drawing(by_drawing)
 by_drawing = (wins.std() / math.sqrt(wins.numel())).item()
 check_drawing(by_drawing)
 
+
 # %% tags=["solution"]
 def again(x):
     return x[torch.randint(len(x), (len(x),), generator=generator)]
@@ -902,6 +954,7 @@ check_drawing(by_drawing)
 # %% tags=["exercise"]
 networks = ...
 
+
 # %% tags=["check", "hide-input"]
 def reach(n, deviation=2.0):
     return metrics.student(n) * deviation / math.sqrt(n)
@@ -926,6 +979,7 @@ check_networks(networks)
 # Tempting: solve 1.96 σ / √n = 1, as if the standard deviation were known.
 networks = math.ceil((1.96 * 2.0) ** 2)
 check_networks(networks)
+
 
 # %% tags=["solution"]
 def half_width(n):

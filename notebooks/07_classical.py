@@ -63,10 +63,14 @@ def known(each=400):
     z = centres[labels] + torch.randn(3 * each, 2, generator=chance, dtype=torch.float64)
     return features_at(z.clamp_min(0.01), labels)  # features after a ReLU are not negative
 
+
 # %% tags=["remove-input"]
 toy_train, toy_val, toy_test = known(), known(100), known(100)
 spots = {"between": [(4.0, 4.0), 0.4], "behind": [(10.5, 1.0), 0.5], "short": [(0.8, 0.8), 0.3]}
-clouds = {k: torch.tensor(c, dtype=torch.float64) + w * torch.randn(200, 2, generator=chance, dtype=torch.float64) for k, (c, w) in spots.items()}
+clouds = {
+    k: torch.tensor(c, dtype=torch.float64) + w * torch.randn(200, 2, generator=chance, dtype=torch.float64)
+    for k, (c, w) in spots.items()
+}
 clouds = {k: features_at(z.clamp_min(0.01)) for k, z in clouds.items()}
 in_plane = {
     "MSP": ood.MSP(), "MaxLogit": ood.MaxLogit(), "Energy": ood.Energy(), "GEN": ood.GEN(), "KLMatching": ood.KLMatching(),
@@ -173,7 +177,15 @@ figure, axes = plt.subplots(4, 4, figsize=(plots.FULL, 8.4), sharex=True, sharey
 points = {"id": toy_test.penultimate[::6], "near": clouds["between"].penultimate[::8]}
 points["far"] = torch.cat([clouds[k].penultimate[::8] for k in ("behind", "short")])
 for ax, (name, judge) in zip(axes.flat, in_plane.items()):
-    ax.imshow(map_of(judge, 60)[1].reshape(60, 60).T, extent=(0, 12, 0, 12), origin="lower", cmap="Greys", alpha=0.7, vmin=0, vmax=1)
+    ax.imshow(
+        map_of(judge, 60)[1].reshape(60, 60).T,
+        extent=(0, 12, 0, 12),
+        origin="lower",
+        cmap="Greys",
+        alpha=0.7,
+        vmin=0,
+        vmax=1,
+    )
     for role, z in points.items():
         ax.plot(*z.T, plots.MARKERS[role], color=plots.COLORS[role], ms=2.5, mew=0.2, mec="white")
     ax.set_title(f"{name}\n" + ", ".join(f"{100 * a:.0f}" for a in found_in_plane[name].values()), fontsize=9)
@@ -238,6 +250,7 @@ assert torch.allclose(-3 * high - 1, margin / 1000, atol=2e-3)
 # * **ASH** {cite:p}`djurisic2023ash` gives each of the $k$ largest entries the same value, $S_1/k$, and sets the others to zero (its variant B).
 # * **SCALE** {cite:p}`xu2024scale` multiplies all of them by $e^{S_1/S_2}$ and prunes nothing.
 
+
 # %%
 def of_reshaped(z):
     return ood.energy(plane_head(z).detach())
@@ -260,6 +273,7 @@ assert torch.allclose(of_reshaped(pruned), in_plane["ASH"](toy_test), rtol=1e-4)
 # * **SHE** {cite:p}`zhang2023she`: the inner product with the mean feature of the predicted class.
 # * **fDBD** {cite:p}`liu2024fdbd`: the mean distance to the decision boundaries, $\frac{\ell_{\hat y}-\ell_c}{\lVert w_{\hat y}-w_c\rVert}$, in
 #   units of the distance to the mean of all training features.
+
 
 # %%
 def direction(x):
@@ -332,6 +346,7 @@ print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}
 # images, as their authors say.) ODIN needs a forward and a backward pass of its own for each image, so it gets features
 # of its own.
 
+
 # %%
 def judge(n):
     """All seventeen on network n, as one table; ODIN only where there are images."""
@@ -355,18 +370,30 @@ summary = ood.summarize(table)
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank correlation (Spearman) between detectors over all OOD images of the benchmark, first network. Blocks of light colour are detectors that rank images almost alike.", "name": "fig-classical-agreement"}, "image": {"alt": "Heat map of rank correlations between seventeen detectors. MaxLogit, Energy, GEN, ODIN, ReAct and NNGuide form a bright block, MSP and KL-Matching a pair beside it; Mahalanobis, ViM and the Gaussian mixture form another block, which disagrees with the first."}}
 everyone = ood.classical_detectors(head, f.train)
 sets_of = {name: x for sets in f.groups().values() for name, x in sets.items()}
-scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))}
+scores = {
+    n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))
+}
 if bench:
     scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].near, **moved[0].far}.items()}
 scores = {name: scores[name] for name in order}
-ranks = pd.DataFrame({n: torch.cat([s[k] for k in sets_of]).double().numpy() for n, s in scores.items()}).corr("spearman")
+ranks = pd.DataFrame({n: torch.cat([s[k] for k in sets_of]).double().numpy() for n, s in scores.items()}).corr(
+    "spearman"
+)
 figure, ax = plt.subplots(figsize=(plots.FULL, 5.2))
 image = ax.imshow(ranks, vmin=min(0, ranks.min().min()), vmax=1, cmap="viridis")
 ax.set_xticks(range(len(order)), order, rotation=60, ha="right")
 ax.set_yticks(range(len(order)), order)
 ax.grid(visible=False)
 for i, j in np.ndindex(ranks.shape):
-    ax.text(j, i, f"{ranks.iloc[i, j]:.1f}".replace("0.", "."), ha="center", va="center", fontsize=7, color="black" if ranks.iloc[i, j] > 0.6 else "white")
+    ax.text(
+        j,
+        i,
+        f"{ranks.iloc[i, j]:.1f}".replace("0.", "."),
+        ha="center",
+        va="center",
+        fontsize=7,
+        color="black" if ranks.iloc[i, j] > 0.6 else "white",
+    )
 figure.colorbar(image, label="rank correlation", shrink=0.8)
 plt.show()
 
@@ -414,12 +441,18 @@ ViM,88.68 ± .28,93.48 ± .24,74.98 ± .13,81.70 ± .62,72.08,92.68
 """.strip()
 columns = pd.MultiIndex.from_product([["CIFAR-10", "CIFAR-100", "ImageNet-1k"], ["near", "far"]])
 lines = [line.replace("±", "<small>±").split(",") for line in published.splitlines()]
-board = pd.DataFrame([[c + "</small>" * ("<" in c) for c in line[1:]] for line in lines], [line[0] for line in lines], columns)
+board = pd.DataFrame(
+    [[c + "</small>" * ("<" in c) for c in line[1:]] for line in lines], [line[0] for line in lines], columns
+)
 for group in ("near", "far"):
     rows = summary[summary["group"] == group].set_index("detector").reindex(board.index)  # a bank has no ODIN
     rows = rows[["value", "low", "high"]].itertuples(index=False)
-    board[f"{benchmark}, this run", group] = [metrics.as_percent(*row, small=True) if row[0] >= 0 else "" for row in rows]
-board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours with 95 % intervals")
+    board[f"{benchmark}, this run", group] = [
+        metrics.as_percent(*row, small=True) if row[0] >= 0 else "" for row in rows
+    ]
+board.style.set_caption(
+    "AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours with 95 % intervals"
+)
 
 # %% [markdown]
 # The published rows are those of the OpenOOD leaderboard of July 2025 {cite:p}`zhang2023openood`: ResNet-18 for CIFAR, one
@@ -468,7 +501,9 @@ plots.benchmark_table(table, "fpr95", caption=caption)
 
 # %% tags=["hide-input"]
 family_of = {name: family for family, members in FAMILIES.items() for name in members}
-means_of = summary.assign(family=summary["detector"].map(family_of)).pivot_table("value", "family", "group", "median") * 100
+means_of = (
+    summary.assign(family=summary["detector"].map(family_of)).pivot_table("value", "family", "group", "median") * 100
+)
 plain = wide.loc["MSP"]
 better = {g: [n for n in wide.index if wide.loc[n, g] > plain[g]] for g in ("near", "far")}
 display(Markdown(
@@ -491,11 +526,14 @@ display(Markdown(
 # the representations with the same energy, the Mahalanobis distance. Use it three times: once of the $C$ logits, once
 # of the part of the feature that the {term}`head` cannot see, $z_\perp$ with $Wz_\perp=0$, once of the whole feature.
 
+
 # %% tags=["hide-input"]
 def through(view, x):
     """The benchmark features as a linear view sees them."""
+
     def see(y):
         return ood.Features(penultimate=y.penultimate @ view, labels=y.labels)
+
     near, far = ({k: see(y) for k, y in sets.items()} for sets in (x.near, x.far))
     return ood.BenchmarkFeatures(see(x.train), see(x.val), see(x.test), near, far)
 
@@ -507,6 +545,7 @@ def suspects(n, x):
     one = {k: {f"Mahalanobis, {k}": ood.Mahalanobis()} for k in views}
     runs = [ood.run_benchmark(one[k], through(views[k], x), seed=n) for k in views]
     return pd.concat(runs)
+
 
 # %% tags=["hide-input"]
 asked = pd.concat([suspects(seed + n, x) for n, x in enumerate(features)])
@@ -523,7 +562,9 @@ if gap < 1:
 elif share >= 0.75:
     verdict = f"The other energy closes **{share:.0%}** of the gap without new information: it is mostly the energy that fails."
 elif share > 0.25:
-    verdict = f"The other energy closes **{share:.0%}** of the gap, and only the features close the rest: both are to blame."
+    verdict = (
+        f"The other energy closes **{share:.0%}** of the gap, and only the features close the rest: both are to blame."
+    )
 else:
     verdict = "Another energy on the logits hardly closes the gap: the logits have lost the information, so the representation fails."
 display(Markdown(
@@ -539,6 +580,7 @@ display(Markdown(
 #
 # **How much does a setting matter?** Six of the detectors have a knob that OpenOOD tunes. Turn each alone. No curve chooses a setting here:
 # [what a choice on OOD images costs](06_certainty) is measured on the page before.
+
 
 # %% tags=["hide-input"]
 def knobs(head, train):
@@ -572,7 +614,9 @@ for ax, (knob, rows) in zip(axes.flat, turned.groupby("knob", sort=False)):
         by_value = own.groupby("value")["auroc"].agg(["mean", "min", "max"]) * 100
         style = {"color": plots.COLORS[group], "marker": plots.MARKERS[group], "ls": plots.LINES[group]}
         ax.plot(range(len(by_value)), by_value["mean"], ms=4, label=plots.NAMES[group], **style)
-        ax.fill_between(range(len(by_value)), by_value["min"], by_value["max"], color=plots.COLORS[group], alpha=0.15, lw=0)
+        ax.fill_between(
+            range(len(by_value)), by_value["min"], by_value["max"], color=plots.COLORS[group], alpha=0.15, lw=0
+        )
     ax.set_xticks(range(len(by_value)), [f"{v:g}" for v in by_value.index], fontsize=8)
     ax.set_xlabel(knob)
 for row in axes:
@@ -584,9 +628,17 @@ plt.show()
 by_value = turned.groupby(["knob", "group", "value"], sort=False)["auroc"].mean() * 100
 spans = by_value.groupby(["knob", "group"], sort=False).agg(lambda v: v.max() - v.min()).unstack()
 best = by_value.groupby(["knob", "group"], sort=False).agg(lambda v: v.idxmax()[2]).unstack()
-display(Markdown("From the worst value of a knob to the best, in points of AUROC:\n\n" + "\n".join(
-    f"* **{knob}**: " + "; ".join(f"{g} {spans.loc[knob, g]:.1f}, best at {best.loc[knob, g]:g}" for g in spans) + "." for knob in spans.index
-)))
+display(
+    Markdown(
+        "From the worst value of a knob to the best, in points of AUROC:\n\n"
+        + "\n".join(
+            f"* **{knob}**: "
+            + "; ".join(f"{g} {spans.loc[knob, g]:.1f}, best at {best.loc[knob, g]:g}" for g in spans)
+            + "."
+            for knob in spans.index
+        )
+    )
+)
 
 # %% [markdown]
 # ## 8. When it fails
@@ -745,6 +797,7 @@ display(Markdown("From the worst value of a knob to the best, in points of AUROC
 # %% tags=["exercise"]
 changed = ...
 
+
 # %% tags=["check", "hide-input"]
 def changes(name):
     """Whether the order of a few random images changes with the constants."""
@@ -839,6 +892,7 @@ check_vectors(two)
 near = next(iter(f.near.values()))
 undivided = ...
 
+
 # %% tags=["check", "hide-input"]
 def of_knn(normalize):
     judge = ood.KNN(everyone["KNN"].k, normalize=normalize).fit(f.train)
@@ -848,7 +902,10 @@ def of_knn(normalize):
 check_undivided = ood.Check(
     (lambda a: 0 <= a <= 1, "an AUROC is a share of pairs, between 0 and 1"),
     (lambda a: abs(a - (1 - of_knn(False))) > 1e-4, "the sign: the farther, the more OOD"),
-    (lambda a: abs(a - of_knn(False)) < 1e-4, "distances of the features as they are, to the k-th nearest of the training features"),
+    (
+        lambda a: abs(a - of_knn(False)) < 1e-4,
+        "distances of the features as they are, to the k-th nearest of the training features",
+    ),
 )
 check_undivided(undivided)
 
@@ -864,6 +921,7 @@ check_undivided(undivided)
 # Tempting: nearest means the largest similarity, so the sign is turned.
 undivided = 1 - of_knn(False)
 check_undivided(undivided)
+
 
 # %% tags=["solution"]
 def distance(x):
@@ -890,6 +948,7 @@ check_undivided(undivided)
 
 # %% tags=["exercise"]
 near_far = ...
+
 
 # %% tags=["check", "hide-input"]
 def alone(name, group):

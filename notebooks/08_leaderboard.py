@@ -88,6 +88,7 @@ from ood_lib.evaluation.results import origins
 plots.theme()
 warnings.filterwarnings("ignore", message=".*ranks almost as its prior")  # after few updates: the board shows it
 
+
 # %% tags=["remove-input"]
 def everyone(x):
     """Every detector of the library that reads the features of one classifier."""
@@ -132,6 +133,7 @@ file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
 ood.save_results(file, table, origin=origin, **about)
 
+
 # %% tags=["remove-input"]
 def show(rows, folded):
     board, about = ood.leaderboard(rows), rows.iloc[0]
@@ -149,7 +151,11 @@ def show(rows, folded):
         cells[title] = board[column].map(style.format, na_action="ignore").fillna("")
     order = (-board["far"].fillna(board["near"])).argsort()
     keys = board[["detector", *columns, "seconds_per_1000", "memory_mb"]]
-    kind = f"{about['seeds']} networks, 95 % intervals over networks" if about["seeds"] > 1 else "one network, 95 % intervals over test images"
+    kind = (
+        f"{about['seeds']} networks, 95 % intervals over networks"
+        if about["seeds"] > 1
+        else "one network, 95 % intervals over test images"
+    )
     caption = f"{about['benchmark']}, {about['network']}: {kind}"
     table = plots.sortable_table(cells.iloc[order], keys.iloc[order], caption)
     display(HTML(f"<details><summary>{html.escape(caption)}</summary>{table}</details>" if folded else table))
@@ -180,6 +186,7 @@ explorables.show(
     "axis. One detector is marked, with its name and its intervals. Two menus choose the network and the detector.",
 )
 
+
 # %% tags=["hide-input"]
 def leaders(rows, group):
     board = ood.leaderboard(rows).dropna(subset=[group])
@@ -205,14 +212,20 @@ display(Markdown("Who leads, and who lies within its interval:\n\n" + "\n".join(
 from ood_lib.data.protocols import OPENOOD
 
 agree = {}
-for (run, known), rows in everything[everything["benchmark"].isin(list(OPENOOD))].groupby(["run", "benchmark"], sort=False):
+for (run, known), rows in everything[everything["benchmark"].isin(list(OPENOOD))].groupby(
+    ["run", "benchmark"], sort=False
+):
     published = pd.DataFrame(OPENOOD[known], index=["near", "far"]).T
     own = ood.leaderboard(rows).set_index("detector")[["near", "far"]]
     if len(both := own.index.intersection(published.index)) > 5:
         agree[run] = {**own.loc[both].corrwith(published.loc[both], method="spearman"), "detectors": len(both)}
 if agree:
     caption = "Spearman's rank correlation with OpenOOD's leaderboard (three ResNet-18 trained on all of the ID set)"
-    display(pd.DataFrame(agree).T.style.format({"near": "{:.2f}", "far": "{:.2f}", "detectors": "{:.0f}"}, na_rep="").set_caption(caption))
+    display(
+        pd.DataFrame(agree)
+        .T.style.format({"near": "{:.2f}", "far": "{:.2f}", "detectors": "{:.0f}"}, na_rep="")
+        .set_caption(caption)
+    )
 
 # %% [markdown]
 # A low value is no error in either table: [the page on photographs](60_cifar10) compares four networks in the same way and shows what moves
@@ -251,7 +264,11 @@ plt.show()
 # **Where the numbers come from:**
 
 # %% tags=["hide-input"]
-sources = everything.reindex(columns=["run", "benchmark", "network", "accuracy", "seeds", "date"]).groupby("run", sort=False).first()
+sources = (
+    everything.reindex(columns=["run", "benchmark", "network", "accuracy", "seeds", "date"])
+    .groupby("run", sort=False)
+    .first()
+)
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
 display(sources.fillna("").style.set_caption("Provenance: one row per run"))
 display(Markdown(origins(everything)))
@@ -297,6 +314,7 @@ display(Markdown(origins(everything)))
 
 # %% tags=["exercise"]
 level = ...
+
 
 # %% tags=["check", "hide-input"]
 def is_level(rank):

@@ -528,6 +528,7 @@ plt.show()
 #
 # Train a small network both ways, with Adam, in double precision, and make $\varepsilon$ smaller:
 
+
 # %%
 def train_both_ways(eps, steps=30):
     """Losses (2, steps), then logits in eval mode (2, N, 4): plain, and hard-normalised."""
@@ -646,10 +647,13 @@ if backbone:
     except OSError as error:  # no network, and not in the cache of torch.hub
         if missing != "skip":
             raise
-        warnings.warn(f"{backbone}: weights {weights!r} cannot be loaded ({error}); our own network is used", stacklevel=1)
+        warnings.warn(
+            f"{backbone}: weights {weights!r} cannot be loaded ({error}); our own network is used", stacklevel=1
+        )
         backbone = weights = ""
 drawn = f"{backbone}, weights {weights}" if weights else f"{backbone or 'our own small ResNet'}, from random weights"
 display(Markdown(f"The network: {drawn}, {sum(p.numel() for p in build('plain', seed).parameters()):,} parameters."))
+
 
 # %% tags=["hide-input"]
 def forget_to_train(network):
@@ -758,7 +762,12 @@ plt.show()
 # images.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Densities of four scores on the logits of one plain network. Scores far below those of the ID images are drawn at the left border. The more the orange and pink curves lie to the right of the blue one, the better.", "name": "fig-snojoe-scores"}, "image": {"alt": "Four panels of smoothed score densities for ID, near-OOD and far-OOD: joint energy, largest logit, softmax, and sum of logits. A vertical line marks the threshold; OOD mass to its left is missed. Scores far below those of ID images are gathered at the left border of their panel."}}
-detectors = {"joint energy": ood.JointEnergy(), "largest logit": ood.MaxLogit(), "softmax": ood.MSP(), "sum of logits": ood.SumLogit()}
+detectors = {
+    "joint energy": ood.JointEnergy(),
+    "largest logit": ood.MaxLogit(),
+    "softmax": ood.MSP(),
+    "sum of logits": ood.SumLogit(),
+}
 figure, axes = plt.subplots(2, 2, figsize=(plots.FULL, 4.4))
 for ax, (name, detector) in zip(axes.flat, detectors.items()):
     values = {"id": detector(f.test)}
@@ -778,6 +787,7 @@ plt.show()
 # from each OOD set the image at the lower quartile of $S$: a quarter of the set has an even lower score. Plot $-E_i$,
 # by how much each label lowers the score.
 
+
 # %% tags=["hide-input"]
 def example(x, share=0.25):
     """Index of the image below whose joint energy a given share of the set lies."""
@@ -794,6 +804,7 @@ for k in (1, 2, 3):
 both_groups = {"near": (bench.near, f.near), "far": (bench.far, f.far)}
 for role, (sets, known) in both_groups.items():
     vouching |= {name: (sets[name], x, example(x), role) for name, x in known.items()}
+
 
 # %% tags=["hide-input"]
 def finish(heat, bars, edge):
@@ -867,6 +878,7 @@ plt.show()
 # ResNet adds branches, so it is an index, not a bound). The table also has a quantity that you can measure on images:
 # the length of the gradient $\nabla_x S$, the slope of the score in pixel space, at ID images.
 
+
 # %% tags=["hide-input"]
 def slope(network, images):
     """Length of the gradient of the joint energy with respect to each image, (N,)."""
@@ -878,10 +890,8 @@ def slope(network, images):
     return torch.cat(lengths)
 
 
-slopes = {
-    kind: [slope(network, pictures).median().item() for network in group]
-    for kind, group in networks.items()
-}
+slopes = {kind: [slope(network, pictures).median().item() for network in group] for kind, group in networks.items()}
+
 
 # %% tags=["hide-input"]
 def logs(report, with_norm):
@@ -926,6 +936,7 @@ kept.style.set_caption(
 #
 # Take gratings and increase their contrast from a grey field to full range. **What should a detector do?** The further
 # an image is from the training images, the larger its score should be.
+
 
 # %% tags=["hide-input"]
 def gratings(contrast, count=24):
@@ -1043,6 +1054,7 @@ display(plots.benchmark_table(shown, caption=caption))
 caption = "Photographs: FPR at 95 % ID recall in %, mean over splits; lower is better"
 display(plots.benchmark_table(shown, "fpr95", caption=caption))
 
+
 # %% tags=["hide-input"]
 def over_splits(rows, one, other, group):
     """A difference over splits and as text, its interval widened because the splits share pictures."""
@@ -1115,6 +1127,7 @@ display(Markdown(
 # class means. LOF and the isolation forest are scikit-learn's, fitted on validation logits as the authors do. ODIN
 # perturbs the image first.
 
+
 # %% tags=["hide-input"]
 def contestants():
     """The detectors that can be compared on one network."""
@@ -1141,6 +1154,7 @@ def carried(sets):
 lacking = [name for name, there in zip(labels, f.train.labels.any(0)) if not there]
 if lacking:
     display(Markdown(f"No training image carries {', '.join(lacking)}: Mahalanobis goes without a mean for them."))
+
 
 # %% tags=["hide-input"]
 def moved(network):
@@ -1203,10 +1217,14 @@ display(Markdown(
 # These detectors test for different things. The joint energy and the largest logit test for *none of the above*. The
 # Mahalanobis distance tests whether a feature lies close to training features. Which is better on which set?
 
+
 # %% tags=["hide-input"]
 def listing(chosen):
     """Sets with the AUROC of the two camps, in %."""
-    pairs = [f"{name} ({chosen.loc[name, 'JointEnergy']:.0f} against {chosen.loc[name, 'Mahalanobis']:.0f})" for name in chosen.index]
+    pairs = [
+        f"{name} ({chosen.loc[name, 'JointEnergy']:.0f} against {chosen.loc[name, 'Mahalanobis']:.0f})"
+        for name in chosen.index
+    ]
     return ", ".join(pairs) or "no set"
 
 
@@ -1262,6 +1280,7 @@ display(Markdown(
     f"{norms[0]:.2f} to {norms[1]:.2f}."
 ))  # fmt: skip
 
+
 # %% tags=["hide-input"]
 def found(one, other):
     """The sets on which the interval of the difference leaves out zero, as text."""
@@ -1313,10 +1332,18 @@ both = pd.concat([table, by_kind[by_kind["detector"] == "hard"]])
 for name in sets:
     means = both[both["ood_set"] == name].groupby(["detector", "metric"])["value"].mean() * 100
     named = ("MaxLogit", "MSP", "Mahalanobis", "JointEnergy", "hard")
-    mine.append((f"this run, {benchmark}, {name}", *(f"{means[d, 'fpr95']:.1f} / {means[d, 'auroc']:.1f}" for d in named)))
+    mine.append(
+        (f"this run, {benchmark}, {name}", *(f"{means[d, 'fpr95']:.1f} / {means[d, 'auroc']:.1f}" for d in named))
+    )
 for name in (*bank.near, *bank.far):
     means = on_photos[on_photos["ood_set"] == name].groupby(["detector", "metric"])["value"].mean() * 100
-    mine.append((f"this run, VOC photographs, {name}", *(f"{means[d, 'fpr95']:.1f} / {means[d, 'auroc']:.1f}" for d in named[:-1]), ""))
+    mine.append(
+        (
+            f"this run, VOC photographs, {name}",
+            *(f"{means[d, 'fpr95']:.1f} / {means[d, 'auroc']:.1f}" for d in named[:-1]),
+            "",
+        )
+    )
 columns = ["setting", "MaxLogit", "MSP", "Mahalanobis", "JointEnergy", "SNoJoE"]
 comparison = pd.DataFrame([*published, *mine], columns=columns)
 comparison.style.hide(axis="index").set_caption("FPR95 / AUROC in %, ID recalled at 95 %")
@@ -1495,6 +1522,7 @@ comparison.style.hide(axis="index").set_caption("FPR95 / AUROC in %, ID recalled
 # %% tags=["exercise"]
 p = ...
 
+
 # %% tags=["check", "hide-input"]
 def sides(p):
     """The joint energies of images A and B."""
@@ -1547,6 +1575,7 @@ check_p(p)
 ell = f.test.logits[0].double()
 exactly_one = ...
 
+
 # %% tags=["check", "hide-input"]
 def from_odds():
     """The same from the odds p / (1 − p) of each label."""
@@ -1590,6 +1619,7 @@ check_one(exactly_one)
 # Hard-normalise an untrained network with `coefficient=5` instead of 1, run it on some images in training mode, and
 # compute norm times gain of its first layer. By which factor does the product differ between the two? *Hint: section
 # 3.6.*
+
 
 # %% tags=["exercise"]
 def first_product(c):
@@ -1646,6 +1676,7 @@ check_factor(factor)
 # %% tags=["exercise"]
 shrunk = ...
 
+
 # %% tags=["check", "hide-input"]
 def gradient(scale):
     """That of a loss behind a convolution and BatchNorm, where the weight is so many times as large."""
@@ -1658,7 +1689,10 @@ def gradient(scale):
 
 check_shrunk = ood.Check(
     (lambda a: a != 1, "the loss stays, but it is now reached by a larger weight"),
-    (lambda a: torch.allclose(gradient(3), a * gradient(1), rtol=2e-3, atol=1e-9), "the chain rule: 3 times the new gradient is the old one"),
+    (
+        lambda a: torch.allclose(gradient(3), a * gradient(1), rtol=2e-3, atol=1e-9),
+        "the chain rule: 3 times the new gradient is the old one",
+    ),
 )
 check_shrunk(shrunk)
 
@@ -1745,6 +1779,7 @@ check_norms(reshaped_and_exact)
 # %% tags=["exercise"]
 alarm = ...  # features -> (logits -> score)
 
+
 # %% tags=["check", "hide-input"]
 def on_gratings(fit):
     """Its AUROC on the gratings, mean over the plain networks."""
@@ -1778,6 +1813,7 @@ check_alarm(alarm)
 # :class: dropdown
 # ```
 
+
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: standardise the joint energy on ID images. That changes the scale, but no rank.
 def alarm(x):
@@ -1786,6 +1822,7 @@ def alarm(x):
 
 
 check_alarm(alarm)
+
 
 # %% tags=["solution"]
 def alarm(x):
@@ -1844,7 +1881,9 @@ display(Markdown(
 # %% tags=["hide-input"]
 # What other pages show of this run: all numbers, and one small table.
 if results:
-    other_kinds = by_kind[by_kind["detector"] != "plain"]  # plain networks under the joint energy are in the table already
+    other_kinds = by_kind[
+        by_kind["detector"] != "plain"
+    ]  # plain networks under the joint energy are in the table already
     renamed = other_kinds.assign(detector="JointEnergy, " + other_kinds["detector"])
     everything = pd.concat([table, renamed])
     everything.to_csv(Path(results) / "benchmark.csv", index=False)
@@ -1853,7 +1892,9 @@ if results:
     label = f"{backbone or 'small ResNet'}, {f.test.penultimate.shape[1]} features, mAP {reached:.1f} %"
     about = {"benchmark": benchmark, "network": label}
     ood.save_results(Path(results) / "this-run.json", everything, origin=origin, **about)
-    origin = ood.provenance(data=bank.about["data"], sets=f"{photo_splits} random splits that share pictures; OOD sets as they are")
+    origin = ood.provenance(
+        data=bank.about["data"], sets=f"{photo_splits} random splits that share pictures; OOD sets as they are"
+    )
     about = {"benchmark": "voc", "network": "MobileNetV2, 1280 features, a logistic regression per label"}
     ood.save_results(Path(results) / "photographs.json", shown, origin=origin, **about)
     level = on_photos[on_photos["metric"] == "auroc"].groupby(["group", "detector"])["value"].mean()

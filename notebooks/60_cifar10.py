@@ -119,7 +119,10 @@ explorables.show(
 
 # %% tags=["parameters", "hide-input"]
 benchmarks: list = [
-    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
+    "cifar10-resnet9",
+    "cifar10-densenet",
+    "cifar10-resnet56",
+    "cifar100-densenet",
 ]  # banks: features of trained networks; the first is looked into
 seed: int = 0  # of what is random in a detector
 umap_points: int = 2500  # features in the embedding
@@ -198,6 +201,7 @@ plt.show()
 # network. For CIFAR-100 they give others, with which [the WeiPer chapter](10_weiper) judges it. All are fitted on the
 # training features of the bank; nothing is tuned here.
 
+
 # %%
 def contestants(f):
     """The detectors that fit in seconds."""
@@ -207,9 +211,8 @@ def contestants(f):
     }
 
 
-tables = {
-    name: ood.run_benchmark(contestants(f), f, seed=seed) for name, f in networks.items()
-}
+tables = {name: ood.run_benchmark(contestants(f), f, seed=seed) for name, f in networks.items()}
+
 
 # %%
 def group_means(table):
@@ -241,7 +244,9 @@ for ax, name in zip(axes[0], networks):
     ax.set_title(name, fontsize=9)
 axes[0][0].set_ylabel("far-OOD AUROC (%)")
 figure.supxlabel("near-OOD AUROC (%)", fontsize=11)
-figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8, handletextpad=0.1)
+figure.legend(
+    *axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8, handletextpad=0.1
+)
 plt.show()
 
 # %% [markdown]
@@ -262,6 +267,7 @@ both = pd.concat({group: ranks[group].assign(OpenOOD=outside[group]) for group i
 caption = "Spearman's rank correlation of the order of the detectors"
 display(both.style.format("{:.2f}").set_caption(caption))
 
+
 # %% tags=["hide-input"]
 def agreement(group):
     """The correlations of two different networks."""
@@ -279,10 +285,16 @@ for group in ("near", "far"):
     pairs = agreement(group)
     leaders = ", ".join(f"{means[group][n].idxmax()} ({n})" for n in networks)
     among = [f"The rank correlation of two networks is {span(pairs)}."] if len(pairs) else []
-    theirs = [f"With OpenOOD's leaderboard of the same ID set it is {', '.join(f'{v:.2f} ({n})' for n, v in outside[group].items())}."]
-    lines.append(" ".join([f"* **{group}-OOD**: the best detector is {leaders}.", *among, *theirs * bool(len(outside[group]))]))
+    theirs = [
+        f"With OpenOOD's leaderboard of the same ID set it is {', '.join(f'{v:.2f} ({n})' for n, v in outside[group].items())}."
+    ]
+    lines.append(
+        " ".join([f"* **{group}-OOD**: the best detector is {leaders}.", *among, *theirs * bool(len(outside[group]))])
+    )
 spread = (means.max(axis=1) - means.min(axis=1)).sort_values()
-lines.append(f"* Over all columns, **{spread.index[0]}** varies least ({spread.iloc[0]:.0f} points) and **{spread.index[-1]}** most ({spread.iloc[-1]:.0f} points).")
+lines.append(
+    f"* Over all columns, **{spread.index[0]}** varies least ({spread.iloc[0]:.0f} points) and **{spread.index[-1]}** most ({spread.iloc[-1]:.0f} points)."
+)
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -313,14 +325,21 @@ for name, f in networks.items():
         rows[name] |= {f"{detector}, {g}": means[g][name][detector] for g in ("near", "far")}
 by_length = pd.DataFrame(rows).T
 caption = "Mean length of OOD features in units of that of ID features, and AUROC in %"
-display(by_length.style.format("{:.2f}", subset=list(by_length)[:2]).format("{:.1f}", subset=list(by_length)[2:]).set_caption(caption))
+display(
+    by_length.style.format("{:.2f}", subset=list(by_length)[:2])
+    .format("{:.1f}", subset=list(by_length)[2:])
+    .set_caption(caption)
+)
 
 # %% tags=["hide-input"]
 gained = {n: ood.verdicts([(f, ood.GMMPrior(), ood.Mahalanobis())])["mean"] for n, f in networks.items()}
-display(Markdown(
-    "Dividing the features by their length, judged on the mean of near and far against Mahalanobis: "
-    + "; ".join(f"{n} {v}" for n, v in gained.items()) + "."
-))
+display(
+    Markdown(
+        "Dividing the features by their length, judged on the mean of near and far against Mahalanobis: "
+        + "; ".join(f"{n} {v}" for n, v in gained.items())
+        + "."
+    )
+)
 
 # %% [markdown]
 # ### 3.2 A numerical tolerance
@@ -330,20 +349,26 @@ display(Markdown(
 # pseudo-inverse drops directions whose variance is below some share of the largest, and the largest variance of all
 # features is much larger than that inside the classes. Here is the same formula with two shares:
 
+
 # %%
 def rmds_by_hand(share, x):
     """AUROC per set; directions below a share of the largest variance are left out."""
     z, y = x.train.penultimate.double(), x.train.labels
     means = torch.stack([z[y == c].mean(0) for c in y.unique()])
+
     def inverse(away):
         return torch.linalg.pinv(away.T @ away / len(z), rtol=share, hermitian=True)
+
     inside, overall = inverse(z - means[y]), inverse(z - z.mean(0))
+
     def score(f):
         own = f.penultimate.double()[:, None] - means  # (N, C, K)
         away = f.penultimate.double() - z.mean(0)
         return ((own @ inside) * own).sum(2).amin(1) - ((away @ overall) * away).sum(1)
+
     ours, sets = score(x.test), x.near | x.far
     return {n: 100 * ood.evaluate(ours, score(f)).auroc for n, f in sets.items()}
+
 
 # %%
 width = x.train.penultimate.shape[1]
@@ -397,9 +422,14 @@ for known, theirs in published.items():
     for name in names:
         gaps = {g: shared[g][name] - shared[g]["published"] for g in ("near", "far")}
         worst = {g: gap.abs().idxmax() for g, gap in gaps.items()}
-        lines.append(f"* {name}: " + "; ".join(
-            f"{g} median {gap.median():+z.1f} points, at most {gap[worst[g]]:+z.1f} ({worst[g]})" for g, gap in gaps.items()
-        ) + ".")
+        lines.append(
+            f"* {name}: "
+            + "; ".join(
+                f"{g} median {gap.median():+z.1f} points, at most {gap[worst[g]]:+z.1f} ({worst[g]})"
+                for g, gap in gaps.items()
+            )
+            + "."
+        )
 none = "OpenOOD publishes no values for the ID set of any of these networks."
 display(Markdown("Differences from the published values:\n\n" + "\n".join(lines) if lines else none))
 
@@ -424,7 +454,11 @@ for name, table in tables.items():
         lines[name] = off.groupby(pair["detector"], sort=False).agg(["mean", "min", "max"])
 if lines:
     shown = pd.concat(lines, axis=1)
-    display(shown.style.format("{:+z.1f}").set_caption("AUROC on the bank minus AUROC on all images, in points, over the OOD sets"))
+    display(
+        shown.style.format("{:+z.1f}").set_caption(
+            "AUROC on the bank minus AUROC on all images, in points, over the OOD sets"
+        )
+    )
 else:
     display(Markdown("No run on all images is in the archive."))
 
@@ -623,6 +657,7 @@ check_loser(loser)
 # %% tags=["exercise"]
 pair = ...  # such as ood.KNN(k=50), ood.Energy()
 
+
 # %% tags=["check", "hide-input"]
 def beats_its_parts(pair):
     """On near and far, by how much the pair is above the better of its parts."""
@@ -685,4 +720,6 @@ for name, table in tables.items() if results else ():
     weights = f.about.get("weights") or f.about.get("command", "")
     origin = ood.provenance(data=f.about.get("data", ""), sets="; ".join(f.notes), weights=weights)
     about = {"benchmark": f.about.get("benchmark", name), "network": f"bank {name}, {f.head.in_features} features"}
-    ood.save_results(Path(results, f"{name.partition(':')[0]}.json"), table, origin=origin, accuracy=f.accuracy, **about)
+    ood.save_results(
+        Path(results, f"{name.partition(':')[0]}.json"), table, origin=origin, accuracy=f.accuracy, **about
+    )

@@ -82,6 +82,7 @@ if not Path(claims).is_file():  # the notebook alone, as in Colab: the claims an
 said = yaml.safe_load(Path(claims).read_text(encoding="utf-8"))
 measured, gains = ood.load_results(archive), ood.load_verdicts(Path(archive) / "verdicts")
 
+
 # %% tags=["hide-input"]
 def by_network(row):
     """Value, low and high in percent of a detector on the set or group of a claim, a line for each network."""
@@ -111,6 +112,7 @@ def of_difference(row):
         return {}
     _, low, high = metrics.mean_interval(gap)
     return {row["run"]: ood.Verdict(*(own[gap.index].mean() / 100 for own in ends), low, high)}
+
 
 # %% tags=["hide-input"]
 def judge_value(paper, value, low, high):
@@ -152,13 +154,16 @@ def overall(row, tests):
         return "another setting only" if tests else "not run yet"
     return words[0] if len(set(words)) == 1 else "differs by network"
 
+
 # %% tags=["hide-input"]
 ledger = []  # a line for each test, or one for a claim without any
 for paper_of, rows in said.items():
     for row in rows:
         tests = list(tests_of(row))
         verdict = overall(row, tests)
-        about = {"paper of": paper_of, "overall": verdict} | {k: row.get(k) for k in ("claim", "setting", "source", "paper", "needs", "elsewhere", "control")}
+        about = {"paper of": paper_of, "overall": verdict} | {
+            k: row.get(k) for k in ("claim", "setting", "source", "paper", "needs", "elsewhere", "control")
+        }
         for network, ours, word, same in tests or [("", "", "", True)]:
             ledger.append(about | {"network": network, "ours": ours, "verdict": word, "same setting": same})
 ledger = pd.DataFrame(ledger)
@@ -171,7 +176,9 @@ claimed = ledger[ledger["control"].isna()].drop_duplicates(["paper of", "claim",
 order = ["reproduced", "same direction, larger", "same direction, smaller", "close", "differs by network", "no difference", "undecided",
          "opposite", "not reproduced (above)", "not reproduced (below)", "another setting only", "not run yet", "not testable here"]  # fmt: skip
 counts = claimed.groupby(["overall", "paper of"], sort=False).size().unstack(fill_value=0)
-counts = counts.reindex(index=[w for w in order if w in counts.index], columns=list(said)).assign(all=lambda t: t.sum(axis=1))
+counts = counts.reindex(index=[w for w in order if w in counts.index], columns=list(said)).assign(
+    all=lambda t: t.sum(axis=1)
+)
 caption = f"{len(claimed)} claims of {len(said)} papers by verdict, each counted once"
 display(counts.rename_axis(index=None).style.set_caption(caption).set_table_attributes('class="counts"'))
 
@@ -181,9 +188,13 @@ lines = []
 for paper_of, rows in tested.groupby("paper of", sort=False):
     words = ", ".join(f"{word} ({n})" for word, n in rows["overall"].value_counts().items())
     lines.append(f"* **{paper_of}**: {words}.")
-display(Markdown(
-    f"**{len(tested)} of {len(claimed)} claims could be tested on the ID set of the claim and with the method as the paper has it.**" + "\n\n" * bool(lines) + "\n".join(lines)
-))
+display(
+    Markdown(
+        f"**{len(tested)} of {len(claimed)} claims could be tested on the ID set of the claim and with the method as the paper has it.**"
+        + "\n\n" * bool(lines)
+        + "\n".join(lines)
+    )
+)
 
 # %% [markdown]
 # ## 2. How a verdict is found
@@ -205,13 +216,16 @@ display(Markdown(
 #
 # ## 3. The five papers
 
+
 # %% tags=["hide-input"]
 def show(rows, caption):
     first = ~rows.duplicated(["claim", "setting"])
     paper = rows["paper"].map(lambda v: f"{v:g}" if pd.notna(v) else "direction only")
     word = rows["verdict"].where(rows["same setting"], rows["verdict"] + " (another setting)")
     word = word.where(rows["control"].isna(), rows["verdict"] + " (control)")
-    word = word.where(word != "", rows["overall"] + rows["needs"].map(lambda n: f": needs {n}" if isinstance(n, str) else ""))
+    word = word.where(
+        word != "", rows["overall"] + rows["needs"].map(lambda n: f": needs {n}" if isinstance(n, str) else "")
+    )
     cells = pd.DataFrame({
         "claim": rows["claim"].where(first, ""), "setting of the claim": (rows["setting"] + " (" + rows["source"] + ")").where(first, ""),
         "paper": paper.where(first, ""), "our network": rows["network"], "ours": rows["ours"], "verdict": word,
@@ -259,7 +273,9 @@ plt.show()
 
 # %% tags=["hide-input"]
 wide = board.assign(text=[f"{r.ours:.1f} ({r.ours - r.paper:+z.1f}) {r.verdict}" for r in board.itertuples()])
-wide = wide.pivot_table(index="detector", columns=["run", "group"], values="text", aggfunc="first", sort=False).fillna("")
+wide = wide.pivot_table(index="detector", columns=["run", "group"], values="text", aggfunc="first", sort=False).fillna(
+    ""
+)
 display(wide.style.set_caption("Our AUROC in %, in brackets the difference from the published value, and the verdict"))
 lines = []
 for (run, group), rows in board.groupby(["run", "group"], sort=False):

@@ -27,6 +27,7 @@ from .detectors.classical.she import SHE
 from .detectors.classical.temperature import fit_temperature
 from .detectors.classical.vim import ViM
 from .detectors.compose import Composed, compose
+from .detectors.conformal import conformal_p_values, conformal_rank
 from .detectors.detector import Detector, NotFittedError
 from .detectors.flow.feature_flow import FeatureFlow
 from .detectors.heat.heat import HEAT
@@ -75,18 +76,19 @@ __all__ = [
     "GaussianScore", "GradNorm", "HEAT", "History", "ImageArray", "ImageFiles", "ImageFormat", "JointEnergy",
     "KLMatching", "KNN", "LogitPrior", "MSMA", "MSP", "MadeFor", "Mahalanobis", "MaxLogit", "Metrics",
     "MissingDataError", "NNGuide", "NetworkCard", "Normalize", "NotFittedError", "ODIN", "ODINNetwork", "RMDS",
-    "ReAct", "Recommendation", "Reliability", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork", "ScoreNorms",
-    "Scored", "Scorer", "SetScores", "SklearnDetector", "SumLogit", "SumProb", "UNet", "Verdict", "ViM", "Watch",
-    "WeiPer", "accuracy", "adapt", "augmented", "average_precision", "benchmark_features", "classical_detectors",
-    "compare", "compare_over_seeds", "compose", "count_labels", "cutout", "denoising_error", "dsm_loss", "energy",
-    "evaluate", "exportable", "extract", "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm",
-    "group_auroc", "half_precision", "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load",
-    "load_bank", "load_benchmark", "load_network", "load_ood_set", "load_results", "load_score_norms",
-    "load_verdicts", "made_for", "max_logit", "mean_average_precision", "measure_cost", "msp", "network_for",
-    "noise_scales", "odin", "pick_device", "pretrained", "provenance", "read_picture", "recommend", "reliability",
-    "run_benchmark", "save_results", "save_verdicts", "score_files", "score_norms", "score_verdicts", "seal",
-    "select_gmm", "sgld", "shift", "spectral_normalize", "split_folder", "summarize", "tally", "train_classifier",
-    "train_multilabel", "train_score_network", "verdicts", "weiper_kld",
+    "ReAct", "Recommendation", "Reliability", "ResNet", "ResidualEBM", "SCALE", "SHE", "ScoreNetwork",
+    "ScoreNorms", "Scored", "Scorer", "SetScores", "SklearnDetector", "SumLogit", "SumProb", "UNet", "Verdict",
+    "ViM", "Watch", "WeiPer", "accuracy", "adapt", "augmented", "average_precision", "benchmark_features",
+    "classical_detectors", "compare", "compare_over_seeds", "compose", "conformal_p_values", "conformal_rank",
+    "count_labels", "cutout", "denoising_error", "dsm_loss", "energy", "evaluate", "exportable", "extract",
+    "extract_benchmark", "fit_temperature", "flip", "gen", "gradnorm", "group_auroc", "half_precision",
+    "joint_energy", "label_energies", "leaderboard", "lipschitz_report", "load", "load_bank", "load_benchmark",
+    "load_network", "load_ood_set", "load_results", "load_score_norms", "load_verdicts", "made_for", "max_logit",
+    "mean_average_precision", "measure_cost", "msp", "network_for", "noise_scales", "odin", "pick_device",
+    "pretrained", "provenance", "read_picture", "recommend", "reliability", "run_benchmark", "save_results",
+    "save_verdicts", "score_files", "score_norms", "score_verdicts", "seal", "select_gmm", "sgld", "shift",
+    "spectral_normalize", "split_folder", "summarize", "tally", "train_classifier", "train_multilabel",
+    "train_score_network", "verdicts", "weiper_kld",
 ]  # fmt: skip
 
 __version__: str

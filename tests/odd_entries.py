@@ -496,6 +496,19 @@ def calibrated_(z: Any, logits: Any, labels: Any, test_z: Any, test_logits: Any)
 
 ENTRIES["Detector.calibrate"] = Entry(FIT, calibrated, calibrated_)
 
+
+def p_values_(held_out_scores: np.ndarray, test_scores: np.ndarray) -> np.ndarray:
+    if np.isnan(held_out_scores).any() or (np.diff(held_out_scores) < 0).any() or held_out_scores.ndim != 1:
+        raise NoReference
+    return np.array([(1 + (held_out_scores >= s).sum()) / (len(held_out_scores) + 1) for s in test_scores])
+
+
+ENTRIES["conformal_p_values"] = Entry(
+    {"held_out_scores": normal(40, seed=6).sort().values, "test_scores": normal(30, seed=7) + 1.5},
+    lambda held_out_scores, test_scores: ood.conformal_p_values(test_scores, held_out_scores),
+    p_values_,
+)
+
 # -- functions of logits, features, scores
 
 L = {"logits": LOGITS}

@@ -21,13 +21,15 @@ from torch.compiler import is_exporting
 from ood_lib.checks import check
 from ood_lib.data.images import ImageFormat
 from ood_lib.data.labels import class_indices
+from ood_lib.detectors.conformal import conformal_p_values, conformal_rank
 from ood_lib.detectors.description import as_bytes, describe, from_bytes, unknown
+from ood_lib.detectors.shapes import check_width
 from ood_lib.features.features import Features
 from ood_lib.features.identity import network_hash
-from ood_lib.tensors import check_floats, save_tensors
+from ood_lib.tensors import save_tensors
 from ood_lib.warn import warn
 
-__all__ = ["HEADER", "REMEMBERED", "Detector", "NotFittedError", "check_logits", "check_pairs", "check_width"]
+__all__ = ["HEADER", "REMEMBERED", "Detector", "NotFittedError"]
 
 
 HEADER = "ood_lib"  # where the header of a file says which detector it holds
@@ -36,34 +38,6 @@ REMEMBERED = 256  # rows of a fit, evenly spaced, that `calibrate` would know ag
 
 class NotFittedError(RuntimeError):
     """A detector was asked for a score or a decision before it had what it needs."""
-
-
-def check_width(z: Tensor, width: int, who: str = "those it was fitted on were", what: str = "features") -> None:
-    """Raise ValueError when rows (N, K) are not as wide as they have to be."""
-    if not is_exporting() and z.shape[1] != width:
-        raise ValueError(
-            f"the {what} are {z.shape[1]} wide, but {who} {width}: take them all, and the head, from one network"
-        )
-
-
-def check_pairs(**rows: Tensor) -> None:
-    """Raise ValueError when tensors do not have one row per image each: one with a single row would be broadcast."""
-    shapes = {name: tuple(x.shape) for name, x in rows.items()}
-    counts = [shape[0] if shape else None for shape in shapes.values()]  # a symbol in torch.export, which has no hash
-    if any(count is None or count != counts[0] for count in counts):
-        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        raise ValueError(f"{given} were given; expected one row per image in each of them")
-
-
-def check_logits(logits: Tensor, least: int = 1) -> None:
-    """Raise ValueError when logits (..., C) are no floating-point numbers, or too few classes for a score of them."""
-    check_floats("(..., C)", logits=logits)
-    if logits.shape[-1] < least:
-        raise ValueError(
-            f"there is {logits.shape[-1]} logit per image; expected {least} at least: the softmax of a single logit is "
-            "always 1, and says nothing. Of a binary network with one output l take the two logits 0 and l, or a score "
-            "of the logit itself: Energy, MaxLogit, JointEnergy"
-        )
 
 
 class Detector(nn.Module):
@@ -196,12 +170,10 @@ class Detector(nn.Module):
     def calibrate(self, features: Features, tpr: float = 0.95) -> Self:
         r"""Set the threshold from n held-out ID features, so that a new ID image is accepted with probability >= tpr.
 
-        The threshold is the k-th smallest score, :math:`k = \lceil (n + 1)\,\mathrm{tpr} \rceil` (split conformal
-        prediction; the k-th of n with n tpr rounded up would reach the rate on the held-out images only). A new image
-        is one more draw, so each rank among n + 1 scores is equally likely. Hence the guarantee holds for every n,
-        network and detector, as long as new ID images are exchangeable with the held-out ones. It is an average over
-        calibration sets: for scores without ties, what one threshold accepts is distributed as Beta(k, n + 1 - k). The
-        n scores are kept, 8 bytes each, for `p_values`.
+        The threshold is the k-th smallest score, :math:`k = \lceil (n + 1)\,\mathrm{tpr} \rceil`, see `conformal_rank`.
+        The guarantee holds for every n, network and detector, as long as new ID images are exchangeable with the
+        held-out ones. It is an average over calibration sets: for scores without ties, what one threshold accepts is
+        distributed as Beta(k, n + 1 - k). The n scores are kept, 8 bytes each, for `p_values`.
 
         Held out also means: not among the features that the detector was fitted on.  It may score those lower than any
         new image.  A recipe that learns from ``val`` (`fits`, such as KLMatching or ReAct) needs other rows here: fit
@@ -211,12 +183,8 @@ class Detector(nn.Module):
         Raises:
             ValueError: ``tpr`` is not in (0, 1); n is too small for it, n < tpr / (1 - tpr); scores that are infinite,
                 or all equal.
-
-        References:
-            Vovk, Gammerman & Shafer, Algorithmic Learning in a Random World, 2005; Lei et al., Distribution-Free
-            Predictive Inference for Regression, JASA 2018.
         """
-        check("(0, 1)", "a share of ID images to accept", tpr=tpr)
+        check("(0, 1)", "a share of ID images to accept", tpr=tpr)  # before the scores, which may take long
         widths = self.widths.tolist() if self.needs_fit else []  # else nothing was learnt that a width could contradict
         with torch.no_grad():
             scores = self._scores(features, widths).to(self.threshold.device).double().sort().values
@@ -231,12 +199,7 @@ class Detector(nn.Module):
                 f"all {len(scores)} held-out ID samples have the same score, {scores[0]:g}: {type(self).__name__} does "
                 "not tell one from another, and a threshold there may reject nothing; look at the features"
             )
-        rank = math.ceil(round((len(scores) + 1) * tpr, 9))
-        if rank > len(scores):
-            raise ValueError(
-                f"{len(scores)} held-out ID samples cannot promise tpr={tpr}; it takes at least "
-                f"{math.ceil(round(tpr / (1 - tpr), 9))} of them: hold out more, or ask for less"
-            )
+        rank = conformal_rank(len(scores), tpr)
         self._warn_of_seen(features, tpr)
         self._thaw()
         self.calibration = scores
@@ -256,10 +219,9 @@ class Detector(nn.Module):
         return scores > self.threshold.to(scores.device, scores.dtype)
 
     def p_values(self, features: Features) -> Tensor:
-        r"""Conformal p-values (N,): the share of the calibration scores, and of the score s itself, that are >= s.
+        r"""Conformal p-values (N,): the share of the calibration scores, and of the score itself, that are as large.
 
-        .. math:: p = \frac{1 + \#\{i : s_i \ge s\}}{n + 1}
-
+        See `conformal_p_values`.
         Of ID images, at most a share alpha gets p <= alpha, on average over calibration sets.  They share one
         calibration set, so they are not independent (but positively dependent, which procedures such as
         Benjamini-Hochberg allow).
@@ -280,9 +242,7 @@ class Detector(nn.Module):
             ValueError: the scores are no floating-point numbers.
         """
         self._require_threshold()
-        check_floats("(N,)", scores=scores)
-        known = self.calibration.to(scores.device, scores.dtype)
-        return (1 + len(known) - torch.searchsorted(known, scores)).to(scores.dtype) / (len(known) + 1)
+        return conformal_p_values(scores, self.calibration)
 
     # -- checks, devices, saving ------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ood_lib.detectors.detector import check_width
+from ood_lib.detectors.shapes import check_width
 
 __all__ = ["FrozenHead"]
 

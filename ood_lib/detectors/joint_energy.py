@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector, check_logits
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.shapes import check_logits
 from ood_lib.features.features import Features
 
 __all__ = ["JointEnergy", "SumLogit", "SumProb", "joint_energy", "label_energies", "sum_logit", "sum_prob"]

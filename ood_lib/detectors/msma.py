@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ood_lib.checks import check
 from ood_lib.detectors.classical.gmm import GMM
 from ood_lib.detectors.description import from_bytes, rebuild
-from ood_lib.detectors.detector import Detector, check_width
+from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.moments import check_size
+from ood_lib.detectors.shapes import check_width
 from ood_lib.features.features import Features
 from ood_lib.networks.network import Representation, check_eval
 from ood_lib.networks.score_network import checked_images, checked_scales, noise_scales

@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
 from ood_lib.detectors.classical.msp import msp
-from ood_lib.detectors.detector import Detector, check_pairs, check_width
+from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
+from ood_lib.detectors.shapes import check_pairs, check_width
 from ood_lib.features.features import Features
 from ood_lib.tensors import check_floats, lengths
 

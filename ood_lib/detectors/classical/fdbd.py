@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from ood_lib.detectors.detector import check_logits, check_pairs, check_width
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.detectors.moments import Moments, class_moments
+from ood_lib.detectors.shapes import check_logits, check_pairs, check_width
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
 from ood_lib.tensors import lengths

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector, check_logits
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.shapes import check_logits
 from ood_lib.features.features import Features
 from ood_lib.tensors import ascending
 

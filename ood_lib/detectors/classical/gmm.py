@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.compiler import is_exporting
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments, class_moments, rounding
+from ood_lib.detectors.shapes import check_width
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.extras import need
 from ood_lib.features.features import Features

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from ood_lib.detectors.detector import Detector, check_logits, check_pairs
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.shapes import check_logits, check_pairs
 from ood_lib.features.features import Features
 from ood_lib.tensors import check_floats
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ood_lib.detectors.detector import check_logits, check_width
 from ood_lib.detectors.moments import Moments, class_moments
+from ood_lib.detectors.shapes import check_logits, check_width
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
 

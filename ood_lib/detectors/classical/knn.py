@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector, check_width
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.shapes import check_width
 from ood_lib.features.features import Features
 from ood_lib.tensors import directions, largest, lengths
 

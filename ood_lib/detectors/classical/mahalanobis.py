@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.compiler import is_exporting
 
-from ood_lib.detectors.detector import check_width
 from ood_lib.detectors.moments import Moments
+from ood_lib.detectors.shapes import check_width
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
 

@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from ood_lib.detectors.detector import Detector, check_logits
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.shapes import check_logits
 from ood_lib.features.features import Features
 
 __all__ = ["MaxLogit", "max_logit"]

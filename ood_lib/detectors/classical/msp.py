@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector, check_logits
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.shapes import check_logits
 from ood_lib.features.features import Features
 
 __all__ = ["MSP", "msp"]

@@ -8,7 +8,8 @@ from torch import Tensor
 from ood_lib.checks import check
 from ood_lib.data.labels import class_indices
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.detector import Detector, check_logits, check_pairs, check_width
+from ood_lib.detectors.detector import Detector
+from ood_lib.detectors.shapes import check_logits, check_pairs, check_width
 from ood_lib.features.features import Features
 from ood_lib.tensors import directions
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ood_lib.checks import check
 from ood_lib.detectors.classical.msp import MSP, msp
-from ood_lib.detectors.detector import check_logits
+from ood_lib.detectors.shapes import check_logits
 from ood_lib.networks.adapt import as_network
 from ood_lib.networks.network import Representation, check_eval
 from ood_lib.tensors import check_floats

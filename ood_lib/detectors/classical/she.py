@@ -5,8 +5,8 @@ from typing import Literal
 from torch import Tensor
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import check_pairs, check_width
 from ood_lib.detectors.moments import Moments, class_moments
+from ood_lib.detectors.shapes import check_pairs, check_width
 from ood_lib.detectors.streaming import MomentDetector
 from ood_lib.features.features import Features
 from ood_lib.tensors import directions, lengths

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from ood_lib.checks import check
 from ood_lib.detectors.classical.energy import energy
-from ood_lib.detectors.detector import Detector, check_pairs
+from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.head import FrozenHead
 from ood_lib.detectors.moments import merge_moments, spread
+from ood_lib.detectors.shapes import check_pairs
 from ood_lib.features.features import Features
 from ood_lib.tensors import lengths
 

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 
 from ood_lib.checks import check
-from ood_lib.detectors.detector import Detector, check_width
+from ood_lib.detectors.detector import Detector
 from ood_lib.detectors.flow.bijections import ActNorm, Whitening
 from ood_lib.detectors.flow.flow import Flow, coupling_flow, glow
 from ood_lib.detectors.flow.training import FlowHistory, FlowTraining
 from ood_lib.detectors.moments import Kind, Moments, class_moments, merge_moments, rounding
+from ood_lib.detectors.shapes import check_width
 from ood_lib.features.features import Features
 from ood_lib.tensors import directions
 from ood_lib.training.checkpoint import Checkpoint
