@@ -471,7 +471,7 @@ def rejected(detector, x):
     return 100 * detector.is_ood(x).double().mean().item()
 
 
-rows = {n: {k: rejected(d, x) for k, x in {"ID test": f.test, **f.near, **f.far}.items()} for n, d in pair.items()}
+rows = {n: {k: rejected(d, x) for k, x in {"ID test": f.test, **f.ood_sets()}.items()} for n, d in pair.items()}
 display(pd.DataFrame(rows).T.style.format("{:.0f}").set_caption("Share of images rejected, in %"))
 
 # %% [markdown]

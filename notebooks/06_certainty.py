@@ -374,7 +374,7 @@ scores = {
     n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))
 }
 if bench:
-    scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].near, **moved[0].far}.items()}
+    scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].ood_sets()}.items()}
 scores = {name: scores[name] for name in order}
 
 # %% [markdown]
@@ -429,7 +429,7 @@ for name in benchmarks:
     (x,) = ood.benchmark_features(name, rows=bank_rows or None)
     fitted = ood.classical_detectors(x.head, x.train)
     fitted = {n: d.fit(getattr(x, d.fits)) for n, d in fitted.items() if n in np.ravel(pairs)}
-    seen = {n: {k: d(y) for k, y in {"ID": x.test, **x.near, **x.far}.items()} for n, d in fitted.items()}
+    seen = {n: {k: d(y) for k, y in {"ID": x.test, **x.ood_sets()}.items()} for n, d in fitted.items()}
     for a, b in pairs:
         judged[a, b][name] = ood.verdicts([(x, fitted[a], fitted[b])])
         for k in (*x.near, *x.far):

@@ -374,7 +374,7 @@ scores = {
     n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))
 }
 if bench:
-    scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].near, **moved[0].far}.items()}
+    scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].ood_sets()}.items()}
 scores = {name: scores[name] for name in order}
 ranks = pd.DataFrame({n: torch.cat([s[k] for k in sets_of]).double().numpy() for n, s in scores.items()}).corr(
     "spearman"

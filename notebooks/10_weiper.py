@@ -1098,7 +1098,7 @@ plt.show()
 # %% tags=["hide-input"]
 def held_out(x):
     """Features without half of one OOD set, and that half."""
-    sets = x.near | x.far
+    sets = x.ood_sets()
     name = next((n for n in ("tiny_imagenet", ood_val) if n in sets), list(x.far)[-1])
     kept = {g: {n: s[1::2] if n == name else s for n, s in own.items()} for g, own in x.groups().items()}
     return replace(x, **kept), sets[name][::2]

@@ -815,7 +815,7 @@ milder = [{name: seen(n, data) for name, data in made.items()} for n in networks
 # %% tags=["hide-input"]
 judges = {f"{s:.2g}": Norm(column) for column, s in enumerate(sigmas.tolist())}
 judges |= {"sum": Norm(), "joint": ood.MSMA(network, ood.GMM(1, "full"), sigmas)}
-sets = f.near | f.far | milder[0]
+sets = f.ood_sets() | milder[0]
 columns = {}
 for name, judge in judges.items():
     own = judge.fit(f.train).score(f.test)

@@ -1832,7 +1832,7 @@ def alarm(x):
 
 
 print(f"gratings: joint energy {one_sided():.2f}, two-sided {on_gratings(alarm):.2f}")
-for name, z in (f.near | f.far).items():
+for name, z in f.ood_sets().items():
     pair = ood.joint_energy, alarm(f)
     one, two = (auroc(s(f.test.logits), s(z.logits))[0] for s in pair)
     print(f"{name}: joint energy {one:.2f}, two-sided {two:.2f}")

@@ -366,7 +366,7 @@ def rmds_by_hand(share, x):
         away = f.penultimate.double() - z.mean(0)
         return ((own @ inside) * own).sum(2).amin(1) - ((away @ overall) * away).sum(1)
 
-    ours, sets = score(x.test), x.near | x.far
+    ours, sets = score(x.test), x.ood_sets()
     return {n: 100 * ood.evaluate(ours, score(f)).auroc for n, f in sets.items()}
 
 

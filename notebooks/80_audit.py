@@ -650,7 +650,7 @@ for asked in sorted({0.9, tpr, 0.99}):
     rows[f"{100 * asked:g} %"] = {
         "accepted on average": f"at least {100 * asked:g} %", "with this validation set, surely": f"{100 * stats.beta.ppf(0.05, own, n + 1 - own):.1f} %",
         "test images accepted": percent((~d.is_ood(x.test)).sum(), m),
-    } | {f"{name} refused": percent(d.is_ood(f).sum(), len(f)) for name, f in (x.near | x.far).items()}  # fmt: skip
+    } | {f"{name} refused": percent(d.is_ood(f).sum(), len(f)) for name, f in x.ood_sets().items()}  # fmt: skip
 detector.calibrate(unseen, tpr=tpr)
 cells(
     pd.DataFrame(rows).fillna(""),
@@ -830,7 +830,7 @@ if bench:
     plt.show()
 
 # %% tags=["hide-input"]
-passed = {n: (~detector.is_ood(f)).sum().item() / len(f) for n, f in (x.near | x.far).items()}
+passed = {n: (~detector.is_ood(f)).sum().item() / len(f) for n, f in x.ood_sets().items()}
 worst = max(passed, key=passed.get)
 say(
     (

@@ -33,6 +33,7 @@ __all__ = ["HEADER", "REMEMBERED", "Detector", "NotFittedError"]
 
 
 HEADER = "ood_lib"  # where the header of a file says which detector it holds
+PLAIN = (str, int, float, bool, type(None))
 REMEMBERED = 256  # rows of a fit, evenly spaced, that `calibrate` would know again
 
 
@@ -57,6 +58,7 @@ class Detector(nn.Module):
     fits: ClassVar[Literal["train", "val"]] = "train"  # which ID features the recipe learns from; see `calibrate`
     grows: ClassVar[tuple[str, ...]] = ()  # buffers whose shape is learnt: empty before, `load_state_dict` takes them
     chunk: int = 2048  # rows scored at once: bounds the memory, does not change the result
+    _arguments: ClassVar[tuple[str, ...]] = ()  # names of the arguments of the constructor
 
     fitted: Tensor
     threshold: Tensor
@@ -74,6 +76,19 @@ class Detector(nn.Module):
         self._met: frozenset[int] = frozenset()  # hashes of rows of the fit; a file does not keep them
         for name in self.grows:
             self.register_buffer(name, torch.empty(0))
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls._arguments = tuple(inspect.signature(cls).parameters)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Another value of a hyperparameter makes other scores, so the threshold is forgotten."""
+        was = getattr(self, name, value) if name in self._arguments else value
+        super().__setattr__(name, value)
+        changed = was is not value and not (isinstance(was, PLAIN) and was == value)
+        if changed and len(self.calibration):
+            self._thaw()
+            self._forget_threshold()
 
     # -- what a subclass writes -------------------------------------------------------------------------------
 
@@ -379,8 +394,8 @@ class Detector(nn.Module):
 
         They are read from the attributes of the same names; a subclass that keeps one elsewhere adds it here.
         """
-        names, own = inspect.signature(type(self)).parameters, self.__dict__ | self._modules
-        return {name: own[name] for name in names if name in own}
+        own = self.__dict__ | self._modules
+        return {name: own[name] for name in self._arguments if name in own}
 
     def save(
         self,
@@ -460,9 +475,9 @@ class Detector(nn.Module):
 
     def extra_repr(self) -> str:
         """The hyperparameters, as they were given."""
-        names = inspect.signature(type(self)).parameters
-        plain = (str, int, float, bool, type(None))
-        return ", ".join(f"{n}={getattr(self, n)!r}" for n in names if isinstance(getattr(self, n, ...), plain))
+        return ", ".join(
+            f"{n}={getattr(self, n)!r}" for n in self._arguments if isinstance(getattr(self, n, ...), PLAIN)
+        )
 
 
 def _difference(saved: Any, own: Any) -> str:

@@ -63,6 +63,15 @@ class BenchmarkFeatures:
         """The OOD sets by group name."""
         return {"near": self.near, "far": self.far}
 
+    def ood_sets(self) -> dict[str, Features]:
+        """All OOD sets by name; two of one name by group and name, as ``near/textures`` and ``far/textures``."""
+        twice = {*self.near} & {*self.far}
+        return {
+            f"{group}/{name}" if name in twice else name: features
+            for group, sets in self.groups().items()
+            for name, features in sets.items()
+        }
+
     @property
     def accuracy(self) -> float:
         """Share of the ID test images whose class has the largest logit.
@@ -78,10 +87,7 @@ class BenchmarkFeatures:
         return (single(logits).argmax(1) == class_indices(labels, len(logits))).double().mean().item()
 
     def __repr__(self) -> str:
-        roles = {"train": self.train, "val": self.val, "test": self.test}
-        twice = {*self.near} & {*self.far}
-        for group, sets in self.groups().items():
-            roles |= {f"{group}/{name}" if name in twice else name: x for name, x in sets.items()}
+        roles = {"train": self.train, "val": self.val, "test": self.test} | self.ood_sets()
         lines = [f"{name:<20} {features}" for name, features in roles.items()]
         return "\n".join([f"{self.name or 'features'}: {len(self.classes) or 'unnamed'} classes", *lines])
 

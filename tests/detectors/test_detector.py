@@ -497,6 +497,20 @@ def test_without_a_threshold_there_is_no_decision(make: Callable, toy: Toy):
         fitted(make, toy).p_values(toy.test)
 
 
+@every
+def test_another_hyperparameter_forgets_the_threshold_and_the_same_one_does_not(make: Callable, toy: Toy):
+    detector = fitted(make, toy).calibrate(toy.val)
+    plain = {k: v for k, v in detector.arguments().items() if isinstance(v, int | float)}  # bool is an int
+    for argument, value in plain.items():
+        setattr(detector, argument, value)
+        assert not detector.threshold.isnan(), argument
+        setattr(detector, argument, not value if isinstance(value, bool) else value / 2 + 0.2)  # in [0, 1) where it was
+        assert detector.threshold.isnan() and len(detector.calibration) == 0, argument
+        setattr(detector, argument, value)
+        detector.calibration = torch.arange(30.0)
+        detector.threshold.fill_(1.0)
+
+
 @few_learners
 def test_a_new_fit_forgets_the_threshold_of_the_old_one(make: Callable, toy: Toy):
     detector = fitted(make, toy).calibrate(toy.val).fit(toy.val)

@@ -223,4 +223,4 @@ def test_two_sets_of_one_name_are_both_shown():
     x = bank(1)
     assert [line.split()[0] for line in repr(x).splitlines()[1:]] == ["train", "val", "test", "near", "sea"]
     x = replace(x, near={"sea": x.train, "lake": x.train})
-    assert [line.split()[0] for line in repr(x).splitlines()[4:]] == ["near/sea", "lake", "far/sea"]
+    assert [line.split()[0] for line in repr(x).splitlines()[4:]] == ["near/sea", "lake", "far/sea"] == [*x.ood_sets()]

@@ -139,15 +139,12 @@ class ResidualEBM(Detector):
 
     @property
     def factor(self) -> float:
-        """Of the residual in the energy; another one forgets the threshold, which was set for other scores."""
+        """Of the residual in the energy."""
         return self._factor
 
     @factor.setter
     def factor(self, factor: float) -> None:
         check("[0, inf)", "a finite number", factor=factor)
-        if factor != self._factor:
-            self._thaw()
-            self._forget_threshold()
         self._factor = factor
 
     # -- energies ---------------------------------------------------------------------------------------------------
