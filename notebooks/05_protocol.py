@@ -94,10 +94,7 @@ explorables.show(
 # %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
-    "cifar10-resnet9",
-    "cifar10-densenet",
-    "cifar10-resnet56",
-    "cifar100-densenet",
+    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
 ]  # banks of real networks, judged in section 5
 data_dir: str = ""  # where local data lie; empty: the cache folder
 missing: str = "raise"  # an OOD set that is not there: raise or skip
@@ -137,9 +134,9 @@ generator = torch.Generator().manual_seed(seed)
 # A third cloud sits right between them, small and dense. A fourth lies far out to the right, behind the second class.
 # Neither belongs to a known class. Which of the two would a classifier notice?
 #
-# For two such clouds the optimal classifier is known: with $W$ holding the two class means and no bias, the softmax of
-# $Wz$ *is* the posterior. And so is the density of the known data: half of each Gaussian. So both
-# {term}`energies <energy>` below are exact. Nothing is trained, and nothing can be blamed on training.
+# For two such clouds the optimal classifier is known: if the rows of $W$ are the class means and there is no bias, the softmax of
+# $Wz$ *is* the posterior. The density of the known data is known too, the mean of the two Gaussians. So both
+# {term}`energies <energy>` below are exact, and no failure can come from the training.
 
 # %%
 means = torch.tensor([[-2.0, 0.0], [2.0, 0.0]])
@@ -155,7 +152,10 @@ energies = {
     "maximum softmax probability": lambda z: ood.msp(z @ means.T),
     "minus log-density": lambda z: -torch.logsumexp(-torch.cdist(z, means).square() / 2, 1),
 }
-toy_auroc = {name: {g: auroc(S(toy_id), S(z))[0] for g, z in toy_ood.items()} for name, S in energies.items()}
+toy_auroc = {
+    name: {g: auroc(S(toy_id), S(z))[0] for g, z in toy_ood.items()}
+    for name, S in energies.items()
+}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "The same points under two exact energies. Shade: share of known points with a smaller score than this place; black = larger than all. Above: the softmax sees the cloud between the classes and is certain about the one behind them. Below: the density sees the one behind, and only part of the one between.", "name": "fig-protocol-toy"}, "image": {"alt": "Two maps of the plane with the same four clouds. On the upper map, of the maximum softmax probability, only a vertical band between the two blue classes is dark; the pink far cloud lies in the bright area. On the lower map, of minus log-density, everything away from the two classes is dark, all around the far cloud too."}}
 grid = torch.cartesian_prod(torch.linspace(-6, 11.5, 200), torch.linspace(-4, 4, 90))
@@ -178,7 +178,8 @@ plt.show()
 # The two energies fail in opposite places. The softmax answers *which of the classes is it?* and is undecided only
 # between them. Behind the second class it grows more certain with every step, so the far cloud gets the *smallest*
 # scores of all. Its AUROC is near 0, which is worse than guessing, because the order is inverted. The density answers
-# *have I seen data here?* and finds every far point. Between the classes it is undecided, because the gap is not empty.
+# *have I seen data here?* and finds every far point. It finds only a part of the near cloud, because known points also lie between the
+# classes.
 #
 # No amount of training repairs this, because both energies are exact. A detector asks one question, and each question has a
 # blind spot. The rest of the page keeps these two questions; [the classical detectors](07_classical) ask fifteen more.
@@ -273,10 +274,7 @@ pd.DataFrame({"exact": exact, "on these scores": found}).rename_axis("positive")
 t = np.linspace(-8, 12, 400)
 curves = {"id": stats.norm.pdf(t), "far": stats.norm.pdf(t, d, s)}
 figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 2.7), sharey=True)
-for ax, way, tau, wrong, side in (
-    (axes[0], "id", tau_id, "far", t < tau_id),
-    (axes[1], "ood", tau_ood, "id", t > tau_ood),
-):
+for ax, way, tau, wrong, side in ((axes[0], "id", tau_id, "far", t < tau_id), (axes[1], "ood", tau_ood, "id", t > tau_ood)):
     for role, curve in curves.items():
         ax.plot(t, curve, plots.LINES[role], color=plots.COLORS[role])
     ax.fill_between(t, curves[wrong], where=side, color=plots.COLORS[wrong], alpha=0.35, lw=0)
@@ -295,12 +293,12 @@ plt.show()
 # with any other. This book shows the first.
 #
 # **AUPR** is the average precision, the mean over recalled images of the share of right alarms. It depends on how many
-# images of each kind there are. With OOD as the class to be found and a share $\pi$ of OOD images in the stream,
+# images of each kind there are. With OOD as the class to be found and a share $\rho$ of OOD images in the stream,
 #
-# $$\text{precision} = \frac{\pi\,\mathrm{TPR}}{\pi\,\mathrm{TPR} + (1-\pi)\,\mathrm{FPR}}$$
+# $$\text{precision} = \frac{\rho\,\mathrm{TPR}}{\rho\,\mathrm{TPR} + (1-\rho)\,\mathrm{FPR}}$$
 #
-# by Bayes' rule. Benchmarks fix $\pi$ by the sizes of their test sets (MNIST's 70,000 against 9,000 ID images in OpenOOD).
-# Your stream has another $\pi$. Section 4.4 returns to that.
+# by Bayes' rule. Benchmarks fix $\rho$ by the sizes of their test sets (MNIST's 70,000 against 9,000 ID images in OpenOOD).
+# Your stream has another $\rho$. Section 4.4 returns to that.
 
 # %% [markdown]
 # ### 2.3 From a score to a decision
@@ -311,8 +309,8 @@ plt.show()
 #
 # $$\tau = S_{(k)}, \qquad k = \lceil (n+1)\,(1-\alpha) \rceil,$$
 #
-# the $k$-th smallest, and the new score exceeds it with probability $1-\frac{k}{n+1}\le\alpha$. No assumption on the
-# law of the scores, none on $n$, except that $k\le n$: fewer than $\frac1\alpha-1$ images cannot promise $\alpha$. This
+# the $k$-th smallest, and the new score exceeds it with probability $1-\frac{k}{n+1}\le\alpha$. This holds for any distribution
+# of the scores. It only needs $k\le n$, and so at least $\frac1\alpha-1$ images. This
 # is split conformal prediction {cite:p}`vovk2005`. The naive choice, the $(1-\alpha)$-quantile of the $n$ scores, takes
 # $k=\lceil n(1-\alpha)\rceil$ and guarantees slightly less than its nominal level.
 #
@@ -331,7 +329,6 @@ k = math.ceil(round((n + 1) * tpr, 9))  # round: 200 * 0.95 is a little more tha
 tau = calibration[k - 1]
 new = torch.linspace(-3, 4, 50, dtype=torch.float64)
 p = (1 + (calibration >= new[:, None]).sum(1)).double() / (n + 1)
-
 
 # %%
 class Identity(ood.Detector):  # a detector whose score is the feature itself
@@ -401,11 +398,10 @@ order = {k: torch.randperm(len(v), generator=generator)[: umap_points // 3] for 
 picked = {k: by_group[k][own] for k, own in order.items()}
 points = plots.umap(torch.cat(list(picked.values())), seed)
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of penultimate features of the network. Near-OOD hangs on to the islands of the known classes; far-OOD forms places of its own, and yet the classifier names a class for it.", "name": "fig-protocol-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID points gather in islands by class, orange near-OOD triangles lie at their rims and between them, pink far-OOD squares form regions of their own."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "UMAP of penultimate features of the network. Near-OOD points lie at and between the clusters of the known classes. Far-OOD points form clusters of their own, although the classifier names a class for each of them.", "name": "fig-protocol-umap"}, "image": {"alt": "Scatter plot of a two-dimensional embedding. Blue ID points gather in islands by class, orange near-OOD triangles lie at their rims and between them, pink far-OOD squares form regions of their own."}}
 groups = np.repeat(list(picked), [len(v) for v in picked.values()])
 plots.embedding(points, {k: groups == k for k in ("far", "near", "id")})
 plt.show()
-
 
 # %% tags=["hide-input"]
 def behind(role, most=250):
@@ -441,8 +437,7 @@ pair = {"MSP": ood.MSP(), "Mahalanobis": ood.Mahalanobis()}
 for detector in pair.values():
     detector.fit(f.train).calibrate(f.val, tpr=tpr)
 
-
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Each image under two questions; both axes: larger = more OOD. Right of the vertical line MSP rings, above the horizontal line Mahalanobis does. Whatever lies top left is seen by the density alone.", "name": "fig-protocol-plane"}, "image": {"alt": "Two scatter plots of Mahalanobis distance against missing confidence on logarithmic axes, with a threshold on each axis. Blue ID points fill the lower left. Left panel, near-OOD: orange triangles spread to the right and a little upwards. Right panel, far-OOD: pink squares lie high above the horizontal threshold at all degrees of confidence."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Each image by two scores; on both axes larger = more OOD. MSP rejects the images to the right of the vertical line, Mahalanobis those above the horizontal one. Only Mahalanobis rejects the images at the top left.", "name": "fig-protocol-plane"}, "image": {"alt": "Two scatter plots of Mahalanobis distance against missing confidence on logarithmic axes, with a threshold on each axis. Blue ID points fill the lower left. Left panel, near-OOD: orange triangles spread to the right and a little upwards. Right panel, far-OOD: pink squares lie high above the horizontal threshold at all degrees of confidence."}}
 def place(x):  # the missing confidence 1 - MSP, and the distance
     return (1 + pair["MSP"](x)).clamp_min(1e-7), pair["Mahalanobis"](x).sqrt()
 
@@ -451,20 +446,14 @@ figure, axes = plt.subplots(1, 2, figsize=(plots.FULL, 3.2), sharex=True, sharey
 for ax, (group, sets) in zip(axes, f.groups().items()):
     x = torch.cat([z.penultimate for z in sets.values()]), torch.cat([z.logits for z in sets.values()])
     chosen = torch.randperm(len(x[0]), generator=generator)[:500]
-    for role, z in (
-        (group, ood.Features(x[0][chosen], x[1][chosen])),
-        ("id", f.test[torch.arange(min(500, len(f.test)))]),
-    ):
-        ax.plot(
-            *place(z), plots.MARKERS[role], color=plots.COLORS[role], ms=3.5, alpha=0.6, mew=0, label=plots.NAMES[role]
-        )
+    for role, z in ((group, ood.Features(x[0][chosen], x[1][chosen])), ("id", f.test[torch.arange(min(500, len(f.test)))])):
+        ax.plot(*place(z), plots.MARKERS[role], color=plots.COLORS[role], ms=3.5, alpha=0.6, mew=0, label=plots.NAMES[role])
     ax.axvline(1 + pair["MSP"].threshold.item(), color=plots.COLORS["grey"], lw=1)
     ax.axhline(pair["Mahalanobis"].threshold.item() ** 0.5, color=plots.COLORS["grey"], lw=1)
     ax.set(xscale="log", yscale="log", xlabel="1 − maximum softmax probability")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.17), ncols=2, handletextpad=0.1)
 axes[0].set_ylabel("Mahalanobis distance")
 plt.show()
-
 
 # %% tags=["hide-input"]
 def rejected(detector, x):
@@ -527,7 +516,6 @@ axes[0].set_ylabel("share of images (%)")
 figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
 plt.show()
 
-
 # %% tags=["hide-input"]
 def readable(t):
     """The last step up to which at most two more images in a hundred are misread than without corruption."""
@@ -539,15 +527,10 @@ def report(row):
     return f"{row['wrong answers']:.0f} % wrong, MSP rejects {row['MSP']:.0f} %, Mahalanobis {row['Mahalanobis']:.0f} %"
 
 
-display(
-    Markdown(
-        "\n".join(
-            f"* **{n.split(':')[0]}**: still read at {readable(t).name:g} ({report(readable(t))}); at {t.index[-1]:g}, {report(t.iloc[-1])}; "
-            f"MSP rejects most at {t['MSP'].idxmax():g}, {t['MSP'].max():.0f} %."
-            for n, t in responses.items()
-        )
-    )
-)
+display(Markdown("\n".join(
+    f"* **{n.split(':')[0]}**: still read at {readable(t).name:g} ({report(readable(t))}); at {t.index[-1]:g}, {report(t.iloc[-1])}; "
+    f"MSP rejects most at {t['MSP'].idxmax():g}, {t['MSP'].max():.0f} %." for n, t in responses.items()
+)))
 
 # %% [markdown]
 # Read the three curves of each panel together. Where the black curve is still low and a detector already rejects, it rejects images
@@ -597,15 +580,15 @@ display(Markdown(
 # %% [markdown]
 # **What is an alarm worth?** By the formula of section 2.2 that depends on how rare OOD images are.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of alarms that are right, against the share of OOD images in the stream, at the calibrated threshold. When OOD images are rare, the false alarms of many known images drown them, even for a detector that misses nobody.", "name": "fig-protocol-rate"}, "image": {"alt": "Curves of precision against prevalence on a logarithmic axis from one in ten thousand to one half. All curves start near zero and rise to near one; those for far-OOD with Mahalanobis are highest."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of alarms that are right, against the share of OOD images in the stream, at the calibrated threshold. When OOD images are rare, most alarms are false, even for a detector that finds every OOD image.", "name": "fig-protocol-rate"}, "image": {"alt": "Curves of precision against prevalence on a logarithmic axis from one in ten thousand to one half. All curves start near zero and rise to near one; those for far-OOD with Mahalanobis are highest."}}
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.5, 2.8))
-pi = np.logspace(-4, np.log10(0.5), 100)
+rho = np.logspace(-4, np.log10(0.5), 100)
 for name, detector in pair.items():
     fpr = rejected(detector, f.test) / 100
     for group, sets in f.groups().items():
         hit = np.mean([rejected(detector, x) for x in sets.values()]) / 100
         style = {"color": plots.COLORS[group], "ls": "-" if name == "Mahalanobis" else plots.LINES[group]}
-        ax.plot(pi, pi * hit / (pi * hit + (1 - pi) * fpr), label=f"{name}, {group}: {hit:.0%} caught", **style)
+        ax.plot(rho, rho * hit / (rho * hit + (1 - rho) * fpr), label=f"{name}, {group}: {hit:.0%} caught", **style)
 ax.set(xscale="log", xlabel="share of OOD images in the stream", ylabel="share of alarms that are right", ylim=(0, 1))
 ax.legend(fontsize=9)
 plt.show()
@@ -620,7 +603,6 @@ plt.show()
 # **Do the blind spots of the toy exist outside it?** Four networks trained on photographs come with the library, each as a {term}`bank` of its
 # features ([the page on photographs](60_cifar10) says where they come from). Judge the same two detectors on each, and count the errors in both
 # conventions of section 2.2.
-
 
 # %% tags=["hide-input"]
 def counted(x):
@@ -647,7 +629,6 @@ groups = [g for g in ("near", "far") if g in wide]
 for group in groups:
     caption = f"{plots.NAMES[group]}: mean over the sets in %. FPR95 is lower for the better detector, AUROC higher"
     display(wide[group].style.format("{:.1f}").set_caption(caption))
-
 
 # %% tags=["hide-input"]
 def ahead(group):
@@ -683,8 +664,8 @@ display(Markdown(
 #   digits averages of 4 × 4 black or white ones: a detector may see the resampling and never the content.
 # * **Overlap.** A "far" image may show a known class. OpenOOD removed such classes from Tiny-ImageNet and Places365 by hand; where its
 #   lists are not at hand, they are still in.
-# * **Exchangeability ends at the door.** A threshold holds for images drawn like the calibration images. After a change of camera the
-#   promise of section 2.3 is void, and section 4.3 shows how fast.
+# * **Exchangeability is an assumption.** A threshold is valid for images drawn like the calibration images. After a change of camera the
+#   promise of section 2.3 no longer holds: section 4.3 shows how many known images are rejected once they are corrupted.
 
 # %% [markdown]
 # ### Quiz
@@ -824,7 +805,7 @@ display(Markdown(
 # Each has a hint, and a check that tells you whether you are right, and what is wrong if you are not.
 
 # %% [markdown]
-# ```{exercise-start} Predict
+# ```{exercise-start} Predict: flip the sign
 # :label: ex-protocol-mirror
 # ```
 # A detector has AUROC 0.2 on some OOD set. You may flip the sign of its scores. Which AUROC do you get, and why may you not
@@ -832,7 +813,6 @@ display(Markdown(
 
 # %% tags=["exercise"]
 flipped = ...
-
 
 # %% tags=["check", "hide-input"]
 def of_five_pairs(sign):
@@ -870,7 +850,7 @@ check_flipped(flipped)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Compute
+# ```{exercise-start} Compute: a promise of 0.1 %
 # :label: ex-protocol-size
 # ```
 # How many calibration images do you need at least to promise a rejection rate of 0.1 %? Then check that `calibrate`
@@ -878,7 +858,6 @@ check_flipped(flipped)
 
 # %% tags=["exercise"]
 least = ...
-
 
 # %% tags=["check", "hide-input"]
 def promises(n):
@@ -926,7 +905,7 @@ check_least(least)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Change one parameter
+# ```{exercise-start} Change one parameter: rare OOD images
 # :label: ex-protocol-pi
 # ```
 # One image in a hundred of your stream is far-OOD, and `Mahalanobis` accepts 95 % of ID. Find a `tpr` for which at least half
@@ -935,7 +914,6 @@ check_least(least)
 
 # %% tags=["exercise"]
 strict_tpr = ...
-
 
 # %% tags=["check", "hide-input"]
 def alarms_right(tpr):
@@ -982,7 +960,7 @@ check_tpr(strict_tpr)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Compute again
+# ```{exercise-start} Compute: steps or trapezoids
 # :label: ex-protocol-trapezoid
 # ```
 # OpenOOD's AUPR is the area under the straight lines that join the points of the precision-recall curve; ours is average precision, a sum of
@@ -1043,7 +1021,8 @@ check_gap(gap)
 # %% [markdown]
 # ## 8. Take away
 #
-# * A detector asks a question. *Which class?* is blind behind the classes, *seen before?* is blind in the gaps and rejects every corrupted picture.
+# * A detector asks a question. *Which class?* is blind behind the classes, *seen before?* is blind in the gaps, and
+#   rejects strongly corrupted pictures, even some that the network still reads.
 # * AUROC is a probability over pairs. FPR95 is two numbers. AUPR belongs to a prevalence.
 # * A threshold is a rank among calibration scores; its promise needs no law, only exchangeability and enough images.
 # * No number stands alone: it belongs to its OOD images, to its network, and to the error that was fixed. [The next page](06_certainty) asks

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # How sure is a number?
 #
-# Other test images, or another training of the same network, would have given another AUROC: this page measures how far away, and when
+# With other test images, or after another training, the same detector has another AUROC. This page measures by how much, and shows when
 # one detector may be called better than another.
 
 # %% tags=["remove-cell"]
@@ -67,7 +67,6 @@ def drawn(pair, strange, sizes=(25, 50, 100, 200, 400, 800), draws=8):
                 yield place | {"what": name, "value": value, "low": low, "high": high}
             yield place | {"what": "difference", "value": both.difference, "low": both.low, "high": both.high}
 
-
 # %% tags=["remove-input"]
 pairs_shown = [("GEN", "MSP"), ("KNN", "MSP"), ("KNN", "GEN")]
 explorables.show(
@@ -116,10 +115,7 @@ explorables.show(
 # %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
-    "cifar10-resnet9",
-    "cifar10-densenet",
-    "cifar10-resnet56",
-    "cifar100-densenet",
+    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
 ]  # banks of real networks, compared on in section 5.1
 bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 data_dir: str = ""  # where local data lie; empty: the cache folder
@@ -241,12 +237,10 @@ ax.legend(loc="lower left")
 plt.show()
 
 # %% tags=["hide-input"]
-display(
-    Markdown(
-        f"Over these cells {100 * np.mean(coverage):.1f} % of the 95 % intervals hold the exact value; the worst cell has "
-        f"{100 * np.min(coverage):.1f} %, where the simulation itself is sure to ± {196 * (0.05 * 0.95 / simulations) ** 0.5:.1f}."
-    )
-)
+display(Markdown(
+    f"Over these cells {100 * np.mean(coverage):.1f} % of the 95 % intervals hold the exact value; the worst cell has "
+    f"{100 * np.min(coverage):.1f} %, and the simulation itself has an error of ± {196 * (0.05 * 0.95 / simulations) ** 0.5:.1f}."
+))
 
 # %% [markdown]
 # ### 2.3 FPR95 has two unknowns
@@ -278,16 +272,14 @@ exact = Phi((stats.norm.ppf(0.95) - d) / s)
 some = [ood.evaluate(*test_set(100, 100)) for _ in range(max(simulations // 5, 10))]
 holds = 100 * np.mean([m.fpr95_ci[0] <= exact <= m.fpr95_ci[1] for m in some])
 width = {k: 100 * np.mean([np.diff(getattr(m, k)) for m in some]) for k in ("fpr95_ci", "auroc_ci")}
-display(
-    Markdown(
-        f"Of {len(some)} test sets of 100 + 100 images, {holds:.0f} % of the intervals hold the exact FPR95. They are {width['fpr95_ci']:.0f} points wide on "
-        f"average, those of the AUROC {width['auroc_ci']:.0f}."
-    )
-)
+display(Markdown(
+    f"Of {len(some)} test sets of 100 + 100 images, {holds:.0f} % of the intervals hold the exact FPR95. They are {width['fpr95_ci']:.0f} points wide on "
+    f"average, those of the AUROC {width['auroc_ci']:.0f}."
+))
 
 # %% [markdown]
-# The interval promises at least its level, because both unknowns are bounded on the safe side. And it is wide: an FPR95 rests on the few ID images near
-# the threshold. With fewer than 72 ID images its upper end is 1, whatever the scores are.
+# In simulations with other numbers of images the interval held the true value in at least 95 of 100 test sets, because both unknowns are bounded on
+# the safe side ([Findings](../book/findings)). And it is wide: an FPR95 rests on the few ID images near the threshold. With fewer than 72 ID images its upper end is 1, whatever the scores are.
 #
 # ### 2.4 Two detectors on the same images
 #
@@ -300,7 +292,6 @@ display(
 # which is small when both agree on which images are hard. In the library this is `ood.compare`. Its p-value is that of
 # the formula; its interval joins the two logit intervals by their correlation, so that it stays inside $[-1,1]$.
 # Try it on a second detector, whose scores are those of the first with independent noise added.
-
 
 # %%
 def noisy(x, spread):
@@ -352,7 +343,6 @@ if bench:
 moved = [ood.extract_benchmark(ood.ODINNetwork(x.network), bench, device=device) for x in features if bench]
 print(f"test accuracy: {100 * np.mean([x.accuracy for x in features]):.1f} %, networks: {seeds}")
 
-
 # %% tags=["hide-input"]
 def judge(n):
     """All seventeen on network n, as one table; ODIN only where there are images."""
@@ -370,9 +360,7 @@ table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="st
 # %% tags=["hide-input"]
 everyone = ood.classical_detectors(f.head, f.train)  # on the first network, image by image
 sets_of = {name: x for sets in f.groups().values() for name, x in sets.items()}
-scores = {
-    n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))
-}
+scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))}
 if bench:
     scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].ood_sets()}.items()}
 scores = {name: scores[name] for name in order}
@@ -383,23 +371,13 @@ scores = {name: scores[name] for name in order}
 # An interval says what another sample would have given. But a sample of what: other test images (DeLong), or another network (the
 # spread over seeds)? The two can differ by far.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two standard errors of the same AUROC, one point per detector and OOD set: from other test images (DeLong, horizontal) and from other networks (spread over seeds, vertical). Above the line the seed matters more than the images. The horizontal value is a quarter of the interval's width; for an AUROC near 1 it contains the guard against few images.", "name": "fig-certainty-variance"}, "image": {"alt": "Scatter plot on logarithmic axes of the spread over seeds against DeLong's standard error, orange triangles for near-OOD and pink squares for far-OOD, with the diagonal. Most points, above all the far ones, lie above the diagonal."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Two standard errors of the same AUROC, one point per detector and OOD set: from other test images (DeLong, horizontal) and from other networks (spread over seeds, vertical). Above the line the seed matters more than the images. The horizontal value is a quarter of the interval's width; near an AUROC of 1 it is larger than DeLong's error, because the library widens the interval when there are few images.", "name": "fig-certainty-variance"}, "image": {"alt": "Scatter plot on logarithmic axes of the spread over seeds against DeLong's standard error, orange triangles for near-OOD and pink squares for far-OOD, with the diagonal. Most points, above all the far ones, lie above the diagonal."}}
 area = table[table["metric"] == "auroc"].copy()
 area["error"] = (area["high"] - area["low"]) / 3.92
-variances = (
-    area.groupby(["detector", "group", "ood_set"]).agg(images=("error", "mean"), seeds=("value", "std")).reset_index()
-)
+variances = area.groupby(["detector", "group", "ood_set"]).agg(images=("error", "mean"), seeds=("value", "std")).reset_index()
 figure, ax = plt.subplots(figsize=(plots.HALF * 1.3, 3.2))
 for group, rows in variances.groupby("group"):
-    ax.loglog(
-        rows["images"].clip(1e-5),
-        rows["seeds"].clip(1e-5),
-        plots.MARKERS[group],
-        color=plots.COLORS[group],
-        ms=5,
-        alpha=0.7,
-        label=plots.NAMES[group],
-    )
+    ax.loglog(rows["images"].clip(1e-5), rows["seeds"].clip(1e-5), plots.MARKERS[group], color=plots.COLORS[group], ms=5, alpha=0.7, label=plots.NAMES[group])
 ends = np.array([1e-4, 0.3])
 ax.plot(ends, ends, color=plots.COLORS["grey"], lw=1)
 ax.set(xlabel="standard error over test images", ylabel="standard deviation over networks")
@@ -442,18 +420,13 @@ for (a, b), found in judged.items():
 # %% tags=["hide-input"]
 in_pairs, apart = np.sum(decided, axis=0)
 summary = [
-    f"* **{a} against {b}**, "
-    + "; ".join(f"{g}: {ood.tally({n: v[g] for n, v in found.items() if g in v})}" for g in ("near", "far"))
-    + "."
+    f"* **{a} against {b}**, " + "; ".join(f"{g}: {ood.tally({n: v[g] for n, v in found.items() if g in v})}" for g in ("near", "far")) + "."
     for (a, b), found in judged.items()
 ]
-display(
-    Markdown(
-        "\n".join(summary)
-        + f"\n\nThese are {len(decided)} comparisons of two detectors on one OOD set. The paired interval decides **{in_pairs}** of them; "
-        f"the two single intervals lie apart in **{apart}**."
-    )
-)
+display(Markdown(
+    "\n".join(summary) + f"\n\nThese are {len(decided)} comparisons of two detectors on one OOD set. The paired interval decides **{in_pairs}** of them; "
+    f"the two single intervals lie apart in **{apart}**."
+))
 
 # %% [markdown]
 # ### 5.2 One network or several
@@ -481,7 +454,7 @@ rows = pd.DataFrame.from_dict(rows, "index", columns=columns)
 rows.style.set_caption(f"Difference in AUROC on {near}, in points, with 95 % intervals")
 
 # %% [markdown]
-# Seventeen detectors make 136 pairs, and of the pairs that are truly level one in twenty will look decided at the 5 % level.
+# Seventeen detectors form 136 pairs. At the 5 % level, one in twenty of the pairs without a true difference appears to differ.
 # When you test many, divide the level by their number (Bonferroni), or name the one comparison that matters to you before you look.
 
 # %% [markdown]
@@ -491,7 +464,6 @@ rows.style.set_caption(f"Difference in AUROC on {near}, in points, with 95 % int
 #
 # Even without hyperparameters there is a choice: you run seventeen detectors and report the best. Its number is biased upwards, because
 # it was selected on the same images. By how much? Split the test images into two halves, select the best detector on one, and judge it on the other.
-
 
 # %% tags=["hide-input"]
 def table_of_wins(own, strange, most=1000):  # as in section 2.1, (M, N)
@@ -527,7 +499,6 @@ display(Markdown(
 # helps depends on whether the validation OOD set resembles the test sets. Measure it. Give the search all seventeen detectors
 # and the grids of their knobs; let it choose the best by the AUROC of ID *validation* images against one OOD set; test
 # the choice on every other.
-
 
 # %% tags=["hide-input"]
 def candidates(head, train):
@@ -577,23 +548,13 @@ ax.set_yticks(range(len(names)), names)
 ax.set(xlabel="tested on", ylabel="chosen on")
 ax.grid(visible=False)
 for i, j in np.ndindex(*regret.shape):
-    ax.text(
-        j,
-        i,
-        f"{regret[i, j]:.1f}",
-        ha="center",
-        va="center",
-        color="white" if regret[i, j] > regret.max() / 2 else "black",
-    )
+    ax.text(j, i, f"{regret[i, j]:.1f}", ha="center", va="center", color="white" if regret[i, j] > regret.max() / 2 else "black")
 figure.colorbar(image, label="points of AUROC lost")
 plt.show()
 
 # %% tags=["hide-input"]
 outside = regret[~np.eye(len(names), dtype=bool)].mean()
-blind = {
-    n: 100 * np.mean([(g["test"].max() - g.loc[n, "test"])[names].mean() for g in by_network])
-    for n in ("MSP", "Mahalanobis")
-}
+blind = {n: 100 * np.mean([(g["test"].max() - g.loc[n, "test"])[names].mean() for g in by_network]) for n in ("MSP", "Mahalanobis")}
 worst = np.unravel_index(regret.argmax(), regret.shape)
 display(Markdown(
     f"Choosing on one set and testing on another loses {outside:.1f} points on average, choosing on the test set itself {np.diag(regret).mean():.1f}. "
@@ -615,8 +576,8 @@ display(Markdown(
 #   contenders.
 # * **Few networks.** Student's interval over a handful of networks assumes that their differences are normal. A single odd network makes it wide, and with
 #   two it says nearly nothing.
-# * **Another benchmark is no sample.** All intervals speak of other images of the same sets and of other trainings of the same recipe. None of them
-#   speaks of another OOD set: section 6.2 shows how far that may change the order.
+# * **No interval covers another OOD set.** The intervals describe other images of the same sets and other trainings of the same recipe.
+#   Section 6.2 shows how much another OOD set can change the order.
 
 # %% [markdown]
 # ### Quiz
@@ -739,7 +700,7 @@ display(Markdown(
 # Each has a hint, and a check that tells you whether you are right, and what is wrong if you are not.
 
 # %% [markdown]
-# ```{exercise-start} Predict
+# ```{exercise-start} Predict: half the width
 # :label: ex-certainty-half
 # ```
 # Your interval of an AUROC is twice as wide as you can bear. How many times as many ID and OOD images do you need? Store the factor.
@@ -748,16 +709,13 @@ display(Markdown(
 # %% tags=["exercise"]
 times = ...
 
-
 # %% tags=["check", "hide-input"]
 def relative_width(times):
     """Width of the interval with so many times 100 + 100 images, in units of that with 100 + 100."""
-
     def of(n):
         known = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n)
         low, high = auroc(known, known + 1)[1]
         return high - low
-
     return of(round(100 * min(times, 100))) / of(100)
 
 
@@ -792,7 +750,7 @@ check_times(times)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Compute
+# ```{exercise-start} Compute: the error of a difference
 # :label: ex-certainty-paired
 # ```
 # Two detectors have AUROCs of 0.90 and 0.88 on the same images. Each has a standard error of 0.012, and the correlation of the two estimates is 0.9. Store the
@@ -801,22 +759,15 @@ check_times(times)
 # %% tags=["exercise"]
 of_difference = ...
 
-
 # %% tags=["check", "hide-input"]
 def error_of_difference(correlation, one=0.012):
     return math.sqrt(2 * one**2 - 2 * correlation * one**2)
 
 
 check_difference = ood.Check(
-    (
-        lambda e: abs(e - error_of_difference(0)) > 1e-4,
-        "that is for two independent test sets; these share their images",
-    ),
+    (lambda e: abs(e - error_of_difference(0)) > 1e-4, "that is for two independent test sets; these share their images"),
     (lambda e: abs(e - error_of_difference(0.9) ** 2) > 1e-6, "that is the variance; the error is its square root"),
-    (
-        lambda e: abs(e - error_of_difference(0.9)) < 1e-4,
-        "Var(a − b) = Var a + Var b − 2 Cov(a, b), and Cov = ρ σ_a σ_b",
-    ),
+    (lambda e: abs(e - error_of_difference(0.9)) < 1e-4, "Var(a − b) = Var a + Var b − 2 Cov(a, b), and Cov = ρ σ_a σ_b"),
 )
 check_difference(of_difference)
 
@@ -844,7 +795,7 @@ check_difference(of_difference)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Change one parameter
+# ```{exercise-start} Compute: many comparisons
 # :label: ex-certainty-level
 # ```
 # Compare seventeen detectors in all pairs, and suppose that all of them are level. At which level must you test each pair, so that the chance of one false
@@ -852,7 +803,6 @@ check_difference(of_difference)
 
 # %% tags=["exercise"]
 level = ...
-
 
 # %% tags=["check", "hide-input"]
 def expected_false(level, detectors=17):
@@ -892,7 +842,7 @@ check_level(level)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Compute again
+# ```{exercise-start} Compute: the bootstrap
 # :label: ex-certainty-bootstrap
 # ```
 # Compute the standard error of the AUROC of `id_scores` and `ood_scores` without a formula: draw the ID images with replacement, and the OOD images too, measure,
@@ -900,7 +850,6 @@ check_level(level)
 
 # %% tags=["exercise"]
 by_drawing = ...
-
 
 # %% tags=["check", "hide-input"]
 def by_formula():
@@ -928,7 +877,6 @@ check_drawing(by_drawing)
 by_drawing = (wins.std() / math.sqrt(wins.numel())).item()
 check_drawing(by_drawing)
 
-
 # %% tags=["solution"]
 def again(x):
     return x[torch.randint(len(x), (len(x),), generator=generator)]
@@ -953,7 +901,6 @@ check_drawing(by_drawing)
 
 # %% tags=["exercise"]
 networks = ...
-
 
 # %% tags=["check", "hide-input"]
 def reach(n, deviation=2.0):
@@ -980,7 +927,6 @@ check_networks(networks)
 networks = math.ceil((1.96 * 2.0) ** 2)
 check_networks(networks)
 
-
 # %% tags=["solution"]
 def half_width(n):
     return stats.t.ppf(0.975, n - 1) * 2.0 / math.sqrt(n)
@@ -998,7 +944,7 @@ check_networks(networks)
 # %% [markdown]
 # ## 9. Take away
 #
-# * An AUROC has an error that its own scores tell (DeLong). So has an FPR95, and it is larger.
+# * The standard error of an AUROC can be computed from the scores of one test set (DeLong). The interval of an FPR95 is wider.
 # * Compare in pairs: what is hard for both detectors cancels.
 # * There are intervals over images, over networks (Student), and of pairs (`ood.compare`). Say which.
 # * The best of many is partly best by chance. Choose on some images and judge on others.

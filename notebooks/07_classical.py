@@ -63,14 +63,10 @@ def known(each=400):
     z = centres[labels] + torch.randn(3 * each, 2, generator=chance, dtype=torch.float64)
     return features_at(z.clamp_min(0.01), labels)  # features after a ReLU are not negative
 
-
 # %% tags=["remove-input"]
 toy_train, toy_val, toy_test = known(), known(100), known(100)
 spots = {"between": [(4.0, 4.0), 0.4], "behind": [(10.5, 1.0), 0.5], "short": [(0.8, 0.8), 0.3]}
-clouds = {
-    k: torch.tensor(c, dtype=torch.float64) + w * torch.randn(200, 2, generator=chance, dtype=torch.float64)
-    for k, (c, w) in spots.items()
-}
+clouds = {k: torch.tensor(c, dtype=torch.float64) + w * torch.randn(200, 2, generator=chance, dtype=torch.float64) for k, (c, w) in spots.items()}
 clouds = {k: features_at(z.clamp_min(0.01)) for k, z in clouds.items()}
 in_plane = {
     "MSP": ood.MSP(), "MaxLogit": ood.MaxLogit(), "Energy": ood.Energy(), "GEN": ood.GEN(), "KLMatching": ood.KLMatching(),
@@ -177,15 +173,7 @@ figure, axes = plt.subplots(4, 4, figsize=(plots.FULL, 8.4), sharex=True, sharey
 points = {"id": toy_test.penultimate[::6], "near": clouds["between"].penultimate[::8]}
 points["far"] = torch.cat([clouds[k].penultimate[::8] for k in ("behind", "short")])
 for ax, (name, judge) in zip(axes.flat, in_plane.items()):
-    ax.imshow(
-        map_of(judge, 60)[1].reshape(60, 60).T,
-        extent=(0, 12, 0, 12),
-        origin="lower",
-        cmap="Greys",
-        alpha=0.7,
-        vmin=0,
-        vmax=1,
-    )
+    ax.imshow(map_of(judge, 60)[1].reshape(60, 60).T, extent=(0, 12, 0, 12), origin="lower", cmap="Greys", alpha=0.7, vmin=0, vmax=1)
     for role, z in points.items():
         ax.plot(*z.T, plots.MARKERS[role], color=plots.COLORS[role], ms=2.5, mew=0.2, mec="white")
     ax.set_title(f"{name}\n" + ", ".join(f"{100 * a:.0f}" for a in found_in_plane[name].values()), fontsize=9)
@@ -210,8 +198,8 @@ plt.show()
 #
 # * **MSP** keeps the largest probability, $-\max_j p_j$ {cite:p}`hendrycks2017msp`.
 # * **MaxLogit** keeps the largest logit, $-\max_j\ell_j$ {cite:p}`hendrycks2022maxlogit`.
-# * **Energy** is its smooth version, $-\log\sum_j e^{\ell_j}$ {cite:p}`liu2020energy`. From $\log\max_j p_j=\max_j\ell_j-\log\sum_j e^{\ell_j}$ follows what MSP discards: a constant that is
-#   added to all logits.
+# * **Energy** is its smooth version, $-\log\sum_j e^{\ell_j}$ {cite:p}`liu2020energy`. Because $\log\max_j p_j=\max_j\ell_j-\log\sum_j e^{\ell_j}$, a constant added to all
+#   logits cancels in MSP. MaxLogit and Energy keep it.
 # * **GEN** is a generalised entropy, $\sum_j p_j^\gamma(1-p_j)^\gamma$ {cite:p}`liu2023gen`. A small $\gamma$ makes small probabilities count.
 # * **KL-Matching** compares $p$ with the mean softmax $t_k$ of each predicted class, $\min_k\mathrm{KL}(p\,\Vert\,t_k)$ {cite:p}`hendrycks2022maxlogit`.
 
@@ -242,14 +230,13 @@ margin = logits.amax(1) - logits.mean(1)
 assert torch.allclose(-3 * high - 1, margin / 1000, atol=2e-3)
 
 # %% [markdown]
-# ### 2.3 Reshaped features: what if the largest activations lied?
+# ### 2.3 Reshaped features: can the largest activations be trusted?
 #
 # Three detectors change the feature $z$, apply the head, and take the energy of the logits. With $S_1$ the sum of all entries and $S_2$ that of the $k$ largest:
 #
 # * **ReAct** {cite:p}`sun2021react` clips, $\min(z,c)$, with $c$ a high percentile of ID activations. OOD images tend to fire few units strongly.
 # * **ASH** {cite:p}`djurisic2023ash` gives each of the $k$ largest entries the same value, $S_1/k$, and sets the others to zero (its variant B).
 # * **SCALE** {cite:p}`xu2024scale` multiplies all of them by $e^{S_1/S_2}$ and prunes nothing.
-
 
 # %%
 def of_reshaped(z):
@@ -269,11 +256,11 @@ assert torch.allclose(of_reshaped(pruned), in_plane["ASH"](toy_test), rtol=1e-4)
 # ### 2.4 Distances: how near are the training features?
 #
 # * **KNN** {cite:p}`sun2022knn`: the distance to the $k$-th nearest training feature, all divided by their lengths.
-# * **NNGuide** {cite:p}`park2023nnguide`: the energy, weighted by the similarity to the nearest training features, each weighted by its own energy.
+# * **NNGuide** {cite:p}`park2023nnguide`: the energy, multiplied by the mean of the $k$ largest products of the cosine similarity to a training
+#   feature and the logsumexp of that feature's logits.
 # * **SHE** {cite:p}`zhang2023she`: the inner product with the mean feature of the predicted class.
 # * **fDBD** {cite:p}`liu2024fdbd`: the mean distance to the decision boundaries, $\frac{\ell_{\hat y}-\ell_c}{\lVert w_{\hat y}-w_c\rVert}$, in
 #   units of the distance to the mean of all training features.
-
 
 # %%
 def direction(x):
@@ -346,7 +333,6 @@ print(f"test accuracy: {100 * np.mean(accuracies):.1f} %, K = {head.in_features}
 # images, as their authors say.) ODIN needs a forward and a backward pass of its own for each image, so it gets features
 # of its own.
 
-
 # %%
 def judge(n):
     """All seventeen on network n, as one table; ODIN only where there are images."""
@@ -370,30 +356,18 @@ summary = ood.summarize(table)
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank correlation (Spearman) between detectors over all OOD images of the benchmark, first network. Blocks of light colour are detectors that rank images almost alike.", "name": "fig-classical-agreement"}, "image": {"alt": "Heat map of rank correlations between seventeen detectors. MaxLogit, Energy, GEN, ODIN, ReAct and NNGuide form a bright block, MSP and KL-Matching a pair beside it; Mahalanobis, ViM and the Gaussian mixture form another block, which disagrees with the first."}}
 everyone = ood.classical_detectors(head, f.train)
 sets_of = {name: x for sets in f.groups().values() for name, x in sets.items()}
-scores = {
-    n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))
-}
+scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))}
 if bench:
     scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].ood_sets()}.items()}
 scores = {name: scores[name] for name in order}
-ranks = pd.DataFrame({n: torch.cat([s[k] for k in sets_of]).double().numpy() for n, s in scores.items()}).corr(
-    "spearman"
-)
+ranks = pd.DataFrame({n: torch.cat([s[k] for k in sets_of]).double().numpy() for n, s in scores.items()}).corr("spearman")
 figure, ax = plt.subplots(figsize=(plots.FULL, 5.2))
 image = ax.imshow(ranks, vmin=min(0, ranks.min().min()), vmax=1, cmap="viridis")
 ax.set_xticks(range(len(order)), order, rotation=60, ha="right")
 ax.set_yticks(range(len(order)), order)
 ax.grid(visible=False)
 for i, j in np.ndindex(ranks.shape):
-    ax.text(
-        j,
-        i,
-        f"{ranks.iloc[i, j]:.1f}".replace("0.", "."),
-        ha="center",
-        va="center",
-        fontsize=7,
-        color="black" if ranks.iloc[i, j] > 0.6 else "white",
-    )
+    ax.text(j, i, f"{ranks.iloc[i, j]:.1f}".replace("0.", "."), ha="center", va="center", fontsize=7, color="black" if ranks.iloc[i, j] > 0.6 else "white")
 figure.colorbar(image, label="rank correlation", shrink=0.8)
 plt.show()
 
@@ -441,18 +415,12 @@ ViM,88.68 ± .28,93.48 ± .24,74.98 ± .13,81.70 ± .62,72.08,92.68
 """.strip()
 columns = pd.MultiIndex.from_product([["CIFAR-10", "CIFAR-100", "ImageNet-1k"], ["near", "far"]])
 lines = [line.replace("±", "<small>±").split(",") for line in published.splitlines()]
-board = pd.DataFrame(
-    [[c + "</small>" * ("<" in c) for c in line[1:]] for line in lines], [line[0] for line in lines], columns
-)
+board = pd.DataFrame([[c + "</small>" * ("<" in c) for c in line[1:]] for line in lines], [line[0] for line in lines], columns)
 for group in ("near", "far"):
     rows = summary[summary["group"] == group].set_index("detector").reindex(board.index)  # a bank has no ODIN
     rows = rows[["value", "low", "high"]].itertuples(index=False)
-    board[f"{benchmark}, this run", group] = [
-        metrics.as_percent(*row, small=True) if row[0] >= 0 else "" for row in rows
-    ]
-board.style.set_caption(
-    "AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours with 95 % intervals"
-)
+    board[f"{benchmark}, this run", group] = [metrics.as_percent(*row, small=True) if row[0] >= 0 else "" for row in rows]
+board.style.set_caption("AUROC in %; published: OpenOOD v1.5 leaderboard, ± standard deviation over 3 networks; ours with 95 % intervals")
 
 # %% [markdown]
 # The published rows are those of the OpenOOD leaderboard of July 2025 {cite:p}`zhang2023openood`: ResNet-18 for CIFAR, one
@@ -501,9 +469,7 @@ plots.benchmark_table(table, "fpr95", caption=caption)
 
 # %% tags=["hide-input"]
 family_of = {name: family for family, members in FAMILIES.items() for name in members}
-means_of = (
-    summary.assign(family=summary["detector"].map(family_of)).pivot_table("value", "family", "group", "median") * 100
-)
+means_of = summary.assign(family=summary["detector"].map(family_of)).pivot_table("value", "family", "group", "median") * 100
 plain = wide.loc["MSP"]
 better = {g: [n for n in wide.index if wide.loc[n, g] > plain[g]] for g in ("near", "far")}
 display(Markdown(
@@ -523,17 +489,14 @@ display(Markdown(
 #
 # **Why do logits fail on far-OOD?** There are two explanations. Either the logits have lost what distinguishes these
 # images (the {term}`representation`), or the information is still there and MSP does not use it (the energy). Compare
-# the representations with the same energy, the Mahalanobis distance. Use it three times: once of the $C$ logits, once
-# of the part of the feature that the {term}`head` cannot see, $z_\perp$ with $Wz_\perp=0$, once of the whole feature.
-
+# the representations with the same energy, the Mahalanobis distance. Compute it three times: from the $C$ logits, from the whole
+# feature, and from the part of the feature that the {term}`head` ignores, $z_\perp$ with $Wz_\perp=0$.
 
 # %% tags=["hide-input"]
 def through(view, x):
     """The benchmark features as a linear view sees them."""
-
     def see(y):
         return ood.Features(penultimate=y.penultimate @ view, labels=y.labels)
-
     near, far = ({k: see(y) for k, y in sets.items()} for sets in (x.near, x.far))
     return ood.BenchmarkFeatures(see(x.train), see(x.val), see(x.test), near, far)
 
@@ -545,7 +508,6 @@ def suspects(n, x):
     one = {k: {f"Mahalanobis, {k}": ood.Mahalanobis()} for k in views}
     runs = [ood.run_benchmark(one[k], through(views[k], x), seed=n) for k in views]
     return pd.concat(runs)
-
 
 # %% tags=["hide-input"]
 asked = pd.concat([suspects(seed + n, x) for n, x in enumerate(features)])
@@ -562,11 +524,9 @@ if gap < 1:
 elif share >= 0.75:
     verdict = f"The other energy closes **{share:.0%}** of the gap without new information: it is mostly the energy that fails."
 elif share > 0.25:
-    verdict = (
-        f"The other energy closes **{share:.0%}** of the gap, and only the features close the rest: both are to blame."
-    )
+    verdict = f"The other energy closes **{share:.0%}** of the gap without new information. The rest is closed here by the features alone, so both have a part in it."
 else:
-    verdict = "Another energy on the logits hardly closes the gap: the logits have lost the information, so the representation fails."
+    verdict = "This other energy on the logits hardly closes the gap. It suggests that the logits have lost the information, and does not prove it: some third energy might find it."
 display(Markdown(
     f"On far-OOD MSP has {far['MSP']:.1f}. Another energy on the *same logits* has {far['Mahalanobis, logits']:.1f}, the same energy on "
     f"the whole feature {far['Mahalanobis, whole feature']:.1f}, and on the part that the head cannot see "
@@ -580,7 +540,6 @@ display(Markdown(
 #
 # **How much does a setting matter?** Six of the detectors have a knob that OpenOOD tunes. Turn each alone. No curve chooses a setting here:
 # [what a choice on OOD images costs](06_certainty) is measured on the page before.
-
 
 # %% tags=["hide-input"]
 def knobs(head, train):
@@ -614,9 +573,7 @@ for ax, (knob, rows) in zip(axes.flat, turned.groupby("knob", sort=False)):
         by_value = own.groupby("value")["auroc"].agg(["mean", "min", "max"]) * 100
         style = {"color": plots.COLORS[group], "marker": plots.MARKERS[group], "ls": plots.LINES[group]}
         ax.plot(range(len(by_value)), by_value["mean"], ms=4, label=plots.NAMES[group], **style)
-        ax.fill_between(
-            range(len(by_value)), by_value["min"], by_value["max"], color=plots.COLORS[group], alpha=0.15, lw=0
-        )
+        ax.fill_between(range(len(by_value)), by_value["min"], by_value["max"], color=plots.COLORS[group], alpha=0.15, lw=0)
     ax.set_xticks(range(len(by_value)), [f"{v:g}" for v in by_value.index], fontsize=8)
     ax.set_xlabel(knob)
 for row in axes:
@@ -628,17 +585,9 @@ plt.show()
 by_value = turned.groupby(["knob", "group", "value"], sort=False)["auroc"].mean() * 100
 spans = by_value.groupby(["knob", "group"], sort=False).agg(lambda v: v.max() - v.min()).unstack()
 best = by_value.groupby(["knob", "group"], sort=False).agg(lambda v: v.idxmax()[2]).unstack()
-display(
-    Markdown(
-        "From the worst value of a knob to the best, in points of AUROC:\n\n"
-        + "\n".join(
-            f"* **{knob}**: "
-            + "; ".join(f"{g} {spans.loc[knob, g]:.1f}, best at {best.loc[knob, g]:g}" for g in spans)
-            + "."
-            for knob in spans.index
-        )
-    )
-)
+display(Markdown("From the worst value of a knob to the best, in points of AUROC:\n\n" + "\n".join(
+    f"* **{knob}**: " + "; ".join(f"{g} {spans.loc[knob, g]:.1f}, best at {best.loc[knob, g]:g}" for g in spans) + "." for knob in spans.index
+)))
 
 # %% [markdown]
 # ## 8. When it fails
@@ -664,12 +613,12 @@ display(
 #   - directions that matter for no class dominate, or training features are few
 #   - accuracy of a nearest-neighbour classifier on the same features
 # * - densities
-#   - a covariance of many dimensions is estimated from few images in all, or OOD features are short and lie near all means at once
+#   - a covariance of many dimensions is estimated from few images in all, or OOD features are short, and shortening a feature brings it nearer to the means
 #   - eigenvalues of the covariance; features divided by their length
 # ```
 #
-# Two things no family sees. A {term}`representation` that has lost the difference cannot be mended by a formula on top of it (section 6). And a detector
-# that is right on the test sets of this page has been tried on these sets only.
+# Two limits hold for every family. If the {term}`representation` has lost the difference, no formula on it can find it (section 6). And a
+# detector that works on the test sets of this page has been tested on these sets only.
 
 # %% [markdown]
 # ### Quiz
@@ -788,7 +737,7 @@ display(
 # Each has a hint, and a check that tells you whether you are right, and what is wrong if you are not.
 
 # %% [markdown]
-# ```{exercise-start} Predict
+# ```{exercise-start} Predict: shifted logits
 # :label: ex-classical-shift
 # ```
 # Add a constant to all logits of an image, another constant for each image. Of MSP, MaxLogit, Energy and GEN, which then rank the images in another order?
@@ -796,7 +745,6 @@ display(
 
 # %% tags=["exercise"]
 changed = ...
-
 
 # %% tags=["check", "hide-input"]
 def changes(name):
@@ -838,7 +786,7 @@ check_changed(changed)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Derive
+# ```{exercise-start} Derive: why MSP and the energy disagree
 # :label: ex-classical-energy
 # ```
 # Show that $\log\max_j p_j = \max_j \ell_j - \operatorname{logsumexp}(\ell)$, and conclude that MSP, MaxLogit and Energy cannot rank all images
@@ -863,7 +811,7 @@ check_vectors(two)
 # ```{solution-start} ex-classical-energy
 # :class: dropdown
 # ```
-# $p_j=e^{\ell_j}/\sum_i e^{\ell_i}$; take the logarithm at the largest $j$. MSP is the difference of the two others, so it does not
+# $p_j=e^{\ell_j}/\sum_i e^{\ell_i}$; take the logarithm at the largest $j$. The logarithm of MSP is the difference of the two others, so MSP does not
 # change under $\ell\to\ell+c$, while both of them move by $c$.
 
 # %% tags=["solution", "wrong", "remove-cell"]
@@ -882,7 +830,7 @@ check_vectors(two)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Compute
+# ```{exercise-start} Compute: KNN without normalisation
 # :label: ex-classical-knn
 # ```
 # KNN divides each feature by its length. Leave that out: compute the distance to the {math}`k`-th nearest training feature as it is, with the `k` of
@@ -891,7 +839,6 @@ check_vectors(two)
 # %% tags=["exercise"]
 near = next(iter(f.near.values()))
 undivided = ...
-
 
 # %% tags=["check", "hide-input"]
 def of_knn(normalize):
@@ -902,10 +849,7 @@ def of_knn(normalize):
 check_undivided = ood.Check(
     (lambda a: 0 <= a <= 1, "an AUROC is a share of pairs, between 0 and 1"),
     (lambda a: abs(a - (1 - of_knn(False))) > 1e-4, "the sign: the farther, the more OOD"),
-    (
-        lambda a: abs(a - of_knn(False)) < 1e-4,
-        "distances of the features as they are, to the k-th nearest of the training features",
-    ),
+    (lambda a: abs(a - of_knn(False)) < 1e-4, "distances of the features as they are, to the k-th nearest of the training features"),
 )
 check_undivided(undivided)
 
@@ -921,7 +865,6 @@ check_undivided(undivided)
 # Tempting: nearest means the largest similarity, so the sign is turned.
 undivided = 1 - of_knn(False)
 check_undivided(undivided)
-
 
 # %% tags=["solution"]
 def distance(x):
@@ -948,7 +891,6 @@ check_undivided(undivided)
 
 # %% tags=["exercise"]
 near_far = ...
-
 
 # %% tags=["check", "hide-input"]
 def alone(name, group):
@@ -1011,9 +953,10 @@ check_two(near_far)
 #
 # * Seventeen detectors are five questions: to the logits, to the gradients, to reshaped features, to distances, to densities.
 # * Many of them rank images alike. Take candidates from different families.
-# * A score on logits is blind behind the classes; a density is at a loss where its covariance is.
+# * A score on logits misses images that lie behind a class. A density fails where its covariance is badly estimated.
 # * Settings belong to a network. So does an order of detectors.
-# * Either the representation has lost the difference, or the energy does not use it. The Mahalanobis distance of the logits tells which.
+# * Either the representation has lost the difference, or the energy does not use it. If the Mahalanobis
+#   distance of the logits finds it, the energy was at fault; if not, another energy on the logits still might.
 #
 # **In the library:** {py:func}`~ood_lib.detectors.classical.recipes.classical_detectors`,
 # {py:func}`~ood_lib.evaluation.benchmark.run_benchmark`, {py:func}`~ood_lib.evaluation.benchmark.summarize`.

@@ -88,7 +88,6 @@ from ood_lib.evaluation.results import origins
 plots.theme()
 warnings.filterwarnings("ignore", message=".*ranks almost as its prior")  # after few updates: the board shows it
 
-
 # %% tags=["remove-input"]
 def everyone(x):
     """Every detector of the library that reads the features of one classifier."""
@@ -133,7 +132,6 @@ file = Path(results or tempfile.mkdtemp()) / "this-run.json"
 about = {"benchmark": benchmark, "network": label, "accuracy": accuracy}
 ood.save_results(file, table, origin=origin, **about)
 
-
 # %% tags=["remove-input"]
 def show(rows, folded):
     board, about = ood.leaderboard(rows), rows.iloc[0]
@@ -151,11 +149,7 @@ def show(rows, folded):
         cells[title] = board[column].map(style.format, na_action="ignore").fillna("")
     order = (-board["far"].fillna(board["near"])).argsort()
     keys = board[["detector", *columns, "seconds_per_1000", "memory_mb"]]
-    kind = (
-        f"{about['seeds']} networks, 95 % intervals over networks"
-        if about["seeds"] > 1
-        else "one network, 95 % intervals over test images"
-    )
+    kind = f"{about['seeds']} networks, 95 % intervals over networks" if about["seeds"] > 1 else "one network, 95 % intervals over test images"
     caption = f"{about['benchmark']}, {about['network']}: {kind}"
     table = plots.sortable_table(cells.iloc[order], keys.iloc[order], caption)
     display(HTML(f"<details><summary>{html.escape(caption)}</summary>{table}</details>" if folded else table))
@@ -186,7 +180,6 @@ explorables.show(
     "axis. One detector is marked, with its name and its intervals. Two menus choose the network and the detector.",
 )
 
-
 # %% tags=["hide-input"]
 def leaders(rows, group):
     board = ood.leaderboard(rows).dropna(subset=[group])
@@ -212,24 +205,18 @@ display(Markdown("Who leads, and who lies within its interval:\n\n" + "\n".join(
 from ood_lib.data.protocols import OPENOOD
 
 agree = {}
-for (run, known), rows in everything[everything["benchmark"].isin(list(OPENOOD))].groupby(
-    ["run", "benchmark"], sort=False
-):
+for (run, known), rows in everything[everything["benchmark"].isin(list(OPENOOD))].groupby(["run", "benchmark"], sort=False):
     published = pd.DataFrame(OPENOOD[known], index=["near", "far"]).T
     own = ood.leaderboard(rows).set_index("detector")[["near", "far"]]
     if len(both := own.index.intersection(published.index)) > 5:
         agree[run] = {**own.loc[both].corrwith(published.loc[both], method="spearman"), "detectors": len(both)}
 if agree:
     caption = "Spearman's rank correlation with OpenOOD's leaderboard (three ResNet-18 trained on all of the ID set)"
-    display(
-        pd.DataFrame(agree)
-        .T.style.format({"near": "{:.2f}", "far": "{:.2f}", "detectors": "{:.0f}"}, na_rep="")
-        .set_caption(caption)
-    )
+    display(pd.DataFrame(agree).T.style.format({"near": "{:.2f}", "far": "{:.2f}", "detectors": "{:.0f}"}, na_rep="").set_caption(caption))
 
 # %% [markdown]
-# A low value is no error in either table: [the page on photographs](60_cifar10) compares four networks in the same way and shows what moves
-# Mahalanobis, the detector that changes its place most.
+# A low value does not mean that one of the tables is wrong. [The page on photographs](60_cifar10) compares four networks in the same way, and
+# examines Mahalanobis, whose rank changes most.
 
 # %% [markdown]
 # ## 2. What is measured
@@ -264,11 +251,7 @@ plt.show()
 # **Where the numbers come from:**
 
 # %% tags=["hide-input"]
-sources = (
-    everything.reindex(columns=["run", "benchmark", "network", "accuracy", "seeds", "date"])
-    .groupby("run", sort=False)
-    .first()
-)
+sources = everything.reindex(columns=["run", "benchmark", "network", "accuracy", "seeds", "date"]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
 display(sources.fillna("").style.set_caption("Provenance: one row per run"))
 display(Markdown(origins(everything)))
@@ -276,13 +259,13 @@ display(Markdown(origins(everything)))
 # %% [markdown]
 # ## 3. How to read it
 #
-# * **The order is the benchmark's, not the method's.** Sort by near, then by far: other names come first. Then look at another table.
+# * **The order depends on the benchmark.** Sort by near and then by far, and other detectors come first. Then open another table.
 # * **Bold means: within the interval of the best.** Two bold detectors may still differ, network by network or image by image:
 #   [paired comparisons](06_certainty) can tell, this table cannot.
 # * **What the interval is over**: networks where there are several, test images where there is one. A single network's interval
 #   is the mean of the intervals of its sets, which is too wide if anything, and says nothing of other networks.
-# * **Nothing is tuned on this page** except lines that say *tuned*: their settings were chosen on OOD validation images. One default has seen OOD
-#   images, the noise of the flow (section 2). [What tuning gains and what it costs](06_certainty) is measured elsewhere.
+# * **Nothing is tuned on this page** except lines that say *tuned*: their settings were chosen on OOD validation images.
+#   [What tuning gains and what it costs](06_certainty) is measured elsewhere.
 # * **Seconds and megabytes** are those of one process on the machine named under provenance, features given.
 #
 # ## 4. Add a line
@@ -306,7 +289,7 @@ display(Markdown(origins(everything)))
 # Every file in `book/results` is a table on this page. It holds the rows of `run_benchmark`, one number each, and the provenance; a run on the
 # same data with the same versions gives the same rows, apart from time and memory.
 #
-# ```{exercise-start} Read
+# ```{exercise-start} Read: level with the best
 # :label: ex-leaderboard-read
 # ```
 # In the table *this-run* (by default that of `digits`), how many detectors have a mean on far-OOD that lies within the interval of the best? Store the number, and say to yourself
@@ -314,7 +297,6 @@ display(Markdown(origins(everything)))
 
 # %% tags=["exercise"]
 level = ...
-
 
 # %% tags=["check", "hide-input"]
 def is_level(rank):
@@ -336,6 +318,8 @@ check_level(level)
 # ```{solution-start} ex-leaderboard-read
 # :class: dropdown
 # ```
+# Each interval is that of one detector alone. Two detectors read the same images, so their difference can be clear although both means lie in one
+# interval. Only a paired comparison can tell.
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: intervals are wide, so everybody is level with everybody.

@@ -83,7 +83,7 @@ explorables.show(
 # results are strongest where OOD images are close to the training set. It costs nothing but a matrix product.
 #
 # <!-- made by ood-book sync -->
-# **What we found.** AUROC of *WeiPer+KLD, tuned* minus that of *MSP*, in points, with the 95 % interval:
+# **What we found.** AUROC of *WeiPer+KLD, tuned* minus that of *MSP*, in points, with its interval:
 #
 # | network | near-OOD | far-OOD |
 # |---|---|---|
@@ -96,7 +96,7 @@ explorables.show(
 # - *WeiPer+KLD, tuned* against *KNN, tuned in the same way*. **Level near, worse far** (our ResNet-9 on CIFAR-10). **Better near, worse far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100). **Cannot tell near, worse far** (ResNet-56 on CIFAR-10, small networks on digits).
 # - *WeiPer+KLD* against *the same score without perturbation, both with the published settings*. **Better near and far** (our ResNet-9 on CIFAR-10, DenseNet on CIFAR-10). **Worse near and far** (ResNet-56 on CIFAR-10). **Worse near, better far** (DenseNet on CIFAR-100). **Cannot tell near and far** (small networks on digits).
 #
-# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 10_weiper` on 2026-11-29. They stay when you run this page with other values.
+# Intervals are of 95 %, and [wider over several networks](../book/notation.md). *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 10_weiper` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 30 minutes to read, without exercises and what is folded, and 3 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -123,10 +123,7 @@ explorables.show(
 # %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
-    "cifar10-resnet9",
-    "cifar10-densenet",
-    "cifar10-resnet56",
-    "cifar100-densenet",
+    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
 ]  # banks of real networks, judged in section 5
 bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 data_dir: str = ""  # where local data lie; empty: the cache folder
@@ -214,9 +211,7 @@ for points, role in ((ood_toy, "far"), (id_toy, "id")):
 best_way, brown = F.normalize(widest, dim=0), plots.SERIES[2]["color"]
 arrows = [(look * 1.5, plots.COLORS["other"], 1, "-") for look in looks[:12]]
 for tip, color, width, dash in [*arrows, (w[0] * 1.5, "black", 2, "-"), (best_way * 2, brown, 2, "--")]:
-    plane.annotate(
-        "", tip, (0, 0), arrowprops={"arrowstyle": "->", "color": color, "lw": width, "ls": dash, "shrinkA": 0}
-    )
+    plane.annotate("", tip, (0, 0), arrowprops={"arrowstyle": "->", "color": color, "lw": width, "ls": dash, "shrinkA": 0})
 plane.annotate("$w$", (1.2, -0.9))
 plane.annotate("$w^*$", best_way * 2 + torch.tensor([-0.9, 0.1]), color=brown)
 plane.set(xlabel="$z_1$", ylabel="$z_2$", aspect="equal", xlim=(-1, 5), ylim=(-3.5, 3.5), title="features")
@@ -229,14 +224,7 @@ span = np.linspace(-4, 9, 53)  # wider than the range of training, whose edge bi
 train_mean = histogram(id_toy[:1000] @ looks.T, -4, 9, 52).mean(0)
 for role, v in seen.items():
     gap = histogram(v, -4, 9, 52).mean(0) - train_mean
-    whole.stairs(
-        100 * gap,
-        span,
-        color=plots.COLORS[role],
-        ls=plots.LINES[role],
-        lw=1.4,
-        label=role.replace("far", "OOD").upper(),
-    )
+    whole.stairs(100 * gap, span, color=plots.COLORS[role], ls=plots.LINES[role], lw=1.4, label=role.replace("far", "OOD").upper())
 whole.set(title="all − training, %", xlabel="perturbed logit")
 whole.legend(fontsize=8, loc="lower right")
 plt.show()
@@ -264,9 +252,9 @@ display(Markdown(
 # OOD well but carries little class information. A detector that has seen no OOD image cannot make this choice, and its
 # result depends on how it combines the copies.
 #
-# A projection is a shadow. Objects that cast the same shadow differ in another light, and the theorem of
-# {cite:t}`cramer1936` says that *all* one-dimensional shadows together determine a distribution. WeiPer casts shadows
-# from directions around the class rows, so that they still carry class information. One question remains: do the extra
+# Two distributions that agree along one direction may differ along another, and by the theorem of {cite:t}`cramer1936`
+# *all* one-dimensional projections together determine a distribution. WeiPer projects on directions around the class
+# rows, so that the projections still carry class information. One question remains: do the extra
 # projections add anything that the logits lack? Section 7 answers it.
 
 # %% [markdown]
@@ -313,11 +301,7 @@ assert torch.allclose((W_tilde - W).norm(dim=-1), delta * W.norm(dim=1).expand(r
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Left: in the plane the copies end on a circle around the tip of w; the widest possible angle is arcsin δ. Middle: in space they end on a sphere. Right: the angle to w spreads out for small K and concentrates at arctan δ as K grows.", "name": "fig-weiper-cone"}, "image": {"alt": "Left, an arrow w in the plane with a circle around its tip and green arrows to points on the circle, between two tangents. Middle, the same in three dimensions with a sphere. Right, densities of the angle between w and its perturbed copies for K = 3, 8, 64 and 512; the curves narrow around a vertical line at the arc tangent of delta."}}
 figure = plt.figure(figsize=(plots.FULL, 2.7))
-plane, space, angles = (
-    figure.add_subplot(1, 3, 1),
-    figure.add_subplot(1, 3, 2, projection="3d"),
-    figure.add_subplot(1, 3, 3),
-)
+plane, space, angles = figure.add_subplot(1, 3, 1), figure.add_subplot(1, 3, 2, projection="3d"), figure.add_subplot(1, 3, 3)
 row = torch.tensor([[0.0, 0.0, 1.0]])
 cone, flat = (perturb(row[:, 3 - k :], 0.6, n, generator)[:, 0] for k, n in ((3, 300), (2, 14)))
 for tip in flat:
@@ -461,7 +445,6 @@ def divergence(train, sample, width, eps):
 # `divergence` is the core of the method; the softmax term is one more line. Together they must reproduce the library's
 # score. (The library computes bin indices block by block and never holds all $N\times r\times C$ logits. A value on the
 # edge of a bin may be counted on either side, hence the tolerance.)
-
 
 # %%
 def see(z):
@@ -638,20 +621,14 @@ plt.show()
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "WeiPer space of whole sets. Top: mean histogram of each set minus the training mean, in thousandths of all values per bin; the grey area is the training mean itself, drawn smaller. Bottom: what each bin adds to the symmetrised divergence D₂ between the smoothed mean of the set and the training mean.", "name": "fig-weiper-space"}, "image": {"alt": "Two rows of panels, one column for near-OOD and one for far-OOD sets. Upper panels: step curves around zero, the ID curve close to it, OOD curves above it in some bins and below it in others. Lower panels: non-negative curves, near zero for ID and with peaks in the same bins for OOD."}}
 edges = np.linspace(*weiper.range_weiper.tolist(), bins + 1)
-own, *means = (
-    weiper.densities(x.penultimate, confidence=False)[1].mean(0)
-    for x in (look.test, *look.near.values(), *look.far.values())
-)
+own, *means = (weiper.densities(x.penultimate, confidence=False)[1].mean(0) for x in (look.test, *look.near.values(), *look.far.values()))
 mean, training = dict(zip([*look.near, *look.far], means)), weiper.reference_weiper.float()
 scale = 1000 * max((m - training).abs().max() for m in means) / training.max()
 figure, axes = plt.subplots(2, 2, figsize=(plots.FULL, 4.2), sharex=True, sharey="row")
 for column, (group, sets) in zip(axes.T, look.groups().items()):
     column[0].fill_between(edges[:-1], scale * training, step="post", color=plots.COLORS["grey"], alpha=0.2)
     for n, (name, density) in enumerate([("ID test", own)] + [(s, mean[s]) for s in sets]):
-        style = {
-            "color": plots.COLORS["id" if not n else group],
-            "ls": "-" if not n else ("--", ":", "-.", (0, (1, 3)))[(n - 1) % 4],
-        }
+        style = {"color": plots.COLORS["id" if not n else group], "ls": "-" if not n else ("--", ":", "-.", (0, (1, 3)))[(n - 1) % 4]}
         column[0].stairs(1000 * (density - training), edges, label=name, **style)
         p, q = (d + 0.025 for d in (training, smooth(density[None], smooth_weiper)[0]))
         p, q = p / p.sum(), q / q.sum()
@@ -762,7 +739,8 @@ for name, found in networks.items():
 def against(method, baseline):
     """Verdicts on each network; both make scores of its features and settings."""
     return {
-        name: ood.score_verdicts([(method(x, o), baseline(x, o)) for x in found]) for name, (found, o) in judged.items()
+        name: ood.score_verdicts([(method(x, o), baseline(x, o)) for x in found])
+        for name, (found, o) in judged.items()
     }
 
 
@@ -817,7 +795,6 @@ claims = {
 for claim, found in claims.items():
     display(plots.verdict_table(found, claim))
 
-
 # %% tags=["hide-input"]
 def outcome(found):
     """What the verdicts of one claim come to, near and far."""
@@ -826,17 +803,12 @@ def outcome(found):
 
 pairs = [(v["near"], v["far"]) for found in list(claims.values())[:3] for v in found.values()]
 more = [sum(a.low > b.high for a, b in pairs), sum(b.low > a.high for a, b in pairs)]
-display(
-    Markdown(
-        "\n".join(f"* **{claim}**, {outcome(found)}." for claim, found in claims.items())
-        + (
-            f"\n\nThe first two lines test what the abstract says, that a variety of scores can improve; the third is a control of our own. "
-            f"The abstract does not say where perturbing gains more. Of {len(pairs)} comparisons with the unperturbed score, the gain is "
-            f"clearly larger on near-OOD in {more[0]} and clearly larger on far-OOD in {more[1]}. (We call it clearly larger where the two "
-            f"intervals do not overlap.)"
-        )
-    )
-)
+display(Markdown("\n".join(f"* **{claim}**, {outcome(found)}." for claim, found in claims.items()) + (
+    f"\n\nThe first two lines test what the abstract says, that a variety of scores can improve; the third is a control of our own. "
+    f"The abstract does not say where perturbing gains more. Of {len(pairs)} comparisons with the unperturbed score, the gain is "
+    f"clearly larger on near-OOD in {more[0]} and clearly larger on far-OOD in {more[1]}. (We call it clearly larger where the two "
+    f"intervals do not overlap.)"
+)))
 
 # %% [markdown]
 # The outcome may differ from network to network for reasons given in section 2. The noise on a logit is proportional to
@@ -844,23 +816,18 @@ display(
 # network and large enough to hide all differences on another. Where OOD features are long, averaged confidence rises on
 # them. And WeiPer+KLD contains the activation histogram, which has settings of its own (section 6.5).
 
-
 # %% tags=["hide-input"]
 def areas(claims):
     """AUROCs in % of methods, by network and group; claims: (method, baseline) -> verdicts."""
     rows = {}
     for (method, baseline), found in claims.items():
         for name, part in ((method, "a"), (baseline, "b")):
-            rows[name] = {
-                (n, g): 100 * getattr(v, part) for n, by in found.items() for g, v in by.items() if g != "mean"
-            }
+            rows[name] = {(n, g): 100 * getattr(v, part) for n, by in found.items() for g, v in by.items() if g != "mean"}
     return pd.DataFrame.from_dict(rows, orient="index").style.format("{:.1f}").highlight_max(props="font-weight: bold")
 
 
 named = [("WeiPer MSP", "MSP"), ("WeiPer+ReAct", "ReAct"), ("WeiPer+KLD", "WeiPer+KLD, δ = 0"), ("WeiPer+KLD", "KNN")]
-areas(dict(zip(named, claims.values()))).set_caption(
-    "AUROC in %, published settings, infinitely many heads; bold: largest"
-)
+areas(dict(zip(named, claims.values()))).set_caption("AUROC in %, published settings, infinitely many heads; bold: largest")
 
 # %% [markdown]
 # ### 5.3 All detectors on the network trained here
@@ -868,7 +835,6 @@ areas(dict(zip(named, claims.values()))).set_caption(
 # Every detector is fitted on the training features of one network. It sees no OOD image while it is fitted, and is
 # evaluated on the ID test images against each OOD set. AUROC is the probability that an OOD image gets a larger score
 # than an ID image. All of this is repeated for every network.
-
 
 # %% tags=["hide-input"]
 def contestants(head):
@@ -907,14 +873,8 @@ plt.show()
 
 # %% tags=["hide-input"]
 worst = table[table["metric"] == "auroc"].sort_values("value").iloc[0]
-meaning = (
-    (
-        "Below 50 a score is *inverted*: it takes these images for more typical than ID images. Check whether the scores on unperturbed logits "
-        "are inverted there too; if so, the perturbation is not the cause."
-    )
-    if worst["value"] < 0.5
-    else "No score is inverted here."
-)
+meaning = ("Below 50 a score is *inverted*: it takes these images for more typical than ID images. Check whether the scores on unperturbed logits "
+           "are inverted there too; if so, the perturbation is not the cause.") if worst["value"] < 0.5 else "No score is inverted here."
 display(Markdown(
     f"The lowest single number is {worst['detector']} on {worst['ood_set']} with network {worst['seed']}: "
     f"{100 * worst['value']:.1f} %. {meaning}"
@@ -955,7 +915,6 @@ plt.show()
 # The released code redraws the heads for every set. What does that change? Score each set with heads of its own,
 # several times, and compare with one draw for all sets.
 
-
 # %% tags=["hide-input"]
 def redrawn(draw):
     """Group AUROCs with another head for each set, as in the released code."""
@@ -993,7 +952,6 @@ cells.style.set_caption(f"AUROC in %, in brackets its range over {draws} draws")
 # At $\delta=0$ nothing is perturbed, and WeiPer MSP is MSP. The figure shows the change relative to $\delta=0$, for the
 # three scores in the limit, on all networks. (These curves are measured on test sets. They show what $\delta$ does, but
 # $\delta$ must not be chosen by them.)
-
 
 # %% tags=["hide-input"]
 def mean_auroc(scores):
@@ -1094,13 +1052,15 @@ plt.show()
 # and for WeiPer+KLD at $\delta=0$ the weights $\lambda_1,\lambda_2$ and both smoothing widths. The WeiPer versions
 # choose the same and also $\delta$, zero included.
 
-
 # %% tags=["hide-input"]
 def held_out(x):
     """Features without half of one OOD set, and that half."""
     sets = x.ood_sets()
     name = next((n for n in ("tiny_imagenet", ood_val) if n in sets), list(x.far)[-1])
-    kept = {g: {n: s[1::2] if n == name else s for n, s in own.items()} for g, own in x.groups().items()}
+    kept = {
+        g: {n: s[1::2] if n == name else s for n, s in own.items()}
+        for g, own in x.groups().items()
+    }
     return replace(x, **kept), sets[name][::2]
 
 
@@ -1126,19 +1086,13 @@ def tuned_kld(x, half, delta):
         divergences = (
             {width: symmetric_kl(mean.float(), smooth(q, width), eps) for width in grid[name]}
             for q, mean, name, eps in zip(
-                densities,
-                (fitted.reference, fitted.reference_weiper),
-                ("smooth_penultimate", "smooth_weiper"),
-                (0.01, 0.025),
+                densities, (fitted.reference, fitted.reference_weiper), ("smooth_penultimate", "smooth_weiper"), (0.01, 0.025)
             )
         )
         views.append((*divergences, confidence))
     best, options = -1.0, {}
     for o in (dict(zip(grid, v)) for v in product(*grid.values())):
-        own, other = (
-            d1[o["smooth_penultimate"]] + o["lambda1"] * d2[o["smooth_weiper"]] - o["lambda2"] * m
-            for d1, d2, m in views
-        )
+        own, other = (d1[o["smooth_penultimate"]] + o["lambda1"] * d2[o["smooth_weiper"]] - o["lambda2"] * m for d1, d2, m in views)
         if (value := auroc(own, other)[0]) > best:
             best, options = value, o
     return best, ood.WeiPer(x.head, repeats=None, delta=delta, bins=bins, **options)
@@ -1165,9 +1119,7 @@ def tuned(x, half):
 
 # %% tags=["hide-input"]
 chosen = {name: [(x, tuned(x, half)) for x, half in map(held_out, xs)] for name, (xs, _) in judged.items()}
-scored = {
-    name: [{n: ood.SetScores.of(d, x) for n, d in best.items()} for x, best in own] for name, own in chosen.items()
-}
+scored = {name: [{n: ood.SetScores.of(d, x) for n, d in best.items()} for x, best in own] for name, own in chosen.items()}
 duels = [("WeiPer MSP", "MSP"), ("WeiPer+ReAct", "ReAct"), ("WeiPer+KLD", "WeiPer+KLD, δ = 0")]
 duels += [("WeiPer+KLD", other) for other in ("MSP", "KNN")]
 tuned_claims = {
@@ -1186,11 +1138,7 @@ for name, ((_, d), *_) in chosen.items():
     rows[name] = {"k of KNN": d["KNN"].k, "δ of WeiPer MSP": msp_w.delta, "δ of WeiPer+ReAct": clipped.delta}
     rows[name] |= {"its clip": clipped.react_percentile, "δ of WeiPer+KLD": best.delta}
     rows[name] |= {symbols[k]: best.kld_options[k] for k in hyperparameters[1:5]}
-display(
-    pd.DataFrame.from_dict(rows, orient="index")
-    .style.format("{:g}")
-    .set_caption("Chosen on the first network of each kind")
-)
+display(pd.DataFrame.from_dict(rows, orient="index").style.format("{:g}").set_caption("Chosen on the first network of each kind"))
 areas(tuned_claims).set_caption("AUROC in %, all tuned alike, without the validation half; bold: largest")
 
 # %% [markdown]
@@ -1297,9 +1245,7 @@ columns = {
 }
 negative = (forged["random null part"].penultimate < 0).double().mean().item()
 display(pd.DataFrame(columns, index=judges).style.set_caption("AUROC in %, forged against original features"))
-display(
-    Markdown(f"A random null part makes {negative:.0%} of the activations negative, which no rectified feature is.")
-)
+display(Markdown(f"A random null part makes {negative:.0%} of the activations negative, which no rectified feature is."))
 
 # %% [markdown]
 # At 50 % a score cannot distinguish forged features from the originals. No score on logits detects the first two
@@ -1329,13 +1275,11 @@ limit = ood.WeiPer(head, repeats=None, **weiper_options).fit(f.train)
 empty = (limit.densities(f.test.penultimate)[0] == 0).double().mean().item()
 timed = table.groupby("detector")["seconds"].mean()
 drawn, exact, plain = (timed[n] for n in ("WeiPer+KLD", "WeiPer+KLD, limit", "Energy"))
-display(
-    Markdown(
-        f"In this run an ID image leaves {empty:.0%} of its {bins} activation bins empty. At $K={K}$, fitting and scoring all sets "
-        f"took {drawn:.2f} s with {repeats} heads, {exact:.2f} s in the limit and {plain:.3f} s for the energy: "
-        f"the limit was {'faster' if exact < drawn else 'slower'} than random heads."
-    )
-)
+display(Markdown(
+    f"In this run an ID image leaves {empty:.0%} of its {bins} activation bins empty. At $K={K}$, fitting and scoring all sets "
+    f"took {drawn:.2f} s with {repeats} heads, {exact:.2f} s in the limit and {plain:.3f} s for the energy: "
+    f"the limit was {'faster' if exact < drawn else 'slower'} than random heads."
+))
 
 # %% [markdown]
 # ### Quiz
@@ -1475,7 +1419,7 @@ display(
 # Each exercise has a hint and a check. The check says whether your answer is right and, if not, what is wrong.
 
 # %% [markdown]
-# ```{exercise-start} Predict
+# ```{exercise-start} Predict: an angle in 2048 dimensions
 # :label: ex-weiper-angle
 # ```
 # In a feature space of width 2048 you perturb a row with $\delta=1$. Which angle, in degrees, do the copies make with
@@ -1483,7 +1427,6 @@ display(
 
 # %% tags=["exercise"]
 angle = ...
-
 
 # %% tags=["check", "hide-input"]
 def mean_angle():
@@ -1522,7 +1465,7 @@ check_angle(angle)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Compute
+# ```{exercise-start} Compute: no perturbation
 # :label: ex-weiper-delta-zero
 # ```
 # Write a function of $\delta$ that gives the largest absolute difference between the scores of
@@ -1531,7 +1474,6 @@ check_angle(angle)
 
 # %% tags=["exercise"]
 largest = ...  # delta -> float
-
 
 # %% tags=["check", "hide-input"]
 def moved(d):
@@ -1555,7 +1497,6 @@ check_largest(largest)
 # :class: dropdown
 # ```
 
-
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: the default perturbation, because delta was not passed on.
 def largest(delta):
@@ -1563,7 +1504,6 @@ def largest(delta):
 
 
 check_largest(largest)
-
 
 # %% tags=["solution"]
 def largest(delta):
@@ -1579,7 +1519,7 @@ check_largest(largest)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Change one parameter
+# ```{exercise-start} Change one parameter: lambda2
 # :label: ex-weiper-lambda2
 # ```
 # Find a `lambda2` with which WeiPer+KLD on the network of section 4 beats the published value on *validation* images:
@@ -1588,7 +1528,6 @@ check_largest(largest)
 
 # %% tags=["exercise"]
 strong = ...
-
 
 # %% tags=["check", "hide-input"]
 def validated(weight):
@@ -1643,7 +1582,6 @@ check_strong(strong)
 smoothed = ood.WeiPer(head, "msp", repeats=repeats, delta=4.0, seed=seed)
 order = ...  # features -> (N,)
 
-
 # %% tags=["check", "hide-input"]
 def far_of(score):
     """Its mean AUROC over the far sets, on the first network."""
@@ -1677,7 +1615,6 @@ check_order(order)
 order = smoothed
 check_order(order)
 
-
 # %% tags=["solution"]
 def order(x):
     logits = torch.cat(list(smoothed.views(x.penultimate)), 1)  # (N, r, C)
@@ -1694,7 +1631,7 @@ check_order(order)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Derive
+# ```{exercise-start} Derive: the mean of a perturbed energy
 # :label: ex-weiper-energy
 # ```
 # Show that
@@ -1705,7 +1642,6 @@ check_order(order)
 # %% tags=["exercise"]
 toy, sigma = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.2, 0.3, 0.1])
 right = ...
-
 
 # %% tags=["check", "hide-input"]
 def left(scale):
@@ -1759,7 +1695,6 @@ check_right(right)
 # %% tags=["exercise"]
 unusual = ...  # (N, K) -> (N,)
 
-
 # %% tags=["check", "hide-input"]
 def seen_by(score):
     """AUROC of the forged features against the originals."""
@@ -1780,7 +1715,6 @@ check_unusual(unusual)
 # ```{solution-start} ex-weiper-open
 # :class: dropdown
 # ```
-
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: another score of the same logits. The forged features have the logits of the originals.
@@ -1836,8 +1770,6 @@ check_unusual(unusual)
 if results:
     table.to_csv(Path(results) / "benchmark.csv", index=False)
     kept = {tuple(claim.split(" against ")): found for claim, found in claims.items()}
-    kept |= {
-        (f"{one}, tuned", f"{other}, tuned".replace("MSP, tuned", "MSP")): v for (one, other), v in tuned_claims.items()
-    }
+    kept |= {(f"{one}, tuned", f"{other}, tuned".replace("MSP, tuned", "MSP")): v for (one, other), v in tuned_claims.items()}
     ood.save_verdicts(Path(results) / "weiper.json", kept, origin=ood.provenance())
     (Path(results) / "summary.md").write_text(plots.markdown_table(summary))

@@ -60,7 +60,7 @@ explorables.show(
 # out-of-distribution (OOD) images better than the simple densities or an energy network alone.
 #
 # <!-- made by ood-book sync -->
-# **What we found.** AUROC of *HEAT* minus that of *the energy of the logits*, in points, with the 95 % interval:
+# **What we found.** AUROC of *HEAT* minus that of *the energy of the logits*, in points, with its interval:
 #
 # | network | near-OOD | far-OOD |
 # |---|---|---|
@@ -73,7 +73,7 @@ explorables.show(
 # - *HEAT* against *its Gaussian mixture with a ridge*. **Better near, cannot tell far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10). **Better near, level far** (DenseNet on CIFAR-10, small networks on digits). **Better near, worse far** (DenseNet on CIFAR-100).
 # - *HEAT* against *the same priors composed without training*. **Better near, cannot tell far** (our ResNet-9 on CIFAR-10). **Level near, worse far** (DenseNet on CIFAR-10). **Level near, cannot tell far** (ResNet-56 on CIFAR-10). **Cannot tell near, worse far** (DenseNet on CIFAR-100). **Level near and far** (small networks on digits).
 #
-# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 20_heat` on 2026-11-29. They stay when you run this page with other values.
+# Intervals are of 95 %, and [wider over several networks](../book/notation.md). *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 20_heat` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 30 minutes to read, without exercises and what is folded, and 9 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -101,10 +101,7 @@ explorables.show(
 # %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
-    "cifar10-resnet9",
-    "cifar10-densenet",
-    "cifar10-resnet56",
-    "cifar100-densenet",
+    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
 ]  # banks of real networks, judged in section 5
 bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 data_dir: str = ""  # where local data lie; empty: the cache folder
@@ -180,7 +177,6 @@ warnings.filterwarnings("ignore", message=".*ranks almost as its prior")
 # one Gaussian per class, with one covariance for all. The energy of this mixture, minus its log-density, is a valley
 # around each class mean, and the mean of a ring lies in its hole.
 
-
 # %% tags=["hide-input"]
 def ring_and_arcs(seed, n=700):
     draw = torch.Generator().manual_seed(seed)
@@ -199,7 +195,6 @@ prior = ood.GMM().fit(toy)
 # %% [markdown]
 # Two kinds of OOD points test it. *Blind* points are samples of the mixture itself that are not near any training
 # point: the mixture rates them as typical although it was fitted on no such point. *Far* points lie far from all data.
-
 
 # %% tags=["hide-input"]
 def away(points, distance):
@@ -222,7 +217,9 @@ share_blind = len(blind) / len(drawn)
 
 # %%
 as_in_the_paper = {"hidden": (64, 64), "standardize": False}
-hybrid = ood.ResidualEBM(ood.GMM(), lam=0.1, steps=0, updates=toy_updates, seed=seed, **as_in_the_paper).fit(toy)
+hybrid = ood.ResidualEBM(
+    ood.GMM(), lam=0.1, steps=0, updates=toy_updates, seed=seed, **as_in_the_paper
+).fit(toy)
 
 
 def toy_scores(energy):
@@ -276,7 +273,7 @@ display(Markdown(
 # the energy of a mixture grows with the distance from the data, in every direction. (Not every prior has this property.
 # Of those in section 3 the logits do not have it, and both mixtures read features of length one, among which no point
 # is far away.) One question remains: does the network extrapolate well by itself? That depends on its inputs and its
-# architecture, because no training sample lies far away. Exercise 3 lets you try it.
+# architecture, because no training sample lies far away. {ref}`An exercise <ex-heat-standardize>` lets you try it.
 
 # %% [markdown]
 # ## 2. Derivation
@@ -383,7 +380,6 @@ assert torch.allclose(L, residual_loss(e_data, e_negatives, lambda_))
 # gives $e^*\approx\frac1{4\lambda}\log\frac qp$: at $\lambda=\frac14$ this is the log-ratio of section 2.3 itself.
 # Train a network and compare.
 
-
 # %%
 def trained_residual(lam, updates=line_updates):
     """A residual between N(0, 1) data and N(0, 4) negatives."""
@@ -420,7 +416,9 @@ plt.show()
 assert max(deviation.values()) < 0.25
 
 # %% tags=["hide-input"]
-display(Markdown(f"Between −3 and 3 the networks stay within {max(deviation.values()):.0%} of the bound from the law."))
+display(Markdown(
+    f"Between −3 and 3 the networks stay within {max(deviation.values()):.0%} of the bound from the law."
+))
 
 # %% [markdown]
 # ### 2.5 λ and $T_p$ together: how far may the residual move a point?
@@ -469,7 +467,6 @@ recipes.style.hide(axis="index").format("{:g}", subset=list(recipes)[1:])
 # energy. Noise of standard deviation $e$ at step $s$ implies a temperature, $T=e^2/(2s)$, even if no temperature was
 # intended.
 
-
 # %%
 def langevin(E, z, steps, s, T, draw):
     for _ in range(steps):
@@ -488,7 +485,6 @@ ends = ood.sgld(
 )  # fmt: skip
 mine = langevin(sharp.energy, starts, 60, 0.02, 1.0, torch.Generator().manual_seed(seed))
 assert torch.allclose(mine, ends, atol=1e-3)
-
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Four moments of 400 chains on the energy of the hybrid (background, dark = low). They start as samples of the prior, also in the hole, and drift onto the ring and the arcs. Those that stay behind are useful negatives.", "name": "fig-heat-chains"}, "image": {"alt": "Four panels of the same energy landscape with small white points after 0, 10, 30 and 60 Langevin steps. At first the points fill three ellipses; step by step the hole of the ring and the space inside the arcs empties and the points gather on the dark valleys."}}
 def scene(ax, t):
@@ -586,7 +582,6 @@ def drift_of_moment(theta, doublings):
 
 # %% [markdown]
 # Training stops where the moment no longer drifts. Find that θ by bisection, for each length of the chain.
-
 
 # %% tags=["hide-input"]
 def where_cd_stops(doublings, low=0.1, high=0.6):
@@ -818,16 +813,10 @@ plt.show()
 
 # %% tags=["hide-input"]
 is_id = torch.as_tensor(groups == "id")
-by_panel = {
-    n: {g: auroc(v[is_id], v[torch.as_tensor(groups == g)])[0] for g in ("near", "far")} for n, v in panels.items()
-}
-display(
-    Markdown(
-        "AUROC on the points of this picture, near / far, first network: "
-        + "; ".join(f"{n} {100 * v['near']:.1f} / {100 * v['far']:.1f}" for n, v in by_panel.items())
-        + ". 50 % is chance. A residual alone need not be a good detector: it corrects its prior where the negatives were, as in section 1."
-    )
-)
+by_panel = {n: {g: auroc(v[is_id], v[torch.as_tensor(groups == g)])[0] for g in ("near", "far")} for n, v in panels.items()}
+display(Markdown("AUROC on the points of this picture, near / far, first network: " + "; ".join(
+    f"{n} {100 * v['near']:.1f} / {100 * v['far']:.1f}" for n, v in by_panel.items()
+) + ". 50 % is chance. A residual alone need not be a good detector: it corrects its prior where the negatives were, as in section 1."))
 
 # %% [markdown]
 # ## 5. Does it work?
@@ -849,7 +838,6 @@ display(
 #   rewards narrow directions whether or not OOD images differ in them. Its choice is shown below for comparison.)
 # * the *start* of the chains, samples of a mixture or noise;
 # * the *factor* $c$ on the trained residual, $E_{\text{prior}}/T_p+c\,E_\theta$. With $c=0$ the hybrid is its prior.
-
 
 # %% tags=["hide-input"]
 def halved(x):
@@ -941,7 +929,6 @@ for claim, found in judged.items():
     if found:
         display(plots.verdict_table(found, claim))
 
-
 # %% tags=["hide-input"]
 def outcome(claim):
     """What the verdicts of one claim say of the mean of near and far."""
@@ -956,13 +943,8 @@ def gains(own):
 
 
 by_step = {name: gains(own) for name, own in ladders.items()}
-largest = [
-    ("the ridge", "the composition with the logits", "the training")[int(np.argmax(v))] for v in by_step.values()
-]
-lines = [
-    f"* {name}: ridge {a:+z.1f}, composition with the logits {b:+z.1f}, training {c:+z.1f}"
-    for name, (a, b, c) in by_step.items()
-]
+largest = [("the ridge", "the composition with the logits", "the training")[int(np.argmax(v))] for v in by_step.values()]
+lines = [f"* {name}: ridge {a:+z.1f}, composition with the logits {b:+z.1f}, training {c:+z.1f}" for name, (a, b, c) in by_step.items()]
 if by_step:
     most = max(set(largest), key=largest.count)
     display(Markdown(
@@ -970,12 +952,7 @@ if by_step:
         + (f"\n\nThe largest gain comes from **{most}**, on {largest.count(most)} of {len(largest)} networks.".replace(", on 1 of 1 networks", "")
            if 2 * largest.count(most) > len(largest) else "\n\nNo single step has the largest gain on most networks.")
     ))  # fmt: skip
-display(
-    Markdown(
-        "Claim by claim, on the mean of near and far:\n\n"
-        + "\n".join(f"* {c}: **{outcome(c)}**." for c in duels if judged[c])
-    )
-)
+display(Markdown("Claim by claim, on the mean of near and far:\n\n" + "\n".join(f"* {c}: **{outcome(c)}**." for c in duels if judged[c])))
 
 # %% [markdown]
 # Each row compares the two detectors on the same images. On a bank the interval covers the choice of test images and
@@ -989,10 +966,7 @@ rows = ["GMM, ridge", "GMM, hybrid", "logits", "logits, hybrid", "untrained", "H
 figure, axes = plt.subplots(1, max(1, len(ladders)), figsize=(plots.FULL, 2.9), sharey=True, squeeze=False)
 for ax, (name, own) in zip(axes[0], ladders.items()):
     for y, rung in enumerate(rows):
-        v, trained = (
-            ood.verdicts([(x, d[rung], d["GMM"]) for x, d in own])["mean"],
-            rung in ("GMM, hybrid", "logits, hybrid", "HEAT"),
-        )
+        v, trained = ood.verdicts([(x, d[rung], d["GMM"]) for x, d in own])["mean"], rung in ("GMM, hybrid", "logits, hybrid", "HEAT")
         color = plots.SERIES[2 if trained else 0]["color"]
         ax.hlines(y, 100 * v.low, 100 * v.high, color=color)
         ax.plot(100 * v.difference, y, "o", color=color, mfc="white" if trained else color)
@@ -1010,10 +984,7 @@ for name, own in ladders.items():
     x, held = real[name]
     fits = {r: -ood.GMMPrior(ridge=r).fit(x.train).score(x.val).mean().item() for r in ridges}
     first, second = ([d[k] for _, d in own] for k in ("GMM, hybrid", "logits, hybrid"))
-    start = [
-        ", ".join(f"{h.start if isinstance(h.start, str) else 'GMM'} × {h.factor:g}" for h in hs)
-        for hs in (first, second)
-    ]
+    start = [", ".join(f"{h.start if isinstance(h.start, str) else 'GMM'} × {h.factor:g}" for h in hs) for hs in (first, second)]
     choices.append((name, f"{own[0][1]['GMM, ridge'].ridge:g}", f"{max(fits, key=fits.get):g}", *start))
     for rung in own[0][1]:
         both = [ood.group_auroc(d[rung], x) for x, d in own]
@@ -1060,7 +1031,6 @@ plt.show()
 # fitted on the ID training features of one network and never see an OOD image. This is repeated for every network. All
 # three priors take part, and no setting is chosen on OOD images.
 
-
 # %% tags=["hide-input"]
 def contestants(head, heat):
     own, fitted = priors(head), heat.hybrids
@@ -1094,10 +1064,7 @@ plt.show()
 # %% tags=["hide-input"]
 pairs = [(f"hybrid {n}", f"prior {n}") for n in names]
 pairs += [("HEAT", "priors composed"), ("HEAT", "prior GMM"), ("HEAT", "KNN"), ("priors composed", "KNN")]
-lines = [
-    f"* {a} against {b}: near {ood.compare_over_seeds(table, a, b, 'near')}; far {ood.compare_over_seeds(table, a, b, 'far')}."
-    for a, b in pairs
-]
+lines = [f"* {a} against {b}: near {ood.compare_over_seeds(table, a, b, 'near')}; far {ood.compare_over_seeds(table, a, b, 'far')}." for a, b in pairs]
 display(Markdown("Differences in points of AUROC, paired over networks, with 99 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
@@ -1139,7 +1106,6 @@ pd.DataFrame([(setting, cell["near"], cell["far"], others)], columns=["setting",
 # is their full range. Each experiment trains one hybrid for `sweep_updates` updates; all other parameters are those of
 # the parameters cell.
 
-
 # %% tags=["hide-input"]
 @cache
 def hybrid_auroc(k, n, **changes):
@@ -1165,7 +1131,9 @@ def changed(k, knob, value):
 def sweep(knob, values, k):
     """Group AUROCs of hybrid k over values of a knob, per network."""
     runs = [(v, n) for v in values for n in nets]
-    return pd.DataFrame({"value": v, "seed": n, **hybrid_auroc(k, n, **changed(k, knob, v))} for v, n in runs)
+    return pd.DataFrame(
+        {"value": v, "seed": n, **hybrid_auroc(k, n, **changed(k, knob, v))} for v, n in runs
+    )
 
 
 # %% [markdown]
@@ -1178,7 +1146,9 @@ def sweep(knob, values, k):
 # ridge.
 
 # %% tags=["hide-input"]
-subject = min([x for x, _ in real.values()] or [f], key=lambda x: x.test.penultimate.shape[1])
+subject = min(
+    [x for x, _ in real.values()] or [f], key=lambda x: x.test.penultimate.shape[1]
+)
 ways, course = {"K = 0": (1e-6, 0), "K = 5": (1e-6, 5), "K = 5, ridge 10": (10.0, 5)}, []
 for way, (ridge, K) in ways.items():
     for n in longer_updates:
@@ -1198,9 +1168,7 @@ for (way, own), series in zip(course[course["group"] == "far"].groupby("way", so
     alone_, gain_ = (own[own["what"] == what].set_index("updates") for what in ("alone", "gain"))
     for ax, line in zip(axes, (alone_["gap"], alone_["points"], gain_["points"])):
         ax.semilogx(line, label=way, **series)
-for ax, title, level in zip(
-    axes, ("gap, share of 1/λ", "residual alone, far AUROC", "hybrid − prior, far"), (0, 50, 0)
-):
+for ax, title, level in zip(axes, ("gap, share of 1/λ", "residual alone, far AUROC", "hybrid − prior, far"), (0, 50, 0)):
     ax.axhline(level, color=plots.COLORS["grey"], lw=1)
     ax.set_title(title, fontsize=10)
     ax.set(xlabel="updates", xticks=longer_updates, xticklabels=longer_updates)
@@ -1208,30 +1176,16 @@ for ax, title, level in zip(
 axes[0].legend(fontsize=8)
 plt.show()
 
-
 # %% tags=["hide-input"]
 def course_of(way, group):
     own = course[(course["way"] == way) & (course["group"] == group)]
-    gap, alone, gain = (
-        own[own["what"] == w].sort_values("updates")[c].to_numpy()
-        for w, c in (("alone", "gap"), ("alone", "points"), ("gain", "points"))
-    )
+    gap, alone, gain = (own[own["what"] == w].sort_values("updates")[c].to_numpy() for w, c in (("alone", "gap"), ("alone", "points"), ("gain", "points")))
     word = "falls" if alone[-1] < alone[0] - 1 else "rises" if alone[-1] > alone[0] + 1 else "changes little,"
-    return (
-        f"on {group} the AUROC of the residual alone {word} from {alone[0]:.1f} to {alone[-1]:.1f}, and the hybrid ends {gain[-1]:+z.1f} points from its prior",
-        gap,
-    )
+    return f"on {group} the AUROC of the residual alone {word} from {alone[0]:.1f} to {alone[-1]:.1f}, and the hybrid ends {gain[-1]:+z.1f} points from its prior", gap
 
 
-display(
-    Markdown(
-        f"From {longer_updates[0]} to {longer_updates[-1]} updates on {subject.name or benchmark}:\n\n"
-        + "\n".join(
-            f"* {way}: the gap goes from {course_of(way, 'far')[1][0]:.0%} to {course_of(way, 'far')[1][-1]:.0%}; {course_of(way, 'far')[0]}; {course_of(way, 'near')[0]}."
-            for way in ways
-        )
-    )
-)
+display(Markdown(f"From {longer_updates[0]} to {longer_updates[-1]} updates on {subject.name or benchmark}:\n\n" + "\n".join(
+    f"* {way}: the gap goes from {course_of(way, 'far')[1][0]:.0%} to {course_of(way, 'far')[1][-1]:.0%}; {course_of(way, 'far')[0]}; {course_of(way, 'near')[0]}." for way in ways)))
 
 # %% [markdown]
 # A residual whose AUROC falls below 50 % fits the data but ranks OOD images below ID images. It has learned the
@@ -1273,12 +1227,7 @@ plt.show()
 lines = []
 for (knob, name), part in swept.items():
     t = 100 * part.groupby("value")[["near", "far"]].mean()
-    course = "; ".join(
-        f"{g} "
-        + ", ".join("diverged" if math.isnan(x) else f"{x:.1f}" for x in t[g])
-        + f" (prior {100 * alone[name][g]:.1f})"
-        for g in t
-    )
+    course = "; ".join(f"{g} " + ", ".join("diverged" if math.isnan(x) else f"{x:.1f}" for x in t[g]) + f" (prior {100 * alone[name][g]:.1f})" for g in t)
     lines.append(f"* `{knob}` = {', '.join(f'{v:g}' for v in t.index)}, {name}: {course}.")
 display(Markdown("\n".join(lines)))
 
@@ -1304,19 +1253,16 @@ pd.DataFrame(by_start).T.style.format("{:.2f}").set_caption(caption)
 
 # %% tags=["hide-input"]
 near_by_start = [v["near"] for v in by_start.values()]
-display(
-    Markdown(
-        f"On near-OOD the four starts lie within {max(near_by_start) - min(near_by_start):.2f} points of each other, and the prior alone has "
-        f"{100 * alone['GMM style']['near']:.2f} %. Where the hybrids hardly differ from their prior, they do not show which start is best; a small gap then means that they were hardly trained."
-    )
-)
+display(Markdown(
+    f"On near-OOD the four starts lie within {max(near_by_start) - min(near_by_start):.2f} points of each other, and the prior alone has "
+    f"{100 * alone['GMM style']['near']:.2f} %. Where the hybrids hardly differ from their prior, they do not show which start is best; a small gap then means that they were hardly trained."
+))
 
 # %% [markdown]
 # ### 6.3 How few images are enough?
 #
 # The paper's second argument for a hybrid is that it needs little data. Keep a few images per class and fit every
 # detector on them.
-
 
 # %% tags=["hide-input"]
 def subset(x, per_class, draw):
@@ -1395,16 +1341,9 @@ plt.show()
 
 # %% tags=["hide-input"]
 t = 100 * by_beta.groupby("beta")[["near", "far"]].mean()
-display(
-    Markdown(
-        "Mean AUROC, near / far: "
-        + "; ".join(
-            f"β = {name} {t.loc[b, 'near']:.1f} / {t.loc[b, 'far']:.1f}"
-            for name, b in (("min", -math.inf), ("0", 0), ("max", math.inf))
-        )
-        + ". With β below zero an OOD image is accepted as soon as *one* hybrid finds it typical, so the weakest hybrid counts most."
-    )
-)
+display(Markdown("Mean AUROC, near / far: " + "; ".join(
+    f"β = {name} {t.loc[b, 'near']:.1f} / {t.loc[b, 'far']:.1f}" for name, b in (("min", -math.inf), ("0", 0), ("max", math.inf))
+) + ". With β below zero an OOD image is accepted as soon as *one* hybrid finds it typical, so the weakest hybrid counts most."))
 
 # %% [markdown]
 # ### 6.5 What the released code does differently
@@ -1465,7 +1404,9 @@ drawn = {"near": [], "far": []}
 for _ in range(50):
     batch = train_u[:, torch.randperm(train_u.shape[1], generator=draw)[:256]]
     mean, std = batch.mean(1, keepdim=True), batch.std(1, keepdim=True)
-    again = {g: [soft_extreme((u - mean) / std, beta) for u in us] for g, us in u_of.items()}
+    again = {
+        g: [soft_extreme((u - mean) / std, beta) for u in us] for g, us in u_of.items()
+    }
     for g in drawn:
         drawn[g].append(np.mean([auroc(again["id"][0], x)[0] for x in again[g]]))
 spread = {g: f"{100 * min(v):.2f} to {100 * max(v):.2f}" for g, v in drawn.items()}
@@ -1541,7 +1482,9 @@ judges |= {"HEAT": heat, "KNN": ood.KNN(k=10).fit(f.train)}
 for factor in (0.25, 0.5, 2.0, 4.0):
     z = factor * f.test.penultimate
     x = ood.Features(penultimate=z, style=factor * f.test.style, logits=head(z).detach())
-    forged[f"× {factor:g}"] = {n: 100 * auroc(d.score(f.test), d.score(x))[0] for n, d in judges.items()}
+    forged[f"× {factor:g}"] = {
+        n: 100 * auroc(d.score(f.test), d.score(x))[0] for n, d in judges.items()
+    }
 caption = "AUROC in %, test features of another length against the originals"
 pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 
@@ -1689,7 +1632,7 @@ pd.DataFrame(forged).style.format("{:.1f}").set_caption(caption)
 # Each exercise has a hint and a check. The check says whether your answer is right and, if not, what is wrong.
 
 # %% [markdown]
-# ```{exercise-start} Predict
+# ```{exercise-start} Predict: the reach of the residual
 # :label: ex-heat-nats
 # ```
 # A recipe says $\lambda=5$ and $T_p=200$. By how many nats of the prior's log-density can the residual move a point?
@@ -1728,7 +1671,7 @@ check_nats(nats)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Compute
+# ```{exercise-start} Compute: the temperature of a recipe
 # :label: ex-heat-temperature
 # ```
 # The released recipe for the logits on ImageNet starts with the step $s=10^3$ and the noise $e=10^{-3}$. Which
@@ -1769,7 +1712,7 @@ check_temperature(temperature)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Change one parameter
+# ```{exercise-start} Change one parameter: standardised inputs
 # :label: ex-heat-standardize
 # ```
 # Train the toy hybrid of section 1 again, but leave out `standardize=False`, and store it. Is its *residual alone*
@@ -1778,7 +1721,6 @@ check_temperature(temperature)
 
 # %% tags=["exercise"]
 again = ...
-
 
 # %% tags=["check", "hide-input"]
 def far_of(h):
@@ -1789,10 +1731,7 @@ def far_of(h):
 check_again = ood.Check(
     (lambda h: len(toy_scores(h.residual)) == 2, "the hybrid itself, fitted on toy"),
     (lambda h: far_of(h) > far_of(hybrid), "not above the raw one: leave out standardize=False"),
-    (
-        lambda h: h.standardize,
-        "above the raw one for another reason: leave out standardize=False, and change nothing else",
-    ),
+    (lambda h: h.standardize, "above the raw one for another reason: leave out standardize=False, and change nothing else"),
 )
 check_again(again)
 
@@ -1810,7 +1749,9 @@ again = hybrid
 check_again(again)
 
 # %% tags=["solution"]
-again = ood.ResidualEBM(ood.GMM(), lam=0.1, steps=0, updates=toy_updates, hidden=(64, 64), seed=seed).fit(toy)
+again = ood.ResidualEBM(
+    ood.GMM(), lam=0.1, steps=0, updates=toy_updates, hidden=(64, 64), seed=seed
+).fit(toy)
 print(f"standardised {far_of(again):.3f}, raw {far_of(hybrid):.3f}")
 check_again(again)
 
@@ -1830,7 +1771,6 @@ check_again(again)
 
 # %% tags=["exercise"]
 ratio = ...
-
 
 # %% tags=["check", "hide-input"]
 def broken_by(a):
@@ -1872,7 +1812,7 @@ check_ratio(ratio)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Derive
+# ```{exercise-start} Derive: negatives that keep their starts
 # :label: ex-heat-kept
 # ```
 # The released code keeps the starts: half of the negatives come from the prior $q$, half from the chain ends $r$. Let
@@ -1929,7 +1869,6 @@ check_kept(kept)
 # %% tags=["exercise"]
 better = ...
 
-
 # %% tags=["check", "hide-input"]
 def near_of(d):
     return ood.group_auroc(d, f)["near"]
@@ -1939,10 +1878,7 @@ check_better = ood.Check(
     (lambda d: len(d(f.val)) == len(f.val), "a detector, fitted on f.train"),
     (lambda d: isinstance(d.prior, ood.LogitPrior), "a hybrid whose prior is a LogitPrior, as asked"),
     (lambda d: near_of(d) > near_of(logit_hybrid), "not above: start at samples of ood.GMM()"),
-    (
-        lambda d: isinstance(d.start, ood.Detector),
-        "above for another reason: give a detector that can be sampled as start",
-    ),
+    (lambda d: isinstance(d.start, ood.Detector), "above for another reason: give a detector that can be sampled as start"),
 )
 check_better(better)
 

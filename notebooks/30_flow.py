@@ -61,7 +61,7 @@ explorables.show(
 # better than what came before.
 #
 # <!-- made by ood-book sync -->
-# **What we found.** AUROC of *the paper's way* minus that of *the energy of the logits*, in points, with the 95 % interval:
+# **What we found.** AUROC of *the paper's way* minus that of *the energy of the logits*, in points, with its interval:
 #
 # | network | near-OOD | far-OOD |
 # |---|---|---|
@@ -74,7 +74,7 @@ explorables.show(
 # - *the flow* against *a tied Gaussian on features of length one*. **Level near, better far** (our ResNet-9 on CIFAR-10). **Worse near and far** (DenseNet on CIFAR-10, DenseNet on CIFAR-100). **Better near, cannot tell far** (ResNet-56 on CIFAR-10). **Level near and far** (small networks on digits).
 # - *the flow* against *KNN*. **Worse near, better far** (our ResNet-9 on CIFAR-10, ResNet-56 on CIFAR-10). **Worse near, level far** (DenseNet on CIFAR-10). **Worse near and far** (DenseNet on CIFAR-100). **Better near, cannot tell far** (small networks on digits).
 #
-# *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 30_flow` on 2026-11-29. They stay when you run this page with other values.
+# Intervals are of 95 %, and [wider over several networks](../book/notation.md). *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 30_flow` on 2026-11-29. They stay when you run this page with other values.
 #
 # **It takes** 29 minutes to read, without exercises and what is folded, and 10 minutes to run. No GPU, no download.
 # <!-- end -->
@@ -99,10 +99,7 @@ explorables.show(
 # %% tags=["parameters", "hide-input"]
 benchmark: str = "digits"  # cifar10, imagenet, folder:PATH; a bank: cifar10-densenet
 benchmarks: list = [
-    "cifar10-resnet9",
-    "cifar10-densenet",
-    "cifar10-resnet56",
-    "cifar100-densenet",
+    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet"
 ]  # banks of real networks, judged in section 5
 bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 data_dir: str = ""  # where local data lie; empty: the cache folder
@@ -161,7 +158,6 @@ generator = torch.Generator().manual_seed(seed)
 #
 # You know the density of the standard normal, $p_0$. Take an increasing map $f$, and define $x$ by $f(x)=u$, where $u$
 # is standard normal. **What is the density of $x$?** The obvious guess is $p_0(f(x))$. Test it: a density has mass one.
-
 
 # %%
 def f(x):
@@ -263,7 +259,6 @@ explorables.show(
 # $q(z)\,e^{-E_\theta(z)}/Z$ with the mixture $q$: draw from $q$, and resample the draws with weights $e^{-E_\theta}$.
 # The constant $Z$ is the mass on the grid. This is feasible in the plane, but not in 64 dimensions.
 
-
 # %% tags=["hide-input"]
 def away(points):  # distance to the nearest training point
     return torch.cdist(points, toy.points).amin(1)
@@ -298,14 +293,7 @@ zoom = torch.cartesian_prod(torch.linspace(-7, 6.5, 271), torch.linspace(-4.5, 4
 figure, axes = plt.subplots(2, 2, figsize=(plots.FULL, 4.4), sharex=True, sharey=True)
 for ax, (name, model) in zip(axes.flat, models.items()):
     energy = -model.log_prob(zoom).detach().reshape(271, 181).T + math.log(toy_table.loc[name, "mass"])
-    shown = ax.contourf(
-        zoom[::181, 0],
-        zoom[:181, 1],
-        energy.clamp(max=16),
-        levels=np.linspace(0, 16, 17),
-        cmap="viridis",
-        extend="both",
-    )
+    shown = ax.contourf(zoom[::181, 0], zoom[:181, 1], energy.clamp(max=16), levels=np.linspace(0, 16, 17), cmap="viridis", extend="both")
     ax.plot(*toy.points[::6].T, ".", color="white", ms=1.2)
     ax.set(title=name, aspect="equal", xticks=[-5, 0, 5])
     ax.title.set_fontsize(10)
@@ -394,23 +382,8 @@ for i in range(K):
     for j in range(K):
         if J[0, i, j] != 0:
             value = J[0, i, j].abs().item()
-            ax.text(
-                j,
-                i,
-                f"{value:.1f}",
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="white" if value < J[0].abs().max() / 2 else "black",
-            )
-ax.set(
-    xlabel="derivative with respect to $z_j$",
-    ylabel="output $y_i$",
-    xticks=range(K),
-    yticks=range(K),
-    xticklabels=range(1, K + 1),
-    yticklabels=range(1, K + 1),
-)
+            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color="white" if value < J[0].abs().max() / 2 else "black")
+ax.set(xlabel="derivative with respect to $z_j$", ylabel="output $y_i$", xticks=range(K), yticks=range(K), xticklabels=range(1, K + 1), yticklabels=range(1, K + 1))
 ax.grid(False)
 figure.colorbar(shown, ax=ax, label="$|J_{ij}|$")
 plt.show()
@@ -504,7 +477,8 @@ plt.show()
 # %% [markdown]
 # So the likelihood of normalised features without noise has no upper limit, and a high value says nothing about the
 # fit. The library trains on noisy features by default (`noise`); the paper does not. Section 3 measures how the noise
-# affects detection, and how to choose its level. The likelihood cannot choose it, because more noise makes other data.
+# affects detection, and how to choose its level. The likelihood cannot choose it: with another noise level the flow models other data,
+# so the two likelihoods cannot be compared.
 #
 # ### 2.6 What a density does not tell
 #
@@ -558,7 +532,6 @@ F1.test
 #   best AUROC of ID validation images against *validation OOD images*: every second image of Tiny ImageNet. Only the
 #   other half is used for testing.
 
-
 # %% tags=["hide-input"]
 def halved(f):
     """A network without every second image of Tiny ImageNet, and these images."""
@@ -567,7 +540,6 @@ def halved(f):
 
 
 real = {name: [halved(f) for f in ood.benchmark_features(name, rows=bank_rows or None)] for name in benchmarks}
-
 
 # %%
 def width(f):
@@ -619,10 +591,7 @@ looks = pd.concat(looks) if looks else pd.DataFrame()
 chosen = {}
 if len(looks):
     groups = ["network", "way"]
-    start, kept = (
-        rows.groupby(groups, sort=False).mean(numeric_only=True)
-        for rows in (looks[looks["update"] == 0], looks[looks["kept"]])
-    )
+    start, kept = (rows.groupby(groups, sort=False).mean(numeric_only=True) for rows in (looks[looks["update"] == 0], looks[looks["kept"]]))
     chosen = {n: kept.loc[n, "validation"].idxmax() for n in real}
     cells = {"kept after": kept["update"].map("{:.0f}".format)}
     for key, title in (("validation", "validation OOD"), ("near", "near"), ("far", "far")):
@@ -638,19 +607,14 @@ if len(looks):
     for column, (name, own) in zip(axes.T, looks.groupby("network", sort=False)):
         for way, look in ((PAPER, plots.SERIES[1]), (OURS, plots.SERIES[3])):
             fits = own[own["way"] == way]
-            mean, at = (
-                fits.groupby("update")[["train", "val", "near", "far"]].mean(),
-                fits[fits["kept"]].mean(numeric_only=True),
-            )
+            mean, at = fits.groupby("update")[["train", "val", "near", "far"]].mean(), fits[fits["kept"]].mean(numeric_only=True)
             style = {"color": look["color"], "marker": look["marker"], "ms": 3}
             column[0].plot(mean["val"] - mean["val"].iloc[0], label=way, **style)
             column[0].plot(mean["train"] - mean["val"].iloc[0], ":", color=look["color"])
             for ax, group in zip(column[1:], ("near", "far")):
                 ax.plot(100 * mean[group], **style)
                 ax.plot(at["update"], 100 * at[group], "o", ms=8, mfc="none", color="black")
-        late = (
-            100 * own.loc[own["way"].isin([PAPER, OURS]) & (own["update"] > own["update"].max() / 2), ["near", "far"]]
-        )
+        late = 100 * own.loc[own["way"].isin([PAPER, OURS]) & (own["update"] > own["update"].max() / 2), ["near", "far"]]
         for ax, group in zip(column[1:], late):
             ax.set_ylim(late[group].min() - 5, late[group].max() + 1)
         column[0].set_title(name, fontsize=8)
@@ -660,7 +624,6 @@ if len(looks):
         ax.set_ylabel(label)
     axes[0, 0].legend(fontsize=7, loc="center right")
     plt.show()
-
 
 # %% tags=["hide-input"]
 def span(values):
@@ -677,28 +640,16 @@ def story(way):
         both, top = 100 * mean[["near", "far"]].mean(axis=1), mean["val"].idxmax()
         rising += [name] if top == both.index[-1] else []
         gains, losses = [*gains, both[top] - both.iloc[0]], losses | {name: both.max() - both[top]}
-    where = {0: "on no network", len(losses): "on every network"}.get(
-        len(rising), f"on {' and '.join(rising)}, not on the others"
-    )
+    where = {0: "on no network", len(losses): "on every network"}.get(len(rising), f"on {' and '.join(rising)}, not on the others")
     worst = max(losses, key=losses.get)
-    missed = (
-        f"up to {losses[worst]:.1f} points more (on {worst})"
-        if losses[worst] >= 0.05
-        else "less than 0.1 points more on every network"
-    )
+    missed = f"up to {losses[worst]:.1f} points more (on {worst})" if losses[worst] >= 0.05 else "less than 0.1 points more on every network"
     return (
         f"* **{way}**: the held-out likelihood still rises at the last update {where}. At the update where it is highest, the AUROC "
         f"differs from that at the start by {span(gains)}. The best update of the curve has {missed}."
     )
 
 
-display(
-    Markdown(
-        "The AUROC is the mean of near and far.\n\n" + "\n".join(map(story, (PAPER, OURS)))
-        if len(looks)
-        else "No bank was given."
-    )
-)
+display(Markdown("The AUROC is the mean of near and far.\n\n" + "\n".join(map(story, (PAPER, OURS))) if len(looks) else "No bank was given."))
 
 # %% [markdown]
 # Is more training worse? A curve that still rises at its last update cannot say. Beyond that, each curve shows three
@@ -747,7 +698,6 @@ plt.show()
 # $\frac12\lVert u\rVert^2$, and how much the flow stretches there, $\log\lvert\det J\rvert$. **Which of the two detects
 # OOD images?**
 
-
 # %%
 @torch.no_grad()
 def latent(x):
@@ -768,16 +718,7 @@ assert torch.allclose(log_p, flow.log_prob(F1.test.penultimate), atol=1e-3)
 figure, ax = plt.subplots(figsize=(plots.FULL, 3.6))
 for role in ("far", "near", "id"):
     half, log_det = (part[torch.arange(0, len(part), max(1, len(part) // 400))] for part in parts[role])
-    ax.scatter(
-        half,
-        log_det,
-        s=12,
-        alpha=0.6,
-        lw=0,
-        color=plots.COLORS[role],
-        marker=plots.MARKERS[role],
-        label=plots.NAMES[role],
-    )
+    ax.scatter(half, log_det, s=12, alpha=0.6, lw=0, color=plots.COLORS[role], marker=plots.MARKERS[role], label=plots.NAMES[role])
 low, high = ax.get_ylim()
 reach = np.geomspace(parts["id"][0].min() / 1.5, max(p[0].max() for p in parts.values()) * 1.5, 400)
 for level in np.linspace(low - 200, high - K / 2, 9):
@@ -791,18 +732,12 @@ plt.show()
 alone = {
     "½‖u‖² alone": [metrics.auroc(parts["id"][0], parts[g][0])[0] for g in ("near", "far")],
     "−log|det J| alone": [metrics.auroc(-parts["id"][1], -parts[g][1])[0] for g in ("near", "far")],
-    "both: −log p": [
-        metrics.auroc(parts["id"][0] - parts["id"][1], parts[g][0] - parts[g][1])[0] for g in ("near", "far")
-    ],
+    "both: −log p": [metrics.auroc(parts["id"][0] - parts["id"][1], parts[g][0] - parts[g][1])[0] for g in ("near", "far")],
 }
 lengths, z = 2 * parts["id"][0], F.normalize(F1.test.penultimate, dim=1)
 sigma = noise * F.normalize(F1.train.penultimate, dim=1).var(0).mean().sqrt()
 noisy = flow.density(z + sigma * torch.randn(z.shape, generator=generator))[0].square().sum(1)
-display(
-    pd.DataFrame(alone, ["near (pooled)", "far (pooled)"])
-    .T.style.format(lambda v: f"{100 * v:.1f}")
-    .set_caption("AUROC in %")
-)
+display(pd.DataFrame(alone, ["near (pooled)", "far (pooled)"]).T.style.format(lambda v: f"{100 * v:.1f}").set_caption("AUROC in %"))
 display(Markdown(
     f"For ID test images $\\lVert u\\rVert^2$ has mean {lengths.mean():.0f}; section 2.6 predicts {K} for the data of the training. These "
     f"carried noise, and the test features do not. With the same noise added, the mean is {noisy.mean():.0f}."
@@ -815,7 +750,6 @@ display(Markdown(
 # down to 8 × 8 where the images are larger) and score the same images with both flows. Besides the sets of the
 # benchmark, use *bland* images: ID test images half-way to the average image, and averages of two test images. We made
 # them for this purpose, because the far sets of `digits` do not show the likelihood paradox in pixels.
-
 
 # %% tags=["hide-input"]
 def stack(data):
@@ -903,7 +837,6 @@ display(Markdown(
 # images and, where several flows were trained, the training of the flow, but not that of the network. With two flows it
 # is wide where these two disagree.
 
-
 # %% tags=["hide-input"]
 @cache
 def start_of(flow):
@@ -938,7 +871,6 @@ table = pd.concat([
     ood.run_benchmark(detectors, f, seed=seed + n)
     for n, (detectors, f) in enumerate(zip(fitted, features))
 ])  # fmt: skip
-
 
 # %% tags=["hide-input"]
 def fits_of(name, way):
@@ -982,17 +914,9 @@ for caption, found in claims.items():
     display(plots.verdict_table(found, caption))
 
 # %% tags=["hide-input"]
-lines = [
-    f"* {text}: near-OOD {ood.tally({n: v['near'] for n, v in found.items()})}; far-OOD {ood.tally({n: v['far'] for n, v in found.items()})}."
-    for text, found in claims.items()
-]
+lines = [f"* {text}: near-OOD {ood.tally({n: v['near'] for n, v in found.items()})}; far-OOD {ood.tally({n: v['far'] for n, v in found.items()})}." for text, found in claims.items()]
 picked = ", ".join(f"on {name} *{way}*" for name, way in chosen.items())
-display(
-    Markdown(
-        f"The flow chosen on validation OOD images: {picked or 'no bank was given'}. The tables in words:\n\n"
-        + "\n".join(lines)
-    )
-)
+display(Markdown(f"The flow chosen on validation OOD images: {picked or 'no bank was given'}. The tables in words:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
 # Why do the answers differ? Training can only add what the start of the flow lacks. Where the start ignores the
@@ -1005,19 +929,8 @@ display(
 per_network = {}
 for name in real:
     f, best = fits_of(name, chosen[name])[0]
-    rivals = {
-        "MSP": ood.MSP(),
-        "Energy": ood.Energy(),
-        "KNN": ood.KNN(neighbours(f.train, f.head)),
-        "Mahalanobis": ood.Mahalanobis(),
-    }
-    rivals |= {
-        "tied Gaussian, length one": ridged(best),
-        "chosen flow, untrained": start_of(best),
-        "chosen flow": best,
-        "no noise": flows[name, PAPER][0],
-        OURS: flows[name, OURS][0],
-    }
+    rivals = {"MSP": ood.MSP(), "Energy": ood.Energy(), "KNN": ood.KNN(neighbours(f.train, f.head)), "Mahalanobis": ood.Mahalanobis()}
+    rivals |= {"tied Gaussian, length one": ridged(best), "chosen flow, untrained": start_of(best), "chosen flow": best, "no noise": flows[name, PAPER][0], OURS: flows[name, OURS][0]}
     for title, detector in rivals.items():
         found = scores(detector, f)
         areas = [np.mean([metrics.auroc(found.test, x)[0] for x in sets.values()]) for sets in found.groups().values()]
@@ -1043,15 +956,8 @@ plt.show()
 
 # %% tags=["hide-input"]
 duels = [("Flow + classes", "Flow + classes, untrained"), ("Flow, paper", "Flow")]
-lines = [
-    f"* {one} against {two}: near {ood.compare_over_seeds(table, one, two, 'near')}; far {ood.compare_over_seeds(table, one, two, 'far')}."
-    for one, two in duels
-]
-display(
-    Markdown(
-        "Two more differences in points of AUROC, paired over networks, with 99 % intervals:\n\n" + "\n".join(lines)
-    )
-)
+lines = [f"* {one} against {two}: near {ood.compare_over_seeds(table, one, two, 'near')}; far {ood.compare_over_seeds(table, one, two, 'far')}." for one, two in duels]
+display(Markdown("Two more differences in points of AUROC, paired over networks, with 99 % intervals:\n\n" + "\n".join(lines)))
 
 # %% [markdown]
 # Where a Gaussian already has 100 % on the far sets, training cannot improve it. *Flow, paper* differs from *Flow* in
@@ -1074,9 +980,8 @@ display(
 #
 # ### 6.1 Length
 #
-# **Does dividing by the length help?** It discards information: section 7 of the WeiPer chapter used lengths. Compare
+# **Does dividing by the length help?** It discards information: the WeiPer score depends on the length ([its section 2.5](10_weiper)). Compare
 # both, for the untrained Gaussian and for the trained flow.
-
 
 # %% tags=["hide-input"]
 def over_networks(values, **options):
@@ -1101,9 +1006,7 @@ knobs = pd.DataFrame({
 # %% tags=["hide-input"]
 caption = f"Near-OOD AUROC in %, mean over {min(curves, seeds)} network{'s' * (min(curves, seeds) > 1)} with 95 % intervals, {updates // 4} updates where trained"
 display(knobs.map(over_networks).style.set_caption(caption))
-gains = {
-    state: over_networks(knobs.loc["length 1", state] - knobs.loc["raw length", state], signed=True) for state in knobs
-}
+gains = {state: over_networks(knobs.loc["length 1", state] - knobs.loc["raw length", state], signed=True) for state in knobs}
 display(Markdown(
     f"Dividing by the length changes the near-OOD AUROC of the untrained Gaussian by **{gains['untrained']}** points and that of the "
     f"trained flow by **{gains['trained']}**, paired over networks."
@@ -1152,19 +1055,12 @@ display(Markdown("Change of the AUROC from the one-sided to the two-sided score:
 
 # %% tags=["hide-input"]
 rows = {}
-for name, f, detector in [(n, seen[0][0], flows[n, chosen[n]][0]) for n, seen in real.items()] + [
-    (benchmark, F1, fitted[0]["Flow"])
-]:
+for name, f, detector in [(n, seen[0][0], flows[n, chosen[n]][0]) for n, seen in real.items()] + [(benchmark, F1, fitted[0]["Flow"])]:
     rows[name] = {"width": width(f), "accuracy (%)": 100 * f.accuracy}
-    for measure, (value, (low, high)) in (
-        ("uniformity", uniformity(f.test.penultimate)),
-        ("tolerance", tolerance(f.test.penultimate, f.test.labels)),
-    ):
+    for measure, (value, (low, high)) in (("uniformity", uniformity(f.test.penultimate)), ("tolerance", tolerance(f.test.penultimate, f.test.labels))):
         rows[name][measure] = f"{value:.2f} [{low:.2f}, {high:.2f}]"
     rows[name] |= {f"{group} AUROC (%)": 100 * value for group, value in ood.group_auroc(detector, f).items()}
-pd.DataFrame(rows).T.style.format("{:.1f}", ["accuracy (%)", "near AUROC (%)", "far AUROC (%)"]).set_caption(
-    "in brackets 95 % intervals across images"
-)
+pd.DataFrame(rows).T.style.format("{:.1f}", ["accuracy (%)", "near AUROC (%)", "far AUROC (%)"]).set_caption("in brackets 95 % intervals across images")
 
 # %% [markdown]
 # A few networks that differ in architecture, width, training and classes at once cannot show a relation; the paper has
@@ -1411,7 +1307,7 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 # Each exercise has a hint and a check. The check says whether your answer is right and, if not, what is wrong.
 
 # %% [markdown]
-# ```{exercise-start} Predict
+# ```{exercise-start} Predict: other units
 # :label: ex-flow-units
 # ```
 # A colleague measures features in other units: all of them times 1000. You fit both flows without normalising the
@@ -1420,7 +1316,6 @@ print("AUROC in %:", {n: round(100 * v, 1) for n, v in caught.items()})
 
 # %% tags=["exercise"]
 difference = ...  # in nats, hers minus yours
-
 
 # %% tags=["check", "hide-input"]
 def measured():
@@ -1462,7 +1357,7 @@ check_units(difference)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Compute
+# ```{exercise-start} Compute: the inverse of a coupling
 # :label: ex-flow-inverse
 # ```
 # Undo the function `couple` of section 2.2 by hand: write `uncouple(y)` with the same net, so that `uncouple(couple(z)[0])`
@@ -1470,7 +1365,6 @@ check_units(difference)
 
 # %% tags=["exercise"]
 uncouple = ...  # y (N, K) -> z (N, K)
-
 
 # %% tags=["check", "hide-input"]
 def error_of(undo):
@@ -1493,7 +1387,6 @@ check_uncouple(uncouple)
 # :class: dropdown
 # ```
 
-
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: run the layer a second time.
 def uncouple(y):
@@ -1501,7 +1394,6 @@ def uncouple(y):
 
 
 check_uncouple(uncouple)
-
 
 # %% tags=["solution"]
 @torch.no_grad()
@@ -1520,7 +1412,7 @@ check_uncouple(uncouple)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Change one parameter
+# ```{exercise-start} Change one parameter: the noise
 # :label: ex-flow-noise
 # ```
 # Give the untrained flow more and more noise on the first network. Find a `noise` with which its near-OOD AUROC is two
@@ -1529,7 +1421,6 @@ check_uncouple(uncouple)
 
 # %% tags=["exercise"]
 too_much = ...
-
 
 # %% tags=["check", "hide-input"]
 def near_auroc(blur):
@@ -1584,7 +1475,6 @@ check_noise(too_much)
 # %% tags=["exercise"]
 ceiling = ...
 
-
 # %% tags=["check", "hide-input"]
 def exact():
     """By simulation: the density of a blurred sphere is an integral over the angle that can be solved."""
@@ -1638,7 +1528,6 @@ check_ceiling(ceiling)
 # %% tags=["exercise"]
 slope = ...  # z -> g'(z)
 
-
 # %% tags=["check", "hide-input"]
 def advantage(slope):
     """By how much z₁ is the likelier of the two, log p_y(g(0)) − log p_y(g(1))."""
@@ -1659,7 +1548,6 @@ check_order(slope)
 # :class: dropdown
 # ```
 
-
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: the cubic with c = 1 stretches the outside, which makes the outside less likely still.
 def slope(z, c=1.0):
@@ -1667,7 +1555,6 @@ def slope(z, c=1.0):
 
 
 check_order(slope)
-
 
 # %% tags=["solution"]
 def slope(z, c=5.0):  # g = z + c tanh(z)
@@ -1696,7 +1583,6 @@ check_order(slope)
 
 # %% tags=["exercise"]
 together = ...
-
 
 # %% tags=["check", "hide-input"]
 def near_of(scores):
@@ -1728,7 +1614,6 @@ check_together(together)
 # Tempting: the flow of the first network is good enough.
 together = alone()
 check_together(together)
-
 
 # %% tags=["solution"]
 def standardised(detector, f):

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # MSMA: how far to the data, at every scale?
 #
-# Learn the gradient of the log-density of blurred images. Its length at each noise scale tells whether an image resembles the data at
-# that scale.
+# Train a network to estimate the score, the gradient of the log-density of noisy images. The length of the score at each noise scale
+# tells whether an image resembles the data at that scale.
 
 # %% tags=["remove-cell"]
 # On Colab this installs the book's library; where it is there already, it does nothing.
@@ -55,9 +55,9 @@ explorables.show(
 # %% [markdown]
 # ```{admonition} In one minute
 # :class: tip
-# **The claim** of {cite:t}`mahmood2021msma`: train one network on the gradients of the blurred data
-# density, read the lengths of these gradients at many blurs, and fit a density to the lengths. This detects OOD images
-# without labels, also where the likelihood of a deep model is fooled.
+# **The claim** of {cite:t}`mahmood2021msma`: train one network to estimate the gradient of the log-density of noisy images. Read the
+# length of this gradient at many noise levels, and fit a density to the lengths. This detects OOD images without labels, even
+# images to which a deep generative model gives a high likelihood.
 #
 # <!-- made by ood-book sync -->
 # **What we found.** Mean AUROC in %, with the 95 % interval:
@@ -178,7 +178,6 @@ photographs = pd.concat([judged(scorer, x) for scorer, x in bank.items()])
 control = photographs[photographs["detector"].str.startswith("no network")]  # it has no seed: each network meets it
 paired = pd.concat([photographs, *(control.assign(seed=n) for n in sorted({s.seed for s in bank} - {0}))])
 
-
 # %% tags=["hide-input"]
 def between(one, other, group, ood_set=None):
     """Difference of two rows of section 5.1, over seeds, on a group of sets or on one of it."""
@@ -232,7 +231,6 @@ display(Markdown(
 #
 # In words: each component pulls $x$ towards its mean, weighted by the probability that $x$ belongs to it.
 
-
 # %%
 def mixture_score(x, sigma, mu, w, tau):
     """Exact score of a blurred mixture; x (N, D), mu (M, D), w (M,)."""
@@ -285,18 +283,13 @@ density.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1.02, 1.04))
 length.set(xlabel="x", ylabel="$\\sigma\\,|s_\\sigma(x)|$", ylim=(0, 2.2))
 g = torch.Generator().manual_seed(seed)
 inliers = 10 + 2 * torch.randn(600, 1, generator=g).double()
-outliers = {
-    "middle": 29 + 2 * torch.rand(300, 1, generator=g).double(),
-    "small mode": 50 + 2 * torch.randn(300, 1, generator=g).double(),
-}
+outliers = {"middle": 29 + 2 * torch.rand(300, 1, generator=g).double(), "small mode": 50 + 2 * torch.randn(300, 1, generator=g).double()}
 for (name, points), role in zip(({"inliers": inliers} | outliers).items(), ("id", "far", "near")):
     eta = ood.score_norms(line, points, [10.0, 0.1])
     plane.plot(eta[:, 1], eta[:, 0], plots.MARKERS[role], color=plots.COLORS[role], ms=3, alpha=0.6, mew=0, label=name)
 plane.set(xlabel="norm at σ = 0.1", ylabel="norm at σ = 10", xlim=(-0.005, 0.16), ylim=(-0.02, 0.75))
 plane.text(0.155, 0.06, "middle: far above", fontsize=8, ha="right", color=plots.COLORS["grey"])
-plane.legend(
-    *[x[::2] for x in plane.get_legend_handles_labels()], fontsize=8, markerscale=2, loc="upper right", handletextpad=0
-)
+plane.legend(*[x[::2] for x in plane.get_legend_handles_labels()], fontsize=8, markerscale=2, loc="upper right", handletextpad=0)
 plt.show()
 
 # %% [markdown]
@@ -343,9 +336,7 @@ side = torch.linspace(-5, 5, 101).double()
 grid = torch.cartesian_prod(side, side)
 for ax, sigma in zip(axes, (0.2, 1.0, 4.0)):
     norms = ood.score_norms(ring, grid, [sigma])[:, 0].reshape(101, 101).T
-    picture = ax.imshow(
-        norms.clamp(0.01, 30).log10(), extent=(-5, 5, -5, 5), origin="lower", cmap="viridis", vmin=-2, vmax=1.48
-    )
+    picture = ax.imshow(norms.clamp(0.01, 30).log10(), extent=(-5, 5, -5, 5), origin="lower", cmap="viridis", vmin=-2, vmax=1.48)
     arrows = grid.reshape(101, 101, 2)[5::10, 5::10].reshape(-1, 2)
     ax.quiver(*arrows.T, *F.normalize(ring(arrows, sigma), dim=1).T, color="white", scale=22, width=0.006)
     ax.plot(*on_ring[:150].T, "o", color=plots.COLORS["id"], ms=2, mew=0)
@@ -361,18 +352,17 @@ plt.show()
 clouds = {"ring": on_ring} | off_ring
 eta = {name: ood.score_norms(ring, points, ruler) for name, points in clouds.items()}
 mean = {f"mean norm, {name}": norms.mean(0) for name, norms in eta.items()}
-one_sided = {f"AUROC of the norm, {k}": [auroc(a, b)[0] for a, b in zip(eta["ring"].T, eta[k].T)] for k in off_ring}
+one_sided = {
+    f"AUROC of the norm, {k}": [auroc(a, b)[0] for a, b in zip(eta["ring"].T, eta[k].T)]
+    for k in off_ring
+}
 pd.DataFrame(mean | one_sided, [f"σ = {s:g}" for s in ruler]).T.style.format("{:.3f}")
 
 # %% tags=["hide-input"]
 norms = {name: ood.Features(penultimate=value) for name, value in eta.items()}
 joint = ood.MSMA(ring, ood.GMM(4, "full"), ruler).fit(norms["ring"])
 both = [auroc(joint(norms["ring"]), joint(norms[name]))[0] for name in off_ring]
-display(
-    Markdown(
-        f"A density on the vectors of six scales: AUROC **{both[0]:.3f}** for the centre, **{both[1]:.3f}** for the corner."
-    )
-)
+display(Markdown(f"A density on the vectors of six scales: AUROC **{both[0]:.3f}** for the centre, **{both[1]:.3f}** for the corner."))
 
 # %% [markdown]
 # At $\sigma=2$ and 4 the centre has *shorter* scores than every point of the ring: the AUROC of "longer is more OOD" is
@@ -431,7 +421,6 @@ display(
 #
 # So the network only has to predict the noise from the noisy image, $\hat\varepsilon=-\sigma s_\theta$
 # {cite:p}`vincent2011connection`. In code, with the same letters:
-
 
 # %%
 def denoising_loss(s_theta, x, sigma, epsilon):
@@ -530,7 +519,6 @@ plt.show()
 # the library. (The library centres and scales each column first. That does not change a Gaussian's ranking, but it does
 # change a nearest-neighbour distance.)
 
-
 # %%
 def norms_by_hand(network, x, sigmas):
     columns = [sigma * network(x, sigma).flatten(1).norm(dim=1) for sigma in sigmas]
@@ -616,7 +604,6 @@ networks, histories = zip(*[train_one(s) for s in range(seed, seed + seeds)])
 # The loss of a single update is not informative, because every update draws other noise scales. So measure the error
 # $\ell(\sigma)$ scale by scale, on training images and on unseen images.
 
-
 # %% tags=["hide-input"]
 def noised(network, epsilon):  # a score network of noised input; section 6.1 uses it again
     return lambda x, sigma: network(x + sigma * epsilon[: len(x)].to(x), sigma)
@@ -630,7 +617,8 @@ def norms_of(network, images, sigmas=sigmas):
 
 sides = {"train": some(bench.train).images, "test": some(bench.test).images}
 error = {  # (seeds, L)
-    k: np.stack([ood.denoising_error(n, x.to(where), sigmas) for n in networks]) for k, x in sides.items()
+    k: np.stack([ood.denoising_error(n, x.to(where), sigmas) for n in networks])
+    for k, x in sides.items()
 }
 
 # %% tags=["hide-input"]
@@ -645,15 +633,7 @@ for history in histories:
     left.plot(pd.Series(history.loss).rolling(50, min_periods=10).mean(), color=plots.COLORS["id"], lw=1)
 left.set(xlabel="update", ylabel="loss / (D/2)", ylim=(0, None))
 for name, role in (("train", "other"), ("test", "id")):
-    middle.semilogx(
-        sigmas,
-        error[name].mean(0),
-        plots.LINES[role],
-        marker=plots.MARKERS[role],
-        ms=4,
-        color=plots.COLORS[role],
-        label=name,
-    )
+    middle.semilogx(sigmas, error[name].mean(0), plots.LINES[role], marker=plots.MARKERS[role], ms=4, color=plots.COLORS[role], label=name)
     middle.fill_between(sigmas, error[name].min(0), error[name].max(0), color=plots.COLORS[role], alpha=0.2, lw=0)
 middle.set(xlabel="noise scale σ", ylabel="error ℓ(σ)", ylim=(0, 1))
 middle.legend()
@@ -688,7 +668,10 @@ display(Markdown(
 
 # %%
 held_out = {"val": bench.val, "train": bench.train}[fit_on]
-plain = [ood.extract_benchmark(ood.ScoreNorms(n, sigmas), bench, device=device, **how) for n in networks]
+plain = [
+    ood.extract_benchmark(ood.ScoreNorms(n, sigmas), bench, device=device, **how)
+    for n in networks
+]
 # densities are fitted on `train`: let that be the images of fit_on
 features = [dataclasses.replace(x, train=getattr(x, fit_on)) for x in plain]
 network, f = networks[0], features[0]  # the first one is the one we look into
@@ -698,13 +681,10 @@ f.test
 # **Which sets differ from ID at which scale?** Plot the norm against $\sigma$, one panel per set, together with the ID
 # test images.
 
-
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Score-norm profiles: median and 5 to 95 % range of the norm at each scale, in every panel the ID test images (blue) and one other set. The dotted grey line is √D, the length of the noise itself. Fine scales respond to texture, coarse ones to contrast.", "name": "fig-msma-profiles"}, "image": {"alt": "One panel per OOD set with logarithmic axes, norm against noise scale. The blue ID band is low. The near-OOD band lies a little above it and overlaps; far-OOD bands lie clearly above the ID band at small and middle scales and come closest to it at sigma one."}}
 def profile(ax, x, role, label=None):
     low, middle, high = x.penultimate.quantile(torch.tensor([0.05, 0.5, 0.95]), dim=0)
-    ax.loglog(
-        sigmas, middle, plots.LINES[role], color=plots.COLORS[role], marker=plots.MARKERS[role], ms=3.5, label=label
-    )
+    ax.loglog(sigmas, middle, plots.LINES[role], color=plots.COLORS[role], marker=plots.MARKERS[role], ms=3.5, label=label)
     ax.fill_between(sigmas, low, high, color=plots.COLORS[role], alpha=0.2, lw=0)
 
 
@@ -716,14 +696,7 @@ def ruled(ax):
 
 
 others = {name: (x, "near") for name, x in f.near.items()} | {name: (x, "far") for name, x in f.far.items()}
-figure, axes = plt.subplots(
-    math.ceil(len(others) / 3),
-    3,
-    figsize=(plots.FULL, 2.2 * math.ceil(len(others) / 3)),
-    sharex=True,
-    sharey=True,
-    squeeze=False,
-)
+figure, axes = plt.subplots(math.ceil(len(others) / 3), 3, figsize=(plots.FULL, 2.2 * math.ceil(len(others) / 3)), sharex=True, sharey=True, squeeze=False)
 for ax, (name, (x, role)) in zip(axes.flat, others.items()):
     profile(ax, f.test, "id")
     profile(ax, x, role)
@@ -791,7 +764,6 @@ made = {
 }
 made = {name: ImageArray(images) for name, images in made.items()}
 
-
 # %% tags=["hide-input"]
 class Norm(ood.Detector):
     """The norm at one scale, or the sum over all; longer = more OOD."""
@@ -826,17 +798,9 @@ by_scale = pd.DataFrame(columns)
 figure, ax = plt.subplots(figsize=(plots.FULL, 0.9 + 0.3 * len(by_scale)))
 ax.imshow(by_scale, cmap="PuOr_r", vmin=0, vmax=100, aspect="auto")
 for (i, j), value in np.ndenumerate(by_scale.to_numpy()):
-    ax.text(
-        j, i, f"{value:.0f}", ha="center", va="center", fontsize=9, color="white" if abs(value - 50) > 35 else "black"
-    )
+    ax.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=9, color="white" if abs(value - 50) > 35 else "black")
 ax.axvline(len(sigmas) - 0.5, color="white", lw=4)
-ax.set(
-    xticks=range(len(judges)),
-    xticklabels=judges,
-    yticks=range(len(by_scale)),
-    yticklabels=by_scale.index,
-    xlabel="noise scale σ",
-)
+ax.set(xticks=range(len(judges)), xticklabels=judges, yticks=range(len(by_scale)), yticklabels=by_scale.index, xlabel="noise scale σ")
 ax.grid(False)
 ax.spines[:].set_visible(False)
 plt.show()
@@ -853,8 +817,8 @@ display(Markdown(
 ))  # fmt: skip
 
 # %% [markdown]
-# Some of these images have shorter scores at coarse scales: the mean of two images lies closer to the mean image than
-# either does (section 2.6). Half-contrast images lie closer to the mean image, too, yet their coarse norms are
+# Some of these images have shorter scores at coarse scales: the mean of two images is on average closer to the mean
+# image than the two images (section 2.6). Half-contrast images lie closer to the mean image, too, yet their coarse norms are
 # *longer*, because at $\sigma=1$ the denoiser still restores contrast. At fine scales the norms of the means are
 # longer, and these dominate the sum. **Where the sum is as good as the joint density, no density is needed**: compare
 # the two in the numbers above. The sum has nothing to fit, while the density has to estimate a covariance. Section 5.3 shows
@@ -867,9 +831,7 @@ display(Markdown(
 # the classes do not form islands.
 
 # %% tags=["hide-input"]
-by_group = {"id": f.test.penultimate} | {
-    g_: torch.cat([v.penultimate for v in s.values()]) for g_, s in f.groups().items()
-}
+by_group = {"id": f.test.penultimate} | {g_: torch.cat([v.penultimate for v in s.values()]) for g_, s in f.groups().items()}
 picked = {k: v[torch.randperm(len(v), generator=g)[: umap_points // 3]] for k, v in by_group.items()}
 stacked = torch.cat(list(picked.values()))
 standard = (stacked - f.test.penultimate.mean(0)) / f.test.penultimate.std(0)
@@ -886,9 +848,7 @@ figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.5))
 for ax, (name, energy) in zip(axes, energies.items()):
     detector = energy if name == "sum of norms" else ood.MSMA(network, energy, sigmas)
     detector.fit(f.train[::2]).calibrate(f.train[1::2])  # a threshold needs images that the density has not seen
-    scores = {"id": detector(f.test)} | {
-        g_: torch.cat([detector(v) for v in s.values()]) for g_, s in f.groups().items()
-    }
+    scores = {"id": detector(f.test)} | {g_: torch.cat([detector(v) for v in s.values()]) for g_, s in f.groups().items()}
     floor = min(v.min().item() for v in scores.values()) - 0.5
     logs = {k: torch.log10(v - floor) for k, v in scores.items()}
     plots.density(logs, threshold=math.log10(detector.threshold.item() - floor), ax=ax, label="log₁₀(score − floor)")
@@ -920,15 +880,8 @@ caption = "AUROC in %; where there is one network, the interval is over test ima
 plots.benchmark_table(photographs, caption=caption)
 
 # %% tags=["hide-input"]
-by_set = {
-    k: between(short, short.removesuffix(", log"), g_, k)
-    for g_, sets in bank[ood.Scorer("group", 250)].groups().items()
-    for k in sets
-}
-wins, losses = (
-    ", ".join(f"{k} ({v.difference:+.1f})" for k, v in by_set.items() if v.word == w) or "no set"
-    for w in ("better", "worse")
-)
+by_set = {k: between(short, short.removesuffix(", log"), g_, k) for g_, sets in bank[ood.Scorer("group", 250)].groups().items() for k in sets}
+wins, losses = (", ".join(f"{k} ({v.difference:+.1f})" for k, v in by_set.items() if v.word == w) or "no set" for w in ("better", "worse"))
 
 
 def skew(x):
@@ -954,36 +907,17 @@ display(Markdown(
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "AUROC against the length of training, on norms and on their logarithms: means over networks (lines) and single networks (marks). Horizontal lines: no network.", "name": "fig-msma-updates"}, "image": {"alt": "Three panels, SVHN, mean of the far sets, mean of the near sets, with AUROC over the number of updates on a logarithmic axis. In each, one line for plain norms and one for their logarithms, with marks for single networks, and two horizontal lines for the control without a network."}}
 rows = photographs[photographs["metric"] == "auroc"].assign(auroc=lambda t: 100 * t["value"])
-rows = rows.assign(
-    updates=rows["detector"].str.extract(r"(\d+) updates")[0].astype(float), log=rows["detector"].str.endswith("log")
-)
+rows = rows.assign(updates=rows["detector"].str.extract(r"(\d+) updates")[0].astype(float), log=rows["detector"].str.endswith("log"))
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.7))
-for ax, (title, part) in zip(
-    axes,
-    {
-        "SVHN": rows[rows["ood_set"] == "svhn"],
-        "far, mean": rows[rows["group"] == "far"],
-        "near, mean": rows[rows["group"] == "near"],
-    }.items(),
-):
+for ax, (title, part) in zip(axes, {"SVHN": rows[rows["ood_set"] == "svhn"], "far, mean": rows[rows["group"] == "far"], "near, mean": rows[rows["group"] == "near"]}.items()):
     for log, look, text in ((False, plots.SERIES[3], "norms"), (True, plots.SERIES[0], "log norms")):
         mine = part[part["log"] == log]
         each = mine[mine["detector"].str.startswith("GroupNorm")].groupby(["updates", "seed"])["auroc"].mean()
         ax.plot(each.groupby("updates").mean(), label=text, **look | {"marker": ""})
-        ax.plot(
-            each.index.get_level_values("updates"), each, look["marker"], color=look["color"], ms=4, mew=0, alpha=0.7
-        )
+        ax.plot(each.index.get_level_values("updates"), each, look["marker"], color=look["color"], ms=4, mew=0, alpha=0.7)
         level = mine[mine["detector"].str.startswith("no")]["auroc"].mean()
         ax.axhline(level, color=look["color"], lw=1, ls=":")
-        ax.annotate(
-            "no network",
-            (0.02, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 2),
-            textcoords="offset points",
-            fontsize=7,
-            color=look["color"],
-        )
+        ax.annotate("no network", (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points", fontsize=7, color=look["color"])
     ticks = sorted(part["updates"].dropna().unique())
     ax.set(title=title, xscale="log", xlabel="updates")
     ax.set_xticks(ticks, [f"{x:g}" for x in ticks])
@@ -999,24 +933,13 @@ lines = []
 for name, ending in (("Norms", ""), ("Log norms", ", log")):
     one, other = (f"GroupNorm, {n} updates{ending}" for n in (long, first))
     found = {g_: between(one, other, g_) for g_ in ("far", "near")}
-    says = word(
-        found["far"],
-        "longer training helps on far sets",
-        "longer training hurts on far sets",
-        "no clear difference on far sets",
-        "cannot tell",
-    )
+    says = word(found["far"], "longer training helps on far sets", "longer training hurts on far sets", "no clear difference on far sets", "cannot tell")
     lines.append(f"* {name}, {long} updates against {first}: {says}, {found['far']}; near, {found['near']}; "
                  f"SVHN alone, {between(one, other, 'far', 'svhn')}.")  # fmt: skip
 lacking = sorted({s.updates for s in SCORERS if s not in bank} - {s.updates for s in bank})
 note = f" Networks after {lacking[-1]} updates take too long to ship; the command above trains them." if lacking else ""
 near_best = photographs.query("metric == 'auroc' and group == 'near'").groupby("detector", sort=False)["value"].mean()
-display(
-    Markdown(
-        "\n".join(lines)
-        + f"\n\nOn the near sets the best row has a mean of {100 * near_best.max():.1f} ({near_best.idxmax()}).{note}"
-    )
-)
+display(Markdown("\n".join(lines) + f"\n\nOn the near sets the best row has a mean of {100 * near_best.max():.1f} ({near_best.idxmax()}).{note}"))
 
 # %% [markdown]
 # The training loss rewards a better denoiser, and a better denoiser need not be a better detector. The control, which
@@ -1038,7 +961,6 @@ for ax, name in zip(axes, ("svhn", "mnist", "textures")):
 axes[0].set_ylabel("AUROC of one norm in %")
 axes[0].legend(fontsize=8)
 plt.show()
-
 
 # %% tags=["hide-input"]
 def finest(layer):
@@ -1069,7 +991,6 @@ display(Markdown(
 # nearest-neighbour distance and a Gaussian on the raw pixels, and with detectors that use a classifier, which was
 # trained with labels. Every detector is fitted on ID images alone. The density of the norms is fitted on the images
 # that the parameter `fit_on` names, by default the held-out ones; all others are fitted on the training images.
-
 
 # %% tags=["hide-input"]
 class Pixels(torch.nn.Module):
@@ -1130,17 +1051,10 @@ plt.show()
 # %% tags=["hide-input"]
 rivals = ("MSMA, KNN", "MSMA, flow", "sum of norms", "pixels, KNN", "KNN", "MSP")
 duels = [("MSMA, mixture", name) for name in rivals] + [("MSMA, Gaussian, log", "MSMA, Gaussian")]
-lines = [
-    f"* {one} against {two}: near {ood.compare_over_seeds(table, one, two, 'near')}; far {ood.compare_over_seeds(table, one, two, 'far')}."
-    for one, two in duels
-]
-
-
+lines = [f"* {one} against {two}: near {ood.compare_over_seeds(table, one, two, 'near')}; far {ood.compare_over_seeds(table, one, two, 'far')}." for one, two in duels]
 def ahead(names, of):
     """Those of the detectors that are better on the near sets, beyond the interval."""
-    return (
-        ", ".join(name for name in names if ood.compare_over_seeds(table, name, of, "near").word == "better") or "none"
-    )
+    return ", ".join(name for name in names if ood.compare_over_seeds(table, name, of, "near").word == "better") or "none"
 
 
 densities = [name for name in auxiliaries(network) if name in set(table["detector"])]
@@ -1175,20 +1089,11 @@ published = pd.DataFrame(
     ],
     columns=["ID", "OOD", "mixture", "flow", "5th neighbour"],
 )
-row = {
-    name: 100 * summary.query("detector == @name").set_index("group")["value"]
-    for name in ("MSMA, mixture", "MSMA, flow", "MSMA, KNN")
-}
+row = {name: 100 * summary.query("detector == @name").set_index("group")["value"] for name in ("MSMA, mixture", "MSMA, flow", "MSMA, KNN")}
 for group in ("near", "far"):
     ours = [round(row[name][group], 1) for name in row]
-    published.loc[len(published)] = [
-        f"this run: {benchmark}",
-        f"mean of the {group} sets, {fit_on} images for the density",
-        *ours,
-    ]
-published.style.format("{:.6g}", subset=published.columns[2:], na_rep="").hide(axis="index").set_caption(
-    "MSMA, AUROC in %"
-)
+    published.loc[len(published)] = [f"this run: {benchmark}", f"mean of the {group} sets, {fit_on} images for the density", *ours]
+published.style.format("{:.6g}", subset=published.columns[2:], na_rep="").hide(axis="index").set_caption("MSMA, AUROC in %")
 
 # %% [markdown]
 # Two warnings about the source. First, its "FPR95" is the share of *ID* flagged when 95 % of OOD are caught (`positive="ood"`
@@ -1212,9 +1117,7 @@ again = {
     "5th neighbour, whitened": [96.4, 67.1, 100, 100, 100, 100, 100],
 }
 frame = pd.DataFrame(again, sets).T
-frame.style.format("{:.1f}").background_gradient("PuOr_r", vmin=-40, vmax=140, text_color_threshold=0.2).set_caption(
-    "AUROC in % on the author's published norms (CIFAR-10 = ID), computed by us in November 2026"
-)
+frame.style.format("{:.1f}").background_gradient("PuOr_r", vmin=-40, vmax=140, text_color_threshold=0.2).set_caption("AUROC in % on the author's published norms (CIFAR-10 = ID), computed by us in November 2026")
 
 # %% [markdown]
 # The rows show the following.
@@ -1249,7 +1152,6 @@ frame.style.format("{:.1f}").background_gradient("PuOr_r", vmin=-40, vmax=140, t
 # The network was trained on noisy images, but MSMA uses clean ones. **Would it be better to use the input that it was
 # trained on?**
 
-
 # %% tags=["hide-input"]
 def area(detector, own, sets):
     """Mean AUROC over sets of features, against the scores of ID images."""
@@ -1258,7 +1160,6 @@ def area(detector, own, sets):
 
 def groups_of(network, sigmas, density, wrap=None, n=0):
     """Mean AUROC over near, far and made-to-order sets, for norms at the given scales."""
-
     def read(data):
         x = some(data, n).images
         return ood.Features(penultimate=norms_of(wrap(network, x) if wrap else network, x, sigmas))
@@ -1269,7 +1170,6 @@ def groups_of(network, sigmas, density, wrap=None, n=0):
 
 
 groups = {"near": bench.near, "far": bench.far, "made to order": made}
-
 
 # %% tags=["hide-input"]
 def clean_input(network, x):
@@ -1315,7 +1215,6 @@ def fine_norms(network):
 # %% tags=["hide-input"]
 def judge_columns(norms, columns, density):
     """Group AUROCs when only some columns are read."""
-
     def take(x):
         return ood.Features(penultimate=x[:, columns])
 
@@ -1326,14 +1225,12 @@ def judge_columns(norms, columns, density):
 
 rulers = [fine_norms(n) for n in networks]
 
-
 # %% tags=["hide-input"]
 def sweep(choices, density=lambda: ood.GMM(1, "full")):
     """Group AUROCs of all networks for named choices of columns."""
     rows = [
         {"value": name, "seed": n, **judge_columns(norms, columns, density())}
-        for name, columns in choices.items()
-        for n, norms in enumerate(rulers)
+        for name, columns in choices.items() for n, norms in enumerate(rulers)
     ]
     return pd.DataFrame(rows)
 
@@ -1348,20 +1245,10 @@ by_count, by_largest, by_smallest = (sweep(c) for c in (even, without_coarse, wi
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "One Gaussian on fewer columns: mean over networks and their range. Left: L scales spread evenly over the whole range (1 = the middle one). Middle: without the coarsest scales. Right: without the finest.", "name": "fig-msma-ablation"}, "image": {"alt": "Three panels of AUROC with three curves each, near-OOD, far-OOD and made-to-order sets, against the number of scales, the largest scale and the smallest scale that are read. Far stays at one; near-OOD and the made-to-order sets move."}}
 figure, axes = plt.subplots(1, 3, figsize=(plots.FULL, 2.8), sharey=True)
 names = {"near": "near", "far": "far", "made to order": "other"}
-for ax, part, label in zip(
-    axes, (by_count, by_largest, by_smallest), ("scales L", "largest scale read", "smallest scale read")
-):
+for ax, part, label in zip(axes, (by_count, by_largest, by_smallest), ("scales L", "largest scale read", "smallest scale read")):
     for group, role in names.items():
         wide = part.pivot(index="value", columns="seed", values=group)
-        ax.plot(
-            wide.index,
-            wide.mean(axis=1),
-            plots.LINES[role],
-            marker=plots.MARKERS[role],
-            ms=4,
-            color=plots.COLORS[role],
-            label=group,
-        )
+        ax.plot(wide.index, wide.mean(axis=1), plots.LINES[role], marker=plots.MARKERS[role], ms=4, color=plots.COLORS[role], label=group)
         ax.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=plots.COLORS[role], alpha=0.2, lw=0)
     ax.set(xlabel=label, xscale="linear" if part is by_count else "log")
 axes[0].set_ylabel("AUROC")
@@ -1383,9 +1270,7 @@ display(Markdown(
 # %% tags=["hide-input"]
 values = {"L = 1": (63.7, 62.1), "3": (62.6, 61.8), "7": (85.3, 82.4), "10": (94.4, 90.0), "15": (95.5, 91.9), "20": (96.7, 91.0),
           "σ₁ = 0.5": (92.8, 89.7), "1": (94.4, 90.0), "2": (91.5, 88.4), "10 ": (90.9, 90.3)}  # fmt: skip
-pd.DataFrame(values, ["mixture", "5th neighbour"]).style.format("{:.1f}").set_caption(
-    "AUROC in %, CIFAR-10, author's working repository"
-)
+pd.DataFrame(values, ["mixture", "5th neighbour"]).style.format("{:.1f}").set_caption("AUROC in %, CIFAR-10, author's working repository")
 
 # %% [markdown]
 # There, three scales are not much better than chance and ten are good: the information is in how the scales vary
@@ -1431,8 +1316,7 @@ for n, (net, x) in enumerate(zip(networks, plain)):
 columns = ["density", "fitted on", "near", "made to order", "train against test (50 = no difference)"]
 by_density = 100 * pd.DataFrame(pieces, columns=columns).groupby(columns[:2], sort=False).mean()
 chosen = {
-    rule: [ood.select_gmm(x.val, quantile=q).components for x in plain]
-    for rule, q in (("mean", None), ("10 % quantile", 0.1))
+    rule: [ood.select_gmm(x.val, quantile=q).components for x in plain] for rule, q in (("mean", None), ("10 % quantile", 0.1))
 }
 display(by_density.unstack().style.format("{:.1f}").set_caption("AUROC in %, mean over networks"))
 display(Markdown(
@@ -1485,12 +1369,13 @@ def alone(x, column):
     return 100 * auroc(own[:, column], x.penultimate[:, column])[0]
 
 
-change = {k: [alone(rounded_norms[k], c) - alone(original_norms[k], c) for c in range(scales)] for k in affected}
+change = {
+    k: [alone(rounded_norms[k], c) - alone(original_norms[k], c) for c in range(scales)]
+    for k in affected
+}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Median norm of the original images (solid) and of the same images rounded to the ID grey levels (dashed), with the ID test images (blue). Where the two differ, the network has responded to the number format.", "name": "fig-msma-rounded"}, "image": {"alt": "Six panels of median norm over noise scale for sets before and after rounding. At large scales both lines coincide; where they differ at small scales, the grey levels made the difference."}}
-names = [k for k, v in change.items() if not torch.equal(rounded(affected[k]).images, some(affected[k], 400).images)][
-    :6
-]
+names = [k for k, v in change.items() if not torch.equal(rounded(affected[k]).images, some(affected[k], 400).images)][:6]
 rows = max(1, math.ceil(len(names) / 3))  # none: all sets have the ID grey levels
 figure, axes = plt.subplots(rows, 3, figsize=(plots.FULL, 2.1 * rows), sharex=True, sharey=True, squeeze=False)
 for ax, name in zip(axes.flat, names):
@@ -1508,28 +1393,14 @@ plt.show()
 # %% tags=["hide-input"]
 detector = ood.MSMA(network, ood.GMM(1, "full"), sigmas).fit(f.train)
 base = detector(f.test)
-joint_change = {
-    k: (100 * auroc(base, detector(original_norms[k]))[0], 100 * auroc(base, detector(rounded_norms[k]))[0])
-    for k in names
-}
+joint_change = {k: (100 * auroc(base, detector(original_norms[k]))[0], 100 * auroc(base, detector(rounded_norms[k]))[0]) for k in names}
 rows = {k: [*pair, change[k][-1], change[k][0]] for k, pair in joint_change.items()}
 columns = ["joint, original", "joint, rounded", f"change at σ = {smallest:g} alone", f"change at σ = {largest:g} alone"]
-medians = {
-    k: (rounded_norms[k].penultimate.median(0).values / original_norms[k].penultimate.median(0).values - 1).abs()
-    for k in names
-}
+medians = {k: (rounded_norms[k].penultimate.median(0).values / original_norms[k].penultimate.median(0).values - 1).abs() for k in names}
 most = max(medians, key=lambda k: medians[k].max(), default=None)
-display(
-    pd.DataFrame(rows, columns)
-    .T.style.format("{:z.1f}")
-    .set_caption("AUROC in %, first network, and its change by rounding in points")
-)
+display(pd.DataFrame(rows, columns).T.style.format("{:z.1f}").set_caption("AUROC in %, first network, and its change by rounding in points"))
 if most:
-    display(
-        Markdown(
-            f"The largest change of a median norm is {medians[most].max():.0%}, {most} at σ = {sigmas[medians[most].argmax()]:.2g}."
-        )
-    )
+    display(Markdown(f"The largest change of a median norm is {medians[most].max():.0%}, {most} at σ = {sigmas[medians[most].argmax()]:.2g}."))
 
 # %% [markdown]
 # Where the two curves differ and the AUROC falls, the detector had used an artefact. An AUROC of 100 % before and after
@@ -1544,7 +1415,6 @@ if most:
 #
 # MSMA needs $L$ passes through a U-Net per image, where a classifier needs one pass through a smaller network.
 # Computing the norms costs almost nothing beyond that:
-
 
 # %% tags=["hide-input"]
 def clock():
@@ -1582,10 +1452,7 @@ with torch.no_grad():
     )
 
 # %% tags=["hide-input"]
-near = {
-    name: 100 * summary.query("detector == @name and group == 'near'")["value"].iloc[0]
-    for name in ("MSMA, mixture", "pixels, KNN", "KNN")
-}
+near = {name: 100 * summary.query("detector == @name and group == 'near'")["value"].iloc[0] for name in ("MSMA, mixture", "pixels, KNN", "KNN")}
 display(Markdown(
     f"For {len(x)} images: {scales} bare passes {bare_s:.2f} s, `score_norms` {norms_s:.2f} s ({min(1, bare_s / norms_s):.0%} of it is the "
     f"network), one pass through the classifier {classifier_s:.3f} s.\n\n"
@@ -1741,7 +1608,7 @@ display(Markdown(
 # Each exercise has a hint and a check. The check says whether your answer is right and, if not, what is wrong.
 
 # %% [markdown]
-# ```{exercise-start} Predict
+# ```{exercise-start} Predict: two outliers
 # :label: ex-msma-scale
 # ```
 # Your data are Gaussian: standard deviation 0.5 along one direction, 0.02 along another. Two outliers lie four standard
@@ -1752,7 +1619,6 @@ display(Markdown(
 
 # %% tags=["exercise"]
 equal_at = ...
-
 
 # %% tags=["check", "hide-input"]
 def narrow_over_wide(sigma):
@@ -1800,7 +1666,7 @@ check_equal(equal_at)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Compute
+# ```{exercise-start} Compute: the ideal denoiser
 # :label: ex-msma-denoise
 # ```
 # A point of the line toy is observed at 40 under noise with $\sigma=10$. Where does the ideal denoiser put it? Use
@@ -1809,7 +1675,6 @@ check_equal(equal_at)
 
 # %% tags=["exercise"]
 denoised = ...
-
 
 # %% tags=["check", "hide-input"]
 def posterior_mean():
@@ -1848,7 +1713,7 @@ check_denoised(denoised)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Change one parameter
+# ```{exercise-start} Change one parameter: noisy input
 # :label: ex-msma-noised
 # ```
 # Section 6.1 used noisy input. Predict the mean norm of *any* set at the largest scale from the error $\ell$ of the
@@ -1892,7 +1757,7 @@ check_ratio(ratio)
 # ```
 
 # %% [markdown]
-# ```{exercise-start} Derive
+# ```{exercise-start} Derive: the norm on a circle
 # :label: ex-msma-curvature
 # ```
 # Show that on a circle of radius $R$ without radial noise, and for $\sigma\ll R$, the norm at a point *on* the circle
@@ -1901,7 +1766,6 @@ check_ratio(ratio)
 
 # %% tags=["exercise"]
 on_circle = ...
-
 
 # %% tags=["check", "hide-input"]
 def norm_on_circle():
@@ -1955,7 +1819,6 @@ check_circle(on_circle)
 # %% tags=["exercise"]
 chosen = ...  # such as [0, 3]
 
-
 # %% tags=["check", "hide-input"]
 def near_by(columns):
     """Near AUROC of the Gaussian on some columns."""
@@ -2006,7 +1869,6 @@ check_chosen(chosen)  # on other benchmarks look at pairs, too
 # %% tags=["exercise"]
 robust = ...  # images -> scores
 
-
 # %% tags=["check", "hide-input"]
 def few(name):
     return some(bench.test if name == "id" else bench.far[name], 60)
@@ -2019,10 +1881,7 @@ def moves(score, images):
 check_blind = ood.Check(
     (lambda s: s(few("id")).shape == (len(few("id")),), "robust(images) gives one score per image, (N,)"),
     (lambda s: all(auroc(s(few("id")), s(few(k)))[0] > 0.5 for k in bench.far), "it no longer detects the far sets"),
-    (
-        lambda s: max(moves(s, few(k)) for k in bench.far) < 1e-6,
-        "it still depends on the format: round all images, ID included",
-    ),
+    (lambda s: max(moves(s, few(k)) for k in bench.far) < 1e-6, "it still depends on the format: round all images, ID included"),
 )
 check_blind(robust)
 
@@ -2045,7 +1904,6 @@ def robust(images):
 
 
 check_blind(robust)
-
 
 # %% tags=["solution"]
 def rounding(x, sigma):
@@ -2102,9 +1960,7 @@ check_blind(robust)
 # What other pages show of this run: one figure, one small table, all numbers.
 if results:
     figure, ax = plt.subplots(figsize=(plots.FULL, 3.0))
-    groups = {"id": f.test} | {
-        g_: ood.Features(penultimate=torch.cat([v.penultimate for v in s.values()])) for g_, s in f.groups().items()
-    }
+    groups = {"id": f.test} | {g_: ood.Features(penultimate=torch.cat([v.penultimate for v in s.values()])) for g_, s in f.groups().items()}
     for role in ("far", "near", "id"):
         profile(ax, groups[role], role, plots.NAMES[role])
     ax.set(xlabel="noise scale σ", ylabel="norm σ‖s(x, σ)‖")

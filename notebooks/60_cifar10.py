@@ -82,7 +82,8 @@ explorables.show(
 # %% [markdown]
 # ```{admonition} In one minute
 # :class: tip
-# **The claim**: all five papers make their claims on images like these, most often with one kind of network. What is left when the network changes?
+# **The question**: all five papers report results on photographs, most of them with one kind of network. Which results hold on another
+# network?
 #
 # <!-- made by ood-book sync -->
 # **What we found.** The detector with the highest mean AUROC, in %, on each network that we measured:
@@ -119,10 +120,7 @@ explorables.show(
 
 # %% tags=["parameters", "hide-input"]
 benchmarks: list = [
-    "cifar10-resnet9",
-    "cifar10-densenet",
-    "cifar10-resnet56",
-    "cifar100-densenet",
+    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
 ]  # banks: features of trained networks; the first is looked into
 seed: int = 0  # of what is random in a detector
 umap_points: int = 2500  # features in the embedding
@@ -169,8 +167,8 @@ caption = "The networks; images are ID training / validation / test. Accuracy is
 display(facts.style.set_caption(caption))
 
 # %% [markdown]
-# Except in section 4, each interval on this page is over *images*. No classifier is trained twice here, so an interval says how much the result
-# would vary with other images on this network. The next column shows another network.
+# Except in section 4, each interval on this page is over *images*. No classifier is trained twice here, so an interval says only how
+# much the result would vary with other images on this network. To see what another network changes, compare the columns.
 #
 # `ood.pretrained` gives our network itself. It verifies the hash of the weights, and it loads no pickle.
 #
@@ -201,7 +199,6 @@ plt.show()
 # network. For CIFAR-100 they give others, with which [the WeiPer chapter](10_weiper) judges it. All are fitted on the
 # training features of the bank; nothing is tuned here.
 
-
 # %%
 def contestants(f):
     """The detectors that fit in seconds."""
@@ -211,8 +208,9 @@ def contestants(f):
     }
 
 
-tables = {name: ood.run_benchmark(contestants(f), f, seed=seed) for name, f in networks.items()}
-
+tables = {
+    name: ood.run_benchmark(contestants(f), f, seed=seed) for name, f in networks.items()
+}
 
 # %%
 def group_means(table):
@@ -244,9 +242,7 @@ for ax, name in zip(axes[0], networks):
     ax.set_title(name, fontsize=9)
 axes[0][0].set_ylabel("far-OOD AUROC (%)")
 figure.supxlabel("near-OOD AUROC (%)", fontsize=11)
-figure.legend(
-    *axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8, handletextpad=0.1
-)
+figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8, handletextpad=0.1)
 plt.show()
 
 # %% [markdown]
@@ -267,7 +263,6 @@ both = pd.concat({group: ranks[group].assign(OpenOOD=outside[group]) for group i
 caption = "Spearman's rank correlation of the order of the detectors"
 display(both.style.format("{:.2f}").set_caption(caption))
 
-
 # %% tags=["hide-input"]
 def agreement(group):
     """The correlations of two different networks."""
@@ -285,16 +280,10 @@ for group in ("near", "far"):
     pairs = agreement(group)
     leaders = ", ".join(f"{means[group][n].idxmax()} ({n})" for n in networks)
     among = [f"The rank correlation of two networks is {span(pairs)}."] if len(pairs) else []
-    theirs = [
-        f"With OpenOOD's leaderboard of the same ID set it is {', '.join(f'{v:.2f} ({n})' for n, v in outside[group].items())}."
-    ]
-    lines.append(
-        " ".join([f"* **{group}-OOD**: the best detector is {leaders}.", *among, *theirs * bool(len(outside[group]))])
-    )
+    theirs = [f"With OpenOOD's leaderboard of the same ID set it is {', '.join(f'{v:.2f} ({n})' for n, v in outside[group].items())}."]
+    lines.append(" ".join([f"* **{group}-OOD**: the best detector is {leaders}.", *among, *theirs * bool(len(outside[group]))]))
 spread = (means.max(axis=1) - means.min(axis=1)).sort_values()
-lines.append(
-    f"* Over all columns, **{spread.index[0]}** varies least ({spread.iloc[0]:.0f} points) and **{spread.index[-1]}** most ({spread.iloc[-1]:.0f} points)."
-)
+lines.append(f"* Over all columns, **{spread.index[0]}** varies least ({spread.iloc[0]:.0f} points) and **{spread.index[-1]}** most ({spread.iloc[-1]:.0f} points).")
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
@@ -310,36 +299,40 @@ display(Markdown("\n".join(lines)))
 # ### 3.1 The length of the features
 #
 # **Why does the Mahalanobis distance fail on some networks, while the same Gaussian on features of length one does
-# not?** Compare the lengths of the features of OOD images and of ID images. A short feature lies close to all class
-# means at once, whatever its direction, so its distance is small and it counts as typical.
+# not?** Compare the lengths of the features of OOD images and of ID images. Then shorten the ID test features to half
+# their length: this shrinks their scatter, but moves them away from the class means. Where the distance falls all the
+# same, a short feature counts as typical.
 
 # %% tags=["hide-input"]
-rows = {}
+rows, nearer = {}, {}
 for name, f in networks.items():
     own = f.test.penultimate.norm(dim=1).mean()
+    distance = ood.Mahalanobis().fit(f.train)
+    halved = ood.Features(penultimate=f.test.penultimate / 2)
+    nearer[name] = (distance.score(halved).median() / distance.score(f.test).median()).item()
     rows[name] = {
         f"{g} length / ID length": np.mean([(s.penultimate.norm(dim=1).mean() / own).item() for s in sets.values()])
         for g, sets in f.groups().items()
-    }  # fmt: skip
+    } | {"distance at half the length": nearer[name]}  # fmt: skip
     for detector in ("Mahalanobis", "GMM, length 1"):
         rows[name] |= {f"{detector}, {g}": means[g][name][detector] for g in ("near", "far")}
 by_length = pd.DataFrame(rows).T
-caption = "Mean length of OOD features in units of that of ID features, and AUROC in %"
-display(
-    by_length.style.format("{:.2f}", subset=list(by_length)[:2])
-    .format("{:.1f}", subset=list(by_length)[2:])
-    .set_caption(caption)
-)
+caption = "Mean length of OOD features in units of that of ID features; median Mahalanobis distance of halved ID features in units of that of whole ones; AUROC in %"
+display(by_length.style.format("{:.2f}", subset=list(by_length)[:3]).format("{:.1f}", subset=list(by_length)[3:]).set_caption(caption))
+
+# %% tags=["hide-input"]
+short, other = ([n for n in nearer if (nearer[n] < 0.9) == small] for small in (True, False))
+display(Markdown(" ".join(
+    ([f"At half the length the distance is smaller on {', '.join(short)}, so short features count as typical there."] if short else [])
+    + ([f"On {', '.join(other)} a halved feature is as far away as a whole one or farther, so its shortness hides nothing."] if other else [])
+)))
 
 # %% tags=["hide-input"]
 gained = {n: ood.verdicts([(f, ood.GMMPrior(), ood.Mahalanobis())])["mean"] for n, f in networks.items()}
-display(
-    Markdown(
-        "Dividing the features by their length, judged on the mean of near and far against Mahalanobis: "
-        + "; ".join(f"{n} {v}" for n, v in gained.items())
-        + "."
-    )
-)
+display(Markdown(
+    "Dividing the features by their length, judged on the mean of near and far against Mahalanobis: "
+    + "; ".join(f"{n} {v}" for n, v in gained.items()) + "."
+))
 
 # %% [markdown]
 # ### 3.2 A numerical tolerance
@@ -349,26 +342,20 @@ display(
 # pseudo-inverse drops directions whose variance is below some share of the largest, and the largest variance of all
 # features is much larger than that inside the classes. Here is the same formula with two shares:
 
-
 # %%
 def rmds_by_hand(share, x):
     """AUROC per set; directions below a share of the largest variance are left out."""
     z, y = x.train.penultimate.double(), x.train.labels
     means = torch.stack([z[y == c].mean(0) for c in y.unique()])
-
     def inverse(away):
         return torch.linalg.pinv(away.T @ away / len(z), rtol=share, hermitian=True)
-
     inside, overall = inverse(z - means[y]), inverse(z - z.mean(0))
-
     def score(f):
         own = f.penultimate.double()[:, None] - means  # (N, C, K)
         away = f.penultimate.double() - z.mean(0)
         return ((own @ inside) * own).sum(2).amin(1) - ((away @ overall) * away).sum(1)
-
     ours, sets = score(x.test), x.ood_sets()
     return {n: 100 * ood.evaluate(ours, score(f)).auroc for n, f in sets.items()}
-
 
 # %%
 width = x.train.penultimate.shape[1]
@@ -422,14 +409,9 @@ for known, theirs in published.items():
     for name in names:
         gaps = {g: shared[g][name] - shared[g]["published"] for g in ("near", "far")}
         worst = {g: gap.abs().idxmax() for g, gap in gaps.items()}
-        lines.append(
-            f"* {name}: "
-            + "; ".join(
-                f"{g} median {gap.median():+z.1f} points, at most {gap[worst[g]]:+z.1f} ({worst[g]})"
-                for g, gap in gaps.items()
-            )
-            + "."
-        )
+        lines.append(f"* {name}: " + "; ".join(
+            f"{g} median {gap.median():+z.1f} points, at most {gap[worst[g]]:+z.1f} ({worst[g]})" for g, gap in gaps.items()
+        ) + ".")
 none = "OpenOOD publishes no values for the ID set of any of these networks."
 display(Markdown("Differences from the published values:\n\n" + "\n".join(lines) if lines else none))
 
@@ -454,11 +436,7 @@ for name, table in tables.items():
         lines[name] = off.groupby(pair["detector"], sort=False).agg(["mean", "min", "max"])
 if lines:
     shown = pd.concat(lines, axis=1)
-    display(
-        shown.style.format("{:+z.1f}").set_caption(
-            "AUROC on the bank minus AUROC on all images, in points, over the OOD sets"
-        )
-    )
+    display(shown.style.format("{:+z.1f}").set_caption("AUROC on the bank minus AUROC on all images, in points, over the OOD sets"))
 else:
     display(Markdown("No run on all images is in the archive."))
 
@@ -481,9 +459,9 @@ else:
 #
 # </details>
 #
-# <details><summary>B. A short feature lies close to all class means at once, whatever its direction.</summary>
+# <details><summary>B. On this network, a feature that is shortened comes nearer to the class means.</summary>
 #
-# **Right.** If OOD images have short features, their distances are small. On the sphere only the direction counts.
+# **Right.** If OOD images have shorter features too, their distances are small. On the sphere only the direction counts.
 #
 # </details>
 #
@@ -627,6 +605,9 @@ check_loser(loser)
 # ```{solution-start} ex-cifar10-half
 # :class: dropdown
 # ```
+# With half of the rows, the 50th neighbour lies where the 100th did, for ID and OOD images alike, so the order changes
+# little. Mahalanobis inverts a covariance of $K(K+1)/2$ numbers, which half of the rows estimate less well. Which effect
+# is larger depends on the width and on the number of rows.
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: the answer to the opposite question.
@@ -656,7 +637,6 @@ check_loser(loser)
 
 # %% tags=["exercise"]
 pair = ...  # such as ood.KNN(k=50), ood.Energy()
-
 
 # %% tags=["check", "hide-input"]
 def beats_its_parts(pair):
@@ -720,6 +700,4 @@ for name, table in tables.items() if results else ():
     weights = f.about.get("weights") or f.about.get("command", "")
     origin = ood.provenance(data=f.about.get("data", ""), sets="; ".join(f.notes), weights=weights)
     about = {"benchmark": f.about.get("benchmark", name), "network": f"bank {name}, {f.head.in_features} features"}
-    ood.save_results(
-        Path(results, f"{name.partition(':')[0]}.json"), table, origin=origin, accuracy=f.accuracy, **about
-    )
+    ood.save_results(Path(results, f"{name.partition(':')[0]}.json"), table, origin=origin, accuracy=f.accuracy, **about)

@@ -82,7 +82,6 @@ if not Path(claims).is_file():  # the notebook alone, as in Colab: the claims an
 said = yaml.safe_load(Path(claims).read_text(encoding="utf-8"))
 measured, gains = ood.load_results(archive), ood.load_verdicts(Path(archive) / "verdicts")
 
-
 # %% tags=["hide-input"]
 def by_network(row):
     """Value, low and high in percent of a detector on the set or group of a claim, a line for each network."""
@@ -112,7 +111,6 @@ def of_difference(row):
         return {}
     _, low, high = metrics.mean_interval(gap)
     return {row["run"]: ood.Verdict(*(own[gap.index].mean() / 100 for own in ends), low, high)}
-
 
 # %% tags=["hide-input"]
 def judge_value(paper, value, low, high):
@@ -154,16 +152,13 @@ def overall(row, tests):
         return "another setting only" if tests else "not run yet"
     return words[0] if len(set(words)) == 1 else "differs by network"
 
-
 # %% tags=["hide-input"]
 ledger = []  # a line for each test, or one for a claim without any
 for paper_of, rows in said.items():
     for row in rows:
         tests = list(tests_of(row))
         verdict = overall(row, tests)
-        about = {"paper of": paper_of, "overall": verdict} | {
-            k: row.get(k) for k in ("claim", "setting", "source", "paper", "needs", "elsewhere", "control")
-        }
+        about = {"paper of": paper_of, "overall": verdict} | {k: row.get(k) for k in ("claim", "setting", "source", "paper", "needs", "elsewhere", "control")}
         for network, ours, word, same in tests or [("", "", "", True)]:
             ledger.append(about | {"network": network, "ours": ours, "verdict": word, "same setting": same})
 ledger = pd.DataFrame(ledger)
@@ -176,9 +171,7 @@ claimed = ledger[ledger["control"].isna()].drop_duplicates(["paper of", "claim",
 order = ["reproduced", "same direction, larger", "same direction, smaller", "close", "differs by network", "no difference", "undecided",
          "opposite", "not reproduced (above)", "not reproduced (below)", "another setting only", "not run yet", "not testable here"]  # fmt: skip
 counts = claimed.groupby(["overall", "paper of"], sort=False).size().unstack(fill_value=0)
-counts = counts.reindex(index=[w for w in order if w in counts.index], columns=list(said)).assign(
-    all=lambda t: t.sum(axis=1)
-)
+counts = counts.reindex(index=[w for w in order if w in counts.index], columns=list(said)).assign(all=lambda t: t.sum(axis=1))
 caption = f"{len(claimed)} claims of {len(said)} papers by verdict, each counted once"
 display(counts.rename_axis(index=None).style.set_caption(caption).set_table_attributes('class="counts"'))
 
@@ -188,22 +181,19 @@ lines = []
 for paper_of, rows in tested.groupby("paper of", sort=False):
     words = ", ".join(f"{word} ({n})" for word, n in rows["overall"].value_counts().items())
     lines.append(f"* **{paper_of}**: {words}.")
-display(
-    Markdown(
-        f"**{len(tested)} of {len(claimed)} claims could be tested on the ID set of the claim and with the method as the paper has it.**"
-        + "\n\n" * bool(lines)
-        + "\n".join(lines)
-    )
-)
+display(Markdown(
+    f"**{len(tested)} of {len(claimed)} claims could be tested on the ID set of the claim and with the method as the paper has it.**" + "\n\n" * bool(lines) + "\n".join(lines)
+))
 
 # %% [markdown]
 # ## 2. How a verdict is found
 #
 # No verdict is typed; each follows from numbers and intervals.
 #
-# * A claimed *difference* is **reproduced** on a network when ours is surely positive and the claimed number lies in our interval (or no
-#   number is known). If it is surely positive but of another size, the **same direction** is said, with *smaller* or *larger*. It is
-#   **opposite** when it is surely negative, **no difference** when the interval holds zero and lies within one point of it, else **undecided**.
+# * The verdict on a claimed *difference* follows from the interval of our difference. If the interval lies above zero, the claim is **reproduced**,
+#   provided that the claimed number lies inside (or none is known). Otherwise the verdict is **same direction**, *smaller* or *larger*.
+#   If the interval lies below zero, the verdict is **opposite**. If it contains zero, the verdict is **no difference** where it reaches at
+#   most one point to each side, and otherwise **undecided**.
 # * A claimed *value* is **reproduced** when it lies in our interval, **close** within `close` points, else **not reproduced**.
 # * A claim has the verdict of its tests where they agree, and **differs by network** where they do not.
 # * A test in **another setting** (another ID set, other images, a part of the method) is shown and does not count for or against the
@@ -216,16 +206,13 @@ display(
 #
 # ## 3. The five papers
 
-
 # %% tags=["hide-input"]
 def show(rows, caption):
     first = ~rows.duplicated(["claim", "setting"])
     paper = rows["paper"].map(lambda v: f"{v:g}" if pd.notna(v) else "direction only")
     word = rows["verdict"].where(rows["same setting"], rows["verdict"] + " (another setting)")
     word = word.where(rows["control"].isna(), rows["verdict"] + " (control)")
-    word = word.where(
-        word != "", rows["overall"] + rows["needs"].map(lambda n: f": needs {n}" if isinstance(n, str) else "")
-    )
+    word = word.where(word != "", rows["overall"] + rows["needs"].map(lambda n: f": needs {n}" if isinstance(n, str) else ""))
     cells = pd.DataFrame({
         "claim": rows["claim"].where(first, ""), "setting of the claim": (rows["setting"] + " (" + rows["source"] + ")").where(first, ""),
         "paper": paper.where(first, ""), "our network": rows["network"], "ours": rows["ours"], "verdict": word,
@@ -273,9 +260,7 @@ plt.show()
 
 # %% tags=["hide-input"]
 wide = board.assign(text=[f"{r.ours:.1f} ({r.ours - r.paper:+z.1f}) {r.verdict}" for r in board.itertuples()])
-wide = wide.pivot_table(index="detector", columns=["run", "group"], values="text", aggfunc="first", sort=False).fillna(
-    ""
-)
+wide = wide.pivot_table(index="detector", columns=["run", "group"], values="text", aggfunc="first", sort=False).fillna("")
 display(wide.style.set_caption("Our AUROC in %, in brackets the difference from the published value, and the verdict"))
 lines = []
 for (run, group), rows in board.groupby(["run", "group"], sort=False):

@@ -89,10 +89,7 @@ device: str = "auto"  # where networks run: auto, cpu, cuda
 epochs: int = 6  # of training, where the network is trained here
 seed: int = 0  # of that training, and of the halves in sections 4 and 11
 benchmarks: list = [
-    "cifar10-resnet9",
-    "cifar10-densenet",
-    "cifar10-resnet56",
-    "cifar100-densenet",
+    "cifar10-resnet9", "cifar10-densenet", "cifar10-resnet56", "cifar100-densenet",
 ]  # banks on which section 11 tests the recommendation
 bank_rows: int = 0  # use only so many features of each set of a bank; 0: all
 results: str = ""  # folder for the detector and the tables; empty: do not write
@@ -169,7 +166,6 @@ place = Path(folder.name)
 # uses the handwritten digits of scikit-learn, 8 × 8 pixels. The digits 0 to 6 are known, and 7 to 9 are near-OOD. Patches of photographs,
 # noise, and changed digits are far-OOD. They are written as PNG files, so that the page reads a folder as it would read yours.
 
-
 # %%
 def write_pictures(bench, root):
     """The folder that a reader would have: ROLE/CLASS/NUMBER.png, GROUP/SET/NUMBER.png."""
@@ -192,8 +188,8 @@ if benchmark == "digits":
 # %% [markdown]
 # ### The network
 #
-# **What does the page need of a network?** Images in, {term}`logits <logit>` out, with a linear layer at the end. Without the
-# parameter `model` one is trained here in seconds, for a few epochs only, so that it makes mistakes to look at. It is plain PyTorch
+# **What does the page need of a network?** It must map images to {term}`logits <logit>` and end in a linear layer. Without the parameter
+# `model`, the page trains a network in seconds. It stops after a few epochs, so that there are errors to examine. It is plain PyTorch
 # in a file of its own and does not use the library, so it stands for your network.
 
 # %%
@@ -210,7 +206,6 @@ def small(classes={classes}, channels={channels}):
     return nn.Sequential(nn.BatchNorm2d(channels), *steps, *end)
 """
 
-
 # %% tags=["hide-input"]
 def train_here(bench, place):
     """Write small_network.py and model.pt, as they might lie on your disk."""
@@ -221,15 +216,7 @@ def train_here(bench, place):
     network = space["small"]()
     several = bench.train.labels.ndim == 2
     train = ood.train_multilabel if several else ood.train_classifier
-    train(
-        network,
-        bench.train,
-        epochs=epochs,
-        learning_rate=0.01 if several else 0.05,
-        seed=seed,
-        device=device,
-        progress=False,
-    )
+    train(network, bench.train, epochs=epochs, learning_rate=0.01 if several else 0.05, seed=seed, device=device, progress=False)
     torch.save(network.cpu().state_dict(), place / "model.pt")
     return "small_network:small", str(place / "model.pt")
 
@@ -242,7 +229,6 @@ if not is_bank and not model:
     spec, file = train_here(bench, place)
 if not is_bank:
     network = ood.load_network(spec, weights=file or None)
-
 
 # %% tags=["hide-input"]
 def framed(where, card):
@@ -269,7 +255,6 @@ def smoke_test(bench):
     photos = ood.load_benchmark("scenes").far["photos"].images[:200]
     noise = torch.rand(200, *bench.image_shape, generator=torch.Generator().manual_seed(seed))
     return {name: ImageArray(x, frame=bench.test.frame) for name, x in (("photos", photos), ("noise", noise))}
-
 
 # %% tags=["hide-input"]
 def some(data):
@@ -301,7 +286,6 @@ if x.head is not None and x.head.out_features != len(x.classes or x.head.weight)
 # %% [markdown]
 # ## 1. What is this network?
 
-
 # %% tags=["hide-input"]
 def decided(network):
     """What `adapt` took for the head, and why."""
@@ -320,25 +304,16 @@ def decided(network):
 width = x.test.penultimate.shape[1]
 parameters = sum(p.numel() for p in network.parameters()) if network is not None else None
 facts = {
-    "network": spec or x.name,
-    "weights": "trained on this page"
-    if file and not weights
-    else Path(weights).name or x.about.get("weights", "as shipped"),
+    "network": spec or x.name, "weights": "trained on this page" if file and not weights else Path(weights).name or x.about.get("weights", "as shipped"),
     "parameters": f"{parameters:,}" if parameters else "not in a bank",
-    "head": decided(network),
-    "feature width K": f"{width:,}",
-    "outputs": len(x.classes) or x.test.logits.shape[1],
+    "head": decided(network), "feature width K": f"{width:,}", "outputs": len(x.classes) or x.test.logits.shape[1],
     "image": str(bench.image_shape) if bench else "not in a bank",
     "ID images, train / val / test": f"{len(x.train):,} / {len(x.val):,} / {len(x.test):,}",
-    "OOD sets": "; ".join(
-        f"{g}: {', '.join(f'{n} ({len(f):,})' for n, f in sets.items())}" for g, sets in x.groups().items() if sets
-    ),
+    "OOD sets": "; ".join(f"{g}: {', '.join(f'{n} ({len(f):,})' for n, f in sets.items())}" for g, sets in x.groups().items() if sets),
     "notes": "; ".join(x.notes).replace(str(place) + os.sep, "") or "none",
 }
 if not has_ood:
-    facts["OOD sets"] += (
-        " (bundled: the folder has none. They show that everything runs, and nothing about your OOD images)"
-    )
+    facts["OOD sets"] += " (bundled: the folder has none. They show that everything runs, and nothing about your OOD images)"
 
 # %% tags=["hide-input"]
 fault = ""  # why nothing below can be trusted
@@ -347,12 +322,7 @@ if several:
     quality = ood.average_precision(x.test.logits, known).mean().item()
     verdict = f"Mean average precision **{quality:.3f}**; a network that knows nothing has about {chance:.3f}."
 elif x.test.logits is None:
-    right, answer, quality, verdict = (
-        None,
-        None,
-        None,
-        "The network has no head, so it names no class and has no accuracy.",
-    )
+    right, answer, quality, verdict = None, None, None, "The network has no head, so it names no class and has no accuracy."
 else:
     answer = x.test.logits.argmax(1)
     right, chance = answer == known, known.bincount().max().item() / len(known)
@@ -386,32 +356,23 @@ calibration = None if right is None else ood.reliability(x.test.logits, known, s
 if calibration is None:
     say("An image has several labels, or the network has no logits: there is no single confidence to compare.")
 else:
-    ends = f"ECE **{100 * calibration.ece:.1f} [{100 * calibration.low:.1f}, {100 * calibration.high:.1f}] points**; chance alone makes up to {100 * calibration.chance:.1f}"
+    ends = f"ECE **{100 * calibration.ece:.1f} [{100 * calibration.low:.1f}, {100 * calibration.high:.1f}] points**; a calibrated network would show up to {100 * calibration.chance:.1f}"
     say({
         "calibrated": f"Nothing says that the network is not calibrated: {ends}.",
-        "over-confident": f"The network is **over-confident**, it says {100 * calibration.gap:+.1f} points more than it keeps: {ends}.",
-        "under-confident": f"The network is **under-confident**, it says {-100 * calibration.gap:.1f} points less than it keeps: {ends}.",
+        "over-confident": f"The network is **over-confident**, its confidence is {100 * calibration.gap:.1f} points above its accuracy: {ends}.",
+        "under-confident": f"The network is **under-confident**, its confidence is {-100 * calibration.gap:.1f} points below its accuracy: {ends}.",
     }[calibration.word])  # fmt: skip
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Confidence against accuracy on the ID test images, in bins of equally many; on the line the network is as often right as it says. Bars are 95 % intervals.", "name": "fig-audit-reliability"}, "image": {"alt": "Reliability picture. Mean confidence of a bin on the horizontal axis, share of right answers on the vertical axis with bars for its interval, and a diagonal line. A point below the line is a bin in which the network says more than it keeps."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Confidence against accuracy on the ID test images, in bins of equally many; on the line the network is as often right as it says. Bars are 95 % intervals.", "name": "fig-audit-reliability"}, "image": {"alt": "Reliability picture. Mean confidence of a bin on the horizontal axis, share of right answers on the vertical axis with bars for its interval, and a diagonal line. In a bin below the line the network is over-confident: its confidence is larger than its accuracy."}}
 if calibration is not None:
     hits = [share(round(a * n), n) for a, n in zip(calibration.accuracy.tolist(), calibration.images.tolist())]
     value, low, high = map(np.array, zip(*hits))
     figure, ax = plt.subplots(figsize=(plots.HALF, plots.HALF))
     start = min(calibration.confidence.min().item(), low.min()) - 0.02
     ax.plot([start, 1], [start, 1], color=plots.COLORS["grey"], lw=1, ls=":")
-    ax.errorbar(
-        calibration.confidence,
-        value,
-        [value - low, high - value],
-        fmt=plots.MARKERS["id"],
-        color=plots.COLORS["id"],
-        ms=5,
-        lw=1.2,
-    )
+    ax.errorbar(calibration.confidence, value, [value - low, high - value], fmt=plots.MARKERS["id"], color=plots.COLORS["id"], ms=5, lw=1.2)
     ax.set(xlabel="mean confidence of the bin", ylabel="share of right answers")
     plt.show()
-
 
 # %% tags=["hide-input"]
 def calibrated():
@@ -421,9 +382,7 @@ def calibrated():
     except ValueError:  # the labels of the validation images get no larger logits than the other classes
         return "No temperature makes it honest: on the validation images it gives the right class no larger logit than the others."
     after = ood.reliability(x.test.logits / temperature, known, seed=seed)
-    change = (
-        "which chance explains" if after.word == "calibrated" else f"where chance makes up to {100 * after.chance:.1f}"
-    )
+    change = "which chance explains" if after.word == "calibrated" else f"where chance makes up to {100 * after.chance:.1f}"
     return (
         f"Dividing the logits by the temperature {temperature:.2f}, found on the validation images, leaves an ECE of "
         f"{100 * after.ece:.1f} [{100 * after.low:.1f}, {100 * after.high:.1f}] points, {change}. It changes no answer."
@@ -441,7 +400,6 @@ if calibration is not None and calibration.word != "calibrated":
 # These are all detectors of the book that are fitted in seconds and find in this network what they need, with their published settings. Nothing is
 # tuned. ODIN is left out, because it needs a gradient for each image.
 
-
 # %%
 def detectors_for(x):
     """Detectors that fit the model: of several labels, without a head, or a classifier."""
@@ -456,7 +414,6 @@ def detectors_for(x):
     own = ood.classical_detectors(x.head, x.train)
     own["WeiPer+KLD"] = ood.WeiPer(x.head, repeats=None)
     return own | {"GMM, length 1": ood.GMMPrior()}
-
 
 # %% tags=["hide-input"]
 with warnings.catch_warnings(record=True) as caught:
@@ -490,8 +447,8 @@ sure = sum(list(v.values())[-1].word in ("better", "worse") for v in pairs)
 tied = [n for n in whole.candidates if n != whole.best]
 say(
     f"Over all sets **{whole.best}** has the largest mean AUROC, {100 * whole.against_best[whole.best].a:.1f} %. "
-    + (f"Not surely worse: {listed(tied)}. " if tied else "All others are surely worse on these images. ")
-    + f"Of {len(pairs)} pairs of detectors {sure} differ for certain; by chance alone it would be about {0.05 * len(pairs):.0f}."
+    + (f"Not clearly worse: {listed(tied)}. " if tied else "All others are clearly worse on these images. ")
+    + f"Of {len(pairs)} pairs of detectors {sure} differ clearly, that is, the 95 % interval leaves out zero; by chance alone it would be about {0.05 * len(pairs):.0f}."
     + (" These OOD sets are a smoke test: that they are found says nothing about yours." if not has_ood else "")
 )
 for why in left_out:
@@ -507,26 +464,19 @@ for name in order:
     gap = ood.score_verdicts([(scored[name], scored[whole.best])])
     cost = 1e3 * seconds[name]
     relative = f"{100 * seconds[name] / network_seconds:.1f} %" if network_seconds else "not known"
-    rows[name] = (
-        {plots.NAMES.get(g, "mean of both"): str(v) for g, v in gap.items()}
-        if name != whole.best
-        else dict.fromkeys([plots.NAMES.get(g, "mean of both") for g in gap], "the best")
-    )
+    rows[name] = {plots.NAMES.get(g, "mean of both"): str(v) for g, v in gap.items()} if name != whole.best else dict.fromkeys([plots.NAMES.get(g, "mean of both") for g in gap], "the best")
     rows[name] |= {"ms an image": f"{cost:.3f}", "of the network's pass": relative}
-cells(
-    rows,
-    f"Against {whole.best}: difference of the AUROC in points, 95 % interval, paired image by image; and what a score costs",
-)
+cells(rows, f"Against {whole.best}: difference of the AUROC in points, 95 % interval, paired image by image; and what a score costs")
 
 # %% [markdown]
 # FPR95 here is the share of OOD images that is accepted when 95 % of ID images are ([the first chapter](05_protocol) explains both meanings).
-# A difference whose interval leaves out zero is certain on images like these; with another network the order may change
-# ([Photographs](60_cifar10)).
+# A difference is called *clear* where its interval leaves out zero. Between two equally good detectors this happens by chance in one of twenty
+# comparisons. With another network the order may change ([Photographs](60_cifar10)).
 #
 # ## 4. Which detector should you take?
 #
 # **Why not the first row of the table?** Of many equally good detectors one comes first by chance. So the choice is made on one half of
-# the images of each set, drawn at random, and judged on the other half. The page recommends the *cheapest* detector that is not surely worse
+# the images of each set, drawn at random, and judged on the other half. The page recommends the *cheapest* detector that is not clearly worse
 # than the best of that half, and whose estimate is at most two points behind it. A cost below 5 % of the network's own pass, or below a tenth of a
 # millisecond an image, counts as none; of equally cheap detectors the one with the largest mean AUROC is taken.
 
@@ -546,32 +496,21 @@ if has_ood:
     reason = (
         f"It has the largest mean AUROC of the half it was chosen on ({100 * choice.against_best[pick].a:.1f} %)"
         if pick == choice.best
-        else f"It is not surely worse than {choice.best} on the half it was chosen on ({choice.against_best[pick]}), and cheaper"
+        else f"It is not clearly worse than {choice.best} on the half it was chosen on ({choice.against_best[pick]}), and cheaper"
     )
-    reason += f", and costs {1e3 * seconds[pick]:.3f} ms an image" + (
-        f", {100 * seconds[pick] / network_seconds:.1f} % of the network's pass." if network_seconds else "."
-    )
-    reason += f" Nor surely worse: {listed(others)}." if others else " All others are surely worse there."
+    reason += f", and costs {1e3 * seconds[pick]:.3f} ms an image" + (f", {100 * seconds[pick] / network_seconds:.1f} % of the network's pass." if network_seconds else ".")
+    reason += f" Nor clearly worse: {listed(others)}." if others else " All others are clearly worse there."
     outcome = (
-        "it is the best there too"
-        if held_out.best == pick
-        else f"the best there is {held_out.best}; the difference is {gap}"
-        + {"level": ", so the recommendation holds", "cannot tell": ", and more images would be needed to tell"}.get(
-            gap.word, f", so the recommendation gives away {-100 * gap.difference:.1f} points"
-        )
+        "it is the best there too" if held_out.best == pick
+        else f"the best there is {held_out.best}; the difference is {gap}" + {"level": ", so the recommendation holds", "cannot tell": ", and more images would be needed to tell"}.get(gap.word, f", so the recommendation gives away {-100 * gap.difference:.1f} points")
     )
-    say(
-        f"Take **{pick}**. {reason}\n\nJudged on the other half, {outcome}. Its mean AUROC there is {100 * gap.a:.1f} %."
-    )
+    say(f"Take **{pick}**. {reason}\n\nJudged on the other half, {outcome}. Its mean AUROC there is {100 * gap.a:.1f} %.")
 else:
-    say(
-        f"Take **{pick}** until you have OOD images. Nothing measured on this page compares the detectors: you gave no OOD images, and the smoke test must not choose."
-    )
+    say(f"Take **{pick}** until you have OOD images. Nothing measured on this page compares the detectors: you gave no OOD images, and the smoke test must not choose.")
 
 # %% [markdown]
 # The other half has other images of the *same* sets. **What if OOD images come from somewhere else?** Leave each set out in turn, choose on
 # one half of the others, and judge on the other half, with the set that was left out.
-
 
 # %% tags=["hide-input"]
 def without_one(scored, seconds, least, seed):
@@ -592,15 +531,9 @@ for (group, name), taken, judged in without_one(scored, seconds, free, seed) if 
         "group": plots.NAMES[group], "chosen without it": taken, "AUROC on it (%)": f"{100 * verdict.a:.1f}",
         "best on it": judged.best, "difference": "the best" if taken == judged.best else str(verdict),
     }  # fmt: skip
-held = (
-    sum(judged.against_best[taken].high >= 0 for _, taken, judged in without_one(scored, seconds, free, seed))
-    if rows
-    else 0
-)
+held = sum(judged.against_best[taken].high >= 0 for _, taken, judged in without_one(scored, seconds, free, seed)) if rows else 0
 if rows:
-    say(
-        f"On **{held} of {len(rows)}** sets the detector chosen without the set is not surely worse than the best one on it."
-    )
+    say(f"On **{held} of {len(rows)}** sets the detector chosen without the set is not clearly worse than the best one on it.")
     cells(rows, "Chosen on half of the images of the other sets, judged on a set that the choice did not see")
 else:
     say("This needs two OOD sets at least." if has_ood else "This needs OOD sets of your own.")
@@ -630,9 +563,7 @@ likely = law.ppf([0.025, 0.975])
 
 # %% tags=["hide-input"]
 k = int(accepted.sum())
-kept = {True: "as promised", False: "**more than promised**: the threshold is safe, and gives away detections"}[
-    k <= likely[1]
-]
+kept = {True: "as promised", False: "**more than promised**: the threshold is safe, and gives away detections"}[k <= likely[1]]
 if k < likely[0]:
     kept = "**fewer than promised**: the test images are not drawn like the validation images, from another camera or time, say"
 say(
@@ -648,14 +579,11 @@ for asked in sorted({0.9, tpr, 0.99}):
     d = detector.calibrate(unseen, tpr=asked)
     own = ood.conformal_rank(n, asked)
     rows[f"{100 * asked:g} %"] = {
-        "accepted on average": f"at least {100 * asked:g} %", "with this validation set, surely": f"{100 * stats.beta.ppf(0.05, own, n + 1 - own):.1f} %",
+        "accepted on average": f"at least {100 * asked:g} %", "with probability 95 %, at least": f"{100 * stats.beta.ppf(0.05, own, n + 1 - own):.1f} %",
         "test images accepted": percent((~d.is_ood(x.test)).sum(), m),
     } | {f"{name} refused": percent(d.is_ood(f).sum(), len(f)) for name, f in x.ood_sets().items()}  # fmt: skip
 detector.calibrate(unseen, tpr=tpr)
-cells(
-    pd.DataFrame(rows).fillna(""),
-    "Thresholds by the share of ID images that they promise to accept; surely: with a probability of 95 %",
-)
+cells(pd.DataFrame(rows).fillna(""), "Thresholds by the share of ID images that they promise to accept")
 
 # %% [markdown]
 # The promise is about ID images that are drawn like the validation images. It says nothing of how many OOD images are refused; that is what the
@@ -669,39 +597,18 @@ cells(
 # %% tags=["hide-input"]
 errors = 0 if right is None else int((~right).sum())
 if right is None or errors < 2 or errors == len(right):
-    say(
-        f"There are {errors} errors among the test images: too few to compare."
-        if right is not None
-        else "Without one class per image and logits there are no errors to count."
-    )
+    say(f"There are {errors} errors among the test images: too few to compare." if right is not None else "Without one class per image and logits there are no errors to count.")
 else:
     own, softmax = scored[pick].test, ood.MSP().score(x.test)
     result = ood.evaluate(own[right], own[~right])
     other = ood.compare(own[right], own[~right], softmax[right], softmax[~right])
     low, high = result.auroc_ci
-    verdict = (
-        "**It warns of errors**"
-        if low > 0.5
-        else "**It does not warn of errors**: it ranks them below right answers"
-        if high < 0.5
-        else "**These images cannot decide whether it warns of errors**"
-    )
-    word = "surely better" if other.low > 0 else "surely worse" if other.high < 0 else "not surely different"
-    versus = (
-        ""
-        if pick == "MSP"
-        else f" The softmax alone (MSP) has {100 * other.b:.1f} %; {pick} is {word}, by {as_percent(other.difference, other.low, other.high, signed=True)} points."
-    )
+    verdict = "**It warns of errors**" if low > 0.5 else "**It does not warn of errors**: it ranks them below right answers" if high < 0.5 else "**These images cannot decide whether it warns of errors**"
+    word = "clearly better" if other.low > 0 else "clearly worse" if other.high < 0 else "not clearly different"
+    versus = "" if pick == "MSP" else f" The softmax alone (MSP) has {100 * other.b:.1f} %; {pick} is {word}, by {as_percent(other.difference, other.low, other.high, signed=True)} points."
     say(f"{verdict}: AUROC for errors {as_percent(result.auroc, low, high)} %, over {errors} errors.{versus}")
     alarm = {"right": right, "wrong": ~right}
-    cells(
-        {
-            f"the network is {name}": {"images": int(own.sum()), "refused": percent((~accepted & own).sum(), own.sum())}
-            for name, own in alarm.items()
-        },
-        f"Alarms of {pick} at its threshold, on ID test images",
-    )
-
+    cells({f"the network is {name}": {"images": int(own.sum()), "refused": percent((~accepted & own).sum(), own.sum())} for name, own in alarm.items()}, f"Alarms of {pick} at its threshold, on ID test images")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Accuracy on those ID test images that are kept when the ones with the largest score are refused, for the recommended detector and for the softmax. The dashed line is the best possible order, all errors first.", "name": "fig-audit-selective"}, "image": {"alt": "Selective accuracy. Share of images kept on the horizontal axis, accuracy on them on the vertical axis. Two curves, of the recommended detector and of MSP, start at the accuracy on all images at the right and change as fewer images are kept; a dashed line shows the best possible order."}}
 def kept_accuracy(score):
@@ -715,20 +622,8 @@ if right is not None and errors >= 2:
     shares = np.arange(1, len(right) + 1) / len(right)
     curves = {"MSP": (softmax, plots.SERIES[3])} | ({pick: (own, plots.SERIES[0])} if pick != "MSP" else {})
     for name, (score, look) in curves.items():
-        ax.plot(
-            shares[len(right) // 10 :],
-            100 * kept_accuracy(score)[len(right) // 10 :],
-            label=name,
-            **look | {"marker": ""},
-        )
-    ax.plot(
-        shares,
-        100 * np.minimum(1, right.sum().item() / (shares * len(right))),
-        "--",
-        color=plots.COLORS["grey"],
-        lw=1,
-        label="best order",
-    )
+        ax.plot(shares[len(right) // 10 :], 100 * kept_accuracy(score)[len(right) // 10 :], label=name, **look | {"marker": ""})
+    ax.plot(shares, 100 * np.minimum(1, right.sum().item() / (shares * len(right))), "--", color=plots.COLORS["grey"], lw=1, label="best order")
     ax.axvline(accepted.double().mean().item(), color=plots.COLORS["grey"], lw=1, ls=":")
     ax.set(xlabel="share of ID images kept", ylabel="accuracy on them (%)", xlim=(0.1, 1.0))
     ax.legend()
@@ -737,9 +632,7 @@ if right is not None and errors >= 2:
 # %% tags=["hide-input"]
 if right is not None and errors >= 2:
     before, after = share(right.sum(), m), share((right & accepted).sum(), accepted.sum())
-    say(
-        f"At the threshold, the dotted line, {percent(accepted.sum(), m)} of the images are kept, and the accuracy on them is {as_percent(*after)} % instead of {as_percent(*before)} %."
-    )
+    say(f"At the threshold, the dotted line, {percent(accepted.sum(), m)} of the images are kept, and the accuracy on them is {as_percent(*after)} % instead of {as_percent(*before)} %.")
 
 # %% [markdown]
 # ## 7. Whose images are refused?
@@ -756,18 +649,15 @@ members = {name: own for name, own in members.items() if own.any()}
 refused = {name: share((~accepted & own).sum(), own.sum()) for name, own in members.items()}
 level = 0.05 / len(members)  # Bonferroni: an error in any of the classes
 unfair = {
-    name: stats.binomtest(int((~accepted & own).sum()), int(own.sum()), 1 - tpr).pvalue for name, own in members.items()
+    name: stats.binomtest(int((~accepted & own).sum()), int(own.sum()), 1 - tpr).pvalue
+    for name, own in members.items()
 }
 
 # %% tags=["hide-input"]
 more = [n for n, p in unfair.items() if p < level and refused[n][0] > 1 - tpr]
 less = [n for n, p in unfair.items() if p < level and refused[n][0] < 1 - tpr]
 say(
-    (
-        f"**Surely refused more often than {100 * (1 - tpr):.0f} %: {listed(more)}.** "
-        if more
-        else f"No class is surely refused more often than {100 * (1 - tpr):.0f} %. "
-    )
+    (f"**Surely refused more often than {100 * (1 - tpr):.0f} %: {listed(more)}.** " if more else f"No class is clearly refused more often than {100 * (1 - tpr):.0f} %. ")
     + (f"Surely less often: {listed(less)}. " if less else "")
     + f"(Of {len(members)} classes, tested at {100 * level:.2g} % each, so that one false verdict among all has a probability of 5 % at most.)"
 )
@@ -776,26 +666,17 @@ say(
 top = sorted(refused, key=lambda n: -refused[n][0])[:15]
 value, low, high = 100 * np.array([refused[n] for n in top]).T
 figure, ax = plt.subplots(figsize=(plots.FULL * 0.7, 0.7 + 0.26 * len(top)))
-ax.errorbar(
-    value,
-    range(len(top)),
-    xerr=[value - low, high - value],
-    fmt=plots.MARKERS["id"],
-    color=plots.COLORS["id"],
-    ms=5,
-    lw=1.2,
-)
+ax.errorbar(value, range(len(top)), xerr=[value - low, high - value], fmt=plots.MARKERS["id"], color=plots.COLORS["id"], ms=5, lw=1.2)
 ax.axvline(100 * (1 - tpr), color=plots.COLORS["grey"], lw=1, ls=":")
 ax.set(yticks=range(len(top)), yticklabels=top, xlabel="refused (%)")
 ax.invert_yaxis()
 plt.show()
 
 # %% [markdown]
-# Where a class pays, give each class a threshold of its own, set on the validation images that the network assigns to it. The last exercise
+# Where one class is refused too often, give each class its own threshold, set on the validation images that the network assigns to it. The last exercise
 # asks what that costs.
 #
 # ## 8. What do the hardest pictures look like?
-
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Above, the ID test images with the largest scores; below, the OOD images with the smallest. Over each picture stands its file, and below it its class or set.", "name": "fig-audit-gallery"}, "image": {"alt": "Two galleries of eight thumbnails each. Upper gallery: in-distribution test images that the detector finds most out-of-distribution. Lower gallery: out-of-distribution images that it finds most in-distribution. File names stand above the pictures, and classes or set names below."}}
 def named(data, i):
@@ -805,11 +686,7 @@ def named(data, i):
 def hardest(count=8):
     """Pictures with file, caption and role: the most OOD-looking ID images, the most ID-looking OOD images."""
     own = scored[pick].test.argsort(descending=True)[:count].tolist()
-    said = (
-        [", ".join(c for c, y in zip(x.classes, row) if y) or "no label" for row in known.tolist()]
-        if several
-        else [x.classes[c] for c in known.tolist()]
-    )
+    said = [", ".join(c for c, y in zip(x.classes, row) if y) or "no label" for row in known.tolist()] if several else [x.classes[c] for c in known.tolist()]
     first = [(bench.test, i, said[i], "id") for i in own]
     sets = [(g, n, s) for g, group in scored[pick].groups().items() for n, s in group.items()]
     low = sorted((v, g, n, i) for g, n, s in sets for i, v in enumerate(s.tolist()))[:count]
@@ -833,11 +710,7 @@ if bench:
 passed = {n: (~detector.is_ood(f)).sum().item() / len(f) for n, f in x.ood_sets().items()}
 worst = max(passed, key=passed.get)
 say(
-    (
-        "A bank holds no pictures to look at. "
-        if not bench
-        else "Look for a pattern: one class, one light, one camera, a wrong label. "
-    )
+    ("A bank holds no pictures to look at. " if not bench else "Look for a pattern: one class, one light, one camera, a wrong label. ")
     + f"At the threshold, {worst} passes most often: {100 * passed[worst]:.1f} % of its images are accepted."
 )
 
@@ -847,7 +720,6 @@ say(
 # If pictures were taken one after the other, **did the score change on the way?** If nine files in ten hold the time that a camera wrote into
 # them, the images are ordered by this time, otherwise by the names of their files within each class. Without drift, place and score are
 # uncorrelated, and each tenth of the images is refused equally often. Both are tested, the first for a trend, the second for single stretches.
-
 
 # %% tags=["hide-input"]
 def taken(path):
@@ -878,27 +750,17 @@ out = np.concatenate([(~accepted).numpy()[own] for own in rows if own.sum() > 1]
 tenth = np.minimum((10 * (path - 1e-9)).astype(int), 9)
 counts = np.array([[(out & (tenth == d)).sum(), (~out & (tenth == d)).sum()] for d in range(10) if (tenth == d).any()])
 uneven = stats.chi2_contingency(counts).pvalue if (counts.sum(0) > 0).all() else 1.0
-basis = (
-    "the time in the files"
-    if by_time
-    else f"the order of the files{'' if several else ' within each class'}"
-    if bench
-    else "the order of the bank, which means nothing by itself"
-)
+basis = "the time in the files" if by_time else f"the order of the files{'' if several else ' within each class'}" if bench else "the order of the bank, which means nothing by itself"
 trend = f"The score **{'rises' if rho > 0 else 'falls'} on the way**" if p < 0.025 else "No trend shows"
-parts = "**stretches differ** in how often they are refused" if uneven < 0.025 else "stretches do not surely differ"
+parts = "**stretches differ** in how often they are refused" if uneven < 0.025 else "stretches do not clearly differ"
 advice = " Ask what changed there, and set the threshold on images of each kind." if min(p, uneven) < 0.025 else ""
-say(
-    f"{trend} (rank correlation of place and score {rho:+z.2f}, p = {p:.2g}), and {parts} (p = {uneven:.2g}), by {basis}.{advice}"
-)
+say(f"{trend} (rank correlation of place and score {rho:+z.2f}, p = {p:.2g}), and {parts} (p = {uneven:.2g}), by {basis}.{advice}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Share of ID test images refused in each tenth of their order, with 95 % intervals; the line is what the threshold promises.", "name": "fig-audit-drift"}, "image": {"alt": "Ten points from the first to the last tenth of the ID test images in their order. Each is the share of images refused, with a vertical bar for its interval. A horizontal dotted line marks the promised share. A trend of the points upwards or downwards would be drift."}}
 points = [(d, *share(out[tenth == d].sum(), (tenth == d).sum())) for d in range(10) if (tenth == d).any()]
 d, value, low, high = 100 * np.array(points).T
 figure, ax = plt.subplots(figsize=(plots.FULL * 0.7, 2.4))
-ax.errorbar(
-    d / 10 + 5, value, [value - low, high - value], fmt=plots.MARKERS["id"], color=plots.COLORS["id"], ms=5, lw=1.2
-)
+ax.errorbar(d / 10 + 5, value, [value - low, high - value], fmt=plots.MARKERS["id"], color=plots.COLORS["id"], ms=5, lw=1.2)
 ax.axhline(100 * (1 - tpr), color=plots.COLORS["grey"], lw=1, ls=":")
 ax.set(xlabel="place in the order (% of the images)", ylabel="refused (%)", xlim=(0, 100))
 plt.show()
@@ -922,34 +784,18 @@ print(command, "PICTURES...")
 if results:
     shutil.copy(place / "detector.safetensors", results)
 size = (place / "detector.safetensors").stat().st_size / 1e6
-say(
-    f"`detector.safetensors` holds {pick}, {size:.2f} MB"
-    + (", and lies in the folder of this run." if results else ". Give the parameter `results` a folder to keep it.")
-    + (" It was fitted on a bank, so name the model whose features these are." if is_bank else "")
-)
+say(f"`detector.safetensors` holds {pick}, {size:.2f} MB" + (", and lies in the folder of this run." if results else ". Give the parameter `results` a folder to keep it.") + (" It was fitted on a bank, so name the model whose features these are." if is_bank else ""))
 
 # %% [markdown]
 # **Does the command give the scores of this page?** It is run here, in a process of its own, on a few test pictures of each kind.
-
 
 # %% tags=["hide-input"]
 def by_command(count=4):
     """Paths of a few pictures of the ID test set and of the first OOD set, what the command says, what this page says."""
     sets = [(bench.test, x.test), *((getattr(bench, g)[n], f) for g, own in x.groups().items() for n, f in own.items())]
     sets = [(data, f) for data, f in sets if isinstance(data, ImageFiles)][:2]
-    chosen = [
-        (data.base / data.names[i], detector.is_ood(f[torch.tensor([i])]).item())
-        for data, f in sets
-        for i in range(count)
-    ]
-    line = [
-        sys.executable,
-        *words[1:4],
-        str(place / "detector.safetensors"),
-        *words[5:],
-        "--quiet",
-        *(str(path) for path, _ in chosen),
-    ]
+    chosen = [(data.base / data.names[i], detector.is_ood(f[torch.tensor([i])]).item()) for data, f in sets for i in range(count)]
+    line = [sys.executable, *words[1:4], str(place / "detector.safetensors"), *words[5:], "--quiet", *(str(path) for path, _ in chosen)]
     folder = place if (place / "model.pt").exists() else os.environ.get("OOD_FOLDER", ".")
     done = subprocess.run(line, capture_output=True, text=True, cwd=folder)
     if done.returncode not in (0, 1):
@@ -960,17 +806,8 @@ def by_command(count=4):
 if bench:
     said, expected = by_command()
     same = ((said["decision"] == "refuse") == expected).sum()
-    say(
-        f"{same} of {len(said)} decisions agree."
-        + (
-            ""
-            if same == len(said)
-            else " **They should all agree**: the command prepares the pictures otherwise than this page."
-        )
-    )
-    shown = said.assign(path=["/".join(Path(name).parts[-3:]) for name in said["path"]]).drop(
-        columns=["error", "class"]
-    )
+    say(f"{same} of {len(said)} decisions agree." + ("" if same == len(said) else " **They should all agree**: the command prepares the pictures otherwise than this page."))
+    shown = said.assign(path=["/".join(Path(name).parts[-3:]) for name in said["path"]]).drop(columns=["error", "class"])
     display(shown.style.hide(axis="index").format(precision=3).set_caption("What the command wrote"))
 
 # %% [markdown]
@@ -990,26 +827,14 @@ for name in benchmarks:
     for draw in range(3):
         for (_, left), taken_, judged in without_one(found, costs.to_dict(), 1e-4, seed + draw):
             gaps = {n: (v.high >= 0, -100 * v.difference) for n, v in judged.against_best.items()}
-            trials += [
-                {"network": name, "set": left, "rule": r, "as good": g[0], "lost": g[1]}
-                for r, g in {"recommended here": gaps[taken_]}.items()
-            ]
-            trials += [
-                {"network": name, "set": left, "rule": f"always {n}", "as good": g[0], "lost": g[1]}
-                for n, g in gaps.items()
-            ]
+            trials += [{"network": name, "set": left, "rule": r, "as good": g[0], "lost": g[1]} for r, g in {"recommended here": gaps[taken_]} .items()]
+            trials += [{"network": name, "set": left, "rule": f"always {n}", "as good": g[0], "lost": g[1]} for n, g in gaps.items()]
 trials = pd.DataFrame(trials)
 
 # %% tags=["hide-input"]
 if len(trials):
     per_set = trials.groupby(["rule", "network", "set"], sort=False)[["as good", "lost"]].mean()
-    rules = per_set.groupby("rule").agg(
-        **{
-            "as good as the best": ("as good", "mean"),
-            "points lost, mean": ("lost", "mean"),
-            "points lost, worst set": ("lost", "max"),
-        }
-    )
+    rules = per_set.groupby("rule").agg(**{"as good as the best": ("as good", "mean"), "points lost, mean": ("lost", "mean"), "points lost, worst set": ("lost", "max")})
     rules = rules.sort_values("points lost, mean")
     ours = per_set.loc["recommended here"]
     sets, good = len(ours), ours["as good"].mean()
@@ -1019,15 +844,7 @@ if len(trials):
     gaps = {r: by_network[r] - by_network["recommended here"] for r in fixed.index}
     first = fixed.index[0]
     mean, low, high = mean_interval(gaps[first])
-    word = (
-        "one network: no interval"
-        if np.isnan(low)
-        else "better"
-        if low > 0
-        else "worse"
-        if high < 0
-        else "these images cannot decide which of the two is better"
-    )
+    word = "one network: no interval" if np.isnan(low) else "better" if low > 0 else "worse" if high < 0 else "these images cannot decide which of the two is better"
     ends = "" if np.isnan(low) else f" [{low:+z.1f}, {high:+z.1f}]"
     say(
         f"Networks: {ours.index.get_level_values('network').nunique()}; OOD sets left out: {sets}. The recommendation is as good as the best in **{100 * good:.0f} %** of the cases, and within two points of it on {close} of the {sets} sets. It "
@@ -1035,13 +852,7 @@ if len(trials):
         f"The best rule that always takes one detector, *{first}*, loses {fixed.iloc[0]['points lost, mean']:.1f}, and that it is the best one is known only from this table; against it the recommendation "
         f"gains {mean:+z.1f}{ends} points ({word}). The middle one of these rules loses {fixed['points lost, mean'].median():.1f}."
     )
-    display(
-        rules.style.format(
-            {"as good as the best": "{:.0%}", "points lost, mean": "{:.1f}", "points lost, worst set": "{:.1f}"}
-        ).set_caption(
-            "AUROC lost against the best detector on an OOD set that the choice did not see; as good: the paired interval holds zero. Three draws of the halves for each set"
-        )
-    )
+    display(rules.style.format({"as good as the best": "{:.0%}", "points lost, mean": "{:.1f}", "points lost, worst set": "{:.1f}"}).set_caption("AUROC lost against the best detector on an OOD set that the choice did not see; as good: the paired interval holds zero. Three draws of the halves for each set"))
 else:
     say("No bank was given in `benchmarks`.")
 
@@ -1064,7 +875,6 @@ else:
 # %% tags=["exercise"]
 count = ...
 
-
 # %% tags=["check", "hide-input"]
 def promises(n, t=0.995):
     """Whether n images can promise to accept a share t."""
@@ -1085,6 +895,7 @@ check_count(count)
 # ```{solution-start} ex-audit-count
 # :class: dropdown
 # ```
+# $\lceil(n+1)\,t\rceil\le n$ holds exactly where $n\ge\frac{t}{1-t}=\frac{0.995}{0.005}=199$.
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: one image in two hundred may be refused, so a hundred and some will do.
@@ -1109,7 +920,6 @@ check_count(count)
 # %% tags=["exercise"]
 p_value = ...
 
-
 # %% tags=["check", "hide-input"]
 def first_p():
     """By the library."""
@@ -1122,10 +932,7 @@ def near(a, b, tolerance=1e-6):
 
 check_p = ood.Check(
     (lambda p: 0 < p <= 1, "a p-value is above 0 and at most 1"),
-    (
-        lambda p: not near(p, 1 + 1 / (len(detector.calibration) + 1) - first_p()),
-        "count the scores that are at least as large, not those below",
-    ),
+    (lambda p: not near(p, 1 + 1 / (len(detector.calibration) + 1) - first_p()), "count the scores that are at least as large, not those below"),
     (lambda p: near(p, first_p()), "the image itself counts too, above and below the line"),
 )
 check_p(p_value)
@@ -1137,6 +944,7 @@ check_p(p_value)
 # ```{solution-start} ex-audit-p
 # :class: dropdown
 # ```
+# The new score counts as one of the $n+1$, so the smallest p-value is $\frac{1}{n+1}$, not zero.
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: the share of calibration scores alone, which can be 0.
@@ -1162,7 +970,6 @@ check_p(p_value)
 
 # %% tags=["exercise"]
 worth = ...
-
 
 # %% tags=["check", "hide-input"]
 def alarms(images=10_000, ood_share=0.01):
@@ -1211,7 +1018,6 @@ check_worth(worth)
 # %% tags=["exercise"]
 optimism = ...
 
-
 # %% tags=["check", "hide-input"]
 @cache
 def both_halves(seed):
@@ -1225,10 +1031,7 @@ def mean_optimism():
 
 
 check_optimism = ood.Check(
-    (
-        lambda o: not near(o, -mean_optimism(), 1e-9) or near(o, 0),
-        "the other way round: the half of the choice minus the other",
-    ),
+    (lambda o: not near(o, -mean_optimism(), 1e-9) or near(o, 0), "the other way round: the half of the choice minus the other"),
     (lambda o: near(o, mean_optimism(), 1e-6), "the best of each half anew; the mean over seeds 0 to 4"),
 )
 check_optimism(optimism)
@@ -1262,12 +1065,11 @@ check_optimism(optimism)
 # ```{exercise-start} Cheap or good?
 # :label: ex-audit-cheap
 # ```
-# A service may spend a millisecond an image on the score. Which detector do you take, of those that are not surely worse than the best one on all images?
+# A service may spend a millisecond an image on the score. Which detector do you take, of those that are not clearly worse than the best one on all images?
 # Store in `affordable` the names of all that qualify. *Hint: `whole.candidates` and `seconds`.*
 
 # %% tags=["exercise"]
 affordable = ...
-
 
 # %% tags=["check", "hide-input"]
 def qualifies(name):
@@ -1276,7 +1078,7 @@ def qualifies(name):
 
 check_affordable = ood.Check(
     (lambda names: not isinstance(names, str) and len(list(names)) > 0, "a list of names, even of one"),
-    (lambda names: all(n in whole.candidates for n in names), "one of them is surely worse than the best"),
+    (lambda names: all(n in whole.candidates for n in names), "one of them is clearly worse than the best"),
     (lambda names: all(map(qualifies, names)), "one of them takes longer than a millisecond"),
     (lambda names: set(names) == set(filter(qualifies, scored)), "there are more of them"),
 )
@@ -1289,6 +1091,7 @@ check_affordable(affordable)
 # ```{solution-start} ex-audit-cheap
 # :class: dropdown
 # ```
+# Among the candidates, the images show no clear difference, so the cost decides. A cheaper detector that is clearly worse is no candidate.
 
 # %% tags=["solution", "wrong", "remove-cell"]
 # Tempting: the cheapest of all, however poor.
@@ -1307,12 +1110,12 @@ check_affordable(affordable)
 # ```{exercise-start} One class, one threshold
 # :label: ex-audit-class
 # ```
-# Give every class a threshold of its own, set on the validation images of that class alone. How many images has the smallest class of `x.val`, and which
+# Give every class a threshold of its own, set on the validation images of that class alone. (Section 7 would use the images that the network
+# *assigns* to the class, because a new image has no label; to keep it simple, count true labels here.) How many images has the smallest class of `x.val`, and which
 # share `tpr` can it promise at most? Store that share in `most`. *Hint: $n$ images can promise $n/(n+1)$.*
 
 # %% tags=["exercise"]
 most = ...
-
 
 # %% tags=["check", "hide-input"]
 def class_sizes():
@@ -1327,14 +1130,8 @@ def fewest():
 
 check_most = ood.Check(
     (lambda t: 0 <= t < 1, "a share below 1"),
-    (
-        lambda t: not near(t, len(x.val) / (len(x.val) + 1), 1e-9),
-        "that is what all validation images together can promise",
-    ),
-    (
-        lambda t: near(t, fewest() / (fewest() + 1), 1e-3),
-        "count x.val.labels, class by class, and take the smallest number",
-    ),
+    (lambda t: not near(t, len(x.val) / (len(x.val) + 1), 1e-9), "that is what all validation images together can promise"),
+    (lambda t: near(t, fewest() / (fewest() + 1), 1e-3), "count x.val.labels, class by class, and take the smallest number"),
 )
 check_most(most)
 
@@ -1366,21 +1163,8 @@ check_most(most)
 
 # %% tags=["hide-input"]
 lines = [
-    "The network: "
-    + (
-        f"{quality:.3f} {'mean average precision' if several else 'accuracy'}"
-        if quality is not None
-        else "no head, so no accuracy"
-    )
-    + (f", {found_word}" if (found_word := getattr(calibration, "word", "")) else "")
-    + (f"; **{fault}, so nothing below can be trusted**" if fault else "")
-    + ".",
-    f"The detector: **{pick}**"
-    + (
-        f", {100 * gap.a:.1f} % mean AUROC on images that did not choose it."
-        if has_ood
-        else ", not chosen by OOD images, for there are none."
-    ),
+    "The network: " + (f"{quality:.3f} {'mean average precision' if several else 'accuracy'}" if quality is not None else "no head, so no accuracy") + (f", {found_word}" if (found_word := getattr(calibration, 'word', '')) else "") + (f"; **{fault}, so nothing below can be trusted**" if fault else "") + ".",
+    f"The detector: **{pick}**" + (f", {100 * gap.a:.1f} % mean AUROC on images that did not choose it." if has_ood else ", not chosen by OOD images, for there are none."),
     f"The threshold: {100 * accepted.double().mean().item():.1f} % of held-out ID images accepted, {100 * tpr:g} % promised.",
     f"The command: `{command} PICTURES...`",
 ]
@@ -1393,11 +1177,4 @@ say("\n".join(f"* {line}" for line in lines))
 # %% tags=["hide-input"]
 if results:
     origin = ood.provenance(data=benchmark if is_bank or benchmark == "digits" else "folder", weights=spec)
-    ood.save_results(
-        Path(results, "audit.json"),
-        table,
-        origin=origin,
-        benchmark=x.name.rpartition("/")[2],
-        network=spec or x.name,
-        **({} if quality is None else {"accuracy": quality}),
-    )
+    ood.save_results(Path(results, "audit.json"), table, origin=origin, benchmark=x.name.rpartition("/")[2], network=spec or x.name, **({} if quality is None else {"accuracy": quality}))

@@ -176,7 +176,9 @@ def _teach(args: argparse.Namespace) -> int:
     # What cannot be is refused before anything is written.
     runs, tasks = _finished(root, args, args.notebooks) if args.slides else (root, [])
     book = replace(read_book(root), site="")  # the pages have the solutions
-    made = {path: data for source in select(root, args.notebooks) for path, data in handouts(source, book).items()}
+    made = {
+        path: data for source in select(root, args.notebooks) for path, data in handouts(source, book, args.at).items()
+    }
     for path, data in (made | {"student.zip": together(made, "student")}).items():
         with atomic(out / path) as fresh:
             fresh.write_bytes(data)
@@ -316,6 +318,7 @@ def _parser() -> argparse.ArgumentParser:
     teach = commands.add_parser("teach", parents=[root, values], help="write editions for students, teachers, a grader")
     teach.add_argument("notebooks", nargs="*", metavar="NOTEBOOK", help="default: all")
     teach.add_argument("--slides", action="store_true", help="and slides, of the runs with these values")
+    teach.add_argument("--at", default="", metavar="TAG", help="tag or commit of the library that they install")
     teach.add_argument("--out", type=Path, help="where they go (default: _build/teach)")
     teach.set_defaults(command=_teach)
 

@@ -3,6 +3,7 @@
 `ood-book sync` writes these lines into the chapter, which names in `notebooks/notebooks.yaml` what is shown:
 
     - `duels`: method, baseline and its name, of a file of `book/results/verdicts` (the first: a table)
+    - `trained`: pairs of detectors of a file of `book/results`, compared network by network, in a sentence each
     - `values`: detectors of a file of `book/results` and what to call them, with near and far AUROC
     - `leaders`: files of `book/results`, with the best detector of each
     - `level`: the same, with the interval of the best one and how many others lie in it
@@ -29,7 +30,8 @@ NETWORKS = {
     "digits": "small networks on digits",
 }
 WORDS = (
-    "*Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. "
+    "Intervals are of 95 %, and [wider over several networks](../book/notation.md). *Better* and *worse*: the interval "
+    "leaves out zero. *Level*: it holds zero and lies within a point of it. "
     "*Cannot tell*: it is wider."
 )
 KEPT = " They stay when you run this page with other values."
@@ -52,7 +54,7 @@ def found(root: Path, asked: Mapping[str, Any]) -> list[str]:
         Refused: something is asked for that the results do not have.
     """
     kinds: dict[str, Callable[[Path, Any], list[str]]] = {
-        "duels": _duels, "values": _values, "leaders": _leaders, "level": _level, "means": _means,
+        "duels": _duels, "trained": _trained, "values": _values, "leaders": _leaders, "level": _level, "means": _means,
     }  # fmt: skip
     if unknown := set(asked) - set(kinds):
         raise Refused(f"notebooks.yaml asks for {sorted(unknown)} of the results; expected some of {sorted(kinds)}")
@@ -103,7 +105,7 @@ def _table(rows: "pd.DataFrame", method: str, baseline: str) -> list[str]:
     wide = rows.pivot(index="network", columns="group", values="verdict")
     wide = wide.loc[list(dict.fromkeys(rows["network"])), groups]
     lines = [
-        f"**What we found.** AUROC of *{method}* minus that of *{baseline}*, in points, with the 95 % interval:",
+        f"**What we found.** AUROC of *{method}* minus that of *{baseline}*, in points, with its interval:",
         "",
         f"| network | {' | '.join(GROUPS[g] for g in groups)} |",
         "|---" * (1 + len(groups)) + "|",
@@ -130,6 +132,23 @@ def _sentence(rows: "pd.DataFrame", method: str, baseline: str) -> str:
         by_words.setdefault(said, []).append(called(network))
     said_of = [f"**{said.capitalize()}** ({', '.join(names)})." for said, names in by_words.items()]
     return f"- *{method}* against *{baseline}*. {' '.join(said_of)}"
+
+
+def _trained(results: Path, asked: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
+    """Each pair, near and far: the mean difference over networks, with its interval."""
+    import ood_lib as ood
+
+    lines = [""]
+    for run, pairs in asked.items():
+        kept = ood.load_results(results / f"{run}.json")
+        for one, other, words in pairs:
+            if missing := [d for d in (one, other) if d not in set(kept["detector"])]:
+                raise Refused(f"book/results/{run}.json has no detector {missing[0]!r}")
+            groups = [g for g in GROUPS if (kept["group"] == g).any()]
+            gaps = [f"{g.capitalize()}-OOD: {ood.compare_over_seeds(kept, one, other, g)}." for g in groups]
+            lines.append(f"- {words}. {' '.join(gaps)}")
+        lines += ["", "Differences in points of AUROC with a 99 % interval over networks. " + _origin(kept.iloc[0])]
+    return lines
 
 
 def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:

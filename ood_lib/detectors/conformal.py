@@ -20,7 +20,7 @@ __all__ = ["conformal_p_values", "conformal_rank"]
 def conformal_rank(n: int, tpr: float) -> int:
     r"""The rank of the threshold among n held-out scores, :math:`k = \lceil (n + 1)\,\mathrm{tpr} \rceil`.
 
-    A new score is one more draw, so each of the n + 1 ranks is equally likely for it, and it is at most the k-th
+    A new score is one more draw, so each of the n + 1 ranks is equally likely for it.  So it is at most the k-th
     smallest of the others with probability k / (n + 1) >= tpr.  (The k-th with n tpr rounded up would reach the rate on
     the held-out scores only.)
 

@@ -293,8 +293,8 @@ def evaluate(id_scores: Tensor, ood_scores: Tensor, *, positive: Positive = "id"
 CALLED = 0.99
 """Confidence of the interval by which a method is called better or worse over several networks.
 
-Student's t is exact for normal differences.  Differences of networks are skewed, as where one training in ten fails:
-those of an exponential or a log-normal distribution make an interval of 95 % miss in 10 to 18 of 100, for three
+Student's t is exact for normal differences.  Differences of networks can be skewed: those of an exponential or a
+log-normal distribution make an interval of 95 % miss in 10 to 18 of 100, for three
 networks as for ten, and one of 99 % in 3 to 9 (in at most 5.3 for three networks).  So the latter is what keeps the
 promise of the former; tests/benchmarks/bench_intervals.py has the table.
 """

@@ -279,6 +279,11 @@ def test_the_command_writes_the_chosen_notebooks_and_refuses_others(tmp_path, ca
     with zipfile.ZipFile(tmp_path / "student.zip") as bundle:
         assert bundle.namelist() == ["10_weiper.ipynb"]
         assert bundle.read("10_weiper.ipynb") == (tmp_path / "student/10_weiper.ipynb").read_bytes()
+    assert cli.main(["teach", "weiper", "--at", "spring/2027-v1.0", *out]) == 0
+    for edition in EDITIONS:
+        made_for_it = (tmp_path / f"{edition}/10_weiper.ipynb").read_text(encoding="utf-8")
+        assert "ood-book@main" not in made_for_it and "ood-book@spring/2027-v1.0" in made_for_it
+    assert cli.main(["teach", "weiper", "--at", "a tag", *out]) == 2 and "'a tag' is no tag" in capsys.readouterr().err
     assert cli.main(["teach", "wieper", *out]) == 2 and "did you mean 'weiper'" in capsys.readouterr().err
 
 

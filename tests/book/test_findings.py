@@ -122,6 +122,11 @@ def test_what_docstrings_and_page_say_of_intervals_is_what_was_simulated():
     skewed = [row for row in calls if row["law"].startswith(("exp", "log"))]
     at_95, called = ([round(100 * row[key]) for row in skewed] for key in ("at_95", "called"))
     assert f"miss in {min(at_95)} to {max(at_95)} of 100" in docs[0]
+    said = " ".join((ROOT / "book/notation.md").read_text(encoding="utf-8").split())
+    assert (
+        f"in {min(at_95)} to {max(at_95)} of 100 tables, and a 99 % interval in {min(called)} to {max(called)}" in said
+    )
+    assert min(held) >= 95  # what the page on certainty says of FPR95
     most = 100 * max(row["called"] for row in skewed if row["networks"] == 3)
     assert f"in {min(called)} to {max(called)} (in at most {most:.1f} for three networks)" in docs[0]
     three = [row for row in verdicts if (row["networks"], row["law"]) == (3, "exponential") and row["ratio"] < 1e3]
