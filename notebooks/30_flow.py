@@ -1108,7 +1108,7 @@ caption = "K = 512, time of one core of the processor that made this page"
 display(cost_table.style.format("{:.1f}").format("{:.0f}", columns[1:3]).set_caption(caption))
 display(Markdown(
     f"One pass over 50,000 rows takes about **{cost_table.iloc[0][columns[2]]:.0f} s** of one core, extrapolated from two updates. "
-    f"{saves}`tests/benchmarks/bench_flow.py` runs the whole pass, and compares `log_prob` with the packages zuko and normflows."
+    f"{saves}[Large data](../book/scale) compares `log_prob` and a training step with the packages zuko and normflows."
 ))  # fmt: skip
 
 # %% [markdown]

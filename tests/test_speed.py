@@ -54,10 +54,38 @@ def test_a_row_that_was_measured_is_kept_and_one_that_fails_leaves_the_others(tm
             raise Apart("apart")
         return {"value": name}
 
-    assert Store(tmp_path / "a.json").fill(["one", "bad", "two"], row) == ["bad: apart"]
-    assert Store(tmp_path / "a.json").fill(["one", "bad", "two", "three"], row) == ["bad: apart"]
-    assert asked == ["one", "bad", "two", "bad", "three"]
-    assert set(json.loads((tmp_path / "a.json").read_text())["rows"]) == {"one", "two", "three"}
+    order = ["one", "bad", "two", "three"]
+    assert Store(tmp_path / "a.json", order).fill(["two", "bad", "one"], row) == ["bad: apart"]
+    assert Store(tmp_path / "a.json", order).fill(order, row) == ["bad: apart"]
+    assert asked == ["two", "bad", "one", "bad", "three"]
+    assert list(json.loads((tmp_path / "a.json").read_text())["rows"]) == ["one", "two", "three"]
+
+
+def test_a_row_that_is_measured_again_replaces_the_old_one_and_leaves_the_others_where_they_are(tmp_path):
+    file, order = tmp_path / "a.json", ["one", "two", "three"]
+    Store(file, order, base=7).fill(order, lambda name: name)
+
+    def fails(name: str) -> str:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(file, order, base=7).fill(["two"], fails, again=True)
+    assert json.loads(file.read_text())["rows"] == {name: name for name in order}
+    Store(file, order, base=7).fill(["two"], lambda name: "new", again=True, date="today")
+    found = json.loads(file.read_text())
+    assert [*found["rows"].items()] == [("one", "one"), ("two", "new"), ("three", "three")] and found["date"] == "today"
+
+
+def test_rows_of_another_machine_or_size_do_not_come_together(tmp_path):
+    file, here = tmp_path / "a.json", {"processor": "x", "rates": {"single": 1.0}}
+    Store(file, ["one"], machine=here, size=[1]).fill(["one"], lambda name: name)
+    before = file.read_bytes()
+    Store(file, ["one"], machine=here | {"rates": {"single": 2.0}}, size=(1,))  # rates vary from hour to hour
+    with pytest.raises(SystemExit, match=r"another machine: .*'x'.*'y'"):
+        Store(file, ["one"], machine=here | {"processor": "y"}, size=[1])
+    with pytest.raises(SystemExit, match=r"another size: \[\[1\]\]"):
+        Store(file, ["one"], machine=here, size=[2])
+    assert file.read_bytes() == before
 
 
 def test_growth_measures_fit_and_score_of_every_shape(monkeypatch):

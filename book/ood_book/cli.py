@@ -11,6 +11,7 @@ import ast
 import json
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -218,23 +219,28 @@ SYNCED = "_build/synced.json"  # what `sync` wrote last: a notebook that is othe
 
 
 def _spare_edited(root: Path, differing: Sequence[Path]) -> None:
-    """Refuse to write over an `.ipynb` that was edited after its `.py`: what is in it is nowhere else."""
+    """Refuse to write over an `.ipynb` that somebody edited: what is in it is nowhere else."""
     try:
         written = read_json(root / SYNCED, "")
     except (OSError, ValueError):
         written = {}
-    edited = [
-        path
-        for path in differing
-        if path.suffix == ".ipynb" and path.is_file()
-        and path.stat().st_mtime > path.with_suffix(".py").stat().st_mtime
-        and content_hash(path.read_bytes()) != written.get(path.name)
-    ]  # fmt: skip
-    if edited:
+    there = [path for path in differing if path.suffix == ".ipynb" and path.is_file()]
+    if edited := [path for path in there if _is_edited(path, written.get(path.name))]:
         raise Refused(
-            f"nothing is written: edited, and newer than their .py, are {', '.join(map(str, edited))}. To keep a "
-            "change of one, make it in its .py, which is the source; then, or to drop it, remove the .ipynb, sync again"
+            f"nothing is written: edited are {', '.join(map(str, edited))}. To keep a change of one, make it in its "
+            ".py, which is the source; then, or to drop it, remove the .ipynb, sync again"
         )
+
+
+def _is_edited(path: Path, written: str | None) -> bool:
+    """Whether a notebook is neither as `sync` wrote it nor as git has it; if both are unknown, newer than its .py."""
+    with suppress(OSError):
+        git = subprocess.run(["git", "show", f"HEAD:./{path.name}"], cwd=path.parent, capture_output=True)
+        if git.returncode == 0:
+            return path.read_bytes() != git.stdout and content_hash(path.read_bytes()) != written
+    if written is not None:
+        return content_hash(path.read_bytes()) != written
+    return path.stat().st_mtime > path.with_suffix(".py").stat().st_mtime
 
 
 def _origin(path: Path) -> str:

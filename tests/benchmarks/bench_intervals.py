@@ -120,10 +120,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="the file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    store = Store(options.out)
-    rows = {name: found for name, found in store.content.get("rows", {}).items() if name not in options.parts}
-    store.put(provenance=ood.provenance("python -m tests.benchmarks.bench_intervals"), rows=rows)
-    store.fill(options.parts, measured)
+    origin = ood.provenance("python -m tests.benchmarks.bench_intervals")
+    Store(options.out, [*PARTS]).fill(options.parts, measured, again=True, provenance=origin)
 
 
 if __name__ == "__main__":

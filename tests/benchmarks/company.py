@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from tests.benchmarks.measure import Store, machine
 
@@ -61,22 +60,19 @@ def main() -> None:
     parser.add_argument("--notebook", default="protocol", help="the page")
     parser.add_argument("--profile", default="quick", help="its profile")
     parser.add_argument("--rounds", type=int, default=3, help="runs beside each number of busy processes")
-    parser.add_argument("--again", action="store_true", help="measure what the file holds already, too")
     parser.add_argument("--out", type=Path, default=OUT, help="the file")
     options = parser.parse_args()
-    store = Store(options.out, options.again)
-    if "machine" not in store.content:
-        command = f"python -m tests.benchmarks.company --notebook {options.notebook} --profile {options.profile}"
-        store.put(command=command, machine=machine(), notebook=options.notebook, profile=options.profile, rows={})
+    command = f"python -m tests.benchmarks.company --notebook {options.notebook} --profile {options.profile}"
+    page = {"notebook": options.notebook, "profile": options.profile}
+    store = Store(options.out, [*map(str, COMPANY)], command=command, machine=machine(), **page)
     run(options.notebook, options.profile)  # compiles and caches what is kept between runs
     for turn in range(options.rounds):
         for count in COMPANY:
-            rows: dict[str, Any] = store.content["rows"]
-            if len(done := rows.get(str(count), [])) > turn:
+            if len(done := store.rows.get(str(count), [])) > turn:
                 continue
             with busy(count):
-                store.put(rows={**rows, str(count): [*done, run(options.notebook, options.profile)]})
-            print(count, store.content["rows"][str(count)][-1], flush=True)
+                store.put(str(count), [*done, run(options.notebook, options.profile)])
+            print(count, store.rows[str(count)][-1], flush=True)
 
 
 if __name__ == "__main__":

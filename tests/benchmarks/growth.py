@@ -129,10 +129,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="the file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    store = Store(options.out, options.again)
-    if "machine" not in store.content:
-        store.put(command="python -m tests.benchmarks.growth", machine=machine(), base=BASE, rows={})
-    store.fill(options.rows, row)
+    store = Store(options.out, NAMES, command="python -m tests.benchmarks.growth", machine=machine(), base=BASE)
+    store.fill(options.rows, row, options.again)
 
 
 if __name__ == "__main__":

@@ -174,26 +174,56 @@ def machine() -> dict[str, Any]:
 
 
 class Store:
-    """A JSON file that grows row by row: what was measured is kept when a run is cut off, and not measured again."""
+    """A JSON file that grows row by row: a measured row is kept when a run is cut off, and not measured again.
 
-    def __init__(self, path: Path | None, again: bool = False) -> None:
-        self.path = path
-        kept = path is not None and path.is_file() and not again
-        self.content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if kept else {}
+    Rows stand beside what all of them share, such as the machine. A file whose rows were measured otherwise is refused,
+    and left as it is.
 
-    def put(self, **values: Any) -> None:
-        """Add to the file, which appears whole or not at all."""
-        self.content |= values
+    Args:
+        path: the file; None keeps nothing.
+        order: names of all rows that there may be, in the order of the file.
+        shared: what holds for every row.
+
+    Raises:
+        SystemExit: the file holds rows of other shared values.
+    """
+
+    def __init__(self, path: Path | None, order: Sequence[str], **shared: Any) -> None:
+        self.path, self.order = path, [*order]
+        self.content: dict[str, Any] = {"rows": {}}
+        if path is not None and path.is_file():
+            self.content |= json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(json.dumps(shared))
+        if self.rows and (other := [k for k, v in plain.items() if _own(self.content.get(k)) != _own(v)]):
+            raise SystemExit(
+                f"{path} holds rows that were measured with another {' and '.join(other)}: "
+                f"{[_own(self.content.get(k)) for k in other]}, and not {[_own(plain[k]) for k in other]}. "
+                "Name another file with --out, or remove this one to measure all rows again"
+            )
+        self.content = (plain | self.content) if self.rows else (self.content | plain)
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """What the file holds, by name."""
+        return self.content["rows"]
+
+    def put(self, name: str, row: Any, **values: Any) -> None:
+        """Add or replace a row; the file appears whole or not at all."""
+        rows = self.rows | {name: row}
+        known = [n for n in self.order if n in rows]
+        self.content |= values | {"rows": {n: rows[n] for n in (*known, *(n for n in rows if n not in known))}}
         if self.path is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text(self.path, json.dumps(self.content, indent=1) + "\n")
 
-    def fill(self, names: Sequence[str], row: Callable[[str], dict[str, Any]]) -> list[str]:
-        """Measure the rows that are missing, and keep each at once; what went wrong with the others, in words."""
+    def fill(self, names: Sequence[str], row: Callable[[str], Any], again: bool = False, **values: Any) -> list[str]:
+        """Measure the rows that are missing, or all of these ``again``; what went wrong, in words.
+
+        The old row stays until the new one is there. ``values`` are kept with each row that is measured.
+        """
         failed = []
         for name in names:
-            rows = self.content.get("rows", {})
-            if name in rows:
+            if name in self.rows and not again:
                 continue
             start = time.time()
             try:
@@ -202,9 +232,11 @@ class Store:
                 failed.append(f"{name}: {error}")
                 print(failed[-1], flush=True)
                 continue
-            self.put(rows=rows | {name: found})
+            self.put(name, found, **values)
             print(f"{name}: {time.time() - start:.0f} s", flush=True)
-        kept = self.content.get("rows", {})
-        order = [*(name for name in names if name in kept), *(name for name in kept if name not in names)]
-        self.put(rows={name: kept[name] for name in order})  # in the order that was asked for
         return failed
+
+
+def _own(value: Any) -> Any:
+    """A shared value as it is compared: without the measured rates of a machine."""
+    return {k: v for k, v in value.items() if k != "rates"} if isinstance(value, dict) else value

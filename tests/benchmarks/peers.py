@@ -4,7 +4,8 @@
 
 Every row first checks that all ways compute the same numbers.  Peers that are not installed are left out; for the
 whole table: pip install pytorch-ood==0.4.0 faiss-cpu torchmetrics normflows zuko scikit-learn.  A row is written to the
-file as soon as it is measured, and a second run measures only what is missing (``--again``: all).  About 15 minutes.
+file as soon as it is measured, and a second run measures only what is missing (``--again``: also what is there).
+About 15 minutes.
 
 The columns: the library's processor seconds, least of five runs, and by how much the median run exceeds it; the best
 peer and the ratio of ours to it (below 1: the library is faster); the ratio to the least time of the matrix products
@@ -28,13 +29,11 @@ OUT = Path(__file__).parents[2] / "book/results/speed/peers.json"
 
 
 def run(names: list[str], size: Size, out: Path | None, again: bool = False, rounds: int = 5) -> dict[str, Any]:
-    """Measure the rows that are missing from the file; all that it then holds."""
-    store = Store(out, again)
-    if "machine" not in store.content:
-        store.put(command="python -m tests.benchmarks.peers", machine=machine(), size=size._asdict(), rows={})
+    """Measure the rows that are missing from the file, or all of these again; all that it then holds."""
+    store = Store(out, list(ROWS), command="python -m tests.benchmarks.peers", machine=machine(), size=size._asdict())
     for name in ("faiss", "sklearn.neighbors", "pytorch_ood.detector", "zuko", "normflows"):
         optional(name)  # imported once, here: the forks inherit it
-    failed = store.fill(names, lambda name: measured(partial(ROWS[name], size), rounds))
+    failed = store.fill(names, lambda name: measured(partial(ROWS[name], size), rounds), again)
     if failed:
         raise Apart("\n".join(failed))
     return store.content
@@ -52,10 +51,6 @@ def main() -> None:
     logging.disable(logging.WARNING)  # of peers, about devices
     warnings.simplefilter("ignore")
     size, out = (QUICK, None) if options.quick else (Size(), options.out)
-    if options.again and out and out.is_file() and set(options.rows) < set(ROWS):  # only those
-        store = Store(out)
-        store.put(rows={name: row for name, row in store.content["rows"].items() if name not in options.rows})
-        options.again = False
     content = run(options.rows, size, out, options.again, 2 if options.quick else 5)
     print(f"{speed_table(content)}\n{compared(content)}")
 

@@ -78,10 +78,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT, help="the file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    store = Store(options.out, again=True)
     origin = ood.provenance("python -m tests.benchmarks.recommendation")
-    store.put(provenance=origin, draws=options.draws, rows={})
-    store.fill(BANKS, lambda name: row(ood.load_bank(name), options.draws))
+    store = Store(options.out, BANKS, draws=options.draws)
+    store.fill(BANKS, lambda name: row(ood.load_bank(name), options.draws), again=True, provenance=origin)
 
 
 if __name__ == "__main__":

@@ -668,7 +668,26 @@ def test_sync_never_writes_over_a_notebook_that_somebody_edited(book, capsys):
     assert cli.main(["sync"]) == 0 and "last = 1" in edited.read_text()
     edited.write_text(mine)
     os.utime(edited, (later - 3600, later - 3600))  # an edit of the .py came after it
+    assert cli.main(["sync"]) == 2 and edited.read_text() == mine
+    (book / "_build/synced.json").unlink()  # what is known of no notebook is decided by the clock
     assert cli.main(["sync"]) == 0 and "last = 1" in edited.read_text()
+
+
+def test_sync_writes_over_a_notebook_that_git_has(book):
+    assert cli.main(["sync"]) == 0
+    path = book / "notebooks/10_alpha.ipynb"
+    pulled = path.read_text().replace("Python 3", "Python 4")
+    path.write_text(pulled)
+    for words in (["init", "-q"], ["add", "notebooks"], [*AS_SOMEBODY, "commit", "-qm", "pulled"]):
+        subprocess.run(["git", *words], cwd=book, check=True)
+    later = time.time() + 60
+    os.utime(path, (later, later))
+    assert cli.main(["sync"]) == 0 and path.read_text() != pulled
+    path.write_text(pulled + " ")
+    assert cli.main(["sync"]) == 2 and path.read_text() == pulled + " "
+
+
+AS_SOMEBODY = ["-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
 
 
 ASKS = """
