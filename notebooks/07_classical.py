@@ -451,7 +451,6 @@ display(Markdown(
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Seventeen detectors, sorted by what they look at: mean AUROC over the near and the far sets with the 95 % interval over networks. Compare the families from top to bottom, once for the near and once for the far dots.", "name": "fig-classical-seventeen"}, "image": {"alt": "Dot plot with one row per detector, grouped into logits, gradients, reshaped features, distances and densities. Orange near dots lie close together except for ASH and SCALE, further left with wide intervals. Pink far dots lie near 1 for Mahalanobis, ViM, the Gaussian mixture, RMDS, KNN and fDBD, and much lower with wide intervals for logits and reshaped features."}}
 figure, ax = plt.subplots(figsize=(plots.FULL, 5.6))
 plots.dots(summary, ax=ax)
-ax.set_xlim(max(0.0, float(summary["low"].fillna(summary["value"]).min()) - 0.02), 1.005)
 start = 0
 for family, members in FAMILIES.items():
     ax.axhline(start - 0.5, color=plots.COLORS["grey"], lw=0.6)

@@ -867,8 +867,7 @@ plots.benchmark_table(table, caption=caption)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Mean AUROC over the near and the far sets, with the 95 % interval of Student's t over networks, cut at 1. Where a bar is wide, look at the single networks.", "name": "fig-weiper-benchmark"}, "image": {"alt": "Dot plot with one row per detector and two dots, near-OOD and far-OOD, with horizontal intervals over networks on an AUROC axis that ends at 1."}}
 summary = ood.summarize(table)
-ax = plots.dots(summary)
-ax.set_xlim(max(0.0, float(summary["low"].fillna(summary["value"]).min()) - 0.02), 1.005)
+plots.dots(summary)
 plt.show()
 
 # %% tags=["hide-input"]

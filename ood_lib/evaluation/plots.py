@@ -211,6 +211,7 @@ def dots(summary: "pd.DataFrame", label: str = "AUROC", ax: Axes | None = None) 
         ax.plot(rows["value"], y, MARKERS[role], color=COLORS[role], label=NAMES[role])
     interval = "95 % interval over seeds" if summary["low"].notna().any() else "one network: no interval"
     ax.set(yticks=range(len(names)), yticklabels=names, xlabel=f"{label} (mean over sets, {interval})")
+    ax.set_xlim(max(0.0, float(summary["low"].fillna(summary["value"]).min()) - 0.02), 1.005)
     ax.invert_yaxis()
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02 + 0.5 / len(names)), ncols=2)
     return ax

@@ -133,7 +133,19 @@ def test_what_docstrings_and_page_say_of_intervals_is_what_was_simulated():
     without, corrected = (round(100 * max(row[key] for row in three)) for key in ("without", "with"))
     assert f"at most about {corrected} of 100 verdicts" in docs[1] and f"without it up to {without} are" in docs[1]
     text = findings.intervals(content)
-    assert "| 20 | 50 |" in text and "| 1,000 | 1,000 |" in text
+    for n, m in ((20, 50), (1000, 1000)):
+        own = [row for row in fpr if (row["id"], row["ood"]) == (n, m)]
+        assert len(own) == 3
+        cells = []
+        for kind in ("", "bootstrap_"):
+            held = sorted(100 * row[f"{kind}covered"] for row in own)
+            width = 100 * sum(row[f"{kind}width"] for row in own) / 3
+            cells += [f"{held[0]:.0f} to {held[-1]:.0f} %", f"{width:.0f} points"]
+        assert f"| {n:,} | {m:,} | {' | '.join(cells)} |" in text
+    few = [row for row in verdicts if row["networks"] == 3 and row["ratio"] < 1e3]
+    least, most = (100 * end(row["with"] for row in few) for end in (min, max))
+    assert "A verdict over 3 networks" in text and f"is wrong in {least:.0f} to {most:.0f} of 100 cases" in text
+    assert f"it would be wrong in up to {100 * max(row['without'] for row in few):.0f}." in text
 
 
 @pytest.mark.parametrize("part", bench_intervals.PARTS)

@@ -152,7 +152,9 @@ def test_the_numbers_of_the_page_are_those_measured():
         assert name == "promise" or found[name]["origin"]["command"].startswith(
             f"python book/production/measure.py {name}"
         )
-    assert all(f"| {row['requests_per_second']:.1f} |" in made["service"] for row in found["service"]["rows"])
+    for row in found["service"]["rows"]:
+        rate, batch = row["requests_per_second"], row["batch"]
+        assert f"| {batch} | {row['clients']} | {rate:.1f} | {rate * batch:.0f} |" in made["service"]
     assert all(f"| {name} |" in made["watch"] for name in found["watch"]["delay"])
     assert "too much" not in made["export"], "a wrong score is not exported without a word"
 

@@ -16,7 +16,7 @@ __all__ = ["ALONE", "Book", "Cited", "labels", "plain", "read_book", "references
 
 DIRECTIVE = re.compile(r"^(`{3,}|:{3,})\{([\w:-]+)\} *([^\n]*)\n((?::[\w-]+:[^\n]*\n)*)(.*?)^\1$\n?", re.M | re.S)
 NOTES = "note|tip|hint|important|warning|caution|attention|danger|error|seealso"  # boxes named after their kind
-BOX = re.compile(rf"admonition|dropdown|prf:\w+|{NOTES}")
+BOX = re.compile(rf"admonition|dropdown|{NOTES}")
 ROLE = re.compile(r"\{([\w:-]+)\}`([^`]+)`")
 TITLED = re.compile(r"(.+?)\s*<([^<>]+)>", re.S)  # `words <label>`
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?:\.\./(book|notebooks)/)?([\w-]*)(?:\.md|\.ipynb)?(#[\w-]+)?\)")
@@ -166,7 +166,7 @@ def _role(name: str, text: str, book: Book) -> str:
         case "cite":
             works = [_work(key.strip(), name == "cite:t", book) for key in text.split(",")]
             return ", ".join(works) if name == "cite:t" else f"({'; '.join(works)})"
-        case "ref" | "numref" | "eq" | "doc" | "prf":
+        case "ref" | "numref" | "eq" | "doc":
             return words.replace("%s", book.labels.get(label, "")).strip() or _called(label, book)
         case "py":
             full = label.lstrip("~")
