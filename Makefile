@@ -10,7 +10,7 @@ READY := $(VENV)/.ood-book-ready
 
 help:
 	@echo "make book    run every notebook and build the pages (_build/html/index.html)"
-	@echo "make check   lint, types, layers and the fast tests: under two minutes"
+	@echo "make check   lint, types, layers and every test that starts no process: six minutes"
 	@echo "make test    check the code, run every notebook in its quick profile, build those pages"
 	@echo "make env     only the environment, in $(VENV) (VENV=..., PYTHON=... choose others)"
 	@echo "make clean   remove what was built; keeps the environment and the data"

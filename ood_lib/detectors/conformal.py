@@ -51,10 +51,11 @@ def conformal_p_values(scores: Tensor, held_out: Tensor) -> Tensor:
         held_out: (n,), ascending.
 
     Returns:
-        p-values (N,) in (0, 1], in the precision of the scores; small = more OOD.
+        p-values (N,) in (0, 1], in the precision of the scores; small = more OOD.  A score that is NaN gets the
+        smallest, as if it were infinite.
 
     Raises:
-        ValueError: the held-out scores are not in ascending order, or a score is NaN or no floating-point number.
+        ValueError: the held-out scores are not in ascending order, or hold NaN; something is no floating-point number.
 
     Example:
         >>> conformal_p_values(torch.tensor([0.5, 9.0]), torch.tensor([1.0, 2.0, 3.0]))
@@ -63,7 +64,7 @@ def conformal_p_values(scores: Tensor, held_out: Tensor) -> Tensor:
     check_floats("(N,)", scores=scores, held_out=held_out)
     if (held_out[1:] < held_out[:-1]).any():
         raise ValueError("the held-out scores are not in ascending order: pass held_out.sort().values")
-    if lost := int(scores.isnan().sum() + held_out.isnan().sum()):
-        raise ValueError(f"{lost} of {len(scores) + len(held_out)} scores are NaN, which has no rank")
+    if lost := int(held_out.isnan().sum()):
+        raise ValueError(f"{lost} of {len(held_out)} held-out scores are NaN, which has no rank")
     known = held_out.to(scores.device, scores.dtype)
     return (1 + len(known) - torch.searchsorted(known, scores)).to(scores.dtype) / (len(known) + 1)

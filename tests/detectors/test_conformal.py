@@ -102,3 +102,11 @@ def test_a_share_outside_of_0_and_1_is_refused(tpr: float):
 def test_p_values_of_unordered_scores_are_refused():
     with pytest.raises(ValueError, match=r"ascending order: pass held_out\.sort"):
         conformal_p_values(torch.rand(3), torch.tensor([1.0, 3.0, 2.0]))
+
+
+def test_a_score_that_is_nan_is_as_suspicious_as_an_infinite_one_and_a_held_out_one_is_refused():
+    held_out = torch.arange(9.0)
+    p = conformal_p_values(torch.tensor([math.nan, math.inf, 0.0]), held_out)
+    assert torch.equal(p, torch.tensor([0.1, 0.1, 1.0]))
+    with pytest.raises(ValueError, match="1 of 10 held-out scores are NaN"):
+        conformal_p_values(torch.rand(2), torch.cat([held_out, torch.tensor([math.nan])]))
