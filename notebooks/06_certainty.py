@@ -83,7 +83,7 @@ explorables.show(
 # **The claim** of {cite:t}`delong1988`: the scores themselves tell the error of an AUROC, and that of the difference of two on the same images.
 #
 # <!-- made by ood-book sync -->
-# **What we found.** The best detector on each network that we measured, with its mean AUROC in % and its 95 % interval over test images, and how many of the others have a mean inside that interval:
+# **What we found.** Of the detectors of all chapters, the best one on each network that we measured, with its mean AUROC in % and its 95 % interval over test images. Behind it stands how many of the others have a mean inside that interval:
 #
 # | network | near-OOD | far-OOD |
 # |---|---|---|
@@ -320,7 +320,8 @@ display(Markdown(
 # ## 3. Training several networks
 #
 # Train a few networks, each from its own seed, so that the variance between networks can be separated from that between test sets. Then let the
-# seventeen detectors of [the next page](07_classical) score the test images of each.
+# seventeen detectors of [the next page](07_classical) score the test images of each. That page explains them; here, each is only a list of
+# scores.
 
 # %% tags=["hide-input"]
 features = ood.benchmark_features(

@@ -86,7 +86,7 @@ explorables.show(
 # network?
 #
 # <!-- made by ood-book sync -->
-# **What we found.** The detector with the highest mean AUROC, in %, on each network that we measured:
+# **What we found.** The detector of all chapters with the highest mean AUROC, in %, on each network that we measured:
 #
 # | network | near-OOD | far-OOD |
 # |---|---|---|

@@ -184,7 +184,7 @@ def _leaders(results: Path, asked: Sequence[str]) -> list[str]:
     def best(board: "pd.DataFrame", group: str) -> str:
         return f"{board[group].idxmax()}, {100 * board[group].max():.1f}"
 
-    what = "The detector with the highest mean AUROC, in %, on each network that we measured:"
+    what = "The detector of all chapters with the highest mean AUROC, in %, on each network that we measured:"
     return _by_network(results, asked, what, best)
 
 
@@ -199,8 +199,8 @@ def _level(results: Path, asked: Sequence[str]) -> list[str]:
         return f"{first.name}, {as_percent(value, low, high)}; {inside} of {len(board) - 1}"
 
     what = (
-        "The best detector on each network that we measured, with its mean AUROC in % and its 95 % interval over test "
-        "images, and how many of the others have a mean inside that interval:"
+        "Of the detectors of all chapters, the best one on each network that we measured, with its mean AUROC in % and "
+        "its 95 % interval over test images. Behind it stands how many of the others have a mean inside that interval:"
     )
     return _by_network(results, asked, what, best)
 
