@@ -471,6 +471,18 @@ def test_a_file_of_which_no_means_can_be_taken_says_why_and_the_others_are_shown
     assert "was not judged on" in parts["a"] and "come more than once" in parts["b"] and "80.1 <small>" in parts["c"]
 
 
+def test_a_figure_that_would_average_over_other_sets_says_so_and_the_rest_is_shown(book):
+    def tables(parameters):  # at another rate other sets, and one network more
+        rate = int(parameters["rate"])
+        return {"a.csv": judged({"KNN": 0.8}, near=f"set {rate}", seeds=tuple(range(rate))).to_csv()}
+
+    given = [["rate", "1,2"], ["seeds", "1,3"]]
+    _, _, page = collected(pretend(book, given, tables), *(word for pair in given for word in ("-p", *pair)))
+    parts = dict(re.findall(r"<h2>(.*?)</h2>(.*?)(?=<h2>)", page, re.S))
+    assert "was not judged on" in parts["AUROC against seeds"] and "<img" in parts["AUROC against rate"]
+    assert parts["Every detector"].count(">KNN<") == 4
+
+
 def test_the_table_is_there_though_the_page_cannot_be_made(book, monkeypatch):
     def fails(*_):
         raise ZeroDivisionError

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def comparison_page(table: pd.DataFrame, names: Sequence[str], title: str, links
     if not files:
         parts.append("<p>No run wrote a table as <code>run_benchmark</code> makes it: there is nothing to draw.</p>")
     for file, rows in files.items():
-        parts += _part(rows, f" in {html.escape(file)}" if len(files) > 1 else "", [n for n in names if n != "seed"])
+        parts += _part(rows, f" in {file}" if len(files) > 1 else "", [n for n in names if n != "seed"])
     parts += ["<h2>Every run</h2>", _runs(runs, names, links)]
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     parts.append(f'<p class="quiet">{html.escape(made)} Finished {finished}. <a href="table.csv">All rows</a></p>')
@@ -114,16 +115,18 @@ def _files(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _part(rows: pd.DataFrame, where: str, names: Sequence[str]) -> list[str]:
-    """Figures and table of one file, or why it has none."""
+    """Figures and table of one file; in the place of one whose means cannot be taken, why."""
     varied = [name for name in names if rows[name].nunique() > 1]
-    try:
-        figures = [
-            f"<h2>AUROC against {html.escape(name)}{where}</h2>{_figure(rows, name, [n for n in varied if n != name])}"
-            for name in (varied if "auroc" in set(rows["metric"]) else ())
-        ]
-        return [*figures, f"<h2>Every detector{where}</h2>", _detectors(rows, names)]
-    except ValueError as error:
-        return [f"<h2>Every detector{where}</h2>", f"<p>No means can be taken: {html.escape(str(error))}.</p>"]
+    drawn = varied if "auroc" in set(rows["metric"]) else []
+    parts = {f"AUROC against {n}": partial(_figure, rows, n, [o for o in varied if o != n]) for n in drawn}
+    made = []
+    for title, make in (parts | {"Every detector": partial(_detectors, rows, names)}).items():
+        try:
+            text = make()
+        except ValueError as error:
+            text = f"<p>No means can be taken: {html.escape(str(error))}.</p>"
+        made.append(f"<h2>{html.escape(title + where)}</h2>{text}")
+    return made
 
 
 def _sentence(runs: pd.DataFrame, names: Sequence[str]) -> str:
