@@ -162,9 +162,9 @@ def reserve(sweep: Sweep) -> None:
 def collect(sweep: Sweep, failures: dict[str, str]) -> pd.DataFrame:
     """One row per run and row of the tables that its notebook wrote into `results`; one row for a run without any.
 
-    Columns: run, status (done, failed, not run), error (also of a run that is done: a table that cannot be read), the
-    varied parameters (``seed`` as run_seed), run_seconds, run_memory_mb, table (its file). The columns of the tables
-    follow, with ``result_`` in front of a name that is already used.
+    Columns: run, status (done, failed, not run), error, the varied parameters (``seed`` as run_seed), run_seconds,
+    run_memory_mb, table (its file). The columns of the tables follow, with ``result_`` in front of a name that is
+    already used. A table that cannot be read is an error of its run, which is done all the same.
     """
     return pd.DataFrame([row for task in sweep.tasks for row in _rows(task, sweep.names, failures.get(task.label, ""))])
 
