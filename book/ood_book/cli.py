@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ood_book.notebooks import Refused, content_hash, find_root, parameters_of, select, sources, title_of
+from ood_book.notebooks import Refused, content_hash, find_root, given_once, parameters_of, select, sources, title_of
 from ood_book.run.budget import PATIENCE, PROMISED, WARN
 from ood_lib.extras import MissingExtraError
 from ood_lib.files import FULL, UNWRITABLE, atomic, check_writable, read_json, write_text
@@ -77,11 +77,11 @@ def _sweep(args: argparse.Namespace) -> int:
         reserve(sweep)
         print(f"{len(todo)} of {len(sweep.tasks)} runs to do", flush=True)
         failures = _run_anywhere(todo, args)
-    for name, message in failures.items():
-        print(f"\n{name} {message}", file=sys.stderr)
     table = collect(sweep, failures)
+    for name, message in table.loc[table["error"] != "", ["run", "error"]].drop_duplicates().itertuples(index=False):
+        print(f"\n{name} {message}", file=sys.stderr)
     print(f"runs are in {sweep.out}\nopen {write_comparison(sweep, table, args.line)}")
-    return 0 if set(table["status"]) == {"done"} else 1
+    return 0 if set(table["status"]) == {"done"} and set(table["error"]) == {""} else 1
 
 
 def _run_anywhere(tasks: "Sequence[Task]", args: argparse.Namespace) -> dict[str, str]:
@@ -169,7 +169,7 @@ def _list(args: argparse.Namespace) -> int:
 def _teach(args: argparse.Namespace) -> int:
     from ood_book.teach.deck import deck_of
     from ood_book.teach.editions import EDITIONS
-    from ood_book.teach.handouts import handouts, together
+    from ood_book.teach.handouts import handouts, zipped
     from ood_book.teach.plain import read_book
 
     root = find_root(args.root)
@@ -180,13 +180,18 @@ def _teach(args: argparse.Namespace) -> int:
     made = {
         path: data for source in select(root, args.notebooks) for path, data in handouts(source, book, args.at).items()
     }
-    for path, data in (made | {"student.zip": together(made, "student")}).items():
-        with atomic(out / path) as fresh:
-            fresh.write_bytes(data)
+    for path, data in made.items():
+        _write(out / path, data)
+    _write(out / "student.zip", zipped({p.name: p.read_bytes() for p in sorted((out / "student").glob("*.ipynb"))}))
     for task in tasks:
         write_text(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
     print(f"editions are in {out}: {', '.join([*EDITIONS, 'student.zip', 'quiz', *['slides'] * args.slides])}")
     return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    with atomic(path) as fresh:
+        fresh.write_bytes(data)
 
 
 def _sync(args: argparse.Namespace) -> int:
@@ -343,12 +348,22 @@ def _missing(error: ModuleNotFoundError) -> str:
     return f'{package} is needed here: pip install "ood_lib[{extra}]"'
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what no command can mean: a parameter given twice, a file in the place of the folder to write into."""
+    given_once(name for name, _ in getattr(args, "parameters", []))
+    place = Path(getattr(args, "out", None) or "").resolve()  # an address is no path that is there
+    for path in (place, *place.parents):
+        if path.exists() and not path.is_dir():
+            raise Refused(f"--out {args.out}: {path} is a file; name a folder, or remove the file")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; 0 is success, 1 a failed notebook or page, 2 refused input."""
     with terminal():
         args = _parser().parse_args(argv)
         args.line = shlex.join(["ood-book", *(sys.argv[1:] if argv is None else argv)])
         try:
+            _check(args)
             return args.command(args)
         except (Refused, MissingExtraError, ModuleNotFoundError) as refusal:
             said = _missing(refusal) if isinstance(refusal, ModuleNotFoundError) else refusal

@@ -13,7 +13,7 @@ import yaml
 from ood_book.notebooks import Refused, sources, unknown
 from ood_book.reading import minutes
 
-__all__ = ["About", "about", "budgets", "generated", "read_yaml"]
+__all__ = ["About", "about", "budgets", "generated", "load_yaml", "read_yaml"]
 
 FILE = "notebooks/notebooks.yaml"
 COLAB = "https://colab.research.google.com"
@@ -63,13 +63,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         Refused: it is no YAML, or not such lines; the message names the file.
     """
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise Refused(f"{path} is not YAML: {error}") from error
+    found = load_yaml(path) or {}
     if not isinstance(found, dict):
         raise Refused(f"{path} is not a list of `name: value` lines")
     return found
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        Refused: it cannot be read, or is no YAML; the message names the file.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refused(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} is not YAML: {error}") from error
 
 
 def _entries(root: Path) -> dict[str, Any]:

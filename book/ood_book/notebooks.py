@@ -7,14 +7,15 @@ import ast
 import difflib
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "HEADING", "Parameter", "Refused", "content_hash", "find_root", "fits", "parameters_of", "select", "sources",
-    "title_of", "unknown",
+    "HEADING", "Parameter", "Refused", "content_hash", "find_root", "fits", "given_once", "parameters_of", "select",
+    "sources", "title_of", "unknown",
 ]  # fmt: skip
 
 HEADING = re.compile(r"^#{2,3} (.+)$", re.M)  # of a section, in a cell of text
@@ -34,6 +35,13 @@ def unknown(kind: str, given: str, names: Iterable[str]) -> Refused:
     near = difflib.get_close_matches(given, names, 1, 0.3)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return Refused(f"unknown {kind} {given!r}: {hint}There are: {', '.join(names) or 'none'}")
+
+
+def given_once(names: Iterable[str]) -> None:
+    """Refuse a parameter that is given twice: only one of its values would count."""
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise Refused(f"parameter {name!r} is given twice; give it once, to a sweep with all its values: a,b,c")
 
 
 def content_hash(*parts: str | bytes) -> str:

@@ -114,6 +114,10 @@ def output_of(book: Path, name: str, folder: str = "default") -> str:
         ("run -p seeds null", ["expects int"]),
         ("run -p names [1,2]", ["expects list[str]"]),
         ("run --profile quik", ["unknown profile 'quik'", "'quick'"]),
+        *(
+            (f"{command} -p rate 1 -p seeds 3 -p rate 2", ["'rate' is given twice"])
+            for command in ("run", "sweep alpha", "build", "teach --slides")
+        ),
         ("run --profile odd", ["parameter in profile 'odd' 'sed'", "'seeds'"]),
         ("build", ["10_alpha, 20_beta", "Run: ood-book run --profile default"]),
     ],
@@ -265,6 +269,15 @@ def test_values_out_of_range_are_refused_before_anything_runs(book, capsys, name
     assert cli.main(["run", "-p", name, text]) == 2
     assert says in capsys.readouterr().err
     assert not (book / "_build/run").exists()
+
+
+@pytest.mark.parametrize("below", ["", "/pages/new"])
+@pytest.mark.parametrize("command", ["run", "sweep alpha", "build", "teach"])
+def test_a_file_in_the_place_of_the_folder_to_write_into_is_refused_and_kept(book, capsys, command, below):
+    (book / "notes.txt").write_text("mine")
+    assert cli.main([*command.split(), "--out", f"notes.txt{below}"]) == 2
+    assert f"{book / 'notes.txt'} is a file; name a folder" in capsys.readouterr().err
+    assert (book / "notes.txt").read_text() == "mine" and not (book / "_build").exists()
 
 
 @pytest.mark.parametrize("value", ["-5", "-1e-3", "-inf", "-1,0,1", "-.5", "-x"])

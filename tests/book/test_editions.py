@@ -287,6 +287,15 @@ def test_the_command_writes_the_chosen_notebooks_and_refuses_others(tmp_path, ca
     assert cli.main(["teach", "wieper", *out]) == 2 and "did you mean 'weiper'" in capsys.readouterr().err
 
 
+def test_the_zip_file_for_students_holds_every_notebook_that_is_in_their_folder(tmp_path):
+    for name in ("weiper", "ledger"):
+        assert cli.main(["teach", name, "--out", str(tmp_path), "--root", str(ROOT)]) == 0
+        (tmp_path / "student/answers.txt").write_text("not for students")
+    with zipfile.ZipFile(tmp_path / "student.zip") as bundle:
+        assert bundle.namelist() == ["10_weiper.ipynb", "70_ledger.ipynb"]
+        assert bundle.read("10_weiper.ipynb") == (tmp_path / "student/10_weiper.ipynb").read_bytes()
+
+
 # ------------------------------------------------------------------------------------------------ for a reader
 
 

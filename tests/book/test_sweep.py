@@ -16,8 +16,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from ood_book import cli
-from ood_book.run import sweep
-from ood_book.run.compare import comparison_page
+from ood_book.notebooks import Refused
+from ood_book.run import compare, sweep
+from ood_book.run.compare import comparison_page, panels
+from ood_book.run.plan import short_name
 
 pytestmark = pytest.mark.processes
 
@@ -123,18 +125,29 @@ def assert_complete(folder: Path, rates, first_seeds) -> None:
         ("sweep tony -p rate 1,2", ["unknown notebook 'tony'", "'tiny'"]),
         ("sweep tiny -p rat 1,2", ["unknown parameter 'rat'", "'rate'"]),
         ("sweep tiny -p rate 1,fast", ["'rate' of 10_tiny expects float", "'fast'"]),
-        ("sweep tiny -p rate ,", ["without a value"]),
+        ("sweep tiny -p rate ,", ["place without a value"]),
+        ("sweep tiny -p rate 1,,2", ["rate '1,,2'", "place without a value"]),
+        ("sweep tiny -p rate 1,", ["place without a value"]),
+        ("sweep tiny -p widths [[1,2],[3]", ["a bracket or a quote that is not closed"]),
+        ("sweep tiny -p rate 2,2.0,2e0", ["rate=2 and rate=2.0 are the same run", "given twice"]),
+        ("sweep tiny -p widths [1,2],[1,2]", ["the same run"]),
+        ("sweep tiny --grid twice.yaml", ["the same run"]),
         ("sweep tiny -p rate 1 -p rate 2", ["'rate' is given twice"]),
         ("sweep tiny -p seed 1,2 --seeds 3", ["seeds are given twice"]),
         ("sweep tiny -p results here", ["`results` folder of its own"]),
         ("sweep tiny --grid missing.yaml", ["missing.yaml cannot be read"]),
         ("sweep tiny --grid odd.yaml", ["neither"]),
+        ("sweep tiny --grid empty.yaml", ["neither"]),
+        ("sweep tiny --grid latin.yaml", ["latin.yaml is not YAML"]),
         ("sweep tiny --grid unknown.yaml", ["unknown parameter 'rat'"]),
         ("sweep tiny --profile quik", ["unknown profile 'quik'"]),
     ],
 )
 def test_what_cannot_be_right_is_refused_before_anything_is_written(book, capsys, arguments, says):
     (book / "odd.yaml").write_text("- 1\n- 2\n")
+    (book / "empty.yaml").write_text("rate: []\n")
+    (book / "latin.yaml").write_bytes("rate: [1, 2]  # größer".encode("latin-1"))
+    (book / "twice.yaml").write_text("- {rate: 2, seed: 1}\n- {rate: 2.0, seed: 1}\n")
     (book / "unknown.yaml").write_text("rate: [1, 2]\nrat: 3\n")
     assert cli.main(arguments.split()) == 2
     error = capsys.readouterr().err
@@ -166,13 +179,35 @@ def test_a_file_holds_a_grid_or_a_list_of_combinations(book):
     assert [(r["rate"], r["widths"]) for r in pairs] == [(1, [1, 2]), (0.001, [3])]
 
 
-def test_each_run_has_a_folder_of_its_own_and_doubles_run_once(book):
-    def targets(text):
-        return [task.target for task in sweep.plan_sweep(book, "tiny", sweep.factors([text], None), 2, "default").tasks]
-
-    found = targets(("widths", "[1, 2],[1,2,2],[12]"))
+def test_each_run_has_a_folder_of_its_own(book):
+    values = sweep.factors([("widths", "[1, 2],[1,2,2],[12]")], None)
+    found = [task.target for task in sweep.plan_sweep(book, "tiny", values, 2, "default").tasks]
     assert len(set(found)) == 6 and all(path.parent.parent == found[0].parent.parent for path in found)
-    assert targets(("rate", "1,2,1")) == targets(("rate", "1,2"))
+
+
+def test_no_two_sets_of_values_have_one_folder_also_where_case_does_not_count():
+    values = [{"a": "1,b=2"}, {"a": "1", "b": "2"}, {"a": "1", "b": "2,c"}, {"name": "A"}, {"name": "a"}, {"name": "Ä"},
+              {"name": "ä"}, {"a": None}, {"a": "none"}, {"a": "None"}, {"a": ""}, {}, {"a": "x/y"}, {"a": "x_y"},
+              {"a": 61 * "x"}, {"a": 60 * "x"}]  # fmt: skip
+    assert len({short_name(given).casefold() for given in values}) == len(values)
+    assert short_name({"seed": 5, "delta": "1.2"}) == "delta=1.2,seed=5"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("[[1,2],[3,4]],[5]", ["[[1,2],[3,4]]", "[5]"]),
+        ("m:f(a,b), m:g", ["m:f(a,b)", "m:g"]),
+        ('{"a": {"b": 1, "c": [2, 3]}},{}', ['{"a": {"b": 1, "c": [2, 3]}}', "{}"]),
+        ('["a]", "b"],[",)"]', ['["a]", "b"]', '[",)"]']),
+        ("'a,b',c", ["a,b", "c"]),
+        ("it's,o'clock", ["it's", "o'clock"]),
+        ('"",a', ["", "a"]),
+        (":),a", [":)", "a"]),
+    ],
+)
+def test_a_comma_in_brackets_or_in_a_quoted_value_does_not_cut(text, values):
+    assert sweep.factors([("x", text)], None) == [[{"x": value} for value in values]]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks into /proc")
@@ -323,13 +358,209 @@ def test_without_dask_its_extra_is_named(book, capsys, monkeypatch):
     assert 'distributed is needed here: pip install "ood_lib[cluster]"' in capsys.readouterr().err
 
 
-def test_a_page_draws_runs_without_a_value_beside_the_others():
-    rows = pd.DataFrame({"run": ["a", "b"], "rate": [None, 2.0], "value": [0.5, 0.6], "group": "near"})
-    table = rows.assign(
-        status="done", error="", detector="ours", ood_set="x", metric="auroc", seed=0, run_seconds=1.0, run_memory_mb=2
+# -- tables of every kind that the chapters write, as if they had run ------------------------------------------------
+
+
+def judged(detectors: dict[str, float], near: str = "letters", seeds: tuple[int, ...] = (0, 1)) -> pd.DataFrame:
+    """A table of `run_benchmark`: detectors with their near AUROC at seed 0; all else is a little more."""
+    return pd.DataFrame([
+        {"detector": name, "ood_set": ood_set, "group": group, "metric": metric,
+         "value": value + (group == "far") / 100 + seed / 1000 + 1e-9, "seed": seed}
+        for name, value in detectors.items()
+        for group, ood_set in (("near", near), ("far", "noise"))
+        for metric in ("auroc", "fpr95")
+        for seed in seeds
+    ])  # fmt: skip
+
+
+def as_json(table: pd.DataFrame) -> str:
+    """As `save_results` writes it."""
+    return json.dumps({"benchmark": "b", "rows": table.round(6).to_dict("records")})
+
+
+def pretend(book: Path, given: list[list[str]], tables) -> Path:
+    """Put finished runs in place, each with the tables that are made for its parameters; the folder of the sweep."""
+    planned = sweep.plan_sweep(book, "tiny", sweep.factors(given, None), None, "default")
+    for task in planned.tasks:
+        task.results.mkdir(parents=True)
+        record = {"key": task.key, "seconds": 1.0, "peak_memory_mb": 2, "tables": tables(task.parameters)}
+        task.target.write_text(json.dumps({"metadata": {"ood_book": record}}))
+    return planned.folder
+
+
+def collected(folder: Path, *given: str) -> tuple[int, pd.DataFrame, str]:
+    """The exit code of `--collect`, the table and the page."""
+    code = cli.main(["sweep", "tiny", "--collect", *given])
+    return code, pd.read_csv(folder / "table.csv", keep_default_na=False), (folder / "index.html").read_text()
+
+
+def test_each_file_is_summarised_by_itself_whatever_else_the_chapter_writes(book):
+    def tables(parameters):  # those of the chapters on MSMA and WeiPer
+        own = judged({"MSMA": 0.5 + parameters["rate"] / 10, "MSP": 0.55})
+        photographs = judged({"MSMA, mixture": 0.7}, near="cifar100")
+        verdicts = json.dumps({"provenance": {}, "verdicts": [1]})
+        return {
+            "benchmark.csv": own.to_csv(),
+            "cifar10-score-norms.json": as_json(photographs),
+            "networks.csv": "network,value\na,b\n",
+            "this-run.json": as_json(own),
+            "weiper.json": verdicts,
+        }
+
+    folder = pretend(book, [["rate", "1,2"]], tables)
+    code, table, page = collected(folder, "-p", "rate", "1,2")
+    assert code == 0 and "No means" not in page
+    assert dict(table.groupby("table").size()) == {
+        "benchmark.csv": 32, "cifar10-score-norms.json": 16, "networks.csv": 2, "this-run.json": 32,
+    }  # fmt: skip
+    for file in ("benchmark.csv", "cifar10-score-norms.json"):
+        assert f"AUROC against rate in {file}" in page and f"Every detector in {file}" in page
+    assert "in this-run.json" not in page  # the rows of benchmark.csv
+    assert page.count(">MSMA, mixture<") == 2 and page.count(">MSMA<") == 2  # once for each rate
+    assert "MSMA moves most, by 10.0 points" in page and "MSMA, mixture moves most, by 0.0 points" in page
+
+
+def test_networks_in_files_of_their_own_are_never_averaged(book):
+    values = {"cifar10-resnet9": 0.883, "cifar10-resnet56": 0.879, "cifar10-densenet": 0.88, "cifar100-densenet": 0.64}
+    files = {f"{name}.json": as_json(judged({"KNN": value}, seeds=(0,))) for name, value in values.items()}
+    code, table, page = collected(pretend(book, [], lambda _: files))
+    assert code == 0 and len(table) == 16
+    for name, value in values.items():
+        after = page.partition(f"Every detector in {name}.json")[2].partition("<h2>")[0]
+        assert f"{100 * value:.1f} <small>(one network)</small>" in after and after.count(">KNN<") == 1
+    assert f"{25 * sum(values.values()):.1f} <small>" not in page
+
+
+def test_one_file_has_no_name_on_the_page(book):
+    _, _, page = collected(pretend(book, [], lambda _: {"benchmark.csv": judged({"KNN": 0.8}).to_csv()}))
+    assert "<h2>Every detector</h2>" in page
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("a.csv", "", "No columns to parse"),
+        ("a.csv", 'a,b\n"1,2\n', "EOF inside string"),
+        ("a.json", '{"rows": [1]}', 'its "rows" are not all objects'),
+        ("a.json", '{"rows"', "delimiter"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_the_error_of_its_run_and_the_others_count(book, capsys, file, text, says):
+    def tables(parameters):
+        own = {"benchmark.csv": judged({"KNN": 0.8}).to_csv()}
+        return own | ({file: text} if parameters["rate"] == 2 else {})
+
+    code, table, page = collected(pretend(book, [["rate", "1,2"]], tables), "-p", "rate", "1,2")
+    assert code == 1 and set(table["status"]) == {"done"}
+    errors = table.groupby("run")["error"].agg(set)
+    assert (
+        errors["rate=1"] == {""} and says in min(errors["rate=2"]) and f"wrote {file}, which" in min(errors["rate=2"])
     )
-    page = comparison_page(table, ["rate"], "T", {"a": "a.ipynb", "b": "b.ipynb"}, "by hand")
-    assert "Horizontal axis: rate at 2.0, nan." in page and "ours moves most, by 10.0 points" in page
+    assert len(table) == 16 and set(table["table"]) == {"benchmark.csv"}
+    assert says in capsys.readouterr().err and "which cannot be read" in page and "AUROC against rate" in page
+
+
+def test_a_file_of_which_no_means_can_be_taken_says_why_and_the_others_are_shown(book):
+    torn = judged({"A": 0.6, "B": 0.7}).query("not (detector == 'B' and group == 'near')")
+    torn = pd.concat([torn, judged({"B": 0.7}, near="digits").query("group == 'near'")])
+    double = pd.concat([judged({"KNN": 0.8}), judged({"KNN": 0.9})])
+    files = {"a.csv": torn.to_csv(), "b.csv": double.to_csv(), "c.csv": judged({"KNN": 0.8}).to_csv()}
+    code, table, page = collected(pretend(book, [], lambda _: files))
+    assert code == 0 and len(table) == sum(map(len, (torn, double))) + 8
+    parts = dict(re.findall(r"Every detector in (.)\.csv</h2>(.*?)(?=<h2>)", page, re.S))
+    assert "was not judged on" in parts["a"] and "come more than once" in parts["b"] and "80.1 <small>" in parts["c"]
+
+
+def test_a_figure_that_would_average_over_other_sets_says_so_and_the_rest_is_shown(book):
+    def tables(parameters):  # at another rate other sets, and one network more
+        rate = int(parameters["rate"])
+        return {"a.csv": judged({"KNN": 0.8}, near=f"set {rate}", seeds=tuple(range(rate))).to_csv()}
+
+    given = [["rate", "1,2"], ["seeds", "1,3"]]
+    _, _, page = collected(pretend(book, given, tables), *(word for pair in given for word in ("-p", *pair)))
+    parts = dict(re.findall(r"<h2>(.*?)</h2>(.*?)(?=<h2>)", page, re.S))
+    assert "was not judged on" in parts["AUROC against seeds"] and "<img" in parts["AUROC against rate"]
+    assert parts["Every detector"].count(">KNN<") == 4
+
+
+def test_the_table_is_there_though_the_page_cannot_be_made(book, monkeypatch):
+    def fails(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(compare, "comparison_page", fails)
+    folder = pretend(book, [], lambda _: {"benchmark.csv": judged({"KNN": 0.8}).to_csv()})
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["sweep", "tiny", "--collect"])
+    assert len(pd.read_csv(folder / "table.csv")) == 8
+
+
+def test_a_column_of_a_table_never_hides_what_is_said_of_its_run(book):
+    own = judged({"KNN": 0.8}).assign(table="mine", run="mine", error="mine")
+    _, table, _ = collected(pretend(book, [], lambda _: {"benchmark.csv": own.to_csv()}))
+    assert set(table["table"]) == {"benchmark.csv"} and set(table["error"]) == {""}
+    assert (table[["result_table", "result_run", "result_error"]] == "mine").all(axis=None)
+
+
+def test_a_value_that_is_null_is_called_null(book):
+    text = NOTEBOOK.replace("rate: float = 1.0", "rate: float | None = 1.0")
+    (book / "notebooks/10_tiny.py").write_text(text)
+    folder = pretend(
+        book, [["rate", "null,2"]], lambda p: {"a.csv": judged({"KNN": 0.8 if p["rate"] else 0.7}).to_csv()}
+    )
+    code, table, page = collected(folder, "-p", "rate", "null,2")
+    assert code == 0 and set(table["rate"]) == {"null", "2"} and "rate = null, 2." in page
+    assert "Horizontal axis: rate at null, 2." in page and "KNN moves most, by 10.0 points" in page
+    assert page.count(">null<") == 2 and "nan" not in re.sub(r'src="[^"]*"', "", page).replace("nance", "")
+
+
+def test_each_panel_draws_its_own_detector_with_the_ends_of_its_intervals():
+    rows = [(d, group, x, 0.5 + x / 10 + (d == "B") / 20 + (group == "far") / 50) for d in "AB"
+            for group in ("near", "far") for x in (0, 1, 2)]  # fmt: skip
+    summary = pd.DataFrame(rows, columns=["detector", "group", "x", "value"])
+    summary = summary.assign(low=summary["value"] - 0.01, high=summary["value"] + 0.03)
+    figure = panels(summary, ["B", "A"], "rate", ["1", "2", "4"])
+    assert [ax.get_title() for ax in figure.axes] == ["B", "A"] and figure.get_supxlabel() == "rate"
+    for ax in figure.axes:
+        assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "2", "4"]
+        for group, bars in zip(("near", "far"), ax.containers, strict=True):
+            own = summary[(summary["detector"] == ax.get_title()) & (summary["group"] == group)]
+            line, _, (ends,) = bars.lines
+            assert line.get_ydata() == pytest.approx(100 * own["value"].to_numpy())
+            assert line.get_xdata() == pytest.approx(own["x"].to_numpy(), abs=0.1)
+            heights = [(segment[0, 1], segment[1, 1]) for segment in ends.get_segments()]
+            assert heights == [pytest.approx((100 * low, 100 * high)) for low, high in zip(own["low"], own["high"])]
+    compare.plt.close(figure)
+
+
+# -- banks: networks that are trained already ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [[["seed", "0,1"]], []])
+@pytest.mark.parametrize("bank", ["cifar10-resnet9", "cifar10-bank", "bank:."])
+def test_several_seeds_of_a_bank_are_refused_because_each_would_be_the_same_network(book, bank, given):
+    source = NOTEBOOK.replace("seed: int", 'benchmark: str = "digits"\nseed: int')
+    (book / "notebooks/10_tiny.py").write_text(source)
+
+    def runs(*names, given=given, seeds=None if given else 2):
+        values = sweep.factors([*given, ["benchmark", ",".join(names)]], None)
+        return sweep.plan_sweep(book, "tiny", values, seeds, "default").tasks
+
+    with pytest.raises(
+        Refused, match=f"several seeds were given for {bank[:6]}.*, a bank: its networks are trained already"
+    ):
+        runs("digits", bank)
+    assert len(runs("digits")) == 2
+    assert len(runs("digits", bank, given=[["seed", "3"]], seeds=None)) == 2  # one seed is one network
+
+
+@pytest.mark.parametrize("chapter", ["cifar10", "leaderboard"])
+def test_the_chapters_that_judge_banks_are_refused_several_seeds(chapter):
+    values = sweep.factors([["benchmark", "cifar10-resnet9"]] if chapter == "leaderboard" else [], None)
+    with pytest.raises(Refused, match="several seeds were given for cifar10-resnet"):
+        sweep.plan_sweep(PAGE.parents[1], chapter, values, 2, "quick")
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_page_without_benchmark_tables_says_so_and_still_lists_every_run():
@@ -343,7 +574,7 @@ def rows_of(*runs: tuple) -> pd.DataFrame:
     """Of runs (name, rate, depth, seed, value), each with one number."""
     rows = pd.DataFrame(runs, columns=["run", "rate", "depth", "seed", "value"])
     return rows.assign(run_seed=0, status="done", error="", detector="ours", ood_set="x", group="near", metric="auroc",
-                       run_seconds=1.0, run_memory_mb=2)  # fmt: skip
+                       table="benchmark.csv", run_seconds=1.0, run_memory_mb=2)  # fmt: skip
 
 
 def page_of(table: pd.DataFrame, names: list[str]) -> str:

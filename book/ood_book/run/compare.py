@@ -6,20 +6,23 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ood_book.run.plan import Task
 from ood_book.run.sweep import Sweep
 from ood_lib.evaluation import plots
 from ood_lib.evaluation.benchmark import summarize
+from ood_lib.evaluation.comparison import KEYS, counted_once
 from ood_lib.evaluation.metrics import as_percent
 from ood_lib.files import write_text
 
-__all__ = ["comparison_page", "write_comparison"]
+__all__ = ["comparison_page", "panels", "write_comparison"]
 
 PANELS = 6  # detectors in a figure
 ROLES = ("near", "far")
@@ -59,9 +62,9 @@ PAGE = """<!doctype html>
 
 def write_comparison(sweep: Sweep, table: pd.DataFrame, command: str) -> Path:
     """Write `table.csv` and the page `index.html` into the folder of the sweep; each appears whole or not at all."""
+    write_text(sweep.folder / "table.csv", table.to_csv(index=False))  # first: it needs no page
     title, made = f"Sweep of {sweep.name}, profile {sweep.profile}", f"Made by: {command}."
     page = comparison_page(table, sweep.names, title, {t.label: _link(t, sweep.folder) for t in sweep.tasks}, made)
-    write_text(sweep.folder / "table.csv", table.to_csv(index=False))
     write_text(sweep.folder / "index.html", page)
     return sweep.folder / "index.html"
 
@@ -80,28 +83,50 @@ def comparison_page(table: pd.DataFrame, names: Sequence[str], title: str, links
         links: where each run lies.
         made: how to make the page again.
     """
-    varied = [name for name in names if name != "seed" and table[name].nunique(dropna=False) > 1]
     runs = table.drop_duplicates("run")
-    done = _benchmark(table)
+    files = _files(table)
     parts = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(_sentence(runs, names))}</p>"]
-    if done.empty:
+    if not files:
         parts.append("<p>No run wrote a table as <code>run_benchmark</code> makes it: there is nothing to draw.</p>")
-    for name in varied if len(done) else ():
-        parts += [f"<h2>AUROC against {html.escape(name)}</h2>", _figure(done, name, [n for n in varied if n != name])]
-    if len(done):
-        parts += ["<h2>Every detector</h2>", _detectors(done, [n for n in names if n != "seed"])]
+    for file, rows in files.items():
+        parts += _part(rows, f" in {file}" if len(files) > 1 else "", [n for n in names if n != "seed"])
     parts += ["<h2>Every run</h2>", _runs(runs, names, links)]
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     parts.append(f'<p class="quiet">{html.escape(made)} Finished {finished}. <a href="table.csv">All rows</a></p>')
     return PAGE.format(title=html.escape(title), style=STYLE, body="\n".join(parts))
 
 
-def _benchmark(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that `run_benchmark` makes, each with the seed of its network."""
-    if not {"detector", "ood_set", "group", "metric", "value"} <= set(table.columns):
-        return table.iloc[:0]
-    seed = table.get("seed", table.get("run_seed", 0))
-    return table.assign(seed=seed)[table["metric"].isin(METRICS) & table["group"].isin(ROLES)]
+def _files(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows that `run_benchmark` makes, by file, each with the seed of its network.
+
+    Files are never pooled: they are of other networks, or other sets. One with the rows of another is left out.
+    """
+    if not {*KEYS, "value"} - {"seed"} <= set(table.columns):
+        return {}
+    first = table.get("run_seed", 0)
+    done = table.assign(seed=table["seed"].fillna(first) if "seed" in table else first)
+    done = done[done["metric"].isin(METRICS) & done["group"].isin(ROLES)]
+    found: dict[str, tuple[str, pd.DataFrame]] = {}
+    for file, rows in done.groupby("table", sort=False):
+        rows = rows.infer_objects()  # text in a column of one file makes no text of another
+        content = rows[["run", *KEYS, "value"]].round(6).to_csv(index=False)  # `save_results` rounds
+        found.setdefault(content, (file, rows))
+    return dict(found.values())
+
+
+def _part(rows: pd.DataFrame, where: str, names: Sequence[str]) -> list[str]:
+    """Figures and table of one file; in the place of one whose means cannot be taken, why."""
+    varied = [name for name in names if rows[name].nunique() > 1]
+    drawn = varied if "auroc" in set(rows["metric"]) else []
+    parts = {f"AUROC against {n}": partial(_figure, rows, n, [o for o in varied if o != n]) for n in drawn}
+    made = []
+    for title, make in (parts | {"Every detector": partial(_detectors, rows, names)}).items():
+        try:
+            text = make()
+        except ValueError as error:
+            text = f"<p>No means can be taken: {html.escape(str(error))}.</p>"
+        made.append(f"<h2>{html.escape(title + where)}</h2>{text}")
+    return made
 
 
 def _sentence(runs: pd.DataFrame, names: Sequence[str]) -> str:
@@ -112,25 +137,35 @@ def _sentence(runs: pd.DataFrame, names: Sequence[str]) -> str:
 
 
 def _groups(table: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[tuple, pd.DataFrame]]:
-    yield from table.groupby(list(names), sort=False, dropna=False) if names else [((), table)]
+    yield from table.groupby(list(names), sort=False) if names else [((), table)]
 
 
 def _by_network(rows: pd.DataFrame) -> pd.DataFrame:
-    """One value per network: the mean where runs share a network, or differ in a parameter that is not looked at."""
-    keys = ["detector", "ood_set", "group", "metric", "seed"]
-    return rows.groupby(keys, sort=False, as_index=False)["value"].mean()
+    """One value per network: the mean where runs share a network, or differ in a parameter that is not looked at.
+
+    Raises:
+        ValueError: one run has a value twice, see `counted_once`.
+    """
+    checked = pd.concat([counted_once(run) for _, run in rows.groupby("run", sort=False)]).astype({"value": float})
+    return checked.groupby(list(KEYS), sort=False, as_index=False)["value"].mean()
 
 
 def _figure(done: pd.DataFrame, name: str, others: Sequence[str]) -> str:
     auroc = done[done["metric"] == "auroc"]
     numeric = pd.api.types.is_numeric_dtype(auroc[name])
-    values, groups = zip(*auroc.groupby(name, sort=numeric, dropna=False))  # null is a value too, and equals nothing
+    values, groups = zip(*auroc.groupby(name, sort=numeric))
     parts = [summarize(_by_network(rows)).assign(x=x) for x, rows in enumerate(groups)]
     summary = pd.concat(parts, ignore_index=True)
     spread = summary.groupby(["detector", "group"])["value"].agg(lambda v: 100 * (v.max() - v.min()))
     moves = spread.groupby("detector").max().sort_values(ascending=False, kind="stable")
     shown, rest = list(moves.index[:PANELS]), moves.iloc[PANELS:]
-    picture = base64.b64encode(_draw(summary, shown, name, [_tick(str(v)) for v in values])).decode()
+    file = io.BytesIO()
+    with plt.rc_context():
+        plots.theme()
+        figure = panels(summary, shown, name, [_tick(str(v)) for v in values])
+        figure.savefig(file, format="svg")
+        plt.close(figure)
+    picture = base64.b64encode(file.getvalue()).decode()
     alt = (
         f"{len(shown)} panels, one per detector ({', '.join(shown)}). "
         f"Horizontal axis: {name} at {', '.join(map(str, values))}. "
@@ -151,25 +186,28 @@ def _tick(text: str) -> str:
     return text if len(text) <= 14 else f"…{text[-13:]}"
 
 
-def _draw(summary: pd.DataFrame, shown: Sequence[str], name: str, values: Sequence[str]) -> bytes:
+def panels(summary: pd.DataFrame, shown: Sequence[str], name: str, values: Sequence[str]) -> Figure:
+    """One panel per detector: AUROC in percent, with its interval, at each value of a parameter.
+
+    Args:
+        summary: from `summarize`, for each value, whose place in `values` is in the column x.
+        shown: detectors.
+        name: of the parameter.
+        values: of the parameter, as they are written at the axis.
+    """
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
-    with plt.rc_context():
-        plots.theme()
-        size = (plots.FULL, 0.7 + 2.1 * rows)
-        figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
-        for ax, detector in zip(axes.flat, shown):
-            _panel(ax, summary[summary["detector"] == detector])
-            ax.set(title=detector, xticks=range(len(values)), xticklabels=values, xlim=(-0.4, len(values) - 0.6))
-        for ax in axes.flat[len(shown) :]:
-            ax.axis("off")
-        figure.supxlabel(name, fontsize=11)
-        figure.supylabel("AUROC (%)", fontsize=11)
-        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
-        file = io.BytesIO()
-        figure.savefig(file, format="svg")
-        plt.close(figure)
-    return file.getvalue()
+    size = (plots.FULL, 0.7 + 2.1 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False)
+    for ax, detector in zip(axes.flat, shown):
+        _panel(ax, summary[summary["detector"] == detector])
+        ax.set(title=detector, xticks=range(len(values)), xticklabels=values, xlim=(-0.4, len(values) - 0.6))
+    for ax in axes.flat[len(shown) :]:
+        ax.axis("off")
+    figure.supxlabel(name, fontsize=11)
+    figure.supylabel("AUROC (%)", fontsize=11)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
 
 
 def _panel(ax: Any, rows: pd.DataFrame) -> None:

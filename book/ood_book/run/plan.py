@@ -215,10 +215,12 @@ def _to_anywhere(name: str, value: Any) -> str:
 
 
 def short_name(values: dict[str, Any]) -> str:
-    """A folder for a set of values, so that none overwrites another."""
-    text = ",".join(f"{k}={v}" for k, v in sorted(values.items()))
+    """A folder for a set of values, so that none overwrites another, also where a disk takes A and a for the same."""
+    given = sorted(values.items())
+    text = ",".join(f"{k}={v}" for k, v in given)
     safe = re.sub(r"[^\w.,=+-]+", "_", text)[:60]
-    return safe + ("" if safe == text else f"-{content_hash(text)[:8]}")
+    plain = safe == text and all(re.fullmatch(r"[a-z0-9_.+-]+", f"{k}{v}") for k, v in given)
+    return safe if plain else f"{safe}-{content_hash(repr(given))[:8]}"
 
 
 def hash_files(folder: Path, pattern: str = "*") -> str:

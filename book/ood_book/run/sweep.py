@@ -3,24 +3,23 @@
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 from papermill.iorw import papermill_io
 
-from ood_book.notebooks import Refused, select
+from ood_book.metadata import load_yaml
+from ood_book.notebooks import Refused, given_once, select
 from ood_book.run.plan import Profile, Task, check_names, library_hash, make_task, readings, short_name
+from ood_lib.shipped import BANKS, FORMER_NAMES
 
 __all__ = ["Factor", "Sweep", "collect", "factors", "plan_sweep", "reserve"]
 
 Factor = list[dict[str, Any]]  # alternatives, each with values for one or more parameters
-PIECE = re.compile(r"""(?:\[[^]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^,])+""")  # commas in brackets and quotes do not cut
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,33 @@ def factors(pairs: Sequence[Sequence[str]], grid: Path | None) -> list[Factor]:
     """What is to be combined: `-p NAME a,b,c`, and a YAML file, a grid (name: values) or a list of combinations.
 
     Raises:
-        Refused: the file is neither, or a parameter is given twice.
+        Refused: the file is neither, a parameter is given twice, or a value is missing.
     """
-    found: list[Factor] = [[{name: _bare(piece.strip())} for piece in PIECE.findall(text)] for name, text in pairs]
+    found: list[Factor] = [[{name: piece} for piece in _pieces(name, text)] for name, text in pairs]
     found += _grid(grid) if grid else []
-    names = Counter(name for factor in found for name in dict.fromkeys(n for line in factor for n in line))
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise Refused(f"parameter {twice[0]!r} is given twice; give all its values in one place")
-    if [] in found:
-        raise Refused("a parameter without a value; write -p NAME a,b,c")
+    given_once(name for factor in found for name in dict.fromkeys(n for line in factor for n in line))
     return found
+
+
+def _pieces(name: str, text: str) -> list[str]:
+    """The values between the commas; one in brackets, or in quotes around a value, does not cut."""
+    pieces, depth, quote = [""], 0, ""
+    for char in text:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "\"'" and (depth or not pieces[-1].strip()):  # not the apostrophe of a word
+            quote = char
+        elif char == "," and not depth:
+            pieces.append("")
+            continue
+        else:
+            depth = max(0, depth + (char in "[({") - (char in "])}"))
+        pieces[-1] += char
+    if depth or quote:
+        raise Refused(f"-p {name} {text!r} opens a bracket or a quote that is not closed; put quotes around the value")
+    if not all(piece.strip() for piece in pieces):
+        raise Refused(f'-p {name} {text!r} has a place without a value; write -p NAME a,b,c, and "" for an empty text')
+    return [_bare(piece.strip()) for piece in pieces]
 
 
 def _bare(text: str) -> str:
@@ -61,11 +77,8 @@ def _bare(text: str) -> str:
 
 
 def _grid(file: Path) -> list[Factor]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise Refused(f"grid {file} cannot be read: {error}") from error
-    if isinstance(content, dict) and content:
+    content = load_yaml(file)
+    if isinstance(content, dict) and content and [] not in content.values():
         return [[{k: v} for v in (values if isinstance(values, list) else [values])] for k, values in content.items()]
     if isinstance(content, list) and content and all(isinstance(line, dict) for line in content):
         return [content]
@@ -75,7 +88,7 @@ def _grid(file: Path) -> list[Factor]:
 def plan_sweep(
     root: Path, notebook: str, given: Sequence[Factor], seeds: int | None, profile: str, out: str | None = None
 ) -> Sweep:
-    """Every run of the product, and of the seeds; refuses what `plan` refuses.
+    """Every run of the product, and of the seeds; refuses what `plan` refuses, equal values, and seeds of a bank.
 
     With ``seeds``, a combination runs that often.  Where a run trains several networks from consecutive seeds
     (parameter ``seeds``), the next run begins behind the last of them: no network is trained twice.
@@ -100,14 +113,33 @@ def plan_sweep(
         target = f"{place}/{label}/{file}" if isinstance(place, str) else place / label / file
         return make_task(source, known, readings(start.values, line), target, library, label)
 
+    tasks = [task(line) for line in lines]
+    for one, other in combinations(tasks, 2):
+        if one.parameters == other.parameters:  # 1, 1.0 and 1e0 are one number
+            raise Refused(f"{one.label} and {other.label} are the same run: a value is given twice; give it once")
     if seeds:
-        lines = [line | {"seed": seed} for line in lines for seed in _seeds(task(line).parameters, seeds)]
-    tasks = list({t.label: t for t in map(task, lines)}.values())
+        tasks = [task(line | {"seed": s}) for line, t in zip(lines, tasks) for s in _seeds(t.parameters, seeds)]
+    _refuse_seeds_of_banks(tasks)
     return Sweep(tasks, names, start.name, place if isinstance(place, Path) else folder, place)
 
 
 def _seeds(parameters: dict[str, Any], count: int) -> list[int]:
     return [parameters["seed"] + run * parameters.get("seeds", 1) for run in range(count)]
+
+
+def _refuse_seeds_of_banks(tasks: Sequence[Task]) -> None:
+    """Each seed of a bank would be the same networks again, and an interval over them would have no width."""
+    found: dict[str, Any] = {}
+    for parameters in (task.parameters for task in tasks):
+        named = parameters.get("benchmark", parameters.get("benchmarks"))
+        for name in map(str, named if isinstance(named, list) else [named]):
+            is_bank = name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES)
+            if is_bank and found.setdefault(name, parameters.get("seed")) != parameters.get("seed"):
+                raise Refused(
+                    f"several seeds were given for {name}, a bank: its networks are trained already, so each seed "
+                    "would give the same numbers. Leave out --seeds and give one seed at most, or name a benchmark on "
+                    "which networks are trained, such as digits"
+                )
 
 
 def _place(out: str | None) -> Path | str | None:
@@ -132,29 +164,43 @@ def collect(sweep: Sweep, failures: dict[str, str]) -> pd.DataFrame:
 
     Columns: run, status (done, failed, not run), error, the varied parameters (``seed`` as run_seed), run_seconds,
     run_memory_mb, table (its file). The columns of the tables follow, with ``result_`` in front of a name that is
-    already used.
+    already used. A table that cannot be read is an error of its run, which is done all the same.
     """
     return pd.DataFrame([row for task in sweep.tasks for row in _rows(task, sweep.names, failures.get(task.label, ""))])
 
 
 def _rows(task: Task, names: Sequence[str], error: str) -> list[dict[str, Any]]:
     record = task.record() or {}
+    rows: list[tuple[str, dict[str, Any]]] = []
+    for name, text in record.get("tables", {}).items():
+        try:
+            rows += [(name, row) for row in _read(name, text)]
+        except ValueError as problem:  # also of pandas and of json
+            error = f"wrote {name}, which cannot be read: {problem}"
     about: dict[str, Any] = {"run": task.label}
     about |= {"status": "done" if record else "failed" if error else "not run", "error": error}
     about |= {"run_seed" if n == "seed" else n: _plain(task.parameters[n]) for n in names}
     about |= {"run_seconds": record.get("seconds"), "run_memory_mb": record.get("peak_memory_mb"), "table": ""}
-    rows = [{"table": name} | row for name, text in record.get("tables", {}).items() for row in _read(name, text)]
-    return [about | {k if k == "table" or k not in about else f"result_{k}": v for k, v in row.items()}
-            for row in rows or [{}]]  # fmt: skip
+    return [
+        about | {"table": name} | {f"result_{k}" if k in about else k: v for k, v in row.items()}
+        for name, row in rows or [("", {})]
+    ]
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, str | int | float | None) else json.dumps(value)
+    return value if isinstance(value, str | int | float) else json.dumps(value)  # nothing is null, not a NaN
 
 
 def _read(name: str, text: str) -> list[dict[str, Any]]:
-    """The rows of a CSV file, or of a result file of `save_results`; other JSON has none."""
+    """The rows of a CSV file, or of a result file of `save_results`; other JSON has none.
+
+    Raises:
+        ValueError: it is no CSV or JSON, or its rows are none.
+    """
     if name.endswith(".csv"):
         return pd.read_csv(io.StringIO(text)).to_dict("records")
     content = json.loads(text)
-    return content["rows"] if isinstance(content, dict) and isinstance(content.get("rows"), list) else []
+    rows = content["rows"] if isinstance(content, dict) and isinstance(content.get("rows"), list) else []
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError('its "rows" are not all objects, {"detector": "KNN", ...}')
+    return rows
