@@ -200,11 +200,13 @@ def against_control(group, ending, *ood_set):
 short = "GroupNorm, 250 updates, log"
 tail = {g_: between(short, short.removesuffix(", log"), g_) for g_ in ("far", "near")}
 display(Markdown(
-    "**The verdict, on photographs** (CIFAR-10, section 5.1). Small score networks are compared with no network at all: the exact score of "
-    f"one Gaussian fitted to the pixels. On far-OOD, the networks are {against_control('far', '')} when norms are judged as they are, and "
-    f"{against_control('far', ', log')} when their logarithms are. Judged by logarithms on SVHN alone, they are {against_control('far', ', log', 'svhn')}. "
-    f"Judged by logarithms on near-OOD, they are {against_control('near', ', log')}. Judging the logarithms instead of the norms changes their "
-    f"far-OOD AUROC by {tail['far']}, near-OOD by {tail['near']}."
+    "**The verdict, on photographs** (CIFAR-10, section 5.1). Small score networks against no network at all, that is, against the exact "
+    "score of one Gaussian fitted to the pixels:\n\n"
+    f"* far-OOD, the norms as they are: {against_control('far', '')}\n"
+    f"* far-OOD, logarithms of the norms: {against_control('far', ', log')}\n"
+    f"* SVHN alone, logarithms of the norms: {against_control('far', ', log', 'svhn')}\n"
+    f"* near-OOD, logarithms of the norms: {against_control('near', ', log')}\n\n"
+    f"On the same networks, logarithms instead of the norms change the far-OOD AUROC by {tail['far']}, near-OOD by {tail['near']}."
 ))  # fmt: skip
 
 # %% [markdown]
