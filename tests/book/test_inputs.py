@@ -1,6 +1,7 @@
 """Laws of what a run depends on: what its parameters name, its code, and nothing of its prose."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,17 @@ def test_an_installed_network_is_found_and_what_it_imports_is_not_looked_at(mine
         file.relative_to(Path(percent.jupytext.__file__).parents[1]).parts[0] for file in files
     }
     assert inputs._code("nowhere:net", mine) == inputs._code("cifar10-resnet9", mine) == []
+
+
+def test_a_lone_slash_names_no_disk_and_a_value_without_a_path_names_none(mine):
+    assert list(inputs._paths(["/", ".", "..", "", "folder:/", "bank:", 1, None, "nowhere"], mine)) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the names of files are text")
+def test_a_name_that_is_no_utf8_counts(mine):
+    before = key_of(mine, benchmark="folder:pictures")
+    with open(os.fsencode(mine) + b"/pictures/train/cat/\xe8.png", "wb"):
+        assert key_of(mine, benchmark="folder:pictures") != before
 
 
 def test_code_that_does_not_parse_counts_all_the_same(mine):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ood_book.notebooks import content_hash
-from ood_lib.data.pictures import is_hidden
+from ood_lib.files import is_hidden
 
 __all__ = ["hash_inputs", "hash_path"]
 
@@ -36,9 +36,9 @@ def hash_inputs(values: dict[str, Any], folder: Path, hashed: Callable[[Path], s
 
 def _paths(value: Any, folder: Path) -> Iterator[Path]:
     for item in value if isinstance(value, list) else [value]:
-        if isinstance(item, str) and item.strip("./\\"):
-            path = folder / KIND.sub("", item)
-            yield from [path] if os.path.exists(path) else []
+        name = KIND.sub("", item) if isinstance(item, str) else ""
+        if name.strip("./\\") and os.path.exists(folder / name):  # a lone / is a mark, and names no disk
+            yield folder / name
 
 
 def hash_path(path: Path) -> str:
@@ -51,7 +51,7 @@ def hash_path(path: Path) -> str:
         marks: Iterator[str | bytes] = (Path(file).read_bytes() for file in found)
     else:
         marks = (f"{stat.st_size} {stat.st_mtime_ns}" for stat in found.values())
-    names = (file.removeprefix(str(path)) for file in found)
+    names = (os.fsencode(file.removeprefix(str(path))) for file in found)  # perhaps of letters that are no UTF-8
     return content_hash(*chain.from_iterable(zip(names, marks)))
 
 
