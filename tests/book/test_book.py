@@ -31,7 +31,7 @@ pytest.importorskip("papermill")
 
 import yaml
 
-from tests.book.chapters import chapter
+from tests.book.chapters import chapter, executed
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
@@ -271,7 +271,7 @@ def pictures_without_description(notebook):
 
 @each(RUNS)
 def test_every_picture_of_an_executed_notebook_is_described(path):
-    assert pictures_without_description(json.loads(read(path))) == []
+    assert pictures_without_description(executed(path)) == []
 
 
 def test_the_notebooks_for_colab_are_made_from_their_sources():
