@@ -284,6 +284,15 @@ def test_the_notebook_for_colab_carries_no_outputs(path):
     assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
 
 
+@each(sorted((ROOT / ".github/workflows").glob("*.yml")))
+def test_runs_that_are_kept_between_jobs_are_restored_whatever_was_edited_and_saved_each_time(path):
+    steps = [step for job in yaml.safe_load(read(path))["jobs"].values() for step in job.get("steps", [])]
+    for kept in (step["with"] for step in steps if step.get("uses", "").startswith("actions/cache@")):
+        assert kept["key"] == kept["restore-keys"] + "${{ github.sha }}", (
+            "a hash of files would have to name all of them"
+        )
+
+
 # ------------------------------------------------------------------------------------------------ what they ask
 
 ABOUT = metadata.about(ROOT)
