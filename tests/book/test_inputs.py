@@ -172,11 +172,14 @@ def test_the_time_of_what_is_small_does_not_count(mine):
     assert inputs.hash_path(mine / "pictures") == before
 
 
-def test_links_are_followed_and_one_that_leads_back_ends(mine):
+def test_links_are_followed_and_one_that_leads_back_ends(mine, monkeypatch):
     (mine / "pictures/far").symlink_to(mine / "rows")
     (mine / "pictures/near").symlink_to(mine / "pictures")
     (mine / "pictures/lost.png").symlink_to(mine / "nowhere")
+    entered, real = [], os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda place: entered.append(place) or real(place))
     before = inputs.hash_path(mine / "pictures")
+    assert len(entered) == 5  # the pictures, near, far, train, its cats: and no more below the link that leads back
     write(mine / "rows/logits.npy", "other")
     assert inputs.hash_path(mine / "pictures") != before
 
