@@ -19,14 +19,25 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "FULL", "UNWRITABLE", "atomic", "check_writable", "clock", "draft", "draft_folder", "explained", "locked",
-    "read_json", "sha256_of", "sweep", "write_text",
+    "FULL", "UNWRITABLE", "atomic", "check_writable", "clock", "draft", "draft_folder", "explained", "is_hidden",
+    "locked", "read_json", "sha256_of", "sweep", "write_text",
 ]  # fmt: skip
 
 DRAFT = re.compile(r"\..*?(?:\.([0-9a-f]{8})\.(\d+))?\.[0-9a-f]{8}\.partial")  # of machine and process; once of neither
 FORGOTTEN = 7 * 24 * 3600  # seconds after which nobody on another machine writes any more
 UNWRITABLE = {number: "it cannot be written" for number in (errno.EROFS, errno.EACCES, errno.EPERM)}  # a folder
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+
+# Beside hidden folders: what systems and network disks leave among pictures.
+LITTER = (
+    "__MACOSX", "__pycache__", "@eaDir", "@Recycle", "@tmp", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found",
+    "System Volume Information", "Thumbs.db", "desktop.ini",
+)  # fmt: skip
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the reader's own: .ipynb_checkpoints, __MACOSX, @eaDir."""
+    return name.startswith(".") or name in LITTER
 
 
 @contextmanager

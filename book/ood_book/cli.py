@@ -122,14 +122,14 @@ def _build(args: argparse.Namespace) -> int:
     return 1
 
 
-def _finished(root: Path, args: argparse.Namespace, notebooks: Sequence[str]) -> "tuple[Path, list[Task]]":
-    """The folder of the runs and their tasks; refused where one is not run as it is now."""
+def _finished(root: Path, args: argparse.Namespace, notebooks: Sequence[str]) -> "list[Task]":
+    """The tasks of finished runs; refused where one is not run as it is now."""
     from ood_book.run.plan import plan
 
-    runs, tasks = plan(root, args.profile, dict(args.parameters), notebooks)
+    _, tasks = plan(root, args.profile, dict(args.parameters), notebooks)
     if stale := [task for task in tasks if not task.is_done]:
         raise _not_run(args, stale, notebooks)
-    return runs, tasks
+    return tasks
 
 
 def _not_run(args: argparse.Namespace, tasks: "Sequence[Task]", notebooks: Sequence[str] = ()) -> Refused:
@@ -167,6 +167,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _teach(args: argparse.Namespace) -> int:
+    from ood_book.percent import executed
     from ood_book.teach.deck import deck_of
     from ood_book.teach.editions import EDITIONS
     from ood_book.teach.handouts import handouts, zipped
@@ -175,7 +176,7 @@ def _teach(args: argparse.Namespace) -> int:
     root = find_root(args.root)
     out = (args.out or root / "_build/teach").resolve()
     # What cannot be is refused before anything is written.
-    runs, tasks = _finished(root, args, args.notebooks) if args.slides else (root, [])
+    tasks = _finished(root, args, args.notebooks) if args.slides else []
     book = replace(read_book(root), site="")  # the pages have the solutions
     made = {
         path: data for source in select(root, args.notebooks) for path, data in handouts(source, book, args.at).items()
@@ -184,7 +185,9 @@ def _teach(args: argparse.Namespace) -> int:
         _write(out / path, data)
     _write(out / "student.zip", zipped({p.name: p.read_bytes() for p in sorted((out / "student").glob("*.ipynb"))}))
     for task in tasks:
-        write_text(out / "slides" / f"{task.name}.html", deck_of(root, runs / f"{task.name}.ipynb"))
+        write_text(
+            out / "slides" / f"{task.name}.html", deck_of(root, task.name, executed(Path(task.target), task.text))
+        )
     print(f"editions are in {out}: {', '.join([*EDITIONS, 'student.zip', 'quiz', *['slides'] * args.slides])}")
     return 0
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 __all__ = [
-    "HEADING", "Parameter", "Refused", "content_hash", "find_root", "fits", "given_once", "parameters_of", "select",
-    "sources", "title_of", "unknown",
+    "CELL", "HEADING", "Parameter", "Refused", "code_of", "content_hash", "find_root", "fits", "given_once",
+    "parameters_of", "select", "sources", "tags_of", "title_of", "unknown",
 ]  # fmt: skip
 
 HEADING = re.compile(r"^#{2,3} (.+)$", re.M)  # of a section, in a cell of text
-PARAMETERS = re.compile(r'^# %%[^\n]*"parameters"[^\n]*\n(.*?)(?=^# %%|\Z)', re.M | re.S)
+CELL = re.compile(r"^# %%([^\n]*)\n(.*?)(?=^# %%|\Z)", re.M | re.S)  # the rest of its first line, and its body
+ACTED_ON = {"parameters", "raises-exception", "skip-execution"}  # tags that change what runs
 KINDS: dict[str, Any] = {
     "bool": bool, "dict": dict, "float": (int, float), "int": int, "list": list, "str": str, "tuple": (list, tuple),
 }  # fmt: skip
@@ -81,6 +82,23 @@ def title_of(text: str) -> str:
     return heading[1] if heading else ""
 
 
+def tags_of(head: str) -> set[str]:
+    """The tags in the first line of a cell."""
+    found = re.search(r"\btags=\[(.*?)\]", head)
+    return set(re.findall(r'"([\w-]+)"', found[1])) if found else set()
+
+
+def code_of(text: str) -> list[str]:
+    """What runs of the text of a `.py`: the code of each cell, below the tags that whoever runs it acts on.
+
+    Example:
+        >>> code_of('# %% [markdown]\\n# Prose.\\n\\n# %% tags=["parameters", "hide-input"]\\nseed: int = 0\\n')
+        ['parameters\\nseed: int = 0']
+    """
+    cells = ((tags_of(head) & ACTED_ON, body) for head, body in CELL.findall(text) if not re.match(r" \[", head))
+    return ["\n".join([*sorted(tags), body.strip("\n")]) for tags, body in cells]
+
+
 @dataclass(frozen=True)
 class Parameter:
     """An assignment in the cell tagged `parameters`."""
@@ -92,8 +110,8 @@ class Parameter:
 
 def parameters_of(source: Path) -> dict[str, Parameter]:
     """Read with `ast`: papermill's own inspection does not see `int | None` annotations."""
-    cell = PARAMETERS.search(source.read_text(encoding="utf-8"))
-    code = cell[1] if cell else ""
+    cells = CELL.findall(source.read_text(encoding="utf-8"))
+    code = next((body for head, body in cells if "parameters" in tags_of(head)), "")
     lines, found = code.encode().splitlines(), {}
     for node in ast.parse(code).body:
         match node:

@@ -8,11 +8,12 @@ import math
 import re
 from collections.abc import Iterator
 
-__all__ = ["SYNCED", "minutes"]
+from ood_book.notebooks import CELL, tags_of
+
+__all__ = ["minutes"]
 
 PACE = 200  # words a minute
 FOLDS = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
-CELL = re.compile(r"^# %%([^\n]*)\n(.*?)(?=^# %%|\Z)", re.M | re.S)
 BOX = re.compile(r"^(`{3,}|:{3,})\{([\w:-]+)\}[^\n]*\n(.*?)^\1$", re.M | re.S)
 ASIDE = re.compile(r"^(`{3,})\{(exercise|solution)-start\}.*?^\1\{\2-end\}", re.M | re.S)
 SYNCED = re.compile(r"<!-- made by ood-book sync.*?<!-- end -->", re.S)  # else a sync would change what it counts
@@ -46,8 +47,7 @@ def _cells(source: str) -> Iterator[tuple[str, bool, str]]:
         if "[markdown]" in head:
             yield "text", False, re.sub(r"^# ?", "", body, flags=re.M)
         else:
-            tags = re.search(r"\btags=\[(.*?)\]", head)
-            yield "code", bool(tags and FOLDS & set(re.findall(r'"([\w-]+)"', tags[1]))), body
+            yield "code", bool(FOLDS & tags_of(head)), body
 
 
 def _inside(text: str) -> bool:

@@ -14,7 +14,8 @@ import numpy as np
 from ood_lib.data.annotations import read_openood, read_table
 from ood_lib.data.download import ORIGINS, PUBLISHED, fetch_published, fetch_tiny_imagenet, open_published
 from ood_lib.data.images import ImageArray, ImageFiles, ImageFormat, ImageSet
-from ood_lib.data.pictures import find_pictures, is_hidden
+from ood_lib.data.pictures import find_pictures
+from ood_lib.files import is_hidden
 from ood_lib.warn import warn
 
 __all__ = ["MissingDataError", "Shelf", "read_classes", "subfolders"]

@@ -9,15 +9,10 @@ from typing import IO
 import numpy as np
 
 from ood_lib.extras import need
+from ood_lib.files import is_hidden
 from ood_lib.warn import warn
 
-__all__ = ["decode", "find_pictures", "is_hidden", "picture_shape"]
-
-# Beside hidden folders: what systems and network disks leave among pictures.
-LITTER = (
-    "__MACOSX", "__pycache__", "@eaDir", "@Recycle", "@tmp", "#recycle", "#snapshot", "$RECYCLE.BIN", "lost+found",
-    "System Volume Information", "Thumbs.db", "desktop.ini",
-)  # fmt: skip
+__all__ = ["decode", "find_pictures", "picture_shape"]
 
 NO_PICTURES = (".pdf", ".eps", ".ps", ".mpg", ".mpeg", ".h5", ".hdf", ".grib", ".bufr", ".wmf", ".emf")  # for Pillow
 
@@ -26,11 +21,6 @@ BESIDE = (
     ".ipynb", ".pdf", ".zip", ".gz", ".tar",
 )  # fmt: skip
 """Endings of what is meant to stand beside pictures: nobody misses it among them."""
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is none of the reader's own: .ipynb_checkpoints, __MACOSX, @eaDir."""
-    return name.startswith(".") or name in LITTER
 
 
 @lru_cache(maxsize=1)

@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from ood_lib.data.images import ImageFormat
 from ood_lib.data.locate import subfolders
-from ood_lib.data.pictures import find_pictures, is_hidden
+from ood_lib.data.pictures import find_pictures
 from ood_lib.detectors.detector import Detector, NotFittedError
 from ood_lib.detectors.saved import load, made_for
 from ood_lib.evaluation.score_files import Scored, score_files
 from ood_lib.extras import MissingExtraError
-from ood_lib.files import atomic
+from ood_lib.files import atomic, is_hidden
 from ood_lib.networks.modes import in_eval
 from ood_lib.training.named import load_network
 from ood_lib.warn import warn

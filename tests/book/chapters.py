@@ -10,8 +10,11 @@ from typing import Any
 
 import nbformat
 from ood_book import percent
+from ood_book.notebooks import Refused
 
-__all__ = ["chapter", "executed"]
+__all__ = ["chapter", "executed", "stored"]
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 def chapter(source: Path) -> Any:
@@ -19,9 +22,14 @@ def chapter(source: Path) -> Any:
     return pickle.loads(_chapter(source))
 
 
-def executed(path: Path) -> Any:
+def executed(run: Path) -> Any:
+    """The notebook of a run of the book, with the words of its source; one of other code as it is."""
+    return pickle.loads(_executed(run))
+
+
+def stored(path: Path) -> Any:
     """The notebook of an `.ipynb`."""
-    return pickle.loads(_executed(path))
+    return pickle.loads(_stored(path))
 
 
 @cache
@@ -30,5 +38,13 @@ def _chapter(source: Path) -> bytes:
 
 
 @cache
-def _executed(path: Path) -> bytes:
+def _executed(run: Path) -> bytes:
+    try:
+        return pickle.dumps(percent.executed(run, (NOTEBOOKS / f"{run.stem}.py").read_text(encoding="utf-8")))
+    except Refused:
+        return _stored(run)
+
+
+@cache
+def _stored(path: Path) -> bytes:
     return pickle.dumps(nbformat.read(path, as_version=4))

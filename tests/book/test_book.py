@@ -31,7 +31,7 @@ pytest.importorskip("papermill")
 
 import yaml
 
-from tests.book.chapters import chapter
+from tests.book.chapters import chapter, executed
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.py"))
@@ -271,7 +271,7 @@ def pictures_without_description(notebook):
 
 @each(RUNS)
 def test_every_picture_of_an_executed_notebook_is_described(path):
-    assert pictures_without_description(json.loads(read(path))) == []
+    assert pictures_without_description(executed(path)) == []
 
 
 def test_the_notebooks_for_colab_are_made_from_their_sources():
@@ -282,6 +282,15 @@ def test_the_notebooks_for_colab_are_made_from_their_sources():
 def test_the_notebook_for_colab_carries_no_outputs(path):
     code = [c for c in json.loads(read(path.with_suffix(".ipynb")))["cells"] if c["cell_type"] == "code"]
     assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
+
+
+@each(sorted((ROOT / ".github/workflows").glob("*.yml")))
+def test_runs_that_are_kept_between_jobs_are_restored_whatever_was_edited_and_saved_each_time(path):
+    steps = [step for job in yaml.safe_load(read(path))["jobs"].values() for step in job.get("steps", [])]
+    for kept in (step["with"] for step in steps if step.get("uses", "").startswith("actions/cache@")):
+        assert kept["key"] == kept["restore-keys"] + "${{ github.sha }}", (
+            "a hash of files would have to name all of them"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ what they ask

@@ -749,17 +749,6 @@ def test_sync_writes_what_other_files_say_of_the_notebooks_and_nothing_around_it
     assert cli.main(["list"]) == 0 and "min to read, 30 min to run; 0.8 GB" in capsys.readouterr().out
 
 
-def test_a_new_box_of_what_was_found_asks_for_no_new_run_and_any_other_word_does(asking):
-    def key():
-        return plan.plan(asking, "default", {})[1][0].key
-
-    source, before = asking / "notebooks/10_alpha.py", key()
-    source.write_text(source.read_text().replace("# old\n", "# new\n# lines\n"))
-    assert key() == before
-    source.write_text(source.read_text().replace("word ", "other ", 1))
-    assert key() != before
-
-
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -814,6 +803,23 @@ def test_build_takes_the_values_of_run_shows_them_fails_on_a_warning_and_spares_
         assert cli.main(["build", *values]) == 1
     assert "nowhere" in capfd.readouterr().err
     assert (pages / "notebooks/10_alpha.html").is_file()  # the last good pages stay
+
+
+def test_a_new_sentence_asks_for_no_new_run_and_pages_downloads_and_slides_show_it(book, pages, capsys):
+    pytest.importorskip("jupyter_book")
+    said = "\n# %% [markdown]\n# ## The way\n#\n# **An old sentence.**\n"
+    source = write_notebook(book, "10_alpha", ALPHA, ALPHA_CODE + said)
+    assert cli.main(["run"]) == cli.main(["build"]) == 0
+    source.write_text(source.read_text().replace("An old sentence", "Another sentence"))
+    capsys.readouterr()
+    assert cli.main(["run"]) == cli.main(["build"]) == cli.main(["teach", "--slides", "--out", "taught"]) == 0
+    assert capsys.readouterr().out.count("up to date") == 2
+    decks = (book / name / "slides/10_alpha.html" for name in ("taught", "_build/stage/book/_static"))
+    for path in (*decks, pages / "notebooks/10_alpha.html", pages / "_sources/notebooks/10_alpha.ipynb"):
+        text = path.read_text()
+        assert "Another sentence" in text and "An old sentence" not in text, path
+    page = (pages / "notebooks/10_alpha.html").read_text()
+    assert page.index("injected-parameters") < page.index("seeds=2 rate=0.5") < page.index("Another sentence")
 
 
 def test_build_puts_a_page_in_the_place_of_a_chapter_that_failed_and_says_that_the_book_is_not_complete(

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-RUNS = sorted((ROOT / "_build/run").glob("*/[0-9]*.ipynb"))
+CHAPTERS = {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.py")}
+RUNS = sorted(path for path in (ROOT / "_build/run").glob("*/[0-9]*.ipynb") if path.stem in CHAPTERS)
 NUMBER = r"([+−-]?\d+(?:\.\d+)?)"
 WORD = r"(better|worse|level|cannot tell|no clear difference|no difference that shows)"
 INTERVAL = re.compile(rf"{NUMBER} (?:<small>)?\[{NUMBER}, {NUMBER}\](?:</small>)?(?:\*\*)?(?: \(?{WORD})?")

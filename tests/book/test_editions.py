@@ -25,7 +25,7 @@ from ood_book.teach.editions import EDITIONS, reader
 from ood_book.teach.plain import Book, Cited, labels, plain, read_book, references
 
 import ood_lib
-from tests.book.chapters import chapter, executed
+from tests.book.chapters import chapter, stored
 from tests.book.test_lessons import NOTEBOOKS as SOURCES
 from tests.book.test_lessons import ROOT, exercises, kind, nbformat
 
@@ -301,7 +301,7 @@ def test_the_zip_file_for_students_holds_every_notebook_that_is_in_their_folder(
 
 def committed(source):
     """The file that Colab and Jupyter open."""
-    return executed(source.with_suffix(".ipynb"))
+    return stored(source.with_suffix(".ipynb"))
 
 
 def untitled(cell):

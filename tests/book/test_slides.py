@@ -175,7 +175,7 @@ def test_every_table_is_on_a_slide_or_in_the_notes(run):
 
 @each_run
 def test_a_deck_is_one_light_file(run):
-    deck = deck_of(ROOT, run)
+    deck = deck_of(ROOT, run.stem, executed(run))
     assert 2e6 < len(deck) < WEIGHT * 1e6
     assert asked(deck) == []
 
@@ -377,7 +377,7 @@ def faults(tab):
 
 @each_run
 def test_every_slide_of_a_run_fits(run, browser, tmp_path):  # noqa: F811
-    (tmp_path / "deck.html").write_text(deck_of(ROOT, run), "utf-8")
+    (tmp_path / "deck.html").write_text(deck_of(ROOT, run.stem, executed(run)), "utf-8")
     tab = opened(browser, tmp_path / "deck.html")
     assert faults(tab) == ([], [], [], [], [])
     tab.close()

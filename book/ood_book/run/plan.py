@@ -8,16 +8,17 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 import ood_lib
 from ood_book.metadata import budgets, read_yaml
-from ood_book.notebooks import Parameter, Refused, content_hash, fits, parameters_of, select, sources, unknown
-from ood_book.reading import SYNCED
+from ood_book.notebooks import Parameter, Refused, code_of, content_hash, fits, parameters_of, select, sources, unknown
 from ood_book.run.budget import PROMISED
+from ood_book.run.inputs import hash_inputs, hash_path
 from ood_book.run.limits import check_value, read_text
 from ood_lib.data import NAMES
 from ood_lib.shipped import BANKS, FORMER_NAMES
@@ -149,10 +150,10 @@ def plan(
     named = short_name({k: read[k].folder_name() for k in overrides})
     folder = f"{start.name}-{named}" if overrides else start.name
     out = (out or root / "_build/run" / folder).resolve()
-    library = library_hash()
+    library, hashed = library_hash(), cache(hash_path)
     promised = {} if overrides or start.name not in PROMISED else budgets(root)
     return out, [
-        make_task(s, known, read, out / f"{s.stem}.ipynb", library, budget=promised.get(s.stem))
+        make_task(s, known, read, out / f"{s.stem}.ipynb", library, hashed, budget=promised.get(s.stem))
         for s, known in selected.items()
     ]
 
@@ -237,9 +238,13 @@ def library_hash() -> str:
 
 def make_task(
     source: Path, known: dict[str, Parameter], read: dict[str, Given], target: Path | str, library: str,
-    label: str = "", budget: float | None = None,
+    hashed: Callable[[Path], str] = hash_path, label: str = "", budget: float | None = None,
 ) -> Task:  # fmt: skip
-    """The task of one notebook; refuses values that do not fit the annotations of its parameters."""
+    """The task of one notebook; refuses values that do not fit the annotations of its parameters.
+
+    Its key is a hash of what its numbers depend on: its code, the library, its values, and what these name. Prose is
+    not among it: whoever shows the run takes that from the source (`percent.executed`).
+    """
     values = {k: _value(k, known[k], found, source) for k, found in read.items() if k in known}
     given = {k: v for k, v in values.items() if v != known[k].default}
     parameters = {k: p.default for k, p in known.items()} | given
@@ -248,17 +253,9 @@ def make_task(
         del parameters["results"]  # a path of this machine says nothing about the numbers
     text = source.read_text(encoding="utf-8")
     given_values = json.dumps(parameters, sort_keys=True, default=str)
-    own = SYNCED.sub("", text)  # the box of what was found is made of the results of runs: a new one asks for none
-    key = content_hash(own, library, given_values, _files(source, parameters.values()))
+    inputs = hash_inputs({k: v for k, v in parameters.items() if k not in MADE}, source.parent, hashed)
+    key = content_hash(content_hash(*code_of(text)), library, given_values, inputs)
     return Task(source, text, target, given, parameters, fills_results, key, library, label or source.stem, budget)
-
-
-def _files(source: Path, values: Iterable[Any]) -> str:
-    """One hash of what parameters name in the folder of the pages, such as the claims that the ledger reads."""
-    named = ((source.parent / value).resolve() for value in values if isinstance(value, str))
-    pages = source.parent.parent.resolve() / "book"
-    read = [path for path in named if pages in path.parents and path.exists()]
-    return content_hash(*(hash_files(path) if path.is_dir() else path.read_bytes() for path in read))
 
 
 def _value(name: str, parameter: Parameter, given: Given, source: Path) -> Any:

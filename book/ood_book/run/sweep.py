@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from papermill.iorw import papermill_io
 
 from ood_book.metadata import load_yaml
 from ood_book.notebooks import Refused, given_once, select
+from ood_book.run.inputs import hash_path
 from ood_book.run.plan import Profile, Task, check_names, library_hash, make_task, readings, short_name
 from ood_lib.shipped import BANKS, FORMER_NAMES
 
@@ -94,7 +96,7 @@ def plan_sweep(
     (parameter ``seeds``), the next run begins behind the last of them: no network is trained twice.
     """
     (source,) = select(root, [notebook])
-    start, library = Profile.of(root, profile), library_hash()
+    start, library, hashed = Profile.of(root, profile), library_hash(), cache(hash_path)
     known = start.known[source]
     lines = [{k: v for part in parts for k, v in part.items()} for parts in product(*given)]
     names = list(dict.fromkeys(name for line in lines for name in line))
@@ -111,7 +113,7 @@ def plan_sweep(
         label = short_name(line) or "default"
         file = f"{source.stem}.ipynb"
         target = f"{place}/{label}/{file}" if isinstance(place, str) else place / label / file
-        return make_task(source, known, readings(start.values, line), target, library, label)
+        return make_task(source, known, readings(start.values, line), target, library, hashed, label)
 
     tasks = [task(line) for line in lines]
     for one, other in combinations(tasks, 2):

@@ -1,6 +1,7 @@
 """Builds the pages from finished runs: a staged copy of the book with the executed notebooks in it."""
 
 import base64
+import copy
 import errno
 import json
 import os
@@ -8,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -20,8 +21,7 @@ import nbformat
 import ood_lib
 from ood_book.metadata import about
 from ood_book.notebooks import Refused, content_hash, sources
-from ood_book.percent import load
-from ood_book.reading import SYNCED
+from ood_book.percent import executed
 from ood_book.run.plan import Task, hash_files, library_hash
 from ood_book.site import findings, front, production, reference, scale
 from ood_book.site.explorables import add_scripts, as_html
@@ -127,14 +127,16 @@ def _stage(root: Path, tasks: Sequence[Task], stage: Path, missing: Sequence[Mis
     for name, content in (("uses", uses), ("names", names)):
         (stage / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
     (stage / "notebooks").mkdir()
+    runs = {task.name: executed(Path(task.target), task.text) for task in tasks}
     for task in tasks:
-        page = _page(task, [place for place, pages in uses.items() if task.name in pages])
+        own = [place for place, pages in uses.items() if task.name in pages]
+        page = _page(copy.deepcopy(runs[task.name]), task, own)
         _mend_cells(page, missing)
         nbformat.write(page, stage / f"notebooks/{task.name}.ipynb")
         if task.results:
             shutil.copytree(task.results, stage / "book/_generated" / task.name)
-    _add_figures(tasks, stage / "book")
-    _add_slides(root, tasks, stage / "book")
+    _add_figures(runs, stage / "book")
+    _add_slides(root, runs, stage / "book")
     _add_handouts(root, stage / "book")
     add_scripts(stage / "book/_static", root / "_build/vega")
     _add_front(root, stage / "book")
@@ -151,13 +153,13 @@ def _mend_cells(page: Any, missing: Sequence[Missing]) -> None:
             cell.source = chapter.mended(cell.source)
 
 
-def _add_slides(root: Path, tasks: Sequence[Task], book: Path) -> None:
+def _add_slides(root: Path, runs: Mapping[str, Any], book: Path) -> None:
     """A deck for each executed notebook, and the list of them for the page on teaching."""
     entries, decks = about(root), book / "_static/slides"
     decks.mkdir(parents=True)
-    for task in tasks:
-        (decks / f"{task.name}.html").write_text(deck_of(root, Path(task.target)), encoding="utf-8")
-    names = {task.name: entries[task.name].title if task.name in entries else task.name for task in tasks}
+    for name, run in runs.items():
+        (decks / f"{name}.html").write_text(deck_of(root, name, run), encoding="utf-8")
+    names = {name: entries[name].title if name in entries else name for name in runs}
     items = (f'- <a href="../_static/slides/{name}.html">{title}</a>\n' for name, title in names.items())
     (book / "_generated").mkdir(exist_ok=True)
     (book / "_generated/slides.md").write_text("".join(items), encoding="utf-8")
@@ -172,15 +174,15 @@ def _add_handouts(root: Path, book: Path) -> None:
         (book / f"_static/{folder}.zip").write_bytes(together(made, folder))
 
 
-def _add_figures(tasks: Sequence[Task], book: Path) -> None:
+def _add_figures(runs: Mapping[str, Any], book: Path) -> None:
     """The figures of chapters that a page shows as `_generated/<chapter>/<name of the figure>.png`."""
     pages = "".join(page.read_text(encoding="utf-8") for page in book.glob("*.md"))
-    for task in tasks:
-        asked = set(re.findall(rf"_generated/{task.name}/(fig-[\w-]+)\.png", pages))
-        for cell in nbformat.read(task.target, as_version=4).cells if asked else ():
+    for chapter, run in runs.items():
+        asked = set(re.findall(rf"_generated/{chapter}/(fig-[\w-]+)\.png", pages))
+        for cell in run.cells if asked else ():
             if (name := cell.metadata.get("mystnb", {}).get("figure", {}).get("name")) in asked:
                 picture = next(o.data["image/png"] for o in cell.outputs if "image/png" in o.get("data", {}))
-                place = book / f"_generated/{task.name}/{name}.png"
+                place = book / f"_generated/{chapter}/{name}.png"
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.write_bytes(base64.b64decode(picture))
 
@@ -218,17 +220,10 @@ def _uses(root: Path, tasks: Sequence[Task]) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _page(task: Task, uses: Sequence[str]) -> Any:
-    """The executed notebook as it is shown: what the run left in it out, how it was made in."""
-    notebook = nbformat.read(task.target, as_version=4)
-    notebook.metadata.pop("papermill", None)
-    box = next((found[0] for cell in load(task.source).cells if (found := SYNCED.search(cell.source))), "")
+def _page(notebook: Any, task: Task, uses: Sequence[str]) -> Any:
+    """The executed notebook as it is shown: what the runner gave it out, how it was made in."""
     hidden = any({"parameters", "remove-input"} <= {*cell.metadata.get("tags", [])} for cell in notebook.cells)
     for cell in list(notebook.cells):
-        if cell.cell_type == "markdown":
-            cell.source = SYNCED.sub(lambda _: box, cell.source)  # it may be newer than the run
-        cell.metadata.pop("papermill", None)
-        cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = as_html(_still(cell.outputs))
         if "injected-parameters" in cell.metadata.get("tags", []):

@@ -6,8 +6,7 @@ reveal.js turns the pages, MathJax sets the formulas; both come from packages.
 import re
 from importlib.resources import files
 from pathlib import Path
-
-import nbformat
+from typing import Any
 
 from ood_book.metadata import about
 from ood_book.teach.plain import references
@@ -18,13 +17,12 @@ __all__ = ["authors", "deck_of", "page"]
 SETTINGS = "{startup: {typeset: false}, options: {enableMenu: false}, svg: {fontCache: 'local'}}"  # of MathJax
 
 
-def deck_of(root: Path, run: Path) -> str:
-    """The file of slides of an executed notebook of the book."""
+def deck_of(root: Path, name: str, run: Any) -> str:
+    """The file of slides of a chapter: its name, and its executed notebook."""
     entries = about(root)
-    goal = entries[run.stem].goal if run.stem in entries else ""
+    goal = entries[name].goal if name in entries else ""
     cited = authors(root / "book/references.bib")
-    notebook = nbformat.read(run, as_version=4)
-    return page(slides(notebook, goal, cited), root / "book/_static")
+    return page(slides(run, goal, cited), root / "book/_static")
 
 
 def authors(bibliography: Path) -> dict[str, str]:
