@@ -792,8 +792,7 @@ claims = {
     "WeiPer+KLD against its δ = 0": against(perturbed("kld"), perturbed("kld", delta=0)),
     "WeiPer+KLD against KNN": against(perturbed("kld"), knn),
 }
-for claim, found in claims.items():
-    display(plots.verdict_table(found, claim))
+
 
 # %% tags=["hide-input"]
 def outcome(found):
@@ -809,6 +808,8 @@ display(Markdown("\n".join(f"* **{claim}**, {outcome(found)}." for claim, found 
     f"clearly larger on near-OOD in {more[0]} and clearly larger on far-OOD in {more[1]}. (We call it clearly larger where the two "
     f"intervals do not overlap.)"
 )))
+for claim, found in claims.items():
+    display(plots.verdict_table(found, claim))
 
 # %% [markdown]
 # The outcome may differ from network to network for reasons given in section 2. The noise on a logit is proportional to
@@ -1125,12 +1126,12 @@ tuned_claims = {
     (one, other): {name: ood.score_verdicts([(d[one], d[other]) for d in own]) for name, own in scored.items()}
     for one, other in duels
 }
-for (one, other), found in tuned_claims.items():
-    display(plots.verdict_table(found, f"{one} against {other}, both tuned"))
 
 # %% tags=["hide-input"]
 lines = [f"* **{one} against {other}, both tuned**, {outcome(found)}." for (one, other), found in tuned_claims.items()]
 display(Markdown("\n".join(lines)))
+for (one, other), found in tuned_claims.items():
+    display(plots.verdict_table(found, f"{one} against {other}, both tuned"))
 rows = {}
 for name, ((_, d), *_) in chosen.items():
     msp_w, clipped, best = (d[n] for n in ("WeiPer MSP", "WeiPer+ReAct", "WeiPer+KLD"))

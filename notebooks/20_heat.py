@@ -925,9 +925,7 @@ judged = {
     claim: {n: ood.verdicts([(x, d[a], d[b]) for x, d in own]) for n, own in everywhere.items() if b in own[0][1]}
     for claim, (a, b) in duels.items()
 }  # fmt: skip
-for claim, found in judged.items():
-    if found:
-        display(plots.verdict_table(found, claim))
+
 
 # %% tags=["hide-input"]
 def outcome(claim):
@@ -953,6 +951,9 @@ if by_step:
            if 2 * largest.count(most) > len(largest) else "\n\nNo single step has the largest gain on most networks.")
     ))  # fmt: skip
 display(Markdown("Claim by claim, on the mean of near and far:\n\n" + "\n".join(f"* {c}: **{outcome(c)}**." for c in duels if judged[c])))
+for claim, found in judged.items():
+    if found:
+        display(plots.verdict_table(found, claim))
 
 # %% [markdown]
 # Each row compares the two detectors on the same images. On a bank the interval covers the choice of test images and

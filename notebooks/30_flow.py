@@ -910,13 +910,11 @@ if real:
     claims[f"{OURS} and whitening, minus no noise"] = between(OURS, PAPER)
 
 # %% tags=["hide-input"]
-for caption, found in claims.items():
-    display(plots.verdict_table(found, caption))
-
-# %% tags=["hide-input"]
 lines = [f"* {text}: near-OOD {ood.tally({n: v['near'] for n, v in found.items()})}; far-OOD {ood.tally({n: v['far'] for n, v in found.items()})}." for text, found in claims.items()]
 picked = ", ".join(f"on {name} *{way}*" for name, way in chosen.items())
-display(Markdown(f"The flow chosen on validation OOD images: {picked or 'no bank was given'}. The tables in words:\n\n" + "\n".join(lines)))
+display(Markdown(f"The flow chosen on validation OOD images: {picked or 'no bank was given'}. In words, before the tables:\n\n" + "\n".join(lines)))
+for caption, found in claims.items():
+    display(plots.verdict_table(found, caption))
 
 # %% [markdown]
 # Why do the answers differ? Training can only add what the start of the flow lacks. Where the start ignores the
