@@ -254,7 +254,7 @@ plt.show()
 sources = everything.reindex(columns=["run", "benchmark", "network", "accuracy", "seeds", "date"]).groupby("run", sort=False).first()
 sources["accuracy"] = sources["accuracy"].map(lambda a: "" if a != a else f"{a:.1%}")
 display(sources.fillna("").style.set_caption("Provenance: one row per run"))
-display(Markdown(f"<details><summary>Command, commit, machine, versions and data of each run</summary>\n\n{origins(everything)}\n\n</details>"))
+display(Markdown(origins(everything)))
 
 # %% [markdown]
 # ## 3. How to read it

@@ -216,11 +216,14 @@ def code_span(text: object) -> str:
 
 
 def origins(results: "pd.DataFrame") -> str:
-    """Where each run of `load_results` comes from: a Markdown list, one item per run, of the facts its file holds."""
+    """Where each run of `load_results` comes from: a folded Markdown list, one item per run, of what its file says."""
     runs = results.reindex(columns=["run", *ORIGIN]).groupby("run", sort=False).first().astype(object).fillna("")
-    return "\n".join(
+    items = "\n".join(
         f"- **{run}**: " + "; ".join(f"{k} {code_span(v)}" if k in CODE else f"{k} {v}" for k, v in facts.items() if v)
         for run, facts in runs.iterrows()
+    )
+    return (
+        f"<details><summary>Command, commit, machine, versions and data of each run</summary>\n\n{items}\n\n</details>"
     )
 
 
