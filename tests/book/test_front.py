@@ -14,7 +14,6 @@ import pytest
 pytest.importorskip("jupytext")
 pytest.importorskip("yaml")
 
-import nbformat
 import yaml
 from ood_book.site import extension, front
 from ood_book.site.front import Decision, Picture
@@ -106,21 +105,20 @@ def test_the_entry_to_cite_is_the_record():
     assert entry.count("{") == entry.count("}") and f"year    = {{{record['date-released'].year}}}" in entry
 
 
-def chapter(tmp_path, name):
-    """A task whose notebook draws the figures fig-a and fig-b."""
+def chapter():
+    """A run that draws the figures fig-a and fig-b."""
     picture = io.BytesIO()
     Image.new("RGB", (3, 2)).save(picture, "PNG")
     data = {"image/png": base64.b64encode(picture.getvalue()).decode()}
     cells = [v4.new_code_cell("draw", outputs=[v4.new_output("display_data", data)]) for _ in "ab"]
     for cell, label in zip(cells, "ab"):
         cell.metadata["mystnb"] = {"figure": {"name": f"fig-{label}"}}
-    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell("# T"), *cells]), tmp_path / f"{name}.ipynb")
-    return SimpleNamespace(name=name, target=tmp_path / f"{name}.ipynb")
+    return v4.new_notebook(cells=[v4.new_markdown_cell("# T"), *cells])
 
 
 def test_a_page_gets_the_figures_of_chapters_that_it_shows_and_no_others(tmp_path):
     (tmp_path / "intro.md").write_text("```{image} _generated/10_one/fig-b.png\n```")
-    _add_figures([chapter(tmp_path, "10_one"), chapter(tmp_path, "20_two")], tmp_path)
+    _add_figures({"10_one": chapter(), "20_two": chapter()}, tmp_path)
     assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.png")] == ["_generated/10_one/fig-b.png"]
     assert Image.open(tmp_path / "_generated/10_one/fig-b.png").size == (3, 2)
 

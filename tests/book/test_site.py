@@ -59,7 +59,15 @@ class Page(HTMLParser):
         self.handle_starttag(tag, attrs)
 
 
-READ = {path: Page(path.read_text(encoding="utf-8")) for path in PAGES}
+class Read(dict):
+    """Pages by their path, each read when a law first asks for it."""
+
+    def __missing__(self, path):
+        self[path] = Page(path.read_text(encoding="utf-8"))
+        return self[path]
+
+
+READ = Read()
 
 
 def local(path, link):
@@ -79,7 +87,7 @@ def broken(path, links):
         if (target := local(path, link)) is None:
             continue
         file, anchor = target
-        if not file.exists() or (anchor and file in READ and anchor not in READ[file].ids):
+        if not file.exists() or (anchor and file.suffix == ".html" and anchor not in READ[file].ids):
             bad.append(link)
     return bad
 
