@@ -360,8 +360,8 @@ table = table.sort_values("detector", key=lambda c: c.map(order.index), kind="st
 
 # %% tags=["hide-input"]
 everyone = ood.classical_detectors(f.head, f.train)  # on the first network, image by image
-sets_of = {name: x for sets in f.groups().values() for name, x in sets.items()}
-scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))}
+sets_of = f.ood_sets()
+scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(f.train, f.val)}
 if bench:
     scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].ood_sets()}.items()}
 scores = {name: scores[name] for name in order}
@@ -407,7 +407,7 @@ judged, decided = {pair: {} for pair in pairs}, []
 for name in benchmarks:
     (x,) = ood.benchmark_features(name, rows=bank_rows or None)
     fitted = ood.classical_detectors(x.head, x.train)
-    fitted = {n: d.fit(getattr(x, d.fits)) for n, d in fitted.items() if n in np.ravel(pairs)}
+    fitted = {n: d.fit(x.train, x.val) for n, d in fitted.items() if n in np.ravel(pairs)}
     seen = {n: {k: d(y) for k, y in {"ID": x.test, **x.ood_sets()}.items()} for n, d in fitted.items()}
     for a, b in pairs:
         judged[a, b][name] = ood.verdicts([(x, fitted[a], fitted[b])])
@@ -518,9 +518,9 @@ def candidates(head, train):
 def areas(x):
     """AUROC of each candidate on each OOD set, against ID validation and ID test images."""
     rows = {}
-    ood_sets = {k: y for sets in x.groups().values() for k, y in sets.items()}
+    ood_sets = x.ood_sets()
     for name, detector in candidates(x.head, x.train).items():
-        detector.fit(getattr(x, detector.fits))
+        detector.fit(x.train, x.val)
         seen = {k: detector(y) for k, y in ood_sets.items()}
         for role in ("val", "test"):
             own = detector(getattr(x, role))

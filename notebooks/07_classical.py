@@ -355,8 +355,8 @@ summary = ood.summarize(table)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Rank correlation (Spearman) between detectors over all OOD images of the benchmark, first network. Blocks of light colour are detectors that rank images almost alike.", "name": "fig-classical-agreement"}, "image": {"alt": "Heat map of rank correlations between seventeen detectors. MaxLogit, Energy, GEN, ODIN, ReAct and NNGuide form a bright block, MSP and KL-Matching a pair beside it; Mahalanobis, ViM and the Gaussian mixture form another block, which disagrees with the first."}}
 everyone = ood.classical_detectors(head, f.train)
-sets_of = {name: x for sets in f.groups().values() for name, x in sets.items()}
-scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(getattr(f, d.fits))}
+sets_of = f.ood_sets()
+scores = {n: {k: d(x) for k, x in {"ID": f.test, **sets_of}.items()} for n, d in everyone.items() if d.fit(f.train, f.val)}
 if bench:
     scores["ODIN"] = {k: ood.ODIN()(x) for k, x in {"ID": moved[0].test, **moved[0].ood_sets()}.items()}
 scores = {name: scores[name] for name in order}
@@ -558,7 +558,7 @@ turned = []
 for n, x in enumerate(features):
     for knob, settings in knobs(x.head, x.train).items():
         for value, detector in settings.items():
-            detector.fit(getattr(x, detector.fits))
+            detector.fit(x.train, x.val)
             own = detector(x.test)
             for group, sets in x.groups().items():
                 mean = np.mean([auroc(own, detector(y))[0] for y in sets.values()])

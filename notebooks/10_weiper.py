@@ -1066,7 +1066,7 @@ def held_out(x):
 
 def best_of(candidates, x, half):
     """The detector with the largest AUROC of ID against OOD validation images."""
-    fitted = [d.fit(getattr(x, d.fits)) for d in candidates]
+    fitted = [d.fit(x.train, x.val) for d in candidates]
     return max(fitted, key=lambda d: auroc(d.score(x.val), d.score(half))[0])
 
 

@@ -654,7 +654,7 @@ pair = ...  # such as ood.KNN(k=50), ood.Energy()
 # %% tags=["check", "hide-input"]
 def beats_its_parts(pair):
     """On near and far, by how much the pair is above the better of its parts."""
-    parts = [ood.group_auroc(d.fit(getattr(x, d.fits)), x) for d in pair]
+    parts = [ood.group_auroc(d.fit(x.train, x.val), x) for d in pair]
     both = ood.group_auroc(ood.compose(list(pair)).fit(x.train, x.val), x)
     return {g: both[g] - max(part[g] for part in parts) for g in ("near", "far")}
 

@@ -117,11 +117,11 @@ from IPython.display import Markdown, display
 from scipy import optimize, stats
 
 import ood_lib as ood
+from ood_lib import shipped
 from ood_lib.data.images import ImageArray, ImageFiles
 from ood_lib.evaluation import plots
 from ood_lib.evaluation.metrics import as_percent, mean_interval
 from ood_lib.features.fewer import balanced_rows
-from ood_lib.shipped import BANKS
 
 # %% tags=["hide-input"]
 torch.manual_seed(seed)
@@ -153,7 +153,7 @@ def cells(rows, caption):
     display(table.style.set_caption(caption))
 
 
-is_bank = benchmark.startswith("bank:") or benchmark in BANKS
+is_bank = shipped.is_bank(benchmark)
 folder = tempfile.TemporaryDirectory(prefix="audit-")  # is removed with the kernel
 place = Path(folder.name)
 

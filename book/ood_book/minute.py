@@ -134,16 +134,24 @@ def _sentence(rows: "pd.DataFrame", method: str, baseline: str) -> str:
     return f"- *{method}* against *{baseline}*. {' '.join(said_of)}"
 
 
+def _results(results: Path, run: str, detectors: Sequence[str]) -> "pd.DataFrame":
+    """A file of `book/results`, which has these detectors."""
+    import ood_lib as ood
+
+    kept = ood.load_results(results / f"{run}.json")
+    if missing := [d for d in detectors if d not in set(kept["detector"])]:
+        raise Refused(f"book/results/{run}.json has no detector {missing[0]!r}")
+    return kept
+
+
 def _trained(results: Path, asked: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
     """Each pair, near and far: the mean difference over networks, with its interval."""
     import ood_lib as ood
 
     lines = [""]
     for run, pairs in asked.items():
-        kept = ood.load_results(results / f"{run}.json")
+        kept = _results(results, run, [name for one, other, _ in pairs for name in (one, other)])
         for one, other, words in pairs:
-            if missing := [d for d in (one, other) if d not in set(kept["detector"])]:
-                raise Refused(f"book/results/{run}.json has no detector {missing[0]!r}")
             groups = [g for g in GROUPS if (kept["group"] == g).any()]
             gaps = [f"{g.capitalize()}-OOD: {ood.compare_over_seeds(kept, one, other, g)}." for g in groups]
             lines.append(f"- {words}. {' '.join(gaps)}")
@@ -158,10 +166,8 @@ def _values(results: Path, asked: Mapping[str, Mapping[str, str]]) -> list[str]:
 
     lines: list[str] = []
     for run, detectors in asked.items():
-        kept = ood.load_results(results / f"{run}.json")
+        kept = _results(results, run, list(detectors))
         board = ood.leaderboard(kept).set_index("detector")
-        if missing := [d for d in detectors if d not in board.index]:
-            raise Refused(f"book/results/{run}.json has no detector {missing[0]!r}")
         groups = [g for g in GROUPS if board[g].notna().any()]
         lines += [
             "**What we found.** Mean AUROC in %, with the 95 % interval:",

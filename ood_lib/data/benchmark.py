@@ -26,7 +26,7 @@ from ood_lib.data.images import ImageArray, ImageFormat, ImageSet, divide
 from ood_lib.data.locate import Shelf
 from ood_lib.data.pictures import picture_shape
 from ood_lib.data.protocols import PROTOCOLS, Protocol, departures
-from ood_lib.shipped import BANKS, FORMER_NAMES
+from ood_lib.shipped import is_bank
 from ood_lib.tensors import check_floats
 from ood_lib.warn import warn
 
@@ -263,7 +263,7 @@ def load_benchmark(
     if own:
         place = Path(name.removeprefix("folder:")).expanduser()
         return _folder(name, place, image_size, resize, channels, missing == "skip")
-    if name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES):
+    if is_bank(name):
         raise ValueError(
             f"{name!r} is a bank: it holds features and no images; benchmark_features({name!r}) or load_bank reads it"
         )

@@ -19,7 +19,7 @@ from ood_lib.features.fewer import thinned
 from ood_lib.networks.adapt import network_for
 from ood_lib.networks.network import pick_device
 from ood_lib.networks.resnet import ResNet
-from ood_lib.shipped import BANKS, FORMER_NAMES
+from ood_lib.shipped import is_bank
 from ood_lib.tensors import save_tensors
 from ood_lib.training.augment import augmented
 from ood_lib.training.classifier import train_classifier
@@ -77,7 +77,7 @@ def benchmark_features(
     check("integer [1, inf)", "how many networks", networks=networks)
     check("integer [1, inf) or None", "how many of each set, or None for all", rows=rows)
     name = os.fspath(benchmark)
-    if name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES):
+    if is_bank(name):
         return [x if rows is None else thinned(x, rows) for x in _loaded(name, networks)]
     bench, where = load_benchmark(name, root, missing=missing), pick_device(device)
     options: dict[str, Any] = {

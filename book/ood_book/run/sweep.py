@@ -17,7 +17,7 @@ from ood_book.metadata import load_yaml
 from ood_book.notebooks import Refused, given_once, select
 from ood_book.run.inputs import hash_path
 from ood_book.run.plan import Profile, Task, check_names, library_hash, make_task, readings, short_name
-from ood_lib.shipped import BANKS, FORMER_NAMES
+from ood_lib.shipped import is_bank
 
 __all__ = ["Factor", "Sweep", "collect", "factors", "plan_sweep", "reserve"]
 
@@ -135,8 +135,7 @@ def _refuse_seeds_of_banks(tasks: Sequence[Task]) -> None:
     for parameters in (task.parameters for task in tasks):
         named = parameters.get("benchmark", parameters.get("benchmarks"))
         for name in map(str, named if isinstance(named, list) else [named]):
-            is_bank = name.startswith("bank:") or name in (*BANKS, *FORMER_NAMES)
-            if is_bank and found.setdefault(name, parameters.get("seed")) != parameters.get("seed"):
+            if is_bank(name) and found.setdefault(name, parameters.get("seed")) != parameters.get("seed"):
                 raise Refused(
                     f"several seeds were given for {name}, a bank: its networks are trained already, so each seed "
                     "would give the same numbers. Leave out --seeds and give one seed at most, or name a benchmark on "
