@@ -94,7 +94,7 @@ explorables.show(
 #
 # The numbers are those of the stored runs of [the leaderboard](08_leaderboard), not of this page.
 #
-# **It takes** 11 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
+# **It takes** 12 minutes to read, without exercises and what is folded, and 2 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use** paired intervals on your own images and, where you can train, on several networks of your own.
@@ -322,6 +322,9 @@ display(Markdown(
 # Train a few networks, each from its own seed, so that the variance between networks can be separated from that between test sets. Then let the
 # seventeen detectors of [the next page](07_classical) score the test images of each. That page explains them; here, each is only a list of
 # scores.
+#
+# With the default parameters only the first network is trained here. The others come with the book: the same code trained them, from the seeds
+# that follow. With any other recipe, or after `export OOD_TRAIN=all`, every network is trained on your machine.
 
 # %% tags=["hide-input"]
 features = ood.benchmark_features(

@@ -306,7 +306,8 @@ assert torch.allclose(nearest - to_all, in_plane["RMDS"](toy_test), rtol=1e-3, a
 # %% [markdown]
 # ## 3. Training
 #
-# On real features a formula meets many dimensions. Train a few networks, each from its own seed; [the page before](06_certainty) says why one is not enough.
+# On real features a formula meets many dimensions. Train a few networks, each from its own seed; [the page before](06_certainty) says why one is not enough
+# and which of them come with the book.
 
 # %% tags=["hide-input"]
 features = ood.benchmark_features(

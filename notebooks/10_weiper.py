@@ -98,7 +98,7 @@ explorables.show(
 #
 # Intervals are of 95 %, and [wider over several networks](../book/notation.md). *Better* and *worse*: the interval leaves out zero. *Level*: it holds zero and lies within a point of it. *Cannot tell*: it is wider. The numbers are those of `ood-book run 10_weiper` on 2026-11-29. They stay when you run this page with other values.
 #
-# **It takes** 30 minutes to read, without exercises and what is folded, and 3 minutes to run. No GPU, no download.
+# **It takes** 31 minutes to read, without exercises and what is folded, and 3 minutes to run. No GPU, no download.
 # <!-- end -->
 #
 # **Use it** when you have the last layer, the training features, and a validation OOD set on which to choose its hyperparameters. Nothing is
@@ -527,7 +527,8 @@ plt.show()
 # ## 3. Training
 #
 # WeiPer itself trains nothing. It needs a classifier, so train one: a small residual network on the images of the
-# benchmark. To obtain confidence intervals, you train several from different seeds.
+# benchmark. To obtain confidence intervals, you need several from different seeds. With the default parameters the first
+# is trained here and the others come with the book, trained by the same code; `export OOD_TRAIN=all` trains them all.
 
 # %% tags=["hide-input"]
 features = ood.benchmark_features(

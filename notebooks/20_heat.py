@@ -655,7 +655,7 @@ for beta_ in (-9.0, -1.0, 0.0, 1.0, 9.0):
 #
 # ## 3. Training
 #
-# First train the classifiers, several from different seeds, exactly as in the WeiPer chapter. Their features stay fixed
+# First the classifiers, several from different seeds, exactly as in the WeiPer chapter. Their features stay fixed
 # from here on.
 
 # %% tags=["hide-input"]

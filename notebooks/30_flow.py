@@ -496,7 +496,7 @@ plt.show()
 # %% [markdown]
 # ## 3. Training
 #
-# The flow needs features, and features need a network. Train the same small residual networks as in the other
+# The flow needs features, and features need a network. Take the same small residual networks as in the other
 # chapters, several of them, from different seeds.
 
 # %% tags=["hide-input"]

@@ -64,6 +64,7 @@ from .networks.score_network import DiffusersBody, GaussianScore, ScoreNetwork, 
 from .networks.spectral import spectral_normalize
 from .training.augment import augmented, cutout, flip, shift
 from .training.classifier import accuracy, mean_average_precision, train_classifier, train_multilabel
+from .training.kept import trained
 from .training.loop import History
 from .training.named import load_network
 from .training.recipes import pretrained
@@ -88,7 +89,7 @@ __all__ = [
     "pretrained", "provenance", "read_picture", "recommend", "reliability", "run_benchmark", "save_results",
     "save_verdicts", "score_files", "score_norms", "score_verdicts", "seal", "select_gmm", "sgld", "shift",
     "spectral_normalize", "split_folder", "summarize", "tally", "train_classifier", "train_multilabel",
-    "train_score_network", "verdicts", "weiper_kld",
+    "train_score_network", "trained", "verdicts", "weiper_kld",
 ]  # fmt: skip
 
 __version__: str

@@ -784,6 +784,14 @@ def trained(images: Any, labels: Any) -> Any:
     return [p.detach() for p in net.parameters()]
 
 
+def recalled(images: Any, labels: Any) -> Any:
+    net = tiny()
+    options = {"epochs": 1, "batch_size": 4, "device": "cpu", "progress": False}
+    with tempfile.TemporaryDirectory() as folder:
+        ood.trained(ood.train_classifier, net, batches(images, labels), name="odd", cache=folder, **options)
+    return [p.detach() for p in net.parameters()]
+
+
 class WithHead(nn.Sequential):
     @property
     def head(self) -> nn.Module:
@@ -890,6 +898,7 @@ ENTRIES |= {
         ITSELF,
     ),
     "train_classifier": Entry(PICTURES, trained, ITSELF),
+    "trained": Entry(PICTURES, recalled, ITSELF),
     "train_multilabel": Entry({"images": IMAGES, "matrix": MATRIX[:12]}, trained_multilabel, ITSELF),
     "train_score_network": Entry({"images": IMAGES}, score_trained, ITSELF),
 }
@@ -909,6 +918,7 @@ for name in (
     "mean_average_precision",
     "train_classifier",
     "train_multilabel",
+    "trained",
 ):
     ENTRIES[name] = ENTRIES[name]._replace(network=True)
 
@@ -1039,6 +1049,7 @@ for name in (
     "mean_average_precision",
     "train_classifier",
     "train_multilabel",
+    "trained",
 ):
     ENTRIES[name] = ENTRIES[name]._replace(without=LISTED)
 for name in ("extract", "extract_benchmark"):

@@ -60,7 +60,7 @@ def taken(text):
 
 def unlisted(text):
     """Names taken from a module of the library that does not list them."""
-    return {(m, n) for m, n in taken(text) if n not in importlib.import_module(m).__all__}
+    return {(m, n) for m, n in taken(text) if n not in getattr(importlib.import_module(m), "__all__", ())}
 
 
 @every_module

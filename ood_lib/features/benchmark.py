@@ -1,31 +1,24 @@
 """From the name of a benchmark to features: networks are trained and shown the images, or what they saw is loaded."""
 
-import hashlib
-import inspect
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from ood_lib.checks import check
-from ood_lib.data.benchmark import Benchmark, benchmark_hash, load_benchmark
+from ood_lib.data.benchmark import load_benchmark
 from ood_lib.features.bank import BenchmarkFeatures, bank_folder, extract_benchmark
 from ood_lib.features.fewer import thinned
 from ood_lib.networks.adapt import network_for
 from ood_lib.networks.network import pick_device
-from ood_lib.networks.resnet import ResNet
 from ood_lib.shipped import is_bank
-from ood_lib.tensors import save_tensors
 from ood_lib.training.augment import augmented
 from ood_lib.training.classifier import train_classifier
-from ood_lib.training.loop import History
+from ood_lib.training.kept import trained
 from ood_lib.training.recipes import seeded
-from ood_lib.warn import warn
 
 __all__ = ["benchmark_features"]
 
@@ -59,8 +52,7 @@ def benchmark_features(
         widths, blocks: of the `ResNet`.
         root, missing: see `load_benchmark`.
         device: where networks are trained and run.
-        cache: folder that keeps trained networks; the same data, recipe, seed, device and library give the same
-            network, so that it need not be trained twice.  None = the variable OOD_CACHE, else none is kept.
+        cache: folder that keeps trained networks, see `trained`; None = the variable OOD_CACHE, else none is kept.
         training: options of `train_classifier`, such as epochs.
 
     Returns:
@@ -84,20 +76,15 @@ def benchmark_features(
         "augment": augmented(bench.image_shape[1] // 8, mirror=False),
         "learning_rate": 0.05,
     } | training
-    folder = cache or os.environ.get("OOD_CACHE")
-    files: list[Path | None] = [None] * networks
-    if folder and " at 0x" not in repr(options):  # such a name, of an own function, tells nobody what it does
-        key = _identity(bench, tuple(widths), blocks, options, where)
-        files = [Path(folder, f"{key}-seed{seed + n}.safetensors") for n in range(networks)]
     found = []
-    for s, file in enumerate(files, seed):
+    for s in range(seed, seed + networks):
         with torch.random.fork_rng():
             torch.manual_seed(s)
             network = network_for(bench, widths, blocks).to(where)
-        history = _recall(network, file) if file and file.is_file() else None
-        if history is None:
-            history = train_classifier(network, bench.train, val=bench.val, seed=s, device=where, **options)
-            _keep(network, history, file)
+        history = trained(
+            train_classifier, network, bench.train, val=bench.val,
+            name=bench.name, seed=s, cache=cache, device=where, **options,
+        )  # fmt: skip
         found.append(replace(extract_benchmark(network, bench, device=where), history=history))
     return found
 
@@ -110,34 +97,3 @@ def _loaded(name: str, networks: int) -> list[BenchmarkFeatures]:
         if x.head is None:
             raise ValueError(f"the bank {x.name} has no head: save it with BenchmarkFeatures(..., head=network.head)")
     return found
-
-
-def _keep(network: ResNet, history: History, file: Path | None) -> None:
-    if file:
-        curves = {f"history.{k}": torch.tensor(x, dtype=torch.float64) for k, x in asdict(history).items()}
-        try:
-            save_tensors(network.state_dict() | curves, file)
-        except OSError as error:
-            warn(f"the trained network is not kept, and is trained anew each time: {error}")
-
-
-def _recall(network: ResNet, file: Path) -> History | None:
-    """The training that was kept; None where it cannot be read, and is made again."""
-    try:
-        state = load_file(file)
-        history = History(**{field.name: state.pop(f"history.{field.name}").tolist() for field in fields(History)})
-        if {k: x.shape for k, x in state.items()} != {k: x.shape for k, x in network.state_dict().items()}:
-            raise KeyError("it is of another network")  # before a part of it is loaded
-    except (OSError, SafetensorError, KeyError) as error:
-        warn(f"the network kept in {file} cannot be read ({error}), and is trained again")
-        return None
-    network.load_state_dict(state)
-    network.eval()
-    return history
-
-
-def _identity(bench: Benchmark, *recipe: Any) -> str:
-    """All that a trained network depends on but its seed: data, recipe, device, and the code that makes it."""
-    code = (Path(inspect.getfile(x)).read_bytes() for x in (ResNet, augmented, train_classifier, History))
-    facts = (benchmark_hash(bench), *recipe, torch.__version__, torch.get_num_threads(), *code)
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:24]

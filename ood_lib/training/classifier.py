@@ -59,7 +59,8 @@ def train_classifier(
         device: where to train.
         autocast: compute in this precision where that is safe, such as bfloat16; ``"auto"`` takes that where the
             device is faster in it, see `half_precision`.
-        channels_last: the channel as the last index in memory, which convolutions in half precision like.
+        channels_last: the channel as the last index in memory, which convolutions in half precision like; where that
+            is unsafe the usual layout, see `memory_format`.
         checkpoint: a file written after each epoch, from which the next call goes on; deleted at the end.  It knows
             its training by recipe, network and a few of the items, so let ``augment`` change images, not the data set.
         progress: show a bar.

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ood_lib.data.fingerprint import collate_items, dataset_hash
 from ood_lib.data.length import length
+from ood_lib.networks.layout import memory_format
 from ood_lib.training.augment import Augment, Augmented
 from ood_lib.training.checkpoint import Checkpoint
 
@@ -60,6 +61,7 @@ class History:
     loss: list[float] = field(default_factory=list)  # per update
     learning_rate: list[float] = field(default_factory=list)  # per update
     accuracy: list[float] = field(default_factory=list)  # per epoch, on the validation set; of many labels the mAP
+    recalled: bool = field(default=False, compare=False)  # from an earlier training of the same, see `trained`
 
 
 class _Average(AveragedModel):
@@ -164,11 +166,6 @@ class Task(NamedTuple):
         return own | {"augment": str(change), "epochs": self.epochs, "batch_size": self.batch_size, "seed": self.seed}
 
 
-def _layout(task: Task) -> torch.memory_format:
-    """How images and weights lie in memory, however the augmentation left them."""
-    return torch.channels_last if task.channels_last else torch.contiguous_format
-
-
 def _key(network: nn.Module, data: Dataset, task: Task) -> str:
     """Tells this training from others: what it does, to which parameters, on what data."""
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
@@ -190,9 +187,10 @@ class _Run(Descent):
         self.loader = DataLoader(
             data, task.batch_size, shuffle=True, generator=self.generator, collate_fn=collate_items
         )
-        super().__init__(network, task.optimizer, task.epochs * len(self.loader), task.average)
         self.where = next(network.parameters()).device
-        self.layout = _layout(task)
+        self.layout = memory_format(network, task.channels_last, self.where)  # however the augmentation leaves images
+        network.to(memory_format=self.layout)
+        super().__init__(network, task.optimizer, task.epochs * len(self.loader), task.average)
 
     @property
     def epochs(self) -> int:
@@ -231,7 +229,6 @@ def train(
     """
     length(data, "to train on")
     saved = Checkpoint(checkpoint, _key(network, data, task)) if checkpoint is not None else None
-    network.to(memory_format=_layout(task))
     run = _Run(network, task, data)
     if saved:
         saved.load(run, run.where)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ood_lib.checks import check
 from ood_lib.data.fingerprint import collate_items
 from ood_lib.data.length import length
+from ood_lib.networks.layout import memory_format
 from ood_lib.networks.network import check_eval, pick_device
 from ood_lib.networks.precision import autocast_dtype
 from ood_lib.networks.score_network import checked_images, checked_scales
@@ -148,7 +149,8 @@ def train_score_network(
             loss.  Several times faster on a GPU, and on a CPU with matrix units (AMX) for images of 28 pixels and more;
             slower on a CPU that emulates it.  ``"auto"`` takes it where the device is faster in it, see
             `half_precision`.  The loss itself and the weights keep theirs.
-        channels_last: give images to the network with the channel as the last index in memory; it goes with autocast.
+        channels_last: give images to the network with the channel as the last index in memory, where that is safe, see
+            `memory_format`; it goes with autocast.
         progress: show a bar.
 
     Returns:
@@ -166,7 +168,7 @@ def train_score_network(
     precision = autocast_dtype(autocast, where)
     generator = torch.Generator().manual_seed(seed)
     sampler = RandomSampler(images_at_hand, num_samples=steps * batch_size, generator=generator)
-    form: Any = {"memory_format": torch.channels_last if channels_last else torch.preserve_format}
+    form: Any = {"memory_format": memory_format(network, channels_last, where)}
     network.to(where, **form).train()
     optimizer = torch.optim.Adam(network.parameters(), learning_rate, fused=where.type in ("cpu", "cuda"))
     descent = Descent(network, optimizer, steps, decay)

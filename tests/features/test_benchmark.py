@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import ood_lib as ood
 from ood_lib.data.benchmark import load_benchmark
@@ -55,35 +54,6 @@ def test_a_trained_network_is_found_again_and_only_that_one(tmp_path, monkeypatc
     for seed, changed in ((1, {}), (0, {"epochs": 1}), (0, {"widths": [4, 4]}), (0, {"learning_rate": 0.01})):
         give(seed, **changed)
     assert len(list(tmp_path.iterdir())) == len(trained) + 4 == 5
-
-
-def test_a_training_with_a_function_of_ones_own_is_not_kept(tmp_path):
-    ood.benchmark_features("digits", cache=tmp_path, augment=lambda images, _: images, **RECIPE)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_cache_that_cannot_be_written_costs_a_warning_and_nothing_else(tmp_path, read_only):
-    (kept,) = ood.benchmark_features("digits", **RECIPE)
-    read_only(tmp_path)
-    with pytest.warns(UserWarning, match=r"network is not kept.*Read-only.*networks"):
-        (x,) = ood.benchmark_features("digits", cache=tmp_path / "networks", **RECIPE)
-    assert same(x.test, kept.test) and list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("damage", ["cut off", "no history", "other widths"])
-def test_a_kept_network_that_is_damaged_is_named_and_trained_again(tmp_path, damage):
-    (kept,) = ood.benchmark_features("digits", cache=tmp_path, **RECIPE)
-    (file,) = tmp_path.iterdir()
-    state = load_file(file)
-    if damage == "cut off":
-        file.write_bytes(file.read_bytes()[:-100])
-    elif damage == "no history":
-        save_file({k: x for k, x in state.items() if "history" not in k}, file)
-    else:
-        save_file(state | {"head.weight": torch.zeros(2, 2)}, file)
-    with pytest.warns(UserWarning, match=rf"{file.name} cannot be read .* trained again"):
-        (x,) = ood.benchmark_features("digits", cache=tmp_path, **RECIPE)
-    assert same(x.test, kept.test) and load_file(file).keys() == state.keys()
 
 
 def test_a_benchmark_of_images_gets_a_network_to_train():
