@@ -39,7 +39,7 @@ def trained(
     A training is known by the function and all its options, the data, the seed, and the kind, shapes and overall size
     of the weights that it starts from.  Networks that the book has trained with its own recipes come with the library
     and are taken on every machine; the variable ``OOD_TRAIN=all`` trains them here.  What was kept in `cache` is taken
-    where device, version of torch, threads and code are the same too, and the first weights to the last bit.
+    where device, version of torch and code are the same too, and the first weights to the last bit.
 
     Args:
         train: `train_classifier`, `train_multilabel` or `train_score_network`.
@@ -135,7 +135,8 @@ def _recall(network: nn.Module, file: Path, here: Mapping[str, str] | None = Non
     """Bring a network to what was kept; None where that was made otherwise, or cannot be read: it is made again."""
     try:
         with safe_open(file, "pt") as parts:
-            if here and parts.metadata() != here:
+            about = parts.metadata() or {}
+            if here and about | {"threads": here["threads"]} != here:  # their number changes last bits alone
                 return None
             state = {name: parts.get_tensor(name) for name in parts.keys()}
         curves = [state.pop(f"history.{k}").tolist() for k in CURVES]

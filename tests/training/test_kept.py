@@ -166,15 +166,13 @@ def test_what_cannot_be_known_again_is_trained_each_time_and_not_kept(tmp_path, 
 def elsewhere(monkeypatch, what):
     if what == "torch":
         monkeypatch.setattr(torch, "__version__", "9.9.9")
-    elif what == "threads":
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     elif what == "code":
         monkeypatch.setattr(kept, "Descent", inspect.Signature)  # from another file
     else:
-        monkeypatch.setattr(kept, "_circumstances", lambda *_: {"first weights": "others"})
+        monkeypatch.setattr(kept, "_circumstances", lambda *_: {"first weights": "others", "threads": "1"})
 
 
-@pytest.mark.parametrize("what", ["torch", "threads", "code", "last bit of the first weights"])
+@pytest.mark.parametrize("what", ["torch", "code", "last bit of the first weights"])
 def test_what_was_kept_is_taken_under_the_same_circumstances_alone_and_what_ships_always(tmp_path, monkeypatch, what):
     cache, ships = tmp_path / "cache", tmp_path / "ships"
     monkeypatch.setattr(kept, "TRAINED", ships)
@@ -189,6 +187,16 @@ def test_what_was_kept_is_taken_under_the_same_circumstances_alone_and_what_ship
     assert give(cache=cache)[1].recalled and not list(cache.iterdir())
     monkeypatch.setenv("OOD_TRAIN", "all")
     assert not give(cache=cache)[1].recalled and give(cache=cache)[1].recalled  # what was trained here is kept
+
+
+def test_the_number_of_threads_makes_no_other_training_but_is_noted(tmp_path, monkeypatch):
+    give(cache=tmp_path)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    assert give(cache=tmp_path)[1].recalled
+    (file,) = tmp_path.iterdir()
+    with safe_open(file, "pt") as parts:
+        assert parts.metadata()["threads"] == str(threads)
 
 
 @pytest.mark.parametrize("damage", ["cut off", "no history", "other shapes", "a part less"])
