@@ -130,7 +130,6 @@ import itertools
 import math
 import time
 import warnings
-from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -674,21 +673,19 @@ def forget_to_train(network):
 
 
 # %% tags=["hide-input"]
-runs, histories, seconds = range(seed, seed + seeds), {}, dict.fromkeys(KINDS, 0.0)
-networks = {kind: [build(kind, s) for s in runs] for kind in KINDS}
+common = {"batch_size": batch_size, "channels_last": True, "device": device, "progress": False}
 with warnings.catch_warnings(action="ignore"):  # two updates first: in a fresh process they are slow, whatever the kind
-    ood.train_multilabel(
-        deepcopy(networks["plain"][0]), bench.train.subset(torch.arange(2 * batch_size)),
-        epochs=1, batch_size=batch_size, channels_last=True, device=device, progress=False,
-    )  # fmt: skip
+    ood.train_multilabel(build("plain", seed), bench.train.subset(torch.arange(2 * batch_size)), epochs=1, **common)
+networks = {kind: [build(kind, s) for s in range(seed, seed + seeds)] for kind in KINDS}
+
+# %% tags=["hide-input"]
+histories, seconds = {}, dict.fromkeys(KINDS, 0.0)
 for n, kind in itertools.product(range(seeds), KINDS):
     start = time.process_time()
     histories[kind, n] = ood.trained(
-        ood.train_multilabel, networks[kind][n], bench.train, name=f"{bench.name} {kind}", val=bench.val,
-        epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, backbone_rate=backbone_rate or None,
-        augment=ood.augmented(bench.image_shape[-1] // 16, mirror=False),
-        autocast="auto" if half else None, channels_last=True,
-        seed=seed + n, device=device, progress=False,
+        ood.train_multilabel, networks[kind][n], bench.train, name=f"{bench.name} {kind}", seed=seed + n, val=bench.val,
+        epochs=epochs, learning_rate=learning_rate, backbone_rate=backbone_rate or None, autocast="auto" if half else None,
+        augment=ood.augmented(bench.image_shape[-1] // 16, mirror=False), **common,
     )  # fmt: skip
     if not histories[kind, n].recalled:
         seconds[kind] += time.process_time() - start
