@@ -136,7 +136,7 @@ def _recall(network: nn.Module, file: Path, here: Mapping[str, str] | None = Non
     try:
         with safe_open(file, "pt") as parts:
             about = parts.metadata() or {}
-            if here and about | {"threads": here["threads"]} != here:  # their number changes last bits alone
+            if here and about | {"threads": here["threads"]} != here:  # their number changes no more than rounding
                 return None
             state = {name: parts.get_tensor(name) for name in parts.keys()}
         curves = [state.pop(f"history.{k}").tolist() for k in CURVES]
