@@ -95,7 +95,7 @@ def _recipe(
     except ValueError:  # images that differ each time they are read
         return ""
     shapes = {k: (tuple(x.shape), x.dtype) for k, x in network.state_dict().items()}
-    size = float(sum(p.detach().double().square().sum() for p in network.parameters())) ** 0.5
+    size = float(sum(p.detach().cpu().double().square().sum() for p in network.parameters())) ** 0.5
     told = f"{train.__name__}{facts}{type(network).__qualname__}{shapes}{size:.4g}"
     return "" if " at 0x" in told else told  # such a name, of an own function, tells nobody what it does
 
