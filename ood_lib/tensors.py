@@ -16,7 +16,7 @@ from ood_lib.files import atomic
 
 __all__ = [
     "PRECISIONS", "as_tensor", "ascending", "check_floats", "dequantized", "directions", "half", "largest", "lengths",
-    "quantized", "save_tensors", "single", "why_not_dense",
+    "quantized", "raw_bytes", "save_tensors", "single", "why_not_dense",
 ]  # fmt: skip
 
 PRECISIONS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # in which torch computes everything
@@ -92,6 +92,11 @@ def half(x: Tensor) -> Tensor:
 def single(x: Tensor) -> Tensor:
     """A tensor of half precision or less in single precision, to compute with; any other as it is."""
     return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
+
+
+def raw_bytes(x: Tensor) -> Any:
+    """The memory of a tensor in the order of its entries, wherever it lies and in whatever layout, to be hashed."""
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _scaled(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ood_lib.networks.adapt import as_network
 from ood_lib.networks.modes import in_eval
+from ood_lib.tensors import raw_bytes
 
 __all__ = ["network_hash"]
 
@@ -52,13 +53,9 @@ def network_hash(network: Any, shape: Sequence[int] = ()) -> str:
     digest = hashlib.sha256(text.encode())
     for name, value in seeing.state_dict().items():
         digest.update(name.encode())
-        digest.update(_bytes(value))
+        digest.update(raw_bytes(value))
     digest.update((_seen(seeing, shape) if shape else repr(_attributes(seeing))).encode())
     return digest.hexdigest()
-
-
-def _bytes(value: Tensor) -> Any:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 # -- what it makes of an image ----------------------------------------------------------------------------------------
@@ -132,7 +129,7 @@ def _plain(value: Any, depth: int = 4) -> str | None:
         return repr(value.item())
     if isinstance(value, Tensor | np.ndarray):
         array = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
-        return f"{array.dtype}{tuple(array.shape)}{hashlib.sha256(_bytes(array)).hexdigest()}"
+        return f"{array.dtype}{tuple(array.shape)}{hashlib.sha256(raw_bytes(array)).hexdigest()}"
     return _composed(value, partial(_plain, depth=depth - 1)) if depth else None
 
 

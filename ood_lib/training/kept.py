@@ -5,7 +5,6 @@ import inspect
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from ood_lib.data.fingerprint import dataset_hash
 from ood_lib.networks.layout import memory_format
 from ood_lib.networks.network import pick_device
 from ood_lib.shipped import SHIPPED
-from ood_lib.tensors import save_tensors
+from ood_lib.tensors import raw_bytes, save_tensors
 from ood_lib.training.augment import Augmented
 from ood_lib.training.loop import Descent, History
 from ood_lib.warn import warn
@@ -118,13 +117,13 @@ def _circumstances(train: Callable[..., History], network: nn.Module, where: tor
         return {}
     weights = hashlib.sha256()
     for value in network.state_dict().values():
-        weights.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        weights.update(raw_bytes(value))
     versions = {"torch": torch.__version__, "device": where.type, "threads": str(torch.get_num_threads())}
     return versions | {"code": code, "first weights": weights.hexdigest()[:16]}
 
 
 def _keep(network: nn.Module, history: History, file: Path, here: dict[str, str]) -> None:
-    curves = {f"history.{k}": torch.tensor(asdict(history)[k], dtype=torch.float64) for k in CURVES}
+    curves = {f"history.{k}": torch.tensor(getattr(history, k), dtype=torch.float64) for k in CURVES}
     try:
         save_tensors(network.state_dict() | curves, file, here)
     except OSError as error:

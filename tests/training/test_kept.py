@@ -54,27 +54,17 @@ WAYS = {
 }
 
 
-@pytest.fixture
-def never(monkeypatch):
-    """From now on whoever trains fails."""
-
-    def forbid():
-        monkeypatch.setattr("ood_lib.training.loop.Descent.step", None)
-
-    return forbid
-
-
 # -- the same ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_first_time_it_trains_and_the_second_time_it_gives_the_same_bits(tmp_path, never, way):
+def test_the_first_time_it_trains_and_the_second_time_it_gives_the_same_bits(tmp_path, monkeypatch, way):
     train, make, data, options = WAYS[way]
     plain, first, again = make(), make(), make()
     history = train(plain, data, seed=5, **options | {"batch_size": 16, "device": "cpu", "progress": False})
     options = OPTIONS | options | {"seed": 5, "cache": tmp_path}
     told = trained(train, first, data, **options)
-    never()
+    monkeypatch.setattr("ood_lib.training.loop.Descent.step", None)  # from now on whoever trains fails
     recalled = trained(train, again, data, **options)
     assert history == told == recalled and (told.recalled, recalled.recalled) == (False, True)
     for network in (first, again):
